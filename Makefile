@@ -1,0 +1,60 @@
+# make lab    opens JupyterLab on your own copy of the first notebook
+# make test   runs the whole suite, notebooks included
+# Both make .venv and install into it first, once; `make help` lists the rest.
+
+VENV ?= .venv
+PYTHON ?=
+# The exact versions that CI runs; `make test CONSTRAINTS=` takes the newest that pyproject.toml allows.
+CONSTRAINTS ?= constraints.txt
+TORCH_INDEX ?=
+PORT ?= 8888
+BROWSER ?= yes
+
+setup = VENV='$(VENV)' PYTHON='$(PYTHON)' CONSTRAINTS='$(CONSTRAINTS)' TORCH_INDEX='$(TORCH_INDEX)' sh .ci/setup
+bin = $(abspath $(VENV))/bin
+# JupyterLab refuses root unless told; in a container root is the usual user.
+as_root = $(if $(filter 0,$(shell id -u)),--allow-root)
+no_browser = $(if $(filter no,$(BROWSER)),--no-browser)
+
+.PHONY: help lab test lint format refresh clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make lab      set up once, then open JupyterLab on your own copies of the notebooks (work/)"
+	@echo "make test     set up once, then run the whole suite, notebooks included"
+	@echo "make lint     ruff and the import contract"
+	@echo "make format   put code and notebooks into the house format"
+	@echo "make refresh  draw the pictures of the README again (needs Chromium)"
+	@echo "make clean    remove .venv and caches; never work/"
+	@echo
+	@echo "options: TORCH_INDEX=<url> a CPU-only torch; PYTHON=<path>; VENV=<folder> ($(VENV));"
+	@echo "         PORT=<number> ($(PORT)); BROWSER=no do not open one; CONSTRAINTS= newest allowed versions"
+
+lab:
+	@$(setup) lab
+	@$(bin)/python -m picolab.lab.workcopy
+	@cd work && exec $(bin)/python -m jupyterlab --ServerApp.root_dir=. --port=$(PORT) $(as_root) $(no_browser) 00_start_here.ipynb
+
+test:
+	@$(setup) test
+	@$(bin)/python .ci/suite.py
+
+lint:
+	@$(setup) test
+	$(bin)/ruff check .
+	$(bin)/ruff format --check .
+	$(bin)/lint-imports
+
+format:
+	@$(setup) test
+	$(bin)/ruff check --fix .
+	$(bin)/ruff format .
+	$(bin)/python tests/notebooks/test_format.py --fix
+
+refresh:
+	@$(setup) test
+	$(bin)/python tests/browser/refresh_pictures.py
+
+clean:
+	rm -rf .venv build dist htmlcov .pytest_cache .ruff_cache .hypothesis .import_linter_cache .coverage .coverage.*
+	find picolab tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,72 @@
+"""picolab: learn how large models are trained on many devices, by training one on yours.
+
+`import picolab as pico` is the only import a notebook needs besides torch. Every public name below is
+resolved on first use (PEP 562), so that the import itself takes no torch and starts nothing outside an
+interactive kernel. In a kernel it registers `%%ranks` and warms the rank server in the background.
+"""
+
+import importlib
+import sys
+
+__version__ = "0.1.0"
+
+# Public name -> the room (and the name in it) that holds it.
+_PUBLIC = {
+    "run": "picolab.launch:run",
+    "jobs": "picolab.launch:jobs",
+    "emit": "picolab.launch:emit",
+    "expect_failure": "picolab.launch:expect_failure",
+    "Job": "picolab.launch:Job",
+    "RunResult": "picolab.launch:RunResult",
+    "RankFailure": "picolab.launch:RankFailure",
+    "RankHang": "picolab.launch:RankHang",
+    "Layout": "picolab.specs:Layout",
+    "ModelConfig": "picolab.specs:ModelConfig",
+    "Hardware": "picolab.specs:Hardware",
+    "train": "picolab.training:train",
+    "TrainResult": "picolab.training:TrainResult",
+    "parallelize": "picolab.parallel:parallelize",
+    "guess": "picolab.lab:guess",
+    "compare": "picolab.lab:compare",
+    "scoreboard": "picolab.lab:scoreboard",
+    "panel": "picolab.lab:panel",
+    "dashboard": "picolab.lab:dashboard",
+    "doctor": "picolab.lab:doctor",
+    "timetable": "picolab.lab:timetable",
+}
+# Rooms a notebook reaches as an attribute: `pico.comm.all_reduce`, `pico.costs.parameters`.
+_ROOMS = ("specs", "costs", "monitoring", "launch", "comm", "model", "parallel", "training", "lab")
+
+__all__ = [*_PUBLIC, *_ROOMS]
+
+
+def __getattr__(name):
+    if name in _PUBLIC:
+        module, attribute = _PUBLIC[name].split(":")
+        value = getattr(importlib.import_module(module), attribute)
+        globals()[name] = value
+        return value
+    if name in _ROOMS:
+        return importlib.import_module(f"picolab.{name}")
+    raise AttributeError(
+        f"picolab has no {name!r}; its public names are: {', '.join(sorted(__all__))}"
+    )
+
+
+def __dir__():
+    return sorted(__all__)
+
+
+def _greet_kernel():
+    """In an interactive kernel: register the magic, and let torch load while the reader reads."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython is not None else None
+    if shell is None or getattr(shell, "kernel", None) is None:
+        return
+    from picolab.launch import magic, server
+
+    magic.load(shell)
+    server.warm()
+
+
+_greet_kernel()

@@ -1,0 +1,212 @@
+"""The command `picolab`: doctor, train, runs.
+
+Each command is a small frozen dataclass whose fields are its flags, and a `run` that does the work
+with imports of its own: `picolab --help` takes no torch. What a program may want to read goes to
+stdout, what a person watches goes to stderr.
+
+Exit status: 0 done, 1 it failed while running (a rank, the disk, the machine), 2 the request cannot
+be met as it was put, 130 interrupted.
+"""
+
+import contextlib
+import json
+import sys
+import time
+from dataclasses import asdict, dataclass
+from typing import Annotated, Literal
+
+import tyro
+from tyro.conf import Positional, arg, subcommand
+
+FromPreset = Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: the preset's)")]
+
+
+@dataclass(frozen=True)
+class Doctor:
+    """Look at this machine: what a chapter needs, what is here, and the cure for what is
+    missing."""
+
+    json: bool = False
+    """print one JSON object"""
+
+    def run(self) -> int:
+        from picolab.launch.doctor import doctor
+
+        report = doctor()
+        print(report.to_json() if self.json else report)
+        return 0 if report.ok else 1
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a model on real ranks of this machine; progress goes to stderr.
+
+    The shape flags change the model's preset, so that anyone can repeat a published configuration:
+    picolab train --hidden 256 --ffn 688 --layers 8 --heads 8 --kv-heads 4 --vocab 4096 --seq 256
+    --micro-batch 2 --accumulate 4"""
+
+    model: str = "tiny"
+    """a preset: what the shape flags start from"""
+    layout: str = "dp1"
+    """ranks per axis, for instance dp2tp2: four ranks, two replicas of two halves"""
+    data: str = "stdlib"
+    """"stdlib" (Python's own source), "random", or the path of a text file or a folder of them"""
+    steps: int = 20
+    """optimizer steps"""
+    micro_batch: int = 4
+    """sequences in one forward pass of one data-parallel replica"""
+    accumulate: int = 1
+    """micro-batches of one replica in one step"""
+    dtype: str = "fp32"
+    """fp32, fp64 or bf16"""
+    lr: float = 3e-3
+    """the peak of the learning rate"""
+    seed: int = 0
+    """the same seed gives the same losses, in every layout up to rounding"""
+    backend: str = "auto"
+    """gloo, nccl, or auto: nccl where there is a GPU for every rank"""
+    timeout: float = 120
+    """seconds without progress of any rank before the run counts as hung"""
+    hidden: FromPreset = None
+    """width of the residual stream"""
+    ffn: FromPreset = None
+    """width of the feed-forward block"""
+    layers: FromPreset = None
+    """number of layers"""
+    heads: FromPreset = None
+    """query heads"""
+    kv_heads: FromPreset = None
+    """key and value heads"""
+    vocab: FromPreset = None
+    """size of the vocabulary"""
+    seq: FromPreset = None
+    """tokens in a sequence"""
+    run_dir: Annotated[
+        str | None,
+        arg(metavar="FOLDER", help_behavior_hint="(default: a new one, see picolab runs ls)"),
+    ] = None
+    """where events and logs go"""
+    json: bool = False
+    """print one JSON object: losses, grad_norms, tokens_per_s, step_s, cpu_s, ledger, params,
+    run_dir"""
+
+    def run(self) -> int:
+        from picolab.training import train
+
+        given = asdict(self)
+        as_json = given.pop("json")
+        settings = {name: value for name, value in given.items() if value is not None}
+        # Whatever a rank or the launcher prints is for the person who watches; stdout holds the
+        # result alone.
+        with contextlib.redirect_stdout(sys.stderr):
+            result = train(**settings)
+        print(result.to_json() if as_json else result)
+        return 0
+
+
+@dataclass(frozen=True)
+class Runs:
+    """List or remove run directories; picolab itself keeps the newest 20."""
+
+    action: Positional[Literal["ls", "rm"]]
+    """ls lists them, oldest first; rm removes the named ones"""
+    names: Annotated[
+        Positional[tuple[str, ...]], arg(metavar="NAME...", help_behavior_hint="")
+    ] = ()
+    """the runs to remove"""
+    all: bool = False
+    """rm: every run that is not going on"""
+    json: bool = False
+    """ls: print one JSON object"""
+
+    def run(self) -> int:
+        from picolab.launch import rundirs
+
+        if self.action == "ls":
+            if self.names or self.all:
+                raise ValueError(
+                    "picolab runs ls takes no names; to remove runs: picolab runs rm NAME..."
+                )
+            print(_listing(rundirs, as_json=self.json))
+            return 0
+        if self.all == bool(self.names):
+            raise ValueError(
+                "picolab runs rm needs names, or --all; picolab runs ls shows the names"
+            )
+        if self.all:
+            names = [run.name for run in rundirs.ls() if not rundirs.is_running(run)]
+        else:
+            names = list(dict.fromkeys(self.names))
+        for run in rundirs.remove(names):
+            print(f"removed {run}")
+        return 0
+
+
+def _listing(rundirs, as_json: bool):
+    from picolab.monitoring.table import Table, bytes_text
+
+    rows = []
+    for run in rundirs.ls():
+        about = rundirs.describe(run)
+        state = about.get("state") or "unknown"
+        if state in ("running", "waiting") and not rundirs.is_running(run):
+            state = "ended without a note"
+        rows.append((run.name, state, about.get("started"), rundirs.size(run)))
+    if as_json:
+        keys = ("name", "state", "started", "bytes")
+        return json.dumps(
+            {"root": str(rundirs.root()), "runs": [dict(zip(keys, row)) for row in rows]}
+        )
+    if not rows:
+        return f"no runs in {rundirs.root()}"
+    shown = [
+        (
+            name,
+            state,
+            time.strftime("%Y-%m-%d %H:%M", time.localtime(started)) if started else "",
+            bytes_text(size),
+        )
+        for name, state, started, size in rows
+    ]
+    return Table(["run", "state", "started", "size"], shown, title=str(rundirs.root()))
+
+
+Command = (
+    Annotated[Doctor, subcommand("doctor")]
+    | Annotated[Train, subcommand("train")]
+    | Annotated[Runs, subcommand("runs")]
+)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Parse, run, and turn what went wrong into one sentence and an exit status."""
+    command = tyro.cli(
+        Command,
+        prog="picolab",
+        description="Learn how large models are trained on many devices, by training one on yours.",
+        args=arguments,
+        config=(tyro.conf.FlagCreatePairsOff,),
+    )
+    try:
+        return command.run()
+    except KeyboardInterrupt:
+        return _say("interrupted; no rank is left", 130)
+    except (ValueError, ImportError) as error:
+        return _say(str(error), 2)
+    except OSError as error:
+        return _say(str(error), 1)
+    except RuntimeError as error:
+        from picolab.launch import RankFailure
+
+        if not isinstance(error, RankFailure):
+            raise
+        return _say(error.headline(), 1)
+
+
+def _say(sentence: str, status: int) -> int:
+    print(f"picolab: {sentence}", file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

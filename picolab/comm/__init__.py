@@ -1,0 +1,51 @@
+"""Communication: the device mesh, every collective, and the ledger that records each one.
+
+    comm.build_mesh("dp2tp2")
+    comm.all_reduce(x, "tp", reason="tp: row-parallel output")
+    comm.ledger().snapshot().table()
+
+With torch missing, importing this room says what to install.
+"""
+
+try:
+    import torch  # noqa: F401
+except ImportError as error:
+    raise ImportError(
+        "picolab.comm needs PyTorch, which is not installed here: pip install 'picolab[torch]'"
+    ) from error
+
+from picolab.comm.collectives import (
+    Pending,
+    all_gather,
+    all_reduce,
+    all_to_all,
+    barrier,
+    broadcast,
+    exchange,
+    ledger,
+    recv,
+    reduce_scatter,
+    send,
+)
+from picolab.comm.mesh import Mesh, build_mesh, mesh
+from picolab.comm.raw import watch
+from picolab.comm.ring import ring_all_reduce
+
+__all__ = [
+    "Mesh",
+    "Pending",
+    "all_gather",
+    "all_reduce",
+    "all_to_all",
+    "barrier",
+    "broadcast",
+    "build_mesh",
+    "exchange",
+    "ledger",
+    "mesh",
+    "recv",
+    "reduce_scatter",
+    "ring_all_reduce",
+    "send",
+    "watch",
+]

@@ -1,0 +1,231 @@
+"""Every collective of a training step, as a thin function that takes an axis and a reason and writes the ledger.
+
+    comm.all_reduce(x, "tp", reason="tp: row-parallel output")
+
+Each function does four things: says in the beacon which collective it enters, runs torch's own, stops the clock, and
+records one entry. On an axis of size 1 nothing travels, so nothing is done and nothing is recorded.
+
+Shapes: x is any contiguous tensor; "n" is the size of the axis. Errors: an unknown axis is a ValueError. Ranks that
+disagree about the shape make gloo abort the process; the launcher then compares the beacons and names the odd rank.
+"""
+
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+
+from picolab.comm.mesh import mesh
+from picolab.costs import ring_bytes
+from picolab.monitoring.ledger import RankLedger, current
+
+ReduceOp = Literal["sum", "avg", "max", "min", "product"]
+_REDUCE = {
+    "sum": dist.ReduceOp.SUM,
+    "avg": dist.ReduceOp.AVG,
+    "max": dist.ReduceOp.MAX,
+    "min": dist.ReduceOp.MIN,
+    "product": dist.ReduceOp.PRODUCT,
+}
+# torch's own functions, kept before `raw.watch` puts counting ones in their place.
+_all_reduce = dist.all_reduce
+_all_gather = dist.all_gather_into_tensor
+_reduce_scatter = dist.reduce_scatter_tensor
+_all_to_all = dist.all_to_all_single
+_broadcast = dist.broadcast
+_isend, _irecv, _batch, _P2P = dist.isend, dist.irecv, dist.batch_isend_irecv, dist.P2POp
+_barrier = dist.barrier
+
+
+def ledger() -> RankLedger:
+    """This rank's ledger: `.snapshot().table()`, `.step`, `.flush()`."""
+    return current
+
+
+class Pending:
+    """A collective under way. `wait()` returns its tensor, and only then is the entry written."""
+
+    def __init__(self, works, tensor: torch.Tensor, start: float, entry: tuple):
+        self._works, self._tensor, self._start, self._entry = works, tensor, start, entry
+
+    def wait(self) -> torch.Tensor:
+        if self._works is not None:
+            waited = current.now()
+            for work in self._works:
+                work.wait()
+            end = current.now()
+            current.record(*self._entry, waited, end - self._start, end - waited)
+            self._works = None
+        return self._tensor
+
+
+def all_reduce(
+    x: torch.Tensor, axis: str, reason: str, op: ReduceOp = "sum", async_op: bool = False
+) -> torch.Tensor | Pending:
+    """Every rank of the axis ends with the sum (or max, ...) of all their x. In place; returns x.
+
+    With async_op, returns a `Pending` whose `wait()` gives x. Payload: bytes of x.
+    """
+    m = mesh()
+    if m.size(axis) == 1:
+        return Pending(None, x, 0.0, ()) if async_op else x
+    entry = _entry("all_reduce", axis, m, x, _bytes(x), reason)
+    start = _enter(entry, x)
+    work = _all_reduce(x, op=_REDUCE[op], group=m.group(axis), async_op=async_op)
+    return Pending([work], x, start, entry) if async_op else _done(entry, start, x)
+
+
+def all_gather(x: torch.Tensor, axis: str, reason: str, dim: int = 0) -> torch.Tensor:
+    """The n shards of the axis, concatenated along `dim`. x: this rank's shard (the same shape on every rank).
+
+    Payload: bytes of the result.
+    """
+    m = mesh()
+    n = m.size(axis)
+    if n == 1:
+        return x
+    out = x.new_empty((n * x.shape[0], *x.shape[1:]) if x.dim() else (n,))
+    entry = _entry("all_gather", axis, m, out, _bytes(out), reason)
+    start = _enter(entry, x)
+    _all_gather(out, x.contiguous(), group=m.group(axis))
+    _done(entry, start, out)
+    if dim == 0 or x.dim() == 0:
+        return out
+    return torch.cat(out.chunk(n), dim=dim)
+
+
+def reduce_scatter(
+    x: torch.Tensor, axis: str, reason: str, dim: int = 0, op: ReduceOp = "sum"
+) -> torch.Tensor:
+    """The sum of all ranks' x, of which this rank gets its 1/n along `dim`. Payload: bytes of x."""
+    m = mesh()
+    n = m.size(axis)
+    if n == 1:
+        return x
+    if x.shape[dim] % n:
+        raise ValueError(
+            f"reduce_scatter cannot split {x.shape[dim]} rows (dim {dim}) over {n} ranks"
+        )
+    whole = (x if dim == 0 else torch.cat(x.chunk(n, dim=dim))).contiguous()
+    out = whole.new_empty((whole.shape[0] // n, *whole.shape[1:]))
+    entry = _entry("reduce_scatter", axis, m, whole, _bytes(whole), reason)
+    start = _enter(entry, x)
+    _reduce_scatter(out, whole, op=_REDUCE[op], group=m.group(axis))
+    return _done(entry, start, out)
+
+
+def all_to_all(
+    x: torch.Tensor,
+    axis: str,
+    reason: str,
+    output_splits: list[int] | None = None,
+    input_splits: list[int] | None = None,
+) -> torch.Tensor:
+    """Rank i's j-th block of rows goes to rank j. Splits are rows; without them x is cut evenly.
+
+    Payload: bytes of this rank's input.
+    """
+    m = mesh()
+    if m.size(axis) == 1:
+        return x
+    rows = x.shape[0] if output_splits is None else sum(output_splits)
+    out = x.new_empty((rows, *x.shape[1:]))
+    entry = _entry("all_to_all", axis, m, x, _bytes(x), reason)
+    start = _enter(entry, x)
+    _all_to_all(out, x.contiguous(), output_splits, input_splits, group=m.group(axis))
+    return _done(entry, start, out)
+
+
+def broadcast(x: torch.Tensor, axis: str, reason: str, source: int = 0) -> torch.Tensor:
+    """Every rank ends with the x of the axis's rank `source`. In place; returns x."""
+    m = mesh()
+    if m.size(axis) == 1:
+        return x
+    entry = _entry("broadcast", axis, m, x, _bytes(x), reason)
+    start = _enter(entry, x)
+    _broadcast(x, src=m.ranks(axis)[source], group=m.group(axis))
+    return _done(entry, start, x)
+
+
+def send(x: torch.Tensor, to: int, axis: str, reason: str) -> None:
+    """Give x to the rank with index `to` along the axis; returns once it may be changed again."""
+    m = mesh()
+    entry = _entry("send", axis, m, x, _bytes(x), reason)
+    start = _enter(entry, x, f" to {m.ranks(axis)[to]}")
+    _isend(x.contiguous(), m.ranks(axis)[to], group=m.group(axis)).wait()
+    _done(entry, start, x)
+
+
+def recv(x: torch.Tensor, source: int, axis: str, reason: str) -> torch.Tensor:
+    """Fill x with what the rank with index `source` along the axis sends. In place; returns x."""
+    m = mesh()
+    entry = _entry("recv", axis, m, x, _bytes(x), reason)
+    start = _enter(entry, x, f" from {m.ranks(axis)[source]}")
+    _irecv(x, m.ranks(axis)[source], group=m.group(axis)).wait()
+    return _done(entry, start, x)
+
+
+def exchange(
+    outgoing: torch.Tensor, to: int, incoming: torch.Tensor, source: int, axis: str, reason: str
+) -> torch.Tensor:
+    """Send one tensor and receive another at the same time, which a ring needs: were all to send first, all would wait.
+
+    Indices are along the axis. Fills and returns `incoming`; two entries, a send and a recv.
+    """
+    m = mesh()
+    sent = _entry("send", axis, m, outgoing, _bytes(outgoing), reason)
+    received = _entry("recv", axis, m, incoming, _bytes(incoming), reason)
+    ranks, group = m.ranks(axis), m.group(axis)
+    start = _enter(sent, outgoing, f" to {ranks[to]} while receiving from {ranks[source]}")
+    both = [
+        _P2P(_isend, outgoing.contiguous(), ranks[to], group=group),
+        _P2P(_irecv, incoming, ranks[source], group=group),
+    ]
+    for work in _batch(both):
+        work.wait()
+    end = current.now()
+    # One wait covers both; the receive is booked with no time of its own, so that times still add up.
+    current.record(*sent, start, end - start, end - start)
+    current.record(*received, end, 0.0, 0.0)
+    return incoming
+
+
+def barrier(axis: str = "world", reason: str = "barrier") -> None:
+    """No rank of the axis leaves before all have entered."""
+    m = mesh()
+    if m.size(axis) == 1:
+        return
+    entry = ("barrier", axis, m.ranks(axis), "", 0, 0.0, reason)
+    start = current.enter(f"barrier over {axis} of ranks {m.ranks(axis)} ({reason})")
+    _barrier(group=m.group(axis))
+    _done(entry, start, None)
+
+
+def _bytes(x: torch.Tensor) -> int:
+    return x.numel() * x.element_size()
+
+
+_DTYPE_NAMES: dict[torch.dtype, str] = {}
+_RANKS_TEXT: dict[tuple[int, ...], str] = {}
+
+
+def _entry(op, axis, m, x, payload, reason) -> tuple:
+    """The fields of a ledger entry that are known before the collective runs."""
+    name = _DTYPE_NAMES.get(x.dtype)
+    if name is None:
+        name = _DTYPE_NAMES[x.dtype] = str(x.dtype).removeprefix("torch.")
+    ranks = m.ranks(axis)
+    return op, axis, ranks, name, payload, ring_bytes(op, payload, len(ranks)), reason
+
+
+def _enter(entry: tuple, x: torch.Tensor, detail: str = "") -> float:
+    op, axis, ranks, dtype, _, _, reason = entry
+    where = _RANKS_TEXT.get(ranks)
+    if where is None:
+        where = _RANKS_TEXT[ranks] = f"ranks ({', '.join(map(str, ranks))})"
+    return current.enter(f"{op} over {axis} of {where}: {dtype}{[*x.shape]}{detail} ({reason})")
+
+
+def _done(entry: tuple, start: float, result):
+    end = current.now()
+    current.record(*entry, start, end - start, end - start)
+    return result

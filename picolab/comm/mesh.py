@@ -1,0 +1,98 @@
+"""The rank grid, as process groups.
+
+All of 4D is one line: `arange(world).reshape(pp, dp, cp, tp)`. The last axis varies fastest, so tensor-parallel
+neighbours have adjacent ranks (they talk most, and belong inside a node); pipeline stages are furthest apart. An axis's group
+is the line of ranks through mine along that axis:
+
+    dp2tp2        tp 0  tp 1          rank 0: tp group (0, 1), dp group (0, 2)
+          dp 0      0     1           rank 3: tp group (2, 3), dp group (1, 3)
+          dp 1      2     3
+
+torch's DeviceMesh makes the groups from the grid; axes of size 1 get none, since nothing travels along them.
+Twin in torch: `torch.distributed.device_mesh.init_device_mesh`, whose ranks the test compares.
+"""
+
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+
+from picolab.specs import Layout
+
+AXES = ("pp", "dp", "cp", "tp")  # outermost first
+
+
+class Mesh:
+    """The groups of one rank. `mesh.size("tp")`, `mesh.rank("tp")`, `mesh.ranks("tp")`, `mesh.group("tp")`."""
+
+    def __init__(self, layout: Layout, device_type: str = "cpu"):
+        world = dist.get_world_size()
+        if layout.world != world:
+            raise ValueError(
+                f"layout {layout} needs {layout.world} ranks (pp*dp*cp*tp), but {world} are running; "
+                f"start it with world_size={layout.world}"
+            )
+        self.layout = layout
+        self._sizes = {axis: getattr(layout, axis) for axis in AXES}
+        self._groups: dict[str, dist.ProcessGroup | None] = {axis: None for axis in AXES}
+        wide = [axis for axis in AXES if self._sizes[axis] > 1]
+        if wide:
+            self.device_mesh = init_device_mesh(
+                device_type, tuple(self._sizes[axis] for axis in wide), mesh_dim_names=tuple(wide)
+            )
+            for axis in wide:
+                self._groups[axis] = self.device_mesh.get_group(axis)
+        self._ranks = {
+            axis: tuple(dist.get_process_group_ranks(group)) if group else (dist.get_rank(),)
+            for axis, group in self._groups.items()
+        }
+        self._ranks["world"] = tuple(range(world))
+        self._sizes["world"] = world
+        self._groups["world"] = dist.group.WORLD
+        self._mine = {axis: ranks.index(dist.get_rank()) for axis, ranks in self._ranks.items()}
+
+    def size(self, axis: str) -> int:
+        return self._look_up(self._sizes, axis)
+
+    def rank(self, axis: str) -> int:
+        """My index along the axis."""
+        return self._look_up(self._mine, axis)
+
+    def ranks(self, axis: str) -> tuple[int, ...]:
+        """The global ranks of my line along the axis, in order."""
+        return self._look_up(self._ranks, axis)
+
+    def group(self, axis: str):
+        return self._look_up(self._groups, axis)
+
+    @property
+    def coordinates(self) -> dict[str, int]:
+        return {axis: self._mine[axis] for axis in AXES}
+
+    def _look_up(self, table, axis):
+        try:
+            return table[axis]
+        except KeyError:
+            raise ValueError(f"the mesh has no axis {axis!r}; it has {', '.join(table)}") from None
+
+
+_current: Mesh | None = None
+
+
+def build_mesh(layout: Layout | str, device_type: str | None = None) -> Mesh:
+    """Make the groups of this layout and let them be the current mesh. All ranks call it, in the same order."""
+    global _current
+    if device_type is None:
+        device_type = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    _current = Mesh(Layout.parse(layout), device_type)
+    return _current
+
+
+def mesh() -> Mesh:
+    """The current mesh; without one, every rank along dp, which gives at least the axis "world"."""
+    if _current is None:
+        if not dist.is_initialized():
+            raise RuntimeError(
+                "there is no process group here: call this inside a rank, that is in a function given to "
+                "pico.run(...) or in a %%ranks cell"
+            )
+        build_mesh(Layout(dp=dist.get_world_size()))
+    return _current

@@ -1,0 +1,56 @@
+"""The formulas: what a model, a layout and a step cost, in numbers, bytes and operations. No torch.
+
+Each is a function with its units and its source. "Formula" in a chapter means one of these; a test
+or a comparison in the chapter holds it against what a run measured.
+"""
+
+from picolab.costs.collectives import collective_time, ring_bytes
+from picolab.costs.compute import flops_per_token
+from picolab.costs.memory import (
+    BYTES_16_BF16,
+    BYTES_16_FP32,
+    BYTES_18_FP32_GRADIENTS,
+    BYTES_20_FP16,
+    RECIPES,
+    StateBytes,
+    dtype_bytes,
+    state_bytes,
+)
+from picolab.costs.parameters import (
+    LocalParameter,
+    ParameterCount,
+    local_parameters,
+    parameters,
+)
+from picolab.costs.traffic import (
+    DEFAULT_BUCKET_BYTES,
+    Expected,
+    buckets,
+    data_parallel_bytes,
+    step_ledger,
+    tensor_parallel_layer_bytes,
+)
+
+__all__ = [
+    "BYTES_16_BF16",
+    "BYTES_16_FP32",
+    "BYTES_18_FP32_GRADIENTS",
+    "BYTES_20_FP16",
+    "DEFAULT_BUCKET_BYTES",
+    "RECIPES",
+    "Expected",
+    "LocalParameter",
+    "ParameterCount",
+    "StateBytes",
+    "buckets",
+    "collective_time",
+    "data_parallel_bytes",
+    "dtype_bytes",
+    "flops_per_token",
+    "local_parameters",
+    "parameters",
+    "ring_bytes",
+    "state_bytes",
+    "step_ledger",
+    "tensor_parallel_layer_bytes",
+]

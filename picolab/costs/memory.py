@@ -1,0 +1,121 @@
+"""Bytes of the model's states: parameters, gradients, and what the optimizer keeps.
+
+The literature says 16, 18 or 20 bytes a parameter because the dtypes differ, so the dtypes are the
+inputs here and the three are names for sets of them. Activations and buffers come on top.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+# Set-ups for state_bytes(params, **BYTES_...). Each is what one parameter takes, in bytes.
+
+BYTES_16_BF16: Mapping[str, int] = MappingProxyType(
+    {"param_bytes": 2, "grad_bytes": 2, "master_bytes": 4, "moment_bytes": 8}
+)
+"""bf16 (or fp16) parameters and gradients, fp32 master copy and two Adam moments: arXiv 1910.02054,
+section 3.1 (its K = 12 is master plus moments)."""
+
+BYTES_18_FP32_GRADIENTS: Mapping[str, int] = MappingProxyType(
+    {"param_bytes": 2, "grad_bytes": 4, "master_bytes": 4, "moment_bytes": 8}
+)
+"""The same with gradients accumulated in fp32: Megatron-LM, distributed optimizer guide, bf16."""
+
+BYTES_20_FP16: Mapping[str, int] = MappingProxyType(
+    {"param_bytes": 2, "grad_bytes": 2, "master_bytes": 8, "moment_bytes": 8}
+)
+"""fp16 with an fp32 copy of parameters *and* of gradients: the same guide, fp16. The gradients'
+copy stands with the master because it is the optimizer's, and is sharded with it."""
+
+BYTES_16_FP32: Mapping[str, int] = MappingProxyType(
+    {"param_bytes": 4, "grad_bytes": 4, "master_bytes": 0, "moment_bytes": 8}
+)
+"""All in fp32: no master copy is needed. What picolab trains by default."""
+
+RECIPES: Mapping[str, Mapping[str, int]] = MappingProxyType(
+    {
+        "bf16, fp32 master": BYTES_16_BF16,
+        "bf16, fp32 gradients and master": BYTES_18_FP32_GRADIENTS,
+        "fp16, fp32 copies of both": BYTES_20_FP16,
+        "fp32": BYTES_16_FP32,
+    }
+)
+
+
+@dataclass(frozen=True)
+class StateBytes:
+    """Bytes on one rank, by category. Uneven shards are counted as fractions."""
+
+    parameters: float
+    gradients: float
+    master: float
+    moments: float
+
+    @property
+    def optimizer(self) -> float:
+        return self.master + self.moments
+
+    @property
+    def total(self) -> float:
+        return self.parameters + self.gradients + self.optimizer
+
+    def rows(self) -> list[list]:
+        """[label, bytes] for each category and the total."""
+        names = ("parameters", "gradients", "master", "moments", "total")
+        return [[name, getattr(self, name)] for name in names]
+
+
+def state_bytes(
+    params: float,
+    *,
+    param_bytes: float = 2,
+    grad_bytes: float = 2,
+    master_bytes: float = 4,
+    moment_bytes: float = 8,
+    zero: int = 0,
+    dp: int = 1,
+) -> StateBytes:
+    """Bytes of the states of `params` parameters on one rank, under a ZeRO stage over dp ranks.
+
+        stage 1   P + G + (M + A)/dp         optimizer sharded (M master, A moments)
+        stage 2   P + (G + M + A)/dp         gradients too
+        stage 3   (P + G + M + A)/dp         parameters too
+
+    Source: arXiv 1910.02054, section 5 and figure 1 (7.5e9 parameters, dp 64: 120, 31.4, 16.6 and
+    1.9 GB). Left out: the one or two unsharded units that stage 3 gathers to compute with. Under
+    tp, give the parameters that the rank holds (`local_parameters`).
+    """
+    if zero not in (0, 1, 2, 3):
+        raise ValueError(f"zero is {zero!r}; ZeRO stages are 0 (off), 1, 2 and 3")
+    if dp < 1:
+        raise ValueError(f"dp is {dp}; it must be 1 or more")
+    if params < 0:
+        raise ValueError(f"params is {params}; a model cannot have fewer than 0 parameters")
+
+    def held(size: float, sharded_from_stage: int) -> float:
+        return params * size / (dp if zero >= sharded_from_stage else 1)
+
+    return StateBytes(
+        parameters=held(param_bytes, 3),
+        gradients=held(grad_bytes, 2),
+        master=held(master_bytes, 1),
+        moments=held(moment_bytes, 1),
+    )
+
+
+_DTYPE_BYTES = {
+    **dict.fromkeys(("fp64", "float64", "double", "int64", "long"), 8),
+    **dict.fromkeys(("fp32", "float32", "float", "int32", "int"), 4),
+    **dict.fromkeys(("bf16", "bfloat16", "fp16", "float16", "half", "int16", "short"), 2),
+    **dict.fromkeys(("fp8", "float8_e4m3fn", "float8_e5m2", "int8", "uint8", "bool"), 1),
+}
+
+
+def dtype_bytes(dtype: object) -> int:
+    """Bytes of one number: `dtype_bytes("bf16")` is 2. Takes torch's dtypes too, by their name."""
+    name = str(dtype).removeprefix("torch.").lower()
+    if name not in _DTYPE_BYTES:
+        raise ValueError(
+            f"{dtype!r} is not a dtype known here; known are {', '.join(_DTYPE_BYTES)}"
+        )
+    return _DTYPE_BYTES[name]

@@ -1,0 +1,177 @@
+"""How many parameters a model has, where they are, and which of them one rank holds.
+
+A count by name matching goes wrong sooner or later ("attention" is also in "post_attention_norm"),
+so nothing here looks at names: each part is written down as the product of its sizes.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from picolab.specs import Layout, ModelConfig
+
+
+@dataclass(frozen=True, repr=False)
+class ParameterCount:
+    """Parameters by part. embedding + attention + mlp + router + norm + head == total."""
+
+    total: int
+    active: int
+    """Those that one token passes: total without the experts that it is not sent to. The embedding
+    and the head are in it, as in the published figures."""
+    embedding: int
+    """The token embedding, and learned positions where there are any."""
+    attention: int
+    mlp: int
+    """Dense MLPs and all experts."""
+    router: int
+    norm: int
+    head: int
+    """0 if the head is tied: its matrix is the embedding's."""
+    per_layer: tuple[int, ...]
+    """Parameters of each layer; they differ where only some layers have experts."""
+
+    def rows(self) -> list[list]:
+        """[label, parameters] for each part there is, the total, and the active ones if fewer."""
+        parts = ("embedding", "attention", "mlp", "router", "norm", "head")
+        rows = [[part, getattr(self, part)] for part in parts if getattr(self, part)]
+        rows.append(["total", self.total])
+        if self.active != self.total:
+            rows.append(["active", self.active])
+        return rows
+
+    def __repr__(self) -> str:
+        parts = ", ".join(f"{label} {count:,}" for label, count in self.rows())
+        return f"ParameterCount({parts})"
+
+
+def parameters(config: ModelConfig) -> ParameterCount:
+    """Count the parameters of a model.
+
+    A layer of the Llama family (h hidden, a heads, k kv heads, d head_dim, f ffn; arXiv 2302.13971,
+    section 2.2, and 2305.13245 for kv heads):
+
+        attention  h*a*d + 2*h*k*d + a*d*h     q; k and v; o
+        mlp        3*h*f                       gate, up, down
+        norm       2*h
+
+    and once: the embedding V*h, the last norm h, and the head V*h unless tied. With experts
+    (arXiv 2401.04088, section 2) the MLP stands there once for each expert, and the router adds
+    h*experts. Not counted: DeepSeek-V3's router bias, which no gradient trains.
+    """
+    hidden, gpt = config.hidden, config.family == "gpt"
+    bias = 1 if gpt else 0
+    attention = attention_weights(config) + bias * (3 * config.heads * config.head_dim + hidden)
+    norm = 2 * hidden * (1 + bias) + _inner_norms(config)
+    mlps = [mlp_weights(config, layer) for layer in range(config.layers)]
+    mlp_bias = bias * (config.ffn + hidden)
+
+    embedding = config.vocab * hidden + (config.seq * hidden if gpt else 0)
+    head = 0 if config.tied else config.vocab * hidden
+    last_norm = hidden * (1 + bias)
+    per_layer = tuple(attention + norm + mlp.held + mlp_bias + mlp.router for mlp in mlps)
+    total = embedding + sum(per_layer) + last_norm + head
+    return ParameterCount(
+        total=total,
+        active=total - sum(mlp.held - mlp.passed for mlp in mlps),
+        embedding=embedding,
+        attention=attention * config.layers,
+        mlp=sum(mlp.held + mlp_bias for mlp in mlps),
+        router=sum(mlp.router for mlp in mlps),
+        norm=norm * config.layers + last_norm,
+        head=head,
+        per_layer=per_layer,
+    )
+
+
+def attention_weights(config: ModelConfig) -> int:
+    """Numbers in the matrices of one layer's attention (no biases, no norms).
+
+    Latent attention: arXiv 2405.04434, section 2.1. Queries go down to q_rank and up again; keys
+    and values go down to kv_rank together with the one rotated key, and up again.
+    """
+    hidden, heads = config.hidden, config.heads
+    if config.latent is None:
+        return hidden * config.head_dim * (2 * heads + 2 * config.kv_heads)
+    low = config.latent
+    query = hidden * low.q_rank + low.q_rank * heads * (low.nope_dim + low.rope_dim)
+    key_value = hidden * (low.kv_rank + low.rope_dim)
+    key_value += low.kv_rank * heads * (low.nope_dim + low.value_dim)
+    return query + key_value + heads * low.value_dim * hidden
+
+
+class MlpWeights(NamedTuple):
+    held: int  # in the matrices of the MLP, or of all its experts
+    passed: int  # of those, what one token passes
+    router: int
+
+
+def mlp_weights(config: ModelConfig, layer: int) -> MlpWeights:
+    """Numbers in the matrices of one layer's MLP (no biases)."""
+    matrices = 2 if config.family == "gpt" else 3
+    if config.experts == 0 or layer < config.dense_layers:
+        dense = matrices * config.hidden * config.ffn
+        return MlpWeights(dense, dense, 0)
+    one = matrices * config.hidden * config.expert_ffn
+    return MlpWeights(
+        held=(config.experts + config.shared_experts) * one,
+        passed=(config.experts_per_token + config.shared_experts) * one,
+        router=config.hidden * config.experts,
+    )
+
+
+def _inner_norms(config: ModelConfig) -> int:
+    """Weights of the norms inside one layer's attention."""
+    latent = config.latent.q_rank + config.latent.kv_rank if config.latent else 0
+    return latent + (2 * config.head_dim if config.qk_norm else 0)
+
+
+class LocalParameter(NamedTuple):
+    name: str
+    numel: int  # of this rank's shard
+    sharded: bool  # split over tp; otherwise every tp rank holds all of it
+
+
+def local_parameters(config: ModelConfig, layout: Layout | str) -> list[LocalParameter]:
+    """The parameters that each rank of the layout holds, in the model's order.
+
+    Of Llama decoders under dp and tp. q, k and v are one matrix, and so are gate and up: tp splits
+    all matrices (arXiv 1909.08053, section 3) and replicates the norms. Raises ValueError for other
+    models, and for layouts in which ranks hold different layers or only a shard of the states.
+    """
+    layout = Layout.parse(layout)
+    require_llama(config)
+    layout.check(config)
+    if layout.pp > 1 or layout.zero == 3:
+        raise ValueError(
+            f"{layout}: local_parameters describes ranks that all hold the same; "
+            f"leave out pp and zero3"
+        )
+    hidden, tp = config.hidden, layout.tp
+    qkv = (config.heads + 2 * config.kv_heads) * config.head_dim
+    found = [LocalParameter("embed.weight", config.vocab * hidden // tp, True)]
+    for i in range(config.layers):
+        found += [
+            LocalParameter(f"layers.{i}.attention_norm.weight", hidden, False),
+            LocalParameter(f"layers.{i}.attention.qkv.weight", qkv * hidden // tp, True),
+            LocalParameter(
+                f"layers.{i}.attention.o.weight",
+                hidden * config.heads * config.head_dim // tp,
+                True,
+            ),
+            LocalParameter(f"layers.{i}.mlp_norm.weight", hidden, False),
+            LocalParameter(f"layers.{i}.mlp.gate_up.weight", 2 * config.ffn * hidden // tp, True),
+            LocalParameter(f"layers.{i}.mlp.down.weight", hidden * config.ffn // tp, True),
+        ]
+    found.append(LocalParameter("norm.weight", hidden, False))
+    if not config.tied:
+        found.append(LocalParameter("head.weight", config.vocab * hidden // tp, True))
+    return found
+
+
+def require_llama(config: ModelConfig) -> None:
+    """Raise ValueError unless this is the plain Llama decoder."""
+    if config.extensions:
+        raise ValueError(
+            f"{config.name} has {' and '.join(config.extensions)}; this formula is for plain Llama "
+            f"decoders, such as 'tiny' or 'llama-3-8b'"
+        )

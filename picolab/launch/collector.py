@@ -1,0 +1,368 @@
+"""The kernel's side of a run: one thread starts the ranks, listens to all of them, and leaves none behind.
+
+It ends in one of four ways: every rank has its result; a rank failed (then it waits a moment, so that the true cause can still arrive,
+and ranks causes before consequences); nothing moved for `timeout` seconds; or the job was stopped. In each of them
+every process is killed and every descriptor closed before the thread ends.
+"""
+
+import os
+import pickle
+import re
+import selectors
+import socket
+import time
+from multiprocessing import Pipe, reduction
+from pathlib import Path
+
+from picolab.launch import failures, stacks
+from picolab.launch.display import Display
+from picolab.launch.failures import RankFailure, RankHang, RankReport
+from picolab.launch.payload import unpack_result
+from picolab.launch.rank import RankSpec, main
+from picolab.launch.server import RankProcess
+from picolab.monitoring.beacon import Reading
+from picolab.monitoring.beacon import read as read_beacon
+
+TICK_S = 0.1
+GRACE_S = 0.4  # after the first failure: time for the true cause to arrive
+LEFT_ALONE_S = 1.0  # a rank returned, and all others stand still in a collective with it
+GOODBYE_S = 2.0  # to end by themselves once all have their results
+
+
+class Rank:
+    """One process and what is known of it."""
+
+    def __init__(self, rank: int, process, connection, output: int):
+        self.rank, self.process, self.connection, self.output = rank, process, connection, output
+        self.result: bytes | None = None
+        self.report: RankReport | None = None
+        self.started = self.ended = False
+        self.exitcode: int | None = None
+
+
+class Collector:
+    def __init__(self, *, blob: bytes, world_size: int, backend: str, timeout: float, run_dir: Path):
+        self._blob, self._world, self._backend = blob, world_size, backend
+        self._timeout, self._run_dir = timeout, run_dir
+        self.backend = backend
+        self.ranks: list[Rank] = []
+        self._selector = selectors.DefaultSelector()
+        self._wake_r, self._wake_w = os.pipe()
+        self._stopping = False
+        self._failed_at: float | None = None
+        self._progress_at = time.monotonic()
+        self._beacons: dict[int, Reading] = {}
+
+    # -- what the job calls, from any thread --
+
+    def stop(self) -> None:
+        self._stopping = True
+        try:
+            os.write(self._wake_w, b"x")
+        except OSError:
+            return  # the thread has ended and closed it
+
+    def pids(self) -> dict[int, int]:
+        return {r.rank: r.process.pid for r in self.ranks if not r.ended and r.process.pid}
+
+    def kill(self) -> None:
+        for rank in self.ranks:
+            if not rank.ended and rank.process.pid:
+                rank.process.kill()
+
+    # -- the thread --
+
+    def collect(self, display: Display, on_event, on_backend, on_slow_start) -> list | None:
+        """Run to the end. Returns the results, or None if stopped; raises RankFailure or RankHang."""
+        self._display, self._on_event, self._on_backend = display, on_event, on_backend
+        try:
+            self._start()
+            begun = time.monotonic()
+            while not self._finished():
+                for key, _ in self._selector.select(TICK_S):
+                    key.data()
+                if on_slow_start and time.monotonic() - begun > 1.5:
+                    if not any(rank.started for rank in self.ranks):
+                        on_slow_start()
+                    on_slow_start = None
+                self._check_progress()
+            if self._stopping:
+                return None
+            if all(rank.result is not None for rank in self.ranks):
+                self._say_goodbye()
+                return [unpack_result(rank.result) for rank in self.ranks]
+            raise self._failure()
+        finally:
+            self._leave_nothing()
+
+    def _start(self) -> None:
+        with socket.socket() as listener:
+            listener.bind(("127.0.0.1", 0))
+            listener.listen(self._world + 16)
+            port = listener.getsockname()[1]
+            for number in range(self._world):
+                spec = RankSpec(number, self._world, self._backend, port, self._run_dir)
+                ours, theirs = Pipe()
+                read_end, write_end = os.pipe()
+                store = _Descriptor(listener.fileno()) if number == 0 else None
+                process = RankProcess(
+                    target=main,
+                    args=(spec, self._blob, theirs, _Descriptor(write_end), store),
+                    name=f"picolab-rank-{number}",
+                    daemon=True,
+                )
+                rank = Rank(number, process, ours, read_end)
+                self.ranks.append(rank)
+                if self._stopping:
+                    theirs.close()
+                    os.close(write_end)
+                    rank.ended = True
+                    continue
+                try:
+                    process.start()
+                finally:
+                    theirs.close()
+                    os.close(write_end)
+                process._args = ()  # the payload's bytes are not needed twice
+                self._listen(ours.fileno(), lambda rank=rank: self._message(rank))
+                self._listen(read_end, lambda rank=rank: self._printed(rank))
+                self._listen(process.sentinel, lambda rank=rank: self._exited(rank))
+        self._listen(self._wake_r, lambda: os.read(self._wake_r, 64))
+        self._progress_at = time.monotonic()
+
+    def _listen(self, descriptor: int, callback) -> None:
+        self._selector.register(descriptor, selectors.EVENT_READ, callback)
+
+    def _finished(self) -> bool:
+        if self._stopping or all(rank.result is not None for rank in self.ranks):
+            return True
+        if all(rank.ended for rank in self.ranks):
+            return True
+        return self._failed_at is not None and time.monotonic() - self._failed_at > GRACE_S
+
+    def _message(self, rank: Rank) -> None:
+        try:
+            kind, t, *values = pickle.loads(rank.connection.recv_bytes())
+        except (EOFError, OSError):
+            self._forget(rank.connection.fileno())
+            return
+        self._progress_at = time.monotonic()
+        if kind == "event":
+            self._on_event(values[0])
+        elif kind == "started":
+            rank.started = True
+        elif kind == "result":
+            rank.result = values[0]
+        elif kind == "backend":
+            self.backend = values[0]
+            self._on_backend(*values)
+        elif kind == "warning":
+            self._display.say(f"[{rank.rank}] {values[0]}")
+        elif kind == "error":
+            what, headline, text, packed = values
+            exception = unpack_result(packed) if packed is not None else None
+            self._fail(rank, what, headline, t, text, exception)
+
+    def _printed(self, rank: Rank) -> None:
+        data = os.read(rank.output, 65_536)
+        if not data:
+            self._forget(rank.output)
+            return
+        self._progress_at = time.monotonic()
+        self._display.feed(rank.rank, data)
+
+    def _exited(self, rank: Rank) -> None:
+        """The process is gone. What it sent before is read first."""
+        self._forget(rank.process.sentinel)
+        while rank.connection.poll():
+            self._message(rank)
+            if not self._known(rank.connection.fileno()):
+                break
+        while _readable(rank.output) and self._known(rank.output):
+            self._printed(rank)
+        rank.ended = True
+        rank.exitcode = code = rank.process._popen.poll()
+        if rank.report is not None or rank.result is not None:
+            return
+        if code is not None and code < 0:
+            text = stacks.crash(self._run_dir, rank.rank)
+            self._fail(rank, "signal", failures.signal_in_words(-code), time.time(), text, None)
+        else:
+            what = f"exited with code {code} before its function returned"
+            self._fail(rank, "exit", what, time.time(), "", None)
+
+    def _fail(self, rank: Rank, kind, what, t, text, exception) -> None:
+        rank.report = RankReport(rank.rank, kind, what, t, stacks.name_cells(text), exception)
+        if self._failed_at is None:
+            self._failed_at = time.monotonic()
+
+    def _check_progress(self) -> None:
+        now = time.monotonic()
+        for rank in self.ranks:
+            reading = read_beacon(self._run_dir / f"beacon.{rank.rank}")
+            if reading != self._beacons.get(rank.rank):
+                self._beacons[rank.rank] = reading
+                self._progress_at = now
+        if self._failed_at is not None or self._finished():
+            return
+        idle = now - self._progress_at
+        if idle > LEFT_ALONE_S:
+            self._look_for_early_return()
+        if idle > self._timeout and self._failed_at is None:
+            self._hang(idle)
+
+    def _look_for_early_return(self) -> None:
+        returned = {rank.rank for rank in self.ranks if rank.result is not None}
+        waiting = [rank for rank in self.ranks if rank.result is None]
+        if not returned or not waiting:
+            return
+        for rank in waiting:
+            reading = self._beacons[rank.rank]
+            members = set(map(int, re.findall(r"\d+", _between(reading.text, "ranks (", ")"))))
+            if not reading.inside or not members & returned:
+                return
+        counts = {self._beacons[rank.rank].entered for rank in self.ranks}
+        if len(counts) == 1 and failures.disagreement(self._beacons):
+            # gloo may let some ranks through with sizes that differ: they return, with garbage.
+            odd = failures.odd_one_out(self._beacons)
+            culprit = self.ranks[waiting[0].rank if odd is None else odd]
+            what = "entered a collective of another size than the others"
+            self._fail(culprit, "mismatch", what, time.time(), "", None)
+            self._add_stack(culprit)
+            return
+        texts = stacks.ask({rank.rank: rank.process.pid for rank in waiting}, self._run_dir)
+        first = waiting[0]
+        what = (
+            f"returned, and {_ranks(r.rank for r in waiting)} still {'waits' if len(waiting) == 1 else 'wait'} for it in "
+            f"{self._beacons[first.rank].text}"
+        )
+        text = "\n".join(f"rank {n}:\n{text}" for n, text in texts.items())
+        leaver = min(returned, key=lambda number: self._beacons[number].entered)
+        self._fail(self.ranks[leaver], "early return", what, time.time(), text, None)
+
+    def _add_stack(self, rank: Rank) -> None:
+        if not rank.ended:
+            texts = stacks.ask({rank.rank: rank.process.pid}, self._run_dir)
+            rank.report.traceback = stacks.name_cells(texts[rank.rank])
+
+    def _hang(self, idle: float) -> None:
+        texts = stacks.ask(self.pids(), self._run_dir)
+        lines = [f"no rank made progress for {idle:.0f} s. Where each rank is:"]
+        for rank in self.ranks:
+            reading = self._beacons[rank.rank]
+            if rank.result is not None:
+                where = "has returned"
+            elif reading.inside:
+                where = f"inside {reading.text}"
+            elif reading.text:
+                where = f"not in a collective; the last one was {reading.text}"
+            else:
+                where = "has entered no collective"
+            lines.append(f"rank {rank.rank}: {where}")
+            lines += [texts[rank.rank]] if rank.rank in texts else []
+        # The one that is not where the others are: outside a collective, or behind in the count of them.
+        cause = min(
+            (rank for rank in self.ranks if rank.result is None),
+            key=lambda r: (self._beacons[r.rank].inside, self._beacons[r.rank].entered),
+        )
+        what = stacks.name_cells("\n".join(lines))
+        entered = {n: reading for n, reading in self._beacons.items() if reading.inside}
+        notes = failures.disagreement(entered)
+        raise RankHang(RankReport(cause.rank, "hang", what, time.time()), [], notes, stacks=texts)
+
+    def _failure(self) -> RankFailure:
+        reports = [rank.report for rank in self.ranks if rank.report is not None]
+        for rank in self.ranks:  # read once more: ranks may have moved since the last tick
+            self._beacons[rank.rank] = read_beacon(self._run_dir / f"beacon.{rank.rank}")
+        cause, consequences = failures.choose(reports)
+        differ = failures.disagreement(self._beacons)
+        notes = differ if cause.kind == "mismatch" else ""
+        tail = self._display.tail(cause.rank)
+        said = [line for line in tail if "what()" in line or "terminate called" in line]
+        by_size = cause.kind == "signal" and any("Enforce" in line for line in tail)
+        if differ and (by_size or cause.is_consequence):
+            odd = failures.odd_one_out(self._beacons)
+            victim = cause
+            if odd is not None and odd != cause.rank:
+                mine = next((r for r in reports if r.rank == odd), None)
+                cause = mine or RankReport(odd, "mismatch", "", victim.t)
+                consequences = [r for r in reports if r.rank != odd]
+            what = "entered a collective of another size than the others"
+            if victim.rank != cause.rank:
+                what += f"; rank {victim.rank} {victim.what}"
+            cause = RankReport(cause.rank, "mismatch", what, cause.t, cause.traceback)
+            if not cause.traceback:
+                cause.traceback = stacks.crash(self._run_dir, cause.rank)
+            notes = differ
+        if said:
+            notes += ("\n\n" if notes else "") + "It printed last:\n  " + "\n  ".join(said)
+        return RankFailure(cause, consequences, stacks.name_cells(notes))
+
+    def _say_goodbye(self) -> None:
+        for rank in self.ranks:
+            try:
+                rank.connection.send_bytes(b"")
+            except OSError:
+                continue  # it has ended already
+        deadline = time.monotonic() + GOODBYE_S
+        while not all(rank.ended for rank in self.ranks) and time.monotonic() < deadline:
+            for key, _ in self._selector.select(TICK_S):
+                key.data()
+
+    def _leave_nothing(self) -> None:
+        self.kill()
+        for rank in self.ranks:
+            if rank.process.pid:
+                rank.process.join(5)
+            while self._known(rank.output) and _readable(rank.output):
+                self._printed(rank)
+        self._selector.close()
+        for rank in self.ranks:
+            rank.ended = True
+            rank.connection.close()
+            os.close(rank.output)
+            if rank.process.pid:
+                rank.process.close()
+        os.close(self._wake_r)
+        os.close(self._wake_w)
+
+    def _known(self, descriptor: int) -> bool:
+        try:
+            self._selector.get_key(descriptor)
+        except (KeyError, RuntimeError):
+            return False
+        return True
+
+    def _forget(self, descriptor: int) -> None:
+        if self._known(descriptor):
+            self._selector.unregister(descriptor)
+
+
+class _Descriptor:
+    """A file descriptor on its way into a rank: pickling it hands it over, and `detach()` there gives it."""
+
+    def __init__(self, number: int):
+        self._number = number
+
+    def __reduce__(self):
+        return _identity, (reduction.DupFd(self._number),)
+
+
+def _identity(arrived):
+    return arrived
+
+
+def _readable(descriptor: int) -> bool:
+    with selectors.DefaultSelector() as selector:
+        selector.register(descriptor, selectors.EVENT_READ)
+        return bool(selector.select(0))
+
+
+def _between(text: str, start: str, end: str) -> str:
+    return text.partition(start)[2].partition(end)[0]
+
+
+def _ranks(numbers) -> str:
+    numbers = list(numbers)
+    return f"rank {numbers[0]}" if len(numbers) == 1 else "ranks " + ", ".join(map(str, numbers))
+

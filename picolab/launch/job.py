@@ -1,0 +1,320 @@
+"""From a notebook cell to N ranks and back: `run`, `Job`, `jobs`.
+
+    result = pico.run(fn, world_size=4)              # fresh ranks, one call; blocks
+    job = pico.run(fn, world_size=4, wait=False)     # returns at once; job.result(), job.where(), job.stop()
+
+Inside `fn`, torch.distributed is initialised, and the function gets its own arguments only: the same function runs
+under torchrun. A blocking run is a job that is waited for, so there is one way through this file.
+"""
+
+import atexit
+import contextvars
+import importlib.util
+import multiprocessing
+import os
+import threading
+import time
+from collections.abc import Callable
+from itertools import count
+from pathlib import Path
+from typing import Any, Literal
+
+from picolab.launch import payload, rundirs, server, stacks
+from picolab.launch.collector import Collector
+from picolab.launch.display import Display
+from picolab.launch.failures import RankFailure, Stopped
+from picolab.launch.result import RunResult
+from picolab.launch.turns import Turns
+from picolab.monitoring import Event, Table
+
+State = Literal["waiting", "running", "done", "failed", "stopped"]
+Backend = Literal["auto", "gloo", "nccl"]
+
+_numbers = count(1)
+_turns = Turns()
+_jobs: list["Job"] = []
+_told_backends: set[tuple[str, str]] = set()
+_KEPT_JOBS = 20
+
+
+def run(
+    fn: Callable,
+    *args,
+    world_size: int = 2,
+    backend: Backend = "auto",
+    timeout: float = 120,
+    wait: bool = True,
+    name: str | None = None,
+    run_dir: str | Path | None = None,
+    quiet: bool = False,
+    progress: Callable[[Event], None] | None = None,
+    transform: Callable[[RunResult], Any] | None = None,
+    **kwargs,
+):
+    """Call `fn(*args, **kwargs)` on `world_size` fresh ranks.
+
+    fn          may be defined in a cell, close over notebook globals, come from a script or a test
+    backend     "auto": NCCL where there is a GPU for each rank, else gloo, and the reason is printed once
+    timeout     seconds without progress (no event, output or collective from any rank), after which the run is
+                declared hung; a long run that moves is never cut off
+    wait        False returns a `Job` at once
+    quiet       True: what ranks print goes to the run directory only
+    progress    called with each event, in the thread that collects them
+    transform   makes the result out of a `RunResult`
+
+    Returns a `RunResult`. Raises RankFailure (the failing rank's own traceback), RankHang (every rank's stack), ValueError
+    for arguments that cannot work, RunDirectoryError if nothing can be written.
+    """
+    _refuse_nonsense(fn, world_size, backend, timeout)
+    job = Job(
+        payload.pack(fn, args, kwargs),
+        world_size=world_size,
+        backend=backend,
+        timeout=timeout,
+        name=name or getattr(fn, "__name__", "run").strip("<>"),
+        run_dir=run_dir,
+        quiet=quiet,
+        progress=progress,
+        transform=transform,
+    )
+    return job.result() if wait else job
+
+
+def jobs() -> "JobList":
+    """The jobs of this session, newest last: what runs, what waits, what has ended."""
+    return JobList(_jobs)
+
+
+class Job:
+    """A run in the background. It ends with the kernel, whatever happens."""
+
+    def __init__(
+        self, blob, *, world_size, backend, timeout, name, run_dir, quiet, progress, transform
+    ):
+        self.id, self.name, self.world_size = next(_numbers), name, world_size
+        self.state: State = "waiting"
+        self.events: list[Event] = []
+        self.seconds = 0.0
+        self._called = time.monotonic()
+        about = {"world_size": world_size, "backend": backend, "state": "waiting"}
+        self.run_dir = rundirs.create(name, about, run_dir)
+        self._collector = Collector(
+            blob=blob, world_size=world_size, backend=backend, timeout=timeout, run_dir=self.run_dir
+        )
+        self._quiet, self._transform = quiet, transform
+        self._callbacks: list[Callable[[Event], None]] = [progress] if progress else []
+        self._outcome: RunResult | None = None
+        self._transformed: Any = None
+        self._error: BaseException | None = None
+        self._stop_asked = False
+        self._ended = threading.Event()
+        _remember(self)
+        # The context makes what the thread prints appear under the cell that started the job.
+        context = contextvars.copy_context()
+        self._thread = threading.Thread(
+            target=context.run, args=(self._live,), name=f"picolab-job-{self.id}", daemon=True
+        )
+        self._thread.start()
+
+    @property
+    def done(self) -> bool:
+        """True once it has ended, in whatever way."""
+        return self._ended.is_set()
+
+    def result(self):
+        """Wait for the end. Returns the result; raises what went wrong. An interrupt stops the job and is raised again."""
+        try:
+            while not self._ended.wait(0.2):
+                pass
+        except KeyboardInterrupt:
+            self._stop()
+            raise
+        if self._error is not None:
+            raise self._error
+        if self._outcome is None:
+            raise Stopped(
+                f"job {self.id} ({self.name}) was stopped after {self.seconds:.1f} s; "
+                "what it sent until then is in job.events"
+            )
+        if self._transform is None:
+            return self._outcome
+        if self._transformed is None:
+            self._transformed = self._transform(self._outcome)
+        return self._transformed
+
+    def stop(self) -> str:
+        """End it now; no rank is left when this returns. Returns a sentence; a second stop only says that it has ended."""
+        if self.done:
+            return f"job {self.id} ({self.name}) has already ended: {self.state}"
+        self._stop()
+        return f"job {self.id} ({self.name}) was stopped after {self.seconds:.1f} s"
+
+    def where(self) -> "Where":
+        """Where each rank is right now: its stack, and the collective it is in."""
+        if self.done:
+            raise ValueError(f"job {self.id} ({self.name}) has ended ({self.state}): no rank is left to ask")
+        texts = stacks.ask(self._collector.pids(), self.run_dir)
+        return Where({rank: stacks.name_cells(text) for rank, text in texts.items()}, self.run_dir)
+
+    def on_event(self, callback: Callable[[Event], None]) -> Callable[[], None]:
+        """Call `callback(event)` for each event from now on, in the collecting thread. Returns what unregisters it."""
+        self._callbacks.append(callback)
+        return lambda: callback in self._callbacks and self._callbacks.remove(callback)
+
+    def __repr__(self) -> str:
+        return f"Job {self.id} ({self.name}): {self.state}, {self.world_size} rank(s), {self._age():.1f} s"
+
+    # -- the job's thread --
+
+    def _live(self) -> None:
+        display = Display(self.run_dir, self.world_size, self._quiet)
+        try:
+            if not _turns.take(self, self.world_size, self._say_waiting, lambda: self._stop_asked):
+                self._end("stopped")
+                return
+            self._set_state("running")
+            server.warm()
+            values = self._collector.collect(
+                display, self._event, self._say_backend, self._say_slow_start
+            )
+        except BaseException as error:
+            self._error = error if isinstance(error, RankFailure | OSError | ImportError) else _wrap(error)
+            self._finish(display, "failed")
+        else:
+            if values is not None:
+                self._outcome = RunResult(
+                    values, self.events, self._age(), self.run_dir, self._collector.backend
+                )
+            self._finish(display, "done" if values is not None else "stopped")
+
+    def _finish(self, display: Display, state: State) -> None:
+        display.close()
+        _turns.give_back(self)
+        self._end(state)
+
+    def _end(self, state: State) -> None:
+        self.seconds = self._age()
+        rundirs.finish(self.run_dir, state)
+        self._set_state(state)
+        self._ended.set()
+
+    def _age(self) -> float:
+        return self.seconds if self.seconds else time.monotonic() - self._called
+
+    def _set_state(self, state: State) -> None:
+        self.state = state
+        data = {"state": state}
+        if self._error is not None:
+            data["error"] = str(self._error)
+        self._event(Event("state", -1, time.time(), data))
+
+    def _event(self, event: Event) -> None:
+        self.events.append(event)
+        for callback in list(self._callbacks):
+            try:
+                callback(event)
+            except Exception as error:
+                self._callbacks.remove(callback)
+                print(f"an observer of job {self.id} failed and was removed: {error!r}")
+
+    def _stop(self) -> None:
+        self._stop_asked = True
+        self._collector.stop()
+        self._ended.wait(10)
+
+    def _say(self, sentence: str) -> None:
+        if not self._quiet:
+            print(sentence, flush=True)
+
+    def _say_waiting(self, others: list["Job"]) -> None:
+        names = ", ".join(f"job {job.id} ({job.name}, {job.world_size} ranks)" for job in others)
+        self._event(Event("status", -1, time.time(), {"text": f"waiting for {names}"}))
+        self._say(
+            f"waiting for {names} to end, {os.cpu_count()} cores being too few for both; "
+            "pico.jobs() lists them, job.stop() ends one"
+        )
+
+    def _say_backend(self, backend: str, why: str) -> None:
+        if (backend, why) not in _told_backends:
+            _told_backends.add((backend, why))
+            self._say(f"backend {backend}: {why}")
+
+    def _say_slow_start(self) -> None:
+        if server.start_method() == "spawn":
+            self._say("starting ranks one by one (macOS): this takes some seconds each time")
+        else:
+            self._say("loading torch for the ranks: this takes some seconds the first time only")
+
+
+class JobList(list):
+    """A list of jobs that shows itself as a table."""
+
+    def __repr__(self) -> str:
+        return repr(self._table()) if self else "no jobs yet"
+
+    def _repr_html_(self) -> str:
+        return self._table()._repr_html_() if self else "no jobs yet"
+
+    def _table(self) -> Table:
+        rows = [[j.id, j.name, j.state, j.world_size, round(j._age(), 1), str(j.run_dir)] for j in self]
+        return Table(["job", "name", "state", "ranks", "seconds", "run directory"], rows)
+
+
+class Where:
+    """The stacks of a running job, and the last collective each rank entered."""
+
+    def __init__(self, stacks: dict[int, str], run_dir: Path):
+        from picolab.monitoring.beacon import read
+
+        self.stacks = stacks
+        self.collectives = {rank: read(run_dir / f"beacon.{rank}") for rank in stacks}
+
+    def __repr__(self) -> str:
+        parts = []
+        for rank, text in sorted(self.stacks.items()):
+            reading = self.collectives[rank]
+            state = "inside" if reading.inside else "last collective:"
+            parts.append(f"rank {rank}: {state} {reading.text or 'none yet'}\n{text}")
+        return "\n".join(parts)
+
+
+def _refuse_nonsense(fn, world_size, backend, timeout) -> None:
+    if not callable(fn):
+        raise ValueError(f"the first argument must be a function that each rank calls, not {fn!r}")
+    if isinstance(world_size, bool) or not isinstance(world_size, int) or world_size < 1:
+        raise ValueError(f"world_size must be a whole number of ranks, 1 or more, not {world_size!r}")
+    most = max(16, 8 * (os.cpu_count() or 1))
+    if world_size > most:
+        raise ValueError(
+            f"world_size={world_size} is more processes than {os.cpu_count()} cores can sensibly carry (at most {most} here); "
+            "for larger worlds use the formulas in pico.costs"
+        )
+    if backend not in ("auto", "gloo", "nccl"):
+        raise ValueError(f"backend must be 'auto', 'gloo' or 'nccl', not {backend!r}")
+    if not timeout > 0:
+        raise ValueError(f"timeout is seconds without progress and must be positive, not {timeout!r}")
+    if multiprocessing.current_process().name.startswith("picolab-rank-"):
+        raise ValueError("this is already a rank: a rank cannot start ranks of its own")
+    if importlib.util.find_spec("torch") is None:
+        raise ImportError(
+            "ranks need PyTorch, which is not installed here: pip install 'picolab[torch]'"
+        )
+
+
+def _wrap(error: BaseException) -> BaseException:
+    """An error of the launcher itself: shown as it is, but saying whose it is."""
+    error.add_note("This is an error in picolab's launcher, not in your function.")
+    return error
+
+
+def _remember(job: Job) -> None:
+    _jobs.append(job)
+    for old in [job for job in _jobs if job.done][: max(0, len(_jobs) - _KEPT_JOBS)]:
+        _jobs.remove(old)
+
+
+@atexit.register
+def _stop_everything() -> None:
+    for job in _jobs:
+        if not job.done:
+            job._collector.kill()

@@ -1,0 +1,240 @@
+"""What happens inside a rank, from its first instruction to its last.
+
+    tie to the kernel -> redirect output -> unpack the function -> process group -> call it -> send the result -> end
+
+The rank talks to the kernel over one connection (messages) and one pipe (everything printed, also by C code, which is why
+it is the file descriptors that are redirected). A rank that fails ends at once (`os._exit`): its peers then get "connection closed" and
+end too, instead of waiting in a collective for ever.
+"""
+
+import contextlib
+import ctypes
+import faulthandler
+import importlib
+import io
+import os
+import pickle
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+from picolab.launch import payload as payloads
+from picolab.launch.orphans import die_with_parent, watch_kernel
+from picolab.monitoring import events, ledger
+from picolab.monitoring.beacon import Beacon
+
+# Called, if there, before the rank's function: rooms that `launch` does not know may prepare the rank here.
+AT_START = ("picolab.comm:watch",)
+
+
+@dataclass
+class RankSpec:
+    """What the launcher tells a rank about itself."""
+
+    rank: int
+    world_size: int
+    backend: str  # "auto", "gloo" or "nccl"
+    port: int  # of the store, on the loopback address
+    run_dir: Path
+
+
+def main(spec: RankSpec, blob: bytes, connection, output, listener) -> None:
+    """The rank's whole life. `connection` carries messages, `output` is the pipe for prints, `listener` the store's
+    socket (rank 0 only), bound by the kernel so that no port is ever guessed."""
+    die_with_parent()
+    watch_kernel()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the stop button reaches the whole group; the kernel decides
+    _redirect(output.detach())
+    _report_stacks(spec)
+    send = _Sender(connection)
+    try:
+        with _recorded(spec, send):
+            _call(spec, blob, send, listener)
+    except BaseException as error:
+        send("error", *_describe(error))
+        _end(1 if not isinstance(error, SystemExit) else _exit_code(error))
+    _end(0)
+
+
+def _call(spec: RankSpec, blob: bytes, send, listener) -> None:
+    payload = payloads.unpack(blob)
+    os.environ.update(payload.environment)
+    _join(spec, listener, send)
+    for name in AT_START:
+        module, function = name.split(":")
+        getattr(importlib.import_module(module), function)()
+    ledger.current.attach(spec.rank, Beacon(spec.run_dir / f"beacon.{spec.rank}"))
+    send("started")
+    result = payload.fn(*payload.args, **payload.kwargs)
+    packed = payloads.pack_result(result)
+    ledger.current.flush()
+    sys.stdout.flush()
+    send("result", packed)
+    # Stay until every rank has its result: rank 0 holds the store, and a peer may still want something.
+    with contextlib.suppress(EOFError, OSError):
+        send.connection.recv_bytes()
+
+
+def _join(spec: RankSpec, listener, send) -> None:
+    """Make the process group, on the loopback interface whatever this machine is called."""
+    try:
+        import torch
+        import torch.distributed as dist
+    except ImportError as error:
+        raise ImportError(
+            "ranks need PyTorch, which is not installed here: pip install 'picolab[torch]'"
+        ) from error
+    world, rank = spec.world_size, spec.rank
+    os.environ.update(
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        WORLD_SIZE=str(world),
+        LOCAL_WORLD_SIZE=str(world),
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(spec.port),
+    )
+    for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        os.environ.setdefault(variable, loopback_interface())
+    torch.set_num_threads(1)
+    backend, why = choose_backend(spec.backend, world, torch)
+    if rank == 0:
+        send("backend", backend, why)
+    options = {"is_master": rank == 0, "wait_for_workers": False}
+    if rank == 0:
+        options["master_listen_fd"] = listener.detach()
+    store = dist.TCPStore("127.0.0.1", spec.port, world, timeout=timedelta(seconds=60), **options)
+    if backend == "nccl":
+        torch.cuda.set_device(rank)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world)
+
+
+def choose_backend(wanted: str, world: int, torch) -> tuple[str, str]:
+    """("nccl" or "gloo", the reason in words). ValueError if NCCL is asked for and there are too few GPUs."""
+    gpus = torch.cuda.device_count() if torch.distributed.is_nccl_available() else 0
+    if wanted == "nccl" and gpus < world:
+        raise ValueError(
+            f"backend 'nccl' needs a GPU for each of the {world} ranks, and {gpus} are here; use backend='gloo' or 'auto'"
+        )
+    if wanted != "auto":
+        return wanted, "asked for"
+    if gpus >= world:
+        return "nccl", f"{gpus} GPU(s) for {world} rank(s)"
+    if gpus:
+        return "gloo", f"{world} ranks but only {gpus} GPU(s), so they compute on the CPU"
+    return "gloo", "no GPU here, so ranks compute on the CPU"
+
+
+def loopback_interface() -> str:
+    """The loopback interface's name: "lo" on Linux, "lo0" on macOS."""
+    names = [name for _, name in socket.if_nameindex()]
+    return next((name for name in ("lo", "lo0") if name in names), names[0] if names else "lo")
+
+
+class _Sender:
+    """Messages to the kernel: (kind, time, *values), from any thread of the rank."""
+
+    def __init__(self, connection):
+        self.connection = connection
+        self._lock = threading.Lock()
+
+    def __call__(self, kind: str, *values) -> None:
+        message = pickle.dumps((kind, time.time(), *values), protocol=pickle.HIGHEST_PROTOCOL)
+        with self._lock:
+            try:
+                self.connection.send_bytes(message)
+            except (BrokenPipeError, ConnectionResetError):
+                os._exit(1)  # the kernel has closed its end: nobody is interested any more
+
+
+@contextlib.contextmanager
+def _recorded(spec: RankSpec, send):
+    """Events go to the kernel and to the run directory. If the disk is full, only to the kernel, and that is said."""
+    path = spec.run_dir / f"events.{spec.rank}.jsonl"
+    file = open(path, "a", buffering=1)  # noqa: SIM115 - closed below, or by the end of the process
+
+    def sink(event: events.Event) -> None:
+        nonlocal file
+        send("event", event)
+        if file is not None:
+            try:
+                file.write(event.to_json() + "\n")
+            except OSError as error:
+                file = None
+                send("warning", f"events are no longer written to {path}: {error.strerror}")
+
+    events.start_recording(spec.rank, sink)
+    try:
+        yield
+    except BaseException:
+        ledger.current.flush()
+        raise
+    finally:
+        events.stop_recording()
+        if file is not None:
+            with contextlib.suppress(OSError):
+                file.close()
+
+
+def _redirect(output: int) -> None:
+    """File descriptors 1 and 2, and Python's and C's buffers over them, to the pipe, line by line."""
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    os.close(output)
+    for name, descriptor in (("stdout", 1), ("stderr", 2)):
+        raw = os.fdopen(descriptor, "wb", closefd=False, buffering=0)
+        stream = io.TextIOWrapper(
+            io.BufferedWriter(raw), encoding="utf-8", errors="replace", line_buffering=True
+        )
+        setattr(sys, name, stream)
+        setattr(sys, f"__{name}__", stream)
+    libc = ctypes.CDLL(None)
+    for symbol in ("stdout", "__stdoutp"):  # glibc, macOS
+        with contextlib.suppress(ValueError):
+            libc.setvbuf(ctypes.c_void_p.in_dll(libc, symbol), None, _IOLBF, 0)
+
+
+_IOLBF = 0 if sys.platform == "darwin" else 1
+
+
+def _report_stacks(spec: RankSpec) -> None:
+    """On a crash, and when the kernel asks by SIGUSR1, C code writes this rank's stacks to a file: it needs no GIL."""
+    file = open(spec.run_dir / f"stack.{spec.rank}", "w")  # noqa: SIM115 - open as long as the rank lives
+    faulthandler.enable(file, all_threads=True)
+    faulthandler.register(signal.SIGUSR1, file, all_threads=True)
+
+
+def _describe(error: BaseException) -> tuple[str, str, str, bytes | None]:
+    """Kind, headline, traceback without the launcher's own frames, and the exception if it can be pickled."""
+    frames = error.__traceback__
+    while frames is not None and frames.tb_frame.f_code.co_filename == __file__:
+        frames = frames.tb_next
+    text = "".join(traceback.format_exception(type(error), error, frames))
+    headline = "".join(traceback.format_exception_only(error)).strip()
+    try:
+        packed = payloads.pack_result(error)
+        payloads.unpack_result(packed)  # some exceptions pickle, but do not come back
+    except Exception:
+        packed = None
+    kind = "exit" if isinstance(error, SystemExit) else "exception"
+    if kind == "exit":
+        headline = f"called sys.exit({error.code!r})"
+    return kind, headline, text, packed
+
+
+def _exit_code(error: SystemExit) -> int:
+    return error.code if isinstance(error.code, int) else (1 if error.code else 0)
+
+
+def _end(code: int) -> None:
+    """End at once, losing no output: neither Python's nor C's exit handlers may hang in a dead collective."""
+    with contextlib.suppress(Exception):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        ctypes.CDLL(None).fflush(None)
+    os._exit(code)

@@ -1,0 +1,37 @@
+"""The model: a Llama-family decoder, built without memory and filled by global parameter names.
+
+    model = Transformer(ModelConfig.preset("tiny"))  # on the meta device: shapes only
+    initialise(model, seed=0, device="cpu")          # the values, the same for every sharding
+
+With torch missing, importing this room says what to install.
+"""
+
+try:
+    import torch  # noqa: F401
+except ImportError as error:
+    raise ImportError(
+        "picolab.model needs PyTorch, which is not installed here: pip install 'picolab[torch]'"
+    ) from error
+
+from picolab.model.generate import generate
+from picolab.model.layers import Embedding, Linear, RMSNorm, RotaryTables
+from picolab.model.parameters import Piece, global_tensors, initialise, load, slices
+from picolab.model.transformer import Attention, Block, SwiGLU, Transformer, cross_entropy
+
+__all__ = [
+    "Attention",
+    "Block",
+    "Embedding",
+    "Linear",
+    "Piece",
+    "RMSNorm",
+    "RotaryTables",
+    "SwiGLU",
+    "Transformer",
+    "cross_entropy",
+    "generate",
+    "global_tensors",
+    "initialise",
+    "load",
+    "slices",
+]

@@ -1,0 +1,113 @@
+"""The layers that a decoder is made of. Each declares its parameters on the meta device as named
+pieces (see parameters.py).
+
+Letters in names: B batch, S sequence, D hidden, N query heads, K key-value heads, E size of a head,
+F ffn, V vocabulary.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from picolab.model.parameters import Piece, meta_parameter
+
+
+class Linear(nn.Module):
+    """y = x W^T, without bias. W holds one matrix, or several that read the same x, stacked (q, k,
+    v; gate, up).
+
+    x: (..., in), y: (..., sum of the parts' outputs). `sizes` are the rows of each part held here;
+    split y by them.
+    """
+
+    def __init__(self, pieces: Sequence[Piece], dtype: torch.dtype = torch.float32):
+        super().__init__()
+        self.weight = meta_parameter(tuple(pieces), dtype)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        return tuple(piece.local_shape[0] for piece in self.weight.pieces)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.linear(x, self.weight)
+
+
+class Embedding(nn.Module):
+    """Row `token` of a (V, D) matrix for each token."""
+
+    def __init__(self, piece: Piece, dtype: torch.dtype = torch.float32):
+        super().__init__()
+        self.weight = meta_parameter((piece,), dtype)
+
+    def forward(self, tokens_BS: torch.Tensor) -> torch.Tensor:
+        return F.embedding(tokens_BS, self.weight)
+
+
+class RMSNorm(nn.Module):
+    """y = x / sqrt(mean(x^2) + eps) * w over the last dim (arXiv 1910.07467)."""
+
+    def __init__(self, name: str, size: int, eps: float, dtype: torch.dtype = torch.float32):
+        super().__init__()
+        self.weight = meta_parameter((Piece(name, (size,), "ones"),), dtype)
+        self.eps = eps
+
+    def forward(self, x_BSD: torch.Tensor) -> torch.Tensor:
+        return F.rms_norm(x_BSD, self.weight.shape, self.weight, self.eps)
+
+
+class RotaryTables(nn.Module):
+    """cos and sin of position * theta^(-2i/E), with which queries and keys are rotated (RoPE, arXiv
+    2104.09864).
+
+    The tables are fp32 also where the model is bf16 (at position 2000, bf16 angles would be wrong
+    by whole radians), and fp64 where it is fp64. They are computed from positions when first
+    needed, once for each length; not being parameters, they are no buffers either: a buffer would
+    lose its values on the way through the meta device.
+    """
+
+    def __init__(self, head_dim: int, theta: float):
+        super().__init__()
+        self.head_dim, self.theta = head_dim, theta
+        self._cache: dict[tuple, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def forward(
+        self,
+        length: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        positions_S: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """cos and sin, each (S, 1, E). Without positions: 0 ... length-1. With them (a rank that
+        holds only part of a sequence passes global positions): one position for each of the length
+        tokens."""
+        if positions_S is not None:
+            if positions_S.shape != (length,):
+                raise ValueError(
+                    f"positions should be ({length},), one for each token; "
+                    f"they are {tuple(positions_S.shape)}"
+                )
+            return self._compute(positions_S, dtype)
+        key = (length, device, dtype)
+        if key not in self._cache:
+            self._cache[key] = self._compute(torch.arange(length, device=device), dtype)
+        return self._cache[key]
+
+    def _compute(self, positions_S: torch.Tensor, dtype: torch.dtype):
+        exponents = torch.arange(
+            0, self.head_dim, 2, dtype=torch.float64, device=positions_S.device
+        )
+        frequencies = self.theta ** (-exponents / self.head_dim)
+        angles = torch.outer(positions_S.to(torch.float64), frequencies)
+        angles = torch.cat((angles, angles), dim=-1).unsqueeze(1)
+        table_dtype = torch.promote_types(dtype, torch.float32)
+        return angles.cos().to(table_dtype), angles.sin().to(table_dtype)
+
+
+def rotate(x_BSNE: torch.Tensor, cos_S1E: torch.Tensor, sin_S1E: torch.Tensor) -> torch.Tensor:
+    """Turn each pair (x[i], x[i + E/2]) by its angle. The halves are paired as in Hugging Face's
+    Llama (the original code pairs neighbours; the weights of one are a permutation of the
+    other's)."""
+    first, second = x_BSNE.chunk(2, dim=-1)
+    return (x_BSNE * cos_S1E + torch.cat((-second, first), dim=-1) * sin_S1E).to(x_BSNE.dtype)

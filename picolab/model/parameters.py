@@ -1,0 +1,183 @@
+"""What a parameter is, independently of how it is cut: its global name, its global shape, its
+initial values.
+
+A layout decides which part of each matrix a rank holds. If a rank filled what it holds from its own
+random numbers, the model would depend on the layout; worse, with one seed for all ranks every shard
+would be a *copy* of the same numbers, and since equal shards get equal gradients they would stay
+copies for ever. So a parameter here is made of pieces:
+
+    Piece   one global tensor of the model ("layers.0.attention.q.weight"), and the slice of it
+            that is held here
+
+and it is filled by drawing the *whole* global tensor from a generator that is seeded by (seed,
+name), and keeping the slice. Any sharding, on any device, in any order of construction starts from
+the same model.
+
+A parameter may hold several pieces, stacked along dim 0: q, k and v are one matrix, so that one
+product computes all three. The names stay those of the unfused tensors, and everything that leaves
+the ranks (checkpoints, gathered gradients) uses them.
+
+Leaves out: drawing only the slice (a counter-based generator could; here each rank draws one global
+tensor at a time and drops the rest, which costs 0.1 s for eight million parameters).
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One global tensor, and which slice of it is held here."""
+
+    name: str
+    """The global, unfused name: "layers.0.mlp.gate.weight"."""
+    shape: tuple[int, ...]
+    """The global shape."""
+    init: Literal["normal", "ones"] = "normal"
+    std: float = 1.0
+    """Standard deviation of the initial values, where init is "normal" (mean 0)."""
+    dim: int | None = None
+    """The dim that is cut, or None if the tensor is held whole."""
+    start: int = 0
+    stop: int | None = None
+    """The slice [start, stop) along `dim`."""
+
+    @property
+    def local_shape(self) -> tuple[int, ...]:
+        if self.dim is None:
+            return self.shape
+        return (*self.shape[: self.dim], self.stop - self.start, *self.shape[self.dim + 1 :])
+
+    def take(self, whole: torch.Tensor) -> torch.Tensor:
+        """My slice of the global tensor (a view)."""
+        return (
+            whole
+            if self.dim is None
+            else whole.narrow(self.dim, self.start, self.stop - self.start)
+        )
+
+    def shard(self, dim: int, index: int, n: int) -> "Piece":
+        """The index-th of n equal slices along `dim`."""
+        size = self.shape[dim]
+        if size % n:
+            raise ValueError(f"{self.name}: {size} (dim {dim}) cannot be cut into {n} equal slices")
+        assert self.dim is None, f"{self.name} is cut already, along dim {self.dim}"
+        return replace(self, dim=dim, start=index * (size // n), stop=(index + 1) * (size // n))
+
+
+def meta_parameter(pieces: tuple[Piece, ...], dtype: torch.dtype) -> nn.Parameter:
+    """A parameter that holds these pieces, stacked along dim 0: a shape without memory, until
+    `initialise` or `load`.
+    """
+    shapes = [piece.local_shape for piece in pieces]
+    rows = sum(shape[0] for shape in shapes)
+    parameter = nn.Parameter(torch.empty(rows, *shapes[0][1:], dtype=dtype, device="meta"))
+    parameter.pieces = pieces
+    return parameter
+
+
+def slices(
+    parameter: nn.Parameter, tensor: torch.Tensor | None = None
+) -> Iterator[tuple[Piece, torch.Tensor]]:
+    """Each piece with its rows (views) of the parameter, or of a tensor of the same shape, such as
+    its gradient.
+    """
+    tensor = parameter.detach() if tensor is None else tensor
+    start = 0
+    for piece in parameter.pieces:
+        rows = piece.local_shape[0]
+        yield piece, tensor[start : start + rows]
+        start += rows
+
+
+def initialise(
+    module: nn.Module,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+) -> nn.Module:
+    """Give every parameter its initial values, the same for every sharding. Returns the module.
+
+    The values are drawn on the CPU in fp32 and then cast, so device and dtype do not change them.
+    `dtype` None keeps the module's own.
+    """
+    return _fill(module, lambda piece: draw(piece, seed), device, dtype)
+
+
+def load(
+    module: nn.Module,
+    tensors: Mapping[str, torch.Tensor],
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+) -> nn.Module:
+    """Give every parameter its values from global tensors by name, whatever layout they came from.
+    Returns the module.
+
+    Raises ValueError if a name is missing or a shape differs.
+    """
+
+    def value(piece: Piece) -> torch.Tensor:
+        if piece.name not in tensors:
+            raise ValueError(f"there is no tensor {piece.name!r} among the {len(tensors)} given")
+        whole = tensors[piece.name]
+        if tuple(whole.shape) != piece.shape:
+            raise ValueError(f"{piece.name} should be {piece.shape}, but is {tuple(whole.shape)}")
+        return whole
+
+    return _fill(module, value, device, dtype)
+
+
+def global_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
+    """Global name -> tensor (on the CPU, a copy), for a module that is held whole; sharded ones are
+    gathered by `parallel`.
+    """
+    tensors = {}
+    for parameter in module.parameters():
+        for piece, part in slices(parameter):
+            assert piece.dim is None, f"{piece.name} is a shard here"
+            tensors[piece.name] = part.to("cpu", copy=True)
+    return tensors
+
+
+def draw(piece: Piece, seed: int) -> torch.Tensor:
+    """The whole global tensor, from a generator that knows only the seed and the name."""
+    if piece.init == "ones":
+        return torch.ones(piece.shape)
+    digest = hashlib.sha256(f"{seed}/{piece.name}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
+    return torch.empty(piece.shape).normal_(0.0, piece.std, generator=generator)
+
+
+@torch.no_grad()
+def _fill(module: nn.Module, value: Callable[[Piece], torch.Tensor], device, dtype) -> nn.Module:
+    filled: dict[int, nn.Parameter] = {}  # a tied parameter has two owners and must stay one
+    for owner in module.modules():
+        for name, parameter in owner.named_parameters(recurse=False):
+            if id(parameter) not in filled:
+                new = parameter
+                if parameter.is_meta:
+                    # Not empty_like: for a meta tensor that imports sympy, which takes 0.4 s.
+                    memory = torch.empty(
+                        parameter.shape, device=device, dtype=dtype or parameter.dtype
+                    )
+                    new = nn.Parameter(memory, requires_grad=parameter.requires_grad)
+                    new.pieces = parameter.pieces
+                for piece, part in slices(new):
+                    part.copy_(piece.take(value(piece)))
+                filled[id(parameter)] = new
+            setattr(owner, name, filled[id(parameter)])
+        # A buffer has no name in `tensors` and no rule to draw it: it must have had its values all
+        # along.
+        for name, buffer in owner.named_buffers(recurse=False):
+            if buffer.is_meta:
+                raise ValueError(
+                    f"the buffer {name!r} of {type(owner).__name__} is on the meta device and has "
+                    "lost its values; build it with an explicit device='cpu'"
+                )
+            setattr(owner, name, buffer.to(device))
+    return module

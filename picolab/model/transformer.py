@@ -1,0 +1,186 @@
+"""The transformer: a Llama-family decoder (RMSNorm, rotary positions, grouped-query attention,
+SwiGLU).
+
+    tokens -> embed -> layers * [x + attention(norm(x)); x + mlp(norm(x))] -> norm -> head -> logits
+
+It is written so that it can be cut without being rewritten: attention reads the number of its heads
+from the matrix it holds, and each layer has two matrices that read the residual stream (qkv,
+gate_up) and two that write to it (o, down). The first pair is cut by rows and the second by columns
+under tensor parallelism; nothing in this file knows of that.
+
+Initial values: normal with mean 0. Matrices that read have std 1/sqrt(fan-in), so that they keep
+the size of what they read; the two that write to the residual stream are divided by sqrt(2 *
+layers) in addition, so that the stream's variance does not grow with depth (GPT-2's rule, section
+2.3 of its report). The head reads too; the first loss is therefore about ln(vocabulary) + 1/2. The
+embedding has std 1, or, where it is tied to the head, the head's. Norm weights are 1.
+
+Letters in names: B batch, S sequence, D hidden, N query heads, K key-value heads, E size of a head,
+F ffn, V vocabulary. Twin: `transformers.LlamaForCausalLM` (same names of its parts in other words;
+tests/unit/model compares with an independent implementation). Leaves out: dropout, biases, a
+key-value cache, rope scaling.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from picolab.model.layers import Embedding, Linear, RMSNorm, RotaryTables, rotate
+from picolab.model.parameters import Piece, initialise
+from picolab.specs import ModelConfig
+
+IGNORED = -100  # a label that is not counted (padding, the prompt of an instruction)
+
+FeedForward = Callable[[ModelConfig, int, torch.dtype], nn.Module]
+
+
+class Transformer(nn.Module):
+    """tokens_BS -> logits_BSV. On the meta device (shapes only) until `initialise` or `load` fills
+    it.
+
+    feed_forward: factory (config, layer, dtype) -> module for the second half of each block;
+    default SwiGLU. A device other than "meta" fills the model at once, from `seed`.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        feed_forward: FeedForward | None = None,
+        device: torch.device | str = "meta",
+        dtype: torch.dtype = torch.float32,
+        seed: int = 0,
+    ):
+        super().__init__()
+        _check_family(config, feed_forward)
+        self.config = config
+        table, std = (config.vocab, config.hidden), config.hidden**-0.5
+        self.embed = Embedding(Piece("embed.weight", table, std=std if config.tied else 1.0), dtype)
+        self.layers = nn.ModuleList(
+            Block(config, layer, feed_forward or SwiGLU, dtype) for layer in range(config.layers)
+        )
+        self.norm = RMSNorm("norm.weight", config.hidden, config.norm_eps, dtype)
+        self.head = Linear([Piece("head.weight", table, std=std)], dtype)
+        if config.tied:
+            self.head.weight = self.embed.weight
+        self.rotary = RotaryTables(config.head_dim, config.rope_theta)
+        self.cross_entropy: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = cross_entropy
+        if torch.device(device).type != "meta":
+            initialise(self, seed, device)
+
+    def forward(
+        self, tokens_BS: torch.Tensor, positions_S: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Logits (B, S, V). `positions_S`: each token's place in the sequence, if not 0 ... S-1."""
+        x_BSD = self.embed(tokens_BS)
+        tables = self.rotary(tokens_BS.shape[1], x_BSD.device, x_BSD.dtype, positions_S)
+        for block in self.layers:
+            x_BSD = block(x_BSD, tables)
+        return self.head(self.norm(x_BSD))
+
+    def loss(self, tokens_BS: torch.Tensor, labels_BS: torch.Tensor) -> torch.Tensor:
+        """The *sum* of the losses of all labels that count. Dividing it by the global number of
+        them is the trainer's.
+        """
+        return self.cross_entropy(self(tokens_BS), labels_BS)
+
+
+class Block(nn.Module):
+    def __init__(
+        self, config: ModelConfig, layer: int, feed_forward: FeedForward, dtype: torch.dtype
+    ):
+        super().__init__()
+        name, size, eps = f"layers.{layer}", config.hidden, config.norm_eps
+        self.attention_norm = RMSNorm(f"{name}.attention_norm.weight", size, eps, dtype)
+        self.attention = Attention(config, layer, dtype)
+        self.mlp_norm = RMSNorm(f"{name}.mlp_norm.weight", size, eps, dtype)
+        self.mlp = feed_forward(config, layer, dtype)
+
+    def forward(
+        self, x_BSD: torch.Tensor, tables: tuple[torch.Tensor, torch.Tensor]
+    ) -> torch.Tensor:
+        x_BSD = x_BSD + self.attention(self.attention_norm(x_BSD), tables)
+        return x_BSD + self.mlp(self.mlp_norm(x_BSD))
+
+
+class Attention(nn.Module):
+    """Causal attention in which N query heads share K key-value heads (GQA, arXiv 2305.13245)."""
+
+    def __init__(self, config: ModelConfig, layer: int, dtype: torch.dtype = torch.float32):
+        super().__init__()
+        name, size = f"layers.{layer}.attention", config.hidden
+        self.head_dim = config.head_dim
+        queries, keys = config.heads * self.head_dim, config.kv_heads * self.head_dim
+        std = size**-0.5
+        self.qkv = Linear(
+            [
+                Piece(f"{name}.q.weight", (queries, size), std=std),
+                Piece(f"{name}.k.weight", (keys, size), std=std),
+                Piece(f"{name}.v.weight", (keys, size), std=std),
+            ],
+            dtype,
+        )
+        std = (queries * 2 * config.layers) ** -0.5
+        self.o = Linear([Piece(f"{name}.o.weight", (size, queries), std=std)], dtype)
+
+    def forward(
+        self, x_BSD: torch.Tensor, tables: tuple[torch.Tensor, torch.Tensor]
+    ) -> torch.Tensor:
+        # The heads held here: all of them, or a tensor-parallel rank's share.
+        heads, kv_heads, _ = (size // self.head_dim for size in self.qkv.sizes)
+        heads_BSHE = self.qkv(x_BSD).unflatten(-1, (-1, self.head_dim))
+        # q and k lie side by side, so one call rotates both.
+        qk_BSHE, v_BSKE = heads_BSHE.split([heads + kv_heads, kv_heads], dim=2)
+        q_BSNE, k_BSKE = rotate(qk_BSHE, *tables).split([heads, kv_heads], dim=2)
+        out_BNSE = F.scaled_dot_product_attention(
+            q_BSNE.transpose(1, 2),
+            k_BSKE.transpose(1, 2),
+            v_BSKE.transpose(1, 2),
+            is_causal=True,
+            enable_gqa=heads != kv_heads,
+        )
+        return self.o(out_BNSE.transpose(1, 2).flatten(2))
+
+
+class SwiGLU(nn.Module):
+    """down(silu(gate(x)) * up(x)) (arXiv 2002.05202)."""
+
+    def __init__(self, config: ModelConfig, layer: int, dtype: torch.dtype = torch.float32):
+        super().__init__()
+        name, size, ffn = f"layers.{layer}.mlp", config.hidden, config.ffn
+        std = size**-0.5
+        self.gate_up = Linear(
+            [
+                Piece(f"{name}.gate.weight", (ffn, size), std=std),
+                Piece(f"{name}.up.weight", (ffn, size), std=std),
+            ],
+            dtype,
+        )
+        std = (ffn * 2 * config.layers) ** -0.5
+        self.down = Linear([Piece(f"{name}.down.weight", (size, ffn), std=std)], dtype)
+
+    def forward(self, x_BSD: torch.Tensor) -> torch.Tensor:
+        gate_BSF, up_BSF = self.gate_up(x_BSD).split(self.gate_up.sizes, dim=-1)
+        return self.down(F.silu(gate_BSF) * up_BSF)
+
+
+def cross_entropy(logits_BSV: torch.Tensor, labels_BS: torch.Tensor) -> torch.Tensor:
+    """The sum over labels that count (not -100) of -log softmax(logits)[label], in fp32 or
+    better.
+    """
+    logits_BSV = logits_BSV.to(torch.promote_types(logits_BSV.dtype, torch.float32))
+    return F.cross_entropy(
+        logits_BSV.flatten(0, 1), labels_BS.flatten(), ignore_index=IGNORED, reduction="sum"
+    )
+
+
+def _check_family(config: ModelConfig, feed_forward: FeedForward | None) -> None:
+    """Some published shapes are there to calculate with; say so rather than build another model."""
+    supplied = {"experts"} if feed_forward else set()
+    missing = [name for name in config.extensions if name not in supplied]
+    if missing:
+        raise ValueError(
+            f"{config.name} has {' and '.join(missing)}, which this model does not build; "
+            "take a plain Llama shape, such as 'tiny' or 'llama-3-8b'"
+        )

@@ -1,0 +1,418 @@
+"""Figures of a run, made from its events: loss, speed, where a step goes, what travels, and the
+four together.
+
+Each builder takes a list of events, a `RunState`, or anything with `.events` (a result, a job),
+and returns a `LabFigure`. A figure's title is what it found, not what it shows. `panels` gives
+the same four panels as plain arrays, in a fixed order of traces, which is what the live dashboard
+assigns at each paint.
+
+The lessons' figures (`ring_all_reduce_frames`, `rank_grid_figure`, `guess_figure`) live beside
+this file and are offered here too.
+"""
+
+import math
+from typing import NamedTuple
+
+from picolab.monitoring.guess_figure import guess_figure
+from picolab.monitoring.picture import (
+    BLUE,
+    GREY,
+    HATCH,
+    TEXT,
+    TIME,
+    LabFigure,
+    template,
+)
+from picolab.monitoring.rank_grid_figure import rank_grid_figure
+from picolab.monitoring.ring_figure import ring_all_reduce_frames
+from picolab.monitoring.run_state import RunState, decimate
+from picolab.monitoring.table import Table, bytes_text
+
+__all__ = [
+    "LabFigure",
+    "Panels",
+    "guess_figure",
+    "ledger_figure",
+    "loss_figure",
+    "panels",
+    "rank_grid_figure",
+    "ring_all_reduce_frames",
+    "split_figure",
+    "throughput_figure",
+    "training_figure",
+]
+
+HEIGHT = 300  # of one panel's figure, in pixels
+TRAINING_HEIGHT = 640
+_ROWS = 8  # reasons drawn; the rest are summed in one row
+_SMOOTH_FROM = 40  # points: fewer need no smoothed line
+
+
+class Panels(NamedTuple):
+    """What the four panels show now: eight traces' arrays, in the order of `_traces`, and the
+    titles.
+    """
+
+    traces: list[dict]
+    titles: list[str]
+
+
+def panels(source) -> Panels:
+    """The arrays and titles of the loss, speed, split and ledger panels."""
+    state = run_state(source)
+    drawn = [_loss(state), _speed(state), _split(state), _ledger(state)]
+    return Panels([t for traces, _ in drawn for t in traces], [title for _, title in drawn])
+
+
+def loss_figure(source) -> LabFigure:
+    state = run_state(source)
+    return _single(state, 0, steps_table)
+
+
+def throughput_figure(source) -> LabFigure:
+    state = run_state(source)
+    return _single(state, 1, steps_table)
+
+
+def split_figure(source) -> LabFigure:
+    """Where a step goes, for each rank: compute, communication, and waiting for others (hatched).
+    """
+    state = run_state(source)
+    return _single(state, 2, split_table)
+
+
+def ledger_figure(source) -> LabFigure:
+    """Payload bytes of one rank in one step, by reason."""
+    state = run_state(source)
+    return _single(state, 3, traffic_table)
+
+
+def training_figure(source) -> LabFigure:
+    """The four panels together, under the sentence that says where the run is."""
+    state = run_state(source)
+    return LabFigure(training_text(state), lambda: _training(state))
+
+
+def run_state(source) -> RunState:
+    """A RunState of whatever carries events."""
+    if isinstance(source, RunState):
+        return source
+    events = getattr(source, "events", source)
+    return RunState(list(events), world_size=getattr(source, "world_size", None))
+
+
+# -- the text forms -------------------------------------------------------------------------------
+
+
+def steps_table(state: RunState, rows: int = 10) -> Table:
+    """About ten steps of the run, the first and the last among them."""
+    steps = sorted({*state.losses, *state.tokens_per_s})
+    chosen = sorted({round(i * (len(steps) - 1) / max(1, rows - 1)) for i in range(rows)})
+    picked = [steps[i] for i in chosen] if steps else []
+    values = [[s, state.losses.get(s), _whole(state.tokens_per_s.get(s))] for s in picked]
+    return Table(["step", "loss", "tokens/s"], values)
+
+
+def split_table(state: RunState) -> Table:
+    rows = [
+        [f"rank {rank}", *(round(1e3 * part, 3) for part in parts)] for rank, parts in state.split().items()
+    ]
+    return Table(["", "compute ms", "communication ms", "waiting ms"], rows)
+
+
+def traffic_table(state: RunState) -> Table:
+    rows = [[r, _exact(count), _exact(size)] for r, (count, size) in state.traffic().items()]
+    return Table(["reason", "collectives", "payload bytes"], rows)
+
+
+def training_text(state: RunState) -> str:
+    titles = panels(state).titles
+    tables = [steps_table(state), None, split_table(state), traffic_table(state)]
+    parts = [state.sentence()]
+    for title, table in zip(titles, tables):
+        body = f"\n{table}" if table is not None and table.rows else ""
+        parts.append(f"{title}{body}")
+    return "\n\n".join(parts)
+
+
+# -- the four panels as arrays ---------------------------------------------------------------
+
+
+def _loss(state: RunState):
+    steps = sorted(state.losses)
+    values = [state.losses[s] for s in steps]
+    x, y = _arrays(*decimate(steps, values))
+    smooth = _ema(values) if len(values) >= _SMOOTH_FROM else []
+    sx, sy = _arrays(*decimate(steps[: len(smooth)], smooth))
+    title = "loss: no step yet"
+    if len(values) == 1:
+        title = f"loss {values[0]:.3f} after the first step"
+    elif values:
+        title = f"loss {values[0]:.3f} → {values[-1]:.3f} in {len(values)} steps"
+    return [{"x": x, "y": y}, {"x": sx, "y": sy}], title
+
+
+def _speed(state: RunState):
+    steps = sorted(state.tokens_per_s)
+    values = [state.tokens_per_s[s] for s in steps]
+    x, y = _arrays(*decimate(steps, values))
+    speed = state.speed()
+    title = "tokens/s: no step yet" if speed is None else f"{speed:,.0f} tokens/s (median)"
+    return [{"x": x, "y": y}], title
+
+
+def _split(state: RunState):
+    split = state.split()
+    names = [f"rank {rank}" for rank in split]
+    columns = zip(*split.values()) if split else ((), (), ())
+    traces = [{"x": _array([1e3 * v for v in column]), "y": names} for column in columns]
+    if not split:
+        return traces, "where a step goes: no step yet"
+    if (slowest := state.slowest()) is not None:
+        rank, waited = slowest
+        return traces, f"the others wait {waited * 1e3:.0f} ms a step for rank {rank}"
+    whole = sum(parts.seconds for parts in split.values()) or 1.0
+    shares = [100 * sum(part) / whole for part in zip(*split.values())]
+    if shares[1] + shares[2] == 0:
+        return traces, "a step is all compute"
+    return traces, "a step: {:.0f} % compute, {:.0f} % communication, {:.0f} % waiting".format(
+        *shares
+    )
+
+
+def _ledger(state: RunState):
+    rows = list(state.traffic().items())
+    if len(rows) > _ROWS:
+        rest = rows[_ROWS - 1 :]
+        summed = (sum(c for _, (c, _) in rest), sum(b for _, (_, b) in rest))
+        rows = [*rows[: _ROWS - 1], (f"{len(rest)} other reasons", summed)]
+    place = _array(list(range(len(rows))))
+    sizes = _array([size for _, (_, size) in rows])
+    labels = [f"{reason}: {bytes_text(size)}{_in(count)}" for reason, (count, size) in rows]
+    traces = [
+        {"x": sizes, "y": place},
+        {"x": _array([0.0] * len(rows)), "y": place - 0.36, "text": labels},
+    ]
+    total = sum(size for _, (_, size) in state.traffic().items())
+    over = "a step and rank" if state.has_steps else "a rank"
+    return traces, f"{bytes_text(total)} in collectives {over}" if rows else "no collectives"
+
+
+def _array(values: list):
+    import numpy
+
+    return numpy.asarray(values, dtype=float)
+
+
+def _arrays(x: list, y: list):
+    return _array(x), _array(y)
+
+
+def _ema(values: list[float], weight: float = 0.9) -> list[float]:
+    """Bias-corrected exponential moving average; NaN and infinity are passed over."""
+    smooth, total, norm = [], 0.0, 0.0
+    for value in values:
+        if math.isfinite(value):
+            total, norm = weight * total + (1 - weight) * value, weight * norm + 1 - weight
+        smooth.append(total / norm if norm else value)
+    return smooth
+
+
+def _exact(value: float) -> int | float:
+    return round(value) if math.isclose(value, round(value), rel_tol=1e-12) else value
+
+
+def _whole(value: float | None) -> int | None:
+    return None if value is None else round(value)
+
+
+def _in(count: float) -> str:
+    return f" in {_exact(count):g}" if count != 1 else ""
+
+
+# -- the drawing ----------------------------------------------------------------------------------
+
+
+def _traces() -> list[tuple[int, dict]]:
+    """(panel, trace) in the order of `Panels.traces`; without data."""
+    line = {"type": "scatter", "mode": "lines+markers", "showlegend": False, "cliponaxis": False}
+    bar = {"type": "bar", "orientation": "h"}
+    white = {"width": 0}
+    loss_hover = "step %{x}: loss %{y:.4f}<extra></extra>"
+    split_hover = "%{y}: %{x:.1f} ms %{fullData.name}<extra></extra>"
+    return [
+        (
+            0,
+            {
+                **line,
+                "line": {"color": BLUE, "width": 1.5},
+                "marker": {"size": 4},
+                "hovertemplate": loss_hover,
+            },
+        ),
+        (
+            0,
+            {
+                **line,
+                "mode": "lines",
+                "line": {"color": GREY, "width": 2.5},
+                "hoverinfo": "skip",
+            },
+        ),
+        (
+            1,
+            {
+                **line,
+                "line": {"color": BLUE, "width": 1.5},
+                "marker": {"size": 4},
+                "hovertemplate": "step %{x}: %{y:,.0f} tokens/s<extra></extra>",
+            },
+        ),
+        *(
+            (
+                2,
+                {
+                    **bar,
+                    "name": name,
+                    "hovertemplate": split_hover,
+                    "marker": {"color": TIME[name], "line": white, "pattern": _pattern(name)},
+                },
+            )
+            for name in ("compute", "communication", "waiting")
+        ),
+        (
+            3,
+            {
+                **bar,
+                "width": 0.3,
+                "showlegend": False,
+                "marker": {"color": TIME["communication"], "line": white},
+                "hovertemplate": "%{x:,.0f} bytes<extra></extra>",
+            },
+        ),
+        (
+            3,
+            {
+                "type": "scatter",
+                "mode": "text",
+                "textposition": "middle right",
+                "textfont": {"size": 12, "color": TEXT},
+                "cliponaxis": False,
+                "hoverinfo": "skip",
+                "showlegend": False,
+            },
+        ),
+    ]
+
+
+def _pattern(name: str) -> dict:
+    if name != "waiting":
+        return {"shape": ""}
+    return {"shape": HATCH, "fillmode": "overlay", "fgcolor": "#ffffff", "size": 7, "solidity": 0.3}
+
+
+def _axes(panel: int, rows: int) -> tuple[dict, dict]:
+    """The x and y axis of a panel; `rows` is how many reasons the ledger shows."""
+    step = {"title": {"text": "step"}, "rangemode": "tozero", "tickformat": ",d", "nticks": 8}
+    return [
+        (step, {"title": {"text": "loss (nats per token)"}, "nticks": 6}),
+        (step, {"title": {"text": "tokens/s"}, "rangemode": "tozero", "nticks": 6}),
+        (
+            {"title": {"text": "ms per step"}, "rangemode": "tozero"},
+            {"autorange": "reversed", "type": "category", "showgrid": False},
+        ),
+        (
+            {
+                "title": {"text": "payload bytes"},
+                "rangemode": "tozero",
+                "ticksuffix": "B",
+                "nticks": 5,
+            },
+            {
+                "range": [max(rows, 3) - 0.6, -0.8],
+                "showticklabels": False,
+                "showgrid": False,
+                "zeroline": False,
+            },
+        ),
+    ][panel]
+
+
+def _single(state: RunState, panel: int, table) -> LabFigure:
+    drawn = panels(state)
+    title = drawn.titles[panel]
+
+    def build():
+        import plotly.graph_objects as go
+
+        chosen = [
+            {**trace, **data}
+            for (where, trace), data in zip(_traces(), drawn.traces)
+            if where == panel
+        ]
+        x, y = _axes(panel, len(drawn.traces[-1]["y"]))
+        figure = go.Figure(data=chosen, layout={"template": template(), "title": {"text": title}})
+        height = HEIGHT + (max(0, len(state.ranks) - 6) * 24 if panel == 2 else 0)
+        figure.update_layout(height=height, xaxis=x, yaxis=y, barmode="stack")
+        if panel == 2:
+            figure.update_layout(legend={"y": -0.22, "traceorder": "normal"}, margin={"b": 80})
+        return figure
+
+    return LabFigure(f"{title}\n{table(state)}", build)
+
+
+_DOMAINS = (
+    ([0.0, 0.44], [0.63, 1.0]),
+    ([0.56, 1.0], [0.63, 1.0]),
+    ([0.0, 0.44], [0.07, 0.44]),
+    ([0.56, 1.0], [0.07, 0.44]),
+)
+
+
+def training_layout(drawn: Panels, heading: str = "") -> dict:
+    """The layout of the four panels; titles are its annotations, in order."""
+    layout: dict = {
+        "template": template(),
+        "height": TRAINING_HEIGHT,
+        "barmode": "stack",
+        "legend": {"x": 0.0, "y": -0.045, "yanchor": "top", "xanchor": "left", "traceorder": "normal"},
+        "margin": {"t": 84 if heading else 40, "b": 44, "l": 70},
+        "title": {"text": heading, "y": 0.975, "yanchor": "top"},
+        "annotations": [
+            {
+                "text": title,
+                "x": x[0],
+                "y": y[1] + 0.015,
+                "xref": "paper",
+                "yref": "paper",
+                "xanchor": "left",
+                "yanchor": "bottom",
+                "showarrow": False,
+                "font": {"size": 14},
+            }
+            for title, (x, y) in zip(drawn.titles, _DOMAINS)
+        ],
+    }
+    rows = len(drawn.traces[-1]["y"])
+    for panel, (x_domain, y_domain) in enumerate(_DOMAINS):
+        number = "" if panel == 0 else str(panel + 1)
+        x, y = _axes(panel, rows)
+        layout[f"xaxis{number}"] = {**x, "domain": x_domain, "anchor": f"y{number}"}
+        layout[f"yaxis{number}"] = {**y, "domain": y_domain, "anchor": f"x{number}"}
+    return layout
+
+
+def training_traces(drawn: Panels) -> list[dict]:
+    """The eight traces with their data, each on its panel's axes."""
+    traces = []
+    for (panel, trace), data in zip(_traces(), drawn.traces):
+        number = "" if panel == 0 else str(panel + 1)
+        traces.append({**trace, **data, "xaxis": f"x{number}", "yaxis": f"y{number}"})
+    return traces
+
+
+def _training(state: RunState):
+    import plotly.graph_objects as go
+
+    drawn = panels(state)
+    return go.Figure(data=training_traces(drawn), layout=training_layout(drawn, state.sentence()))

@@ -1,0 +1,162 @@
+"""What every figure of the project shares: its colours, its template, and its text form.
+
+A `LabFigure` is a plotly figure and a text at once. JupyterLab draws the figure; a terminal,
+GitHub, a screen reader and nbval read the text. plotly is imported when something is drawn, not
+before, so the text works without it.
+
+Colours have fixed meanings, and each reads on JupyterLab's light page (white) and on its dark one
+(#111): no figure has a background of its own, so the page shows through, and one picture serves
+both themes. For the eye a mark needs a contrast of 3 to its ground and text about 4.5 (WCAG 2.1,
+1.4.11 and 1.4.3); no grey can have more than 4.34 to both pages at once, and that grey is the one
+for text. Hues are those of Okabe and Ito (2008), chosen so that red-green blind readers tell them
+apart; the ones too pale for a white page are darkened. Red means "now wrong" and nothing else.
+"""
+
+import importlib.util
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+TEXT = "#787c82"
+GRID = "rgba(128,132,140,0.28)"
+RED = "#d6424b"
+PAGES = {"light": "#ffffff", "dark": "#111111"}
+
+BLUE, VERMILION, GREEN, PURPLE, OCHRE, GREY = (
+    "#1c82c9",
+    "#d55e00",
+    "#009e73",
+    "#c46a9f",
+    "#b0812a",
+    "#7f858d",
+)
+TIME = {
+    "forward": BLUE,
+    "compute": BLUE,  # forward and backward together, where they are not told apart
+    "backward-input": VERMILION,
+    "backward-weight": OCHRE,
+    "communication": GREEN,
+    "waiting": GREY,  # always hatched as well
+}
+MEMORY = {
+    "parameters": BLUE,
+    "gradients": VERMILION,
+    "optimizer": GREEN,
+    "activations": PURPLE,
+    "buffers": GREY,
+}
+ANSWER = {"guess": PURPLE, "formula": OCHRE, "measured": BLUE}
+GROUPS = (BLUE, VERMILION, GREEN, PURPLE, OCHRE)  # for things that are only told apart
+
+HATCH = "/"
+_MIME = "application/vnd.plotly.v1+json"
+_CONFIG = {"displaylogo": False, "responsive": True}
+
+
+def template() -> dict:
+    """The layout every figure starts from."""
+    axis = {
+        "gridcolor": GRID,
+        "zerolinecolor": GRID,
+        "linecolor": GRID,
+        "tickcolor": GRID,
+        "automargin": True,
+        "title": {"standoff": 6, "font": {"size": 12}},
+        "tickfont": {"size": 12},
+    }
+    return {
+        "layout": {
+            "paper_bgcolor": "rgba(0,0,0,0)",
+            "plot_bgcolor": "rgba(0,0,0,0)",
+            "font": {"color": TEXT, "size": 13, "family": "system-ui, sans-serif"},
+            "title": {"font": {"size": 15}, "x": 0, "xref": "container", "xanchor": "left"},
+            "colorway": list(GROUPS),
+            "xaxis": axis,
+            "yaxis": axis,
+            "legend": {"orientation": "h", "font": {"size": 12}, "bgcolor": "rgba(0,0,0,0)"},
+            "margin": {"l": 60, "r": 20, "t": 56, "b": 48},
+            "hoverlabel": {"font": {"size": 12}},
+            "annotationdefaults": {"font": {"color": TEXT, "size": 13}},
+            "bargap": 0.25,
+            "uirevision": "keep",  # a reader's zoom survives an update
+        }
+    }
+
+
+class LabFigure:
+    """A picture with a text form.
+
+    `build` makes the plotly figure when it is first needed; `text` is what the figure says, as a
+    table.
+    """
+
+    def __init__(self, text: str, build: Callable[[], object]):
+        self.text, self._build, self._figure = text, build, None
+
+    @property
+    def figure(self):
+        """The `plotly.graph_objects.Figure`, to change or to combine."""
+        if self._figure is None:
+            if importlib.util.find_spec("plotly") is None:
+                raise ImportError(
+                    "drawing needs plotly: pip install 'picolab[lab]'. The text form works without"
+                )
+            self._figure = self._build()
+        return self._figure
+
+    def __repr__(self) -> str:
+        return self.text
+
+    def _repr_mimebundle_(self, include=None, exclude=None) -> dict:
+        bundle = {"text/plain": self.text}
+        if importlib.util.find_spec("plotly") is not None:
+            bundle[_MIME] = {**json.loads(self.figure.to_json()), "config": _CONFIG}
+        return bundle
+
+    def to_html(self, *, include_plotlyjs: bool | str = True) -> str:
+        """A page of its own. True puts plotly.js into it (5 MB, works offline), "cdn" only a
+        link.
+        """
+        page = self.figure.to_html(include_plotlyjs=include_plotlyjs, config=_CONFIG)
+        style = (
+            "<style>:root{color-scheme:light dark}body{background:#fff}"
+            "@media(prefers-color-scheme:dark){body{background:#111}}</style>"
+        )
+        return page.replace("<head>", f"<head>{style}", 1)
+
+    def save(self, path: str | Path) -> Path:
+        """Write it as .html (the picture), .json (plotly's own format) or .txt (the text form)."""
+        path = Path(path).expanduser()
+        writers = {
+            ".html": self.to_html,
+            ".json": lambda: self.figure.to_json(),
+            ".txt": lambda: self.text + "\n",
+        }
+        if path.suffix not in writers:
+            raise ValueError(f"cannot save a figure as {path.name}: end it in .html, .json or .txt")
+        write_beside(path, writers[path.suffix]())
+        return path
+
+
+def write_beside(path: Path, text: str) -> None:
+    """Write a text file so that nobody ever sees half of it: beside, then renamed."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        beside.write_text(text, encoding="utf-8")
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance of "#rrggbb" (WCAG 2.1)."""
+    channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    r, g, b = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels)
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b
+
+
+def contrast(one: str, other: str) -> float:
+    """WCAG contrast ratio of two colours, 1 to 21."""
+    bright, dark = sorted((luminance(one), luminance(other)), reverse=True)
+    return (bright + 0.05) / (dark + 0.05)

@@ -1,0 +1,193 @@
+"""What a run has said so far: events in, and out the few series and tables that figures and
+sentences need.
+
+`RunState` is fed one event at a time and is cheap to feed: a live view feeds it from a queue, a
+finished run from a list, and both draw the same figure. It keeps every step's loss and speed, but
+ledger entries of the last `WINDOW` steps only, so that a long run does not grow without bound.
+
+A step counts for the split and the ledger once every rank has reported it, so that no half-told
+step is drawn.
+"""
+
+import math
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable
+
+from picolab.monitoring.events import Event
+from picolab.monitoring.ledger import Entry, Totals
+from picolab.monitoring.step_split import StepSplit, mean_split, step_split
+from picolab.monitoring.table import bytes_text
+
+WINDOW = 50
+ENDED = ("done", "failed", "stopped")
+_NOTICEABLE = 0.05  # of a step: less waiting than this names no slowest rank
+
+
+class RunState:
+    def __init__(self, events: Iterable[Event] = (), world_size: int | None = None):
+        self.world_size = world_size
+        self.state = "waiting"  # waiting, running, done, failed, stopped
+        self.status = ""  # what the run says about itself, such as "waiting for job 2"
+        self.layout = ""
+        self.steps: int | None = None  # how many there will be
+        self.losses: dict[int, float] = {}  # step -> value
+        self.tokens_per_s: dict[int, float] = {}
+        self.ranks: set[int] = set()
+        self._seconds: dict[int, dict[int, float]] = defaultdict(dict)  # step -> rank -> seconds
+        self._entries: dict[int, list[Entry]] = defaultdict(list)  # step -> entries of all ranks
+        self._loose: dict[str, Totals] = defaultdict(Totals)  # outside steps, by reason
+        self.heard = 0
+        for event in events:
+            self.add(event)
+
+    def add(self, event: Event) -> None:
+        self.heard += 1
+        data = event.data
+        if event.kind == "state":
+            self.state = data.get("state", self.state)
+            return
+        if event.kind == "status":
+            self.status = str(next(iter(data.values()), ""))
+            return
+        if self.state == "waiting":
+            self.state = "running"
+        self.ranks.add(event.rank)
+        if event.kind == "step":
+            self._add_step(event.rank, data)
+        elif event.kind == "values":
+            self._add_values(data)
+        elif event.kind == "ledger":
+            self._add_entries(data.get("entries", ()))
+
+    def _add_step(self, rank: int, data: dict) -> None:
+        step = data["step"]
+        self.steps = data.get("steps", self.steps)
+        self.layout = data.get("layout", self.layout)
+        seconds = data.get("seconds")
+        # The first rank to say it is enough: the loss and the tokens are of the whole step.
+        if data.get("loss") is not None:
+            self.losses.setdefault(step, float(data["loss"]))
+        if seconds and data.get("tokens") is not None:
+            self.tokens_per_s.setdefault(step, data["tokens"] / seconds)
+        if seconds is not None:
+            self._seconds[step][rank] = seconds
+            while len(self._seconds) > WINDOW + 1:
+                oldest = min(self._seconds)
+                self._seconds.pop(oldest)
+                self._entries.pop(oldest, None)
+
+    def _add_values(self, data: dict) -> None:
+        for series, name in ((self.losses, "loss"), (self.tokens_per_s, "tokens_per_s")):
+            if isinstance(data.get(name), int | float):
+                series.setdefault(data.get("step", len(series)), float(data[name]))
+
+    def _add_entries(self, entries) -> None:
+        for entry in entries:
+            entry = Entry(*entry)
+            if entry.step is None:
+                self._loose[entry.reason] = self._loose[entry.reason].add(entry)
+            elif not self._seconds or entry.step >= min(self._seconds):
+                self._entries[entry.step].append(entry)
+
+    def complete_steps(self) -> list[int]:
+        """The steps of the window that every rank has told everything about, oldest first."""
+        world = self.world_size or len(self.ranks)
+        whole = [step for step, seconds in self._seconds.items() if len(seconds) >= world]
+        if self.state not in ENDED:
+            # A rank may report a step before the collectives of it, so the newest one has to wait
+            # for them.
+            speakers = {entry.rank for entries in self._entries.values() for entry in entries}
+            whole = [
+                step
+                for step in whole
+                if speakers <= {entry.rank for entry in self._entries[step]} or not speakers
+            ]
+        return sorted(whole)[-WINDOW:]
+
+    def split(self) -> dict[int, StepSplit]:
+        """The mean step of each rank over the window; without the first step, which is all warm-
+        up, if there are more.
+        """
+        steps = self.complete_steps()
+        if len(steps) > 1 and steps[0] == 0:
+            steps = steps[1:]
+        return mean_split(step_split(self._entries[step], self._seconds[step]) for step in steps)
+
+    def traffic(self) -> dict[str, tuple[float, float]]:
+        """reason -> (collectives, payload bytes) of one rank in one step, largest first: means
+        over ranks and window.
+
+        Of a run without steps, one rank's totals.
+        """
+        steps, ranks = self.complete_steps(), self.world_size or len(self.ranks) or 1
+        totals: dict[str, Totals] = defaultdict(Totals)
+        for step in steps:
+            for entry in self._entries[step]:
+                totals[entry.reason] = totals[entry.reason].add(entry)
+        share = ranks * len(steps)
+        if not steps and not self._seconds:
+            totals, share = self._loose, ranks
+        rows = {r: (t.count / share, t.payload_bytes / share) for r, t in totals.items()}
+        return dict(sorted(rows.items(), key=lambda row: -row[1][1]))
+
+    @property
+    def has_steps(self) -> bool:
+        return bool(self._seconds)
+
+    def speed(self) -> float | None:
+        """Median tokens per second, without the first step if there are more."""
+        values = [value for step, value in self.tokens_per_s.items() if step > 0]
+        values = values or list(self.tokens_per_s.values())
+        return statistics.median(values) if values else None
+
+    def slowest(self) -> tuple[int, float] | None:
+        """The rank that the others wait for and how long they do in a step, if it is noticeable."""
+        split = self.split()
+        if len(split) < 2:
+            return None
+        rank = max(split, key=lambda r: split[r].compute_s)
+        others = [parts.waiting_s for r, parts in split.items() if r != rank]
+        waited = sum(others) / len(others)
+        excess = waited - split[rank].waiting_s
+        mean = sum(parts.seconds for parts in split.values()) / len(split)
+        return (rank, waited) if excess > _NOTICEABLE * mean else None
+
+    def sentence(self) -> str:
+        """One plain sentence: where the run is."""
+        if not self.heard or (self.state == "waiting" and not self.ranks):
+            return self.status or "waiting for the first event"
+        if not self.losses and not self._seconds:
+            start = {"done": "done", "failed": "failed", "stopped": "stopped"}.get(
+                self.state, self.status or "running; no step yet"
+            )
+            moved = sum(payload for _, payload in self.traffic().values())
+            return f"{start}; {bytes_text(moved)} in collectives per rank" if moved else start
+        last = max([*self.losses, *self._seconds])
+        of = f" of {self.steps}" if self.steps else ""
+        parts = [f"{last + 1}{of} {'step' if last + (self.steps or 1) == 1 else 'steps'}"]
+        if self.losses:
+            parts.append(f"loss {self.losses[max(self.losses)]:.3f}")
+        if (speed := self.speed()) is not None:
+            parts.append(f"{speed:,.0f} tokens/s")
+        if (slowest := self.slowest()) is not None:
+            rank, waited = slowest
+            parts.append(f"slowest is rank {rank}: the others wait {waited * 1e3:.0f} ms for it")
+        elif len(self.ranks) > 1 and self.complete_steps():
+            parts.append("no rank is much slower than the others")
+        end = "" if self.state not in ENDED else f"{self.state} at "
+        return f"{end}{', '.join(parts)}"
+
+
+def decimate(x: list, y: list, limit: int = 600) -> tuple[list, list]:
+    """At most `limit` points that keep every spike: the smallest and the largest of each bin."""
+    if len(x) <= limit:
+        return list(x), list(y)
+    bins = limit // 2
+    keep: set[int] = set()
+    for b in range(bins):
+        here = range(b * len(x) // bins, (b + 1) * len(x) // bins)
+        finite = [i for i in here if math.isfinite(y[i])] or list(here)
+        keep |= {min(finite, key=y.__getitem__), max(finite, key=y.__getitem__)}
+    kept = sorted(keep)
+    return [x[i] for i in kept], [y[i] for i in kept]

@@ -1,0 +1,68 @@
+"""A table that reads the same in a terminal, in a notebook and in a test.
+
+`print(table)` gives aligned text, JupyterLab shows HTML in its own style (so it follows the light and the dark theme), and `rows` holds
+the values, not their text.
+"""
+
+import html
+from collections.abc import Sequence
+
+
+class Table:
+    def __init__(self, columns: Sequence[str], rows: Sequence[Sequence], title: str = ""):
+        self.columns, self.rows, self.title = list(columns), [list(row) for row in rows], title
+
+    def __repr__(self) -> str:
+        cells = [self.columns, *([show(value) for value in row] for row in self.rows)]
+        widths = [max(len(row[i]) for row in cells) for i in range(len(self.columns))]
+        left = [i == 0 or not self._numeric(i) for i in range(len(self.columns))]
+        lines = [
+            "  ".join(
+                text.ljust(width) if is_left else text.rjust(width)
+                for text, width, is_left in zip(row, widths, left)
+            ).rstrip()
+            for row in cells
+        ]
+        rule = "  ".join("-" * width for width in widths)
+        head = [self.title] if self.title else []
+        return "\n".join([*head, lines[0], rule, *lines[1:]])
+
+    def _repr_html_(self) -> str:
+        def cell(tag, i, text):
+            align = "right" if self._numeric(i) else "left"
+            return f'<{tag} style="text-align:{align}">{html.escape(text)}</{tag}>'
+
+        head = "".join(cell("th", i, name) for i, name in enumerate(self.columns))
+        body = "".join(
+            "<tr>" + "".join(cell("td", i, show(value)) for i, value in enumerate(row)) + "</tr>"
+            for row in self.rows
+        )
+        caption = (
+            f'<caption style="text-align:left;caption-side:top">{html.escape(self.title)}</caption>'
+        )
+        return f"<table>{caption if self.title else ''}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+    def _numeric(self, i: int) -> bool:
+        values = [row[i] for row in self.rows if row[i] is not None]
+        return bool(values) and all(isinstance(value, int | float) for value in values)
+
+
+def show(value) -> str:
+    """A cell's text: integers with thousands separators, floats with four significant digits."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.4g}"
+    return str(value)
+
+
+def bytes_text(count: float) -> str:
+    """Bytes in words, in powers of 1000: 3_200_000 -> '3.2 MB'."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if abs(count) >= size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count:.0f} B"

@@ -1,0 +1,268 @@
+"""A layout: how many ranks each axis of the mesh has, and which rank stands where.
+
+All of it is one line: the ranks are arange(world).reshape(pp, dp, cp, tp), so that neighbours in
+tp, which talk most, have neighbouring numbers (and share a node), and pipeline stages, which talk
+least, are farthest apart (arXiv 2104.04473, section 3). world = dp * tp * pp * cp.
+
+ep never multiplies the world: experts are spread over ranks that hold different tokens, so ep
+divides dp * cp. `dp4ep2` is four ranks, each expert on two of them.
+
+A layout is written as its axes, in any order, ones left out: `dp2tp2pp2`, `dp4ep2`, `tp2sp`
+(sequence parallel), `dp4zero1`, `pp4:gpipe`. One rank is `dp1`.
+"""
+
+import dataclasses
+import math
+import operator
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from picolab.specs.model_config import ModelConfig
+
+AXES = ("dp", "tp", "pp", "cp", "ep")
+SCHEDULES = ("1f1b", "gpipe")
+MAX_WORLD = (
+    2**20
+)  # far above any run that was ever made; a typing error, or a loop gone wrong, lies beyond
+
+
+@dataclass(frozen=True, repr=False)
+class Layout:
+    """How many ranks each axis has. Raises ValueError, and says what would work, for nonsense."""
+
+    dp: int = 1
+    """Data parallel: replicas that see different samples."""
+    tp: int = 1
+    """Tensor parallel: ranks that share every matrix."""
+    pp: int = 1
+    """Pipeline parallel: stages that hold different layers."""
+    cp: int = 1
+    """Context parallel: ranks that share one sequence."""
+    ep: int = 1
+    """Expert parallel: a regrouping of dp * cp over which the experts are spread."""
+    sp: bool = False
+    """Sequence parallel: between tp's matrices, activations are split along the sequence."""
+    zero: int = 0
+    """ZeRO stage: 1 shards the optimizer over dp, 2 gradients too, 3 parameters too."""
+    schedule: str = "1f1b"
+    """In which order a pipeline stage runs its micro-batches."""
+
+    def __post_init__(self):
+        for axis in AXES:
+            object.__setattr__(self, axis, _axis_size(axis, getattr(self, axis)))
+        if not isinstance(self.sp, bool):
+            raise ValueError(f"sp is {self.sp!r}; it is True or False")
+        if self.zero not in (0, 1, 2, 3) or isinstance(self.zero, bool):
+            raise ValueError(f"zero is {self.zero!r}; ZeRO stages are 0 (off), 1, 2 and 3")
+        if self.schedule not in SCHEDULES:
+            raise ValueError(
+                f"schedule {self.schedule!r} is not known; schedules are {', '.join(SCHEDULES)}"
+            )
+        check_world_size(self.world)
+        if self.dp * self.cp % self.ep:
+            works = dataclasses.replace(self, ep=math.gcd(self.ep, self.dp * self.cp))
+            raise ValueError(
+                f"ep={self.ep} does not divide dp*cp = {self.dp * self.cp}: ep regroups ranks that "
+                f"hold different tokens, it adds none; the nearest layout that works is {works}"
+            )
+
+    @classmethod
+    def parse(cls, text: "str | Layout") -> "Layout":
+        """`"dp2tp2"` -> Layout(dp=2, tp=2). A Layout is returned as it is."""
+        if isinstance(text, Layout):
+            return text
+        if not isinstance(text, str) or not text.strip():
+            raise ValueError(
+                f"{text!r} is not a layout: write its axes as in 'dp2tp2', or 'dp1' for one rank"
+            )
+        axes, colon, schedule = text.strip().lower().partition(":")
+        fields: dict[str, int | bool | str] = {"schedule": schedule} if colon else {}
+        end = 0
+        for word in re.finditer(r"([a-z]+)(\d*)", axes):
+            name, digits = word.groups()
+            if word.start() != end:
+                break
+            end = word.end()
+            if name not in (*AXES, "sp", "zero"):
+                raise ValueError(f"{text}: {name!r} is not an axis; axes are {', '.join(AXES)}")
+            if name in fields:
+                raise ValueError(f"{text}: {name} is given twice; give each axis once")
+            if name == "sp" and digits:
+                raise ValueError(f"{text}: sp takes no number; it splits over the ranks of tp")
+            if name != "sp" and not digits:
+                raise ValueError(f"{text}: {name} needs a number, as in {name}2")
+            fields[name] = True if name == "sp" else int(digits)
+        if end != len(axes):
+            raise ValueError(
+                f"{text}: {axes[end:]!r} cannot be read; give each axis a number, as in dp2tp2"
+            )
+        return cls(**fields)
+
+    @property
+    def world(self) -> int:
+        """Number of ranks."""
+        return self.dp * self.tp * self.pp * self.cp
+
+    @property
+    def axes(self) -> dict[str, int]:
+        """The mesh's axes and their sizes, outermost first."""
+        return {"pp": self.pp, "dp": self.dp, "cp": self.cp, "tp": self.tp}
+
+    def grid(self) -> list:
+        """arange(world).reshape(pp, dp, cp, tp), nested lists: grid()[pp][dp][cp][tp] is a rank."""
+        grid: list = list(range(self.world))
+        for size in (self.tp, self.cp, self.dp):
+            grid = [grid[start : start + size] for start in range(0, len(grid), size)]
+        return grid
+
+    def coordinates(self, rank: int) -> dict[str, int]:
+        """Where a rank stands, as an index on each axis: the inverse of grid()."""
+        rank = operator.index(rank)
+        if not 0 <= rank < self.world:
+            raise ValueError(f"rank {rank} is not in {self}; its ranks are 0 to {self.world - 1}")
+        found = {}
+        for axis, size in reversed(self.axes.items()):
+            rank, found[axis] = divmod(rank, size)
+        return {axis: found[axis] for axis in self.axes}
+
+    def check(self, config: ModelConfig) -> None:
+        """Raise ValueError if this layout cannot split this model, with the nearest one that can.
+
+        "Nearest" keeps the number of ranks and moves as little as possible: the smallest sum, over
+        the axes, of |log(new size / old size)|; of two equally near ones the one with more dp.
+        """
+        reasons = list(self._objections(config))
+        if not reasons:
+            return
+        works = self._nearest(self.world, lambda layout: not any(layout._objections(config)))
+        raise ValueError(
+            f"{self} cannot split {config.name}: {'; '.join(reasons)}; "
+            f"the nearest layout of {_ranks(self.world)} that works is {works}"
+        )
+
+    def check_world(self, world_size: int) -> None:
+        """Raise ValueError unless there are exactly this many ranks, with the nearest that fits."""
+        check_world_size(world_size)
+        if world_size != self.world:
+            sizes = [
+                f"{axis} {getattr(self, axis)}" for axis in AXES[:4] if getattr(self, axis) > 1
+            ]
+            product = f" ({' x '.join(sizes)})" if len(sizes) > 1 else ""
+            works = self._nearest(world_size, lambda layout: True)
+            raise ValueError(
+                f"{self} is {_ranks(self.world)}{product}, not {world_size}; "
+                f"the nearest layout of {_ranks(world_size)} is {works}"
+            )
+
+    def _objections(self, config: ModelConfig) -> Iterator[str]:
+        sizes = {name: getattr(config, name) for name in ("heads", "kv_heads", "ffn", "vocab")}
+        if config.experts:
+            sizes["expert_ffn"] = config.expert_ffn
+        uneven = [f"{name} ({size})" for name, size in sizes.items() if size % self.tp]
+        if uneven:
+            yield f"tp={self.tp} does not divide {_listed(uneven)}"
+        if self.pp > config.layers:
+            yield f"pp={self.pp} is more stages than the model has layers ({config.layers})"
+        if self.ep > 1 and config.experts % self.ep:
+            yield f"ep={self.ep} does not divide experts ({config.experts})"
+        if self.ep > 1 and not config.experts:
+            yield f"ep={self.ep} has nothing to spread, the model has no experts"
+
+    def _nearest(self, world: int, works) -> "Layout":
+        def distance(sizes: tuple[int, ...]) -> tuple:
+            old = (self.dp, self.tp, self.pp, self.cp)
+            moved = sum(abs(math.log2(new / was)) for new, was in zip(sizes, old))
+            return round(moved, 9), *(-size for size in sizes)
+
+        for dp, tp, pp, cp in sorted(_factorisations(world, 4), key=distance):
+            for ep in sorted(_divisors(dp * cp), key=lambda ep: (abs(math.log2(ep / self.ep)), ep)):
+                layout = dataclasses.replace(
+                    self, dp=dp, tp=tp, pp=pp, cp=cp, ep=ep, sp=self.sp and tp > 1
+                )
+                if works(layout):
+                    return layout
+        raise AssertionError(
+            "data parallelism alone splits no matrix and no stack, so it always works"
+        )
+
+    def __str__(self) -> str:
+        text = "".join(f"{axis}{getattr(self, axis)}" for axis in AXES if getattr(self, axis) > 1)
+        text = text or "dp1"
+        text += "sp" if self.sp else ""
+        text += f"zero{self.zero}" if self.zero else ""
+        return text + (f":{self.schedule}" if self.schedule != "1f1b" else "")
+
+    def __repr__(self) -> str:
+        """The layout and its rank grid: rows for places on the outer axes, columns for tp.
+
+        Large grids are shortened in the middle.
+        """
+        outer = [axis for axis in ("pp", "dp", "cp") if self.axes[axis] > 1] or ["dp"]
+        columns = _shortened(range(self.tp), 16)
+        cells = [[*outer, *("..." if i is None else f"tp{i}" for i in columns)]]
+        for row in _shortened(range(self.world // self.tp), 32):
+            if row is None:
+                cells.append(["..."] * len(cells[0]))
+                continue
+            place = self.coordinates(row * self.tp)
+            ranks = ["..." if i is None else str(row * self.tp + i) for i in columns]
+            cells.append([*(str(place[axis]) for axis in outer), *ranks])
+        width = max(len(cell) for row in cells for cell in row)
+        lines = [
+            "  ".join(cell.rjust(2 if i < len(outer) else width) for i, cell in enumerate(row))
+            for row in cells
+        ]
+        return "\n".join([f"Layout {self}: {_ranks(self.world)}", *(f"  {line}" for line in lines)])
+
+
+def check_world_size(world_size: int) -> None:
+    """Raise ValueError for a number of ranks that makes no sense."""
+    if not isinstance(world_size, int) or isinstance(world_size, bool):
+        raise ValueError(f"world_size is {world_size!r}; it must be an integer, one or more")
+    if world_size < 1:
+        raise ValueError(f"world_size is {world_size}; a run needs at least one rank")
+    if world_size > MAX_WORLD:
+        raise ValueError(
+            f"world_size is {world_size:,}, beyond sense; the limit is {MAX_WORLD:,} ranks"
+        )
+
+
+def _axis_size(axis: str, value) -> int:
+    try:
+        size = operator.index(value)
+    except TypeError:
+        size = None
+    if size is None or isinstance(value, bool) or size < 1:
+        raise ValueError(f"{axis} is {value!r}; an axis has an integer size of 1 or more")
+    return size
+
+
+def _divisors(n: int) -> list[int]:
+    small = [d for d in range(1, math.isqrt(n) + 1) if n % d == 0]
+    return sorted({*small, *(n // d for d in small)})
+
+
+def _factorisations(n: int, parts: int) -> Iterator[tuple[int, ...]]:
+    """Every ordered way to write n as a product of so many factors."""
+    if parts == 1:
+        yield (n,)
+        return
+    for first in _divisors(n):
+        for rest in _factorisations(n // first, parts - 1):
+            yield first, *rest
+
+
+def _shortened(items: range, most: int) -> list[int | None]:
+    """The items, with None in place of the middle ones if there are more than `most`."""
+    if len(items) <= most:
+        return list(items)
+    return [*items[: most // 2], None, *items[-2:]]
+
+
+def _listed(words: list[str]) -> str:
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
+
+
+def _ranks(n: int) -> str:
+    return "1 rank" if n == 1 else f"{n:,} ranks"

@@ -1,0 +1,175 @@
+"""What surrounds the package agrees with it: environment.yml, constraints.txt, the wheel, the doctor,
+the import contract.
+
+Catches a dependency added to pyproject.toml alone, a pin outside its range, a wheel without the
+chapters, and an import that goes up the house.
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from picolab.launch.doctor import PYTHON, TORCH
+
+ROOT = Path(__file__).resolve().parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+# pyproject.toml's name -> conda-forge's. Python and pip are conda's own affair.
+CONDA_NAMES = {"torch": "pytorch"}
+
+
+def pyproject_requirements() -> dict[str, Requirement]:
+    extras = PROJECT["optional-dependencies"]
+    lines = [*PROJECT["dependencies"], *extras["torch"], *extras["lab"], *extras["test"]]
+    return {canonicalize_name(Requirement(line).name): Requirement(line) for line in lines}
+
+
+def conda_ranges(text: str) -> dict[str, str]:
+    """name -> range, of conda's list and of its pip part."""
+    listed = yaml.safe_load(text)["dependencies"]
+    [by_pip] = [entry["pip"] for entry in listed if isinstance(entry, dict)]
+    ranges = {}
+    for line in [entry for entry in listed if isinstance(entry, str)] + by_pip:
+        if not line.startswith("-") and line != "pip":
+            name, bounds = re.fullmatch(r"([A-Za-z0-9_.-]+)(.*)", line).groups()
+            ranges[name] = bounds
+    return ranges
+
+
+def differences(text: str) -> set[str]:
+    """What environment.yml and pyproject.toml say differently."""
+    conda = conda_ranges(text)
+    wanted = {"python": PROJECT["requires-python"]}
+    for name, requirement in pyproject_requirements().items():
+        wanted[CONDA_NAMES.get(name, name)] = str(requirement.specifier)
+    return {
+        name
+        for name in wanted.keys() | conda.keys()
+        if set(wanted.get(name, "missing").split(",")) != set(conda.get(name, "missing").split(","))
+    }
+
+
+def test_environment_yml_is_pyproject():
+    text = (ROOT / "environment.yml").read_text()
+    assert differences(text) == set()
+    assert "--editable ." in text
+
+
+@pytest.mark.parametrize(
+    "wrong, name",
+    [(("plotly>=6.1,<8", "plotly>=6.1"), "plotly"), (("  - nbval>=0.11\n", ""), "nbval")],
+)
+def test_a_changed_environment_yml_is_noticed(wrong, name):
+    text = (ROOT / "environment.yml").read_text()
+    assert wrong[0] in text
+    assert differences(text.replace(*wrong)) == {name}
+
+
+def test_constraints_pin_every_direct_dependency_within_its_range():
+    pins = {}
+    for line in (ROOT / "constraints.txt").read_text().splitlines():
+        if line and not line.startswith("#"):
+            name, version = line.split("==")
+            assert "+" not in version, f"{line}: a local tag keeps other builds out"
+            pins[canonicalize_name(name)] = version
+    for name, requirement in pyproject_requirements().items():
+        assert name in pins, f"{name} is not in constraints.txt"
+        assert pins[name] in requirement.specifier, f"{name}=={pins[name]} is not in {requirement}"
+
+
+def test_the_doctor_checks_for_what_pyproject_asks():
+    assert PROJECT["requires-python"] == ">={}.{}".format(*PYTHON)
+    low, high = ("{}.{}".format(*bound) for bound in TORCH)
+    assert pyproject_requirements()["torch"].specifier == Requirement(f"x>={low},<{high}").specifier
+
+
+def test_the_wheel_carries_the_chapters(tmp_path):
+    """Built in a copy, so that no build output lands in the checkout; needs no network."""
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tmp_path)
+    ignore = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints")
+    for name in ("picolab", "notebooks"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=ignore)
+    subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "-t", "wheel"],
+        cwd=tmp_path,
+        check=True,
+        capture_output=True,
+    )
+    [wheel] = (tmp_path / "dist").glob("*.whl")
+    inside = set(zipfile.ZipFile(wheel).namelist())
+    chapters = {f"picolab/_notebooks/{path.name}" for path in (ROOT / "notebooks").glob("*.ipynb")}
+    assert chapters and chapters <= inside
+    assert {"picolab/cli.py", "picolab/lab/workcopy.py"} <= inside
+    assert not [name for name in inside if name.startswith(("tests/", "work/"))]
+
+
+def test_workflows_and_devcontainer_use_the_same_scripts():
+    for name in ("ci.yml", "weekly.yml"):
+        jobs = yaml.safe_load((ROOT / ".github/workflows" / name).read_text())["jobs"]
+        assert [step["run"] for job in jobs.values() for step in job["steps"] if "run" in step] == [
+            ".ci/run"
+        ]
+    assert os.access(ROOT / ".ci/run", os.X_OK)
+    container = json.loads((ROOT / ".devcontainer/devcontainer.json").read_text())
+    assert container["postCreateCommand"] == "sh .ci/setup lab"
+
+
+# --- who may import whom ------------------------------------------------------------------------
+
+
+def lint(folder: Path) -> subprocess.CompletedProcess:
+    """import-linter over the copy in `folder`, with the checkout's contract."""
+    return subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "from importlinter.cli import lint_imports_command as lint; lint(['--no-cache'])",
+        ],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(folder)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.fixture
+def copy(tmp_path):
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    ignore = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ROOT / "picolab", tmp_path / "picolab", ignore=ignore)
+    return tmp_path
+
+
+def test_the_import_contract_holds(copy):
+    checked = lint(copy)
+    assert checked.returncode == 0, checked.stdout
+    assert "1 kept, 0 broken" in checked.stdout
+
+
+@pytest.mark.parametrize(
+    "module, imported",
+    [
+        ("costs/mutant.py", "picolab.training"),
+        ("monitoring/mutant.py", "picolab.launch.rundirs"),
+        ("comm/mutant.py", "picolab.launch"),
+        ("launch/mutant.py", "picolab.lab"),
+    ],
+)
+def test_an_import_up_the_house_is_caught(copy, module, imported):
+    (copy / "picolab" / module).write_text(f"def late():\n    import {imported}\n")
+    checked = lint(copy)
+    assert checked.returncode == 1
+    assert f"picolab.{module.replace('/', '.')[:-3]} -> {imported}" in checked.stdout
