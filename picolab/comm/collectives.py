@@ -28,8 +28,9 @@ _REDUCE = {
 }
 # torch's own functions, kept before `raw.watch` puts counting ones in their place.
 _all_reduce = dist.all_reduce
-_all_gather = dist.all_gather_into_tensor
-_reduce_scatter = dist.reduce_scatter_tensor
+# (torch 2.13 renamed two of them; 2.11 knows the old names only)
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+_reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 _all_to_all = dist.all_to_all_single
 _broadcast = dist.broadcast
 _isend, _irecv, _batch, _P2P = dist.isend, dist.irecv, dist.batch_isend_irecv, dist.P2POp

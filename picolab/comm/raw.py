@@ -27,6 +27,8 @@ _WATCHED = {
     "irecv": ("recv", 0, "tensor"),
     "barrier": ("barrier", None, None),
     "all_gather": ("all_gather", 0, "tensor_list"),
+    "all_gather_single": ("all_gather", 0, "output_tensor"),  # torch 2.13's names
+    "reduce_scatter_single": ("reduce_scatter", 1, "input"),
 }
 
 
@@ -44,8 +46,8 @@ class _PendingWork(Pending):
 def watch() -> None:
     """Put the counting functions in place. Called once in each rank, before its function; twice changes nothing."""
     for name, (op, position, keyword) in _WATCHED.items():
-        original = getattr(dist, name)
-        if not hasattr(original, "_picolab_original"):
+        original = getattr(dist, name, None)
+        if original is not None and not hasattr(original, "_picolab_original"):
             setattr(dist, name, _counting(original, name, op, position, keyword))
     if dist.P2POp is _P2POp:
         dist.P2POp, dist.batch_isend_irecv = _UnwrappedP2POp, _batch_isend_irecv

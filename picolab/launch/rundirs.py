@@ -116,7 +116,9 @@ def _claim(name: str) -> Path:
     root().mkdir(parents=True, exist_ok=True)
     stamp = time.strftime("%Y%m%d-%H%M%S")
     label = re.sub(r"[^A-Za-z0-9_.-]+", "-", name) or "run"
-    for number in range(10_000):
+    # Numbered within the second, above what is there: names then sort in the order of their making.
+    taken = [int(path.name[16:20]) for path in ls() if path.name.startswith(stamp)]
+    for number in range(max(taken, default=-1) + 1, 10_000):
         directory = root() / f"{stamp}-{number:04d}-{label}"
         try:
             directory.mkdir()

@@ -15,7 +15,7 @@ except ImportError as error:
 
 from picolab.model.generate import generate
 from picolab.model.layers import Embedding, Linear, RMSNorm, RotaryTables
-from picolab.model.parameters import Piece, global_tensors, initialise, load, slices
+from picolab.model.parameters import Piece, global_tensors, initialise, load, meta_parameter, slices
 from picolab.model.transformer import Attention, Block, SwiGLU, Transformer, cross_entropy
 
 __all__ = [
@@ -33,5 +33,6 @@ __all__ = [
     "global_tensors",
     "initialise",
     "load",
+    "meta_parameter",
     "slices",
 ]

@@ -159,6 +159,11 @@ def _fill(module: nn.Module, value: Callable[[Piece], torch.Tensor], device, dty
     for owner in module.modules():
         for name, parameter in owner.named_parameters(recurse=False):
             if id(parameter) not in filled:
+                if not hasattr(parameter, "pieces"):
+                    raise ValueError(
+                        f"the parameter {name!r} of {type(owner).__name__} does not say what it "
+                        "holds; make it with meta_parameter, or give it `pieces`"
+                    )
                 new = parameter
                 if parameter.is_meta:
                     # Not empty_like: for a meta tensor that imports sympy, which takes 0.4 s.

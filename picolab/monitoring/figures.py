@@ -75,8 +75,7 @@ def throughput_figure(source) -> LabFigure:
 
 
 def split_figure(source) -> LabFigure:
-    """Where a step goes, for each rank: compute, communication, and waiting for others (hatched).
-    """
+    """Where a step goes, for each rank: compute, communication, waiting for others (hatched)."""
     state = run_state(source)
     return _single(state, 2, split_table)
 
@@ -98,7 +97,10 @@ def run_state(source) -> RunState:
     if isinstance(source, RunState):
         return source
     events = getattr(source, "events", source)
-    return RunState(list(events), world_size=getattr(source, "world_size", None))
+    state = RunState(list(events), world_size=getattr(source, "world_size", None))
+    if not hasattr(source, "state") and state.state == "running":
+        state.state = "done"  # a result, or a list that was kept: nothing more will come
+    return state
 
 
 # -- the text forms -------------------------------------------------------------------------------
@@ -115,7 +117,8 @@ def steps_table(state: RunState, rows: int = 10) -> Table:
 
 def split_table(state: RunState) -> Table:
     rows = [
-        [f"rank {rank}", *(round(1e3 * part, 3) for part in parts)] for rank, parts in state.split().items()
+        [f"rank {rank}", *(round(1e3 * part, 3) for part in parts)]
+        for rank, parts in state.split().items()
     ]
     return Table(["", "compute ms", "communication ms", "waiting ms"], rows)
 
@@ -375,7 +378,13 @@ def training_layout(drawn: Panels, heading: str = "") -> dict:
         "template": template(),
         "height": TRAINING_HEIGHT,
         "barmode": "stack",
-        "legend": {"x": 0.0, "y": -0.045, "yanchor": "top", "xanchor": "left", "traceorder": "normal"},
+        "legend": {
+            "x": 0.0,
+            "y": -0.045,
+            "yanchor": "top",
+            "xanchor": "left",
+            "traceorder": "normal",
+        },
         "margin": {"t": 84 if heading else 40, "b": 44, "l": 70},
         "title": {"text": heading, "y": 0.975, "yanchor": "top"},
         "annotations": [

@@ -118,7 +118,9 @@ class LabFigure:
         """A page of its own. True puts plotly.js into it (5 MB, works offline), "cdn" only a
         link.
         """
-        page = self.figure.to_html(include_plotlyjs=include_plotlyjs, config=_CONFIG)
+        page = self.figure.to_html(
+            include_plotlyjs=include_plotlyjs, config=_CONFIG, auto_play=False
+        )
         style = (
             "<style>:root{color-scheme:light dark}body{background:#fff}"
             "@media(prefers-color-scheme:dark){body{background:#111}}</style>"

@@ -44,6 +44,8 @@ def _text(layout, axes: list[str]) -> str:
 
 def _title(layout, axis: str) -> str:
     members = groups(layout, axis)
+    if layout.world == 1:
+        return f"{layout}: one rank, which talks to nobody"
     noun = "group" if len(members) == 1 else "groups"
     return f"{layout}: {len(members)} {axis} {noun} of {len(members[0])}, one colour each"
 

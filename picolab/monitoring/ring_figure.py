@@ -5,8 +5,8 @@ Simulated on sets, not measured: a chunk is the set of ranks whose contribution 
 rules are those of the real one (`picolab.comm.ring`): each rank has n chunks and one neighbour;
 in a step it sends one chunk on.
 
-    reduce-scatter, steps 1 .. n-1       rank r sends chunk (r - s + 1) mod n; the neighbour adds it to its own
-    all-gather, steps n .. 2(n-1)        the neighbour keeps the finished chunk instead
+    reduce-scatter, steps 1 .. n-1    rank r sends chunk (r - s + 1) mod n; its neighbour adds it
+    all-gather, steps n .. 2(n-1)     the neighbour keeps the finished chunk instead
 
 After 2(n-1) steps every chunk on every rank holds all n contributions, and each rank has sent
 2(n-1)/n of the tensor. The figure is plain plotly frames behind a slider: it needs no kernel.
@@ -72,6 +72,10 @@ def _title(n: int, step: RingStep) -> str:
     )
 
 
+def _legend(n: int) -> str:
+    return f"k/{n}: holds k of {n} contributions; ● arrived in this step; arrows: from whom"
+
+
 def _cells(n: int, step: RingStep) -> dict:
     arrived = {(to, chunk) for _, to, chunk in step.sends}
     label = [
@@ -101,7 +105,7 @@ def _arrows(n: int, step: RingStep) -> dict:
         if to > rank:
             x += [chunk + side, chunk + side, None]
             y += [rank, to - 0.12, None]
-        else:  # the last rank's neighbour is rank 0: the line goes out at the bottom and in at the top
+        else:  # from the last rank to rank 0: out at the bottom and in at the top
             x += [chunk + side, chunk + side, None, chunk + side, chunk + side, None]
             y += [rank, rank + 0.55, None, -0.6, -0.12, None]
     return {"x": x, "y": y}
@@ -145,7 +149,7 @@ def _build(n: int, steps: list[RingStep]):
         {
             "name": str(step.step),
             "data": data(step),
-            "layout": {"title": {"text": _title(n, step)}},
+            "layout": {"title": {"text": _title(n, step), "subtitle": {"text": _legend(n)}}},
         }
         for step in steps
     ]
@@ -168,15 +172,15 @@ def _build(n: int, steps: list[RingStep]):
             for step in steps
         ],
     }
-    height = 200 + 46 * n
+    height = 215 + 46 * n
     return go.Figure(
         data=data(steps[0]),
         frames=frames,
         layout={
             "template": template(),
-            "title": {"text": _title(n, steps[0])},
+            "title": {"text": _title(n, steps[0]), "subtitle": {"text": _legend(n)}},
             "height": height,
-            "margin": {"t": 90, "l": 70},
+            "margin": {"t": 112, "l": 70},
             "xaxis": {
                 "side": "top",
                 "showgrid": False,

@@ -29,6 +29,7 @@ class RunState:
         self.world_size = world_size
         self.state = "waiting"  # waiting, running, done, failed, stopped
         self.status = ""  # what the run says about itself, such as "waiting for job 2"
+        self.error = ""  # of a failed run: its first line is which rank failed and how
         self.layout = ""
         self.steps: int | None = None  # how many there will be
         self.losses: dict[int, float] = {}  # step -> value
@@ -46,6 +47,7 @@ class RunState:
         data = event.data
         if event.kind == "state":
             self.state = data.get("state", self.state)
+            self.error = str(data.get("error") or self.error)
             return
         if event.kind == "status":
             self.status = str(next(iter(data.values()), ""))
@@ -153,19 +155,27 @@ class RunState:
         mean = sum(parts.seconds for parts in split.values()) / len(split)
         return (rank, waited) if excess > _NOTICEABLE * mean else None
 
+    @property
+    def is_empty(self) -> bool:
+        """True as long as there is nothing to draw."""
+        return not (self.losses or self._seconds or self.traffic())
+
     def sentence(self) -> str:
-        """One plain sentence: where the run is."""
-        if not self.heard or (self.state == "waiting" and not self.ranks):
-            return self.status or "waiting for the first event"
+        """One plain sentence: where the run is, and what went wrong if something did."""
+        text = self._progress()
+        if self.state in ENDED and self.state != "done":
+            text = f"{self.state} after {text}" if text else f"{self.state} before the first step"
+        elif not text:
+            text = "done" if self.state == "done" else self.status or "waiting for the first event"
+        return f"{text}: {self.error.splitlines()[0]}" if self.error else text
+
+    def _progress(self) -> str:
         if not self.losses and not self._seconds:
-            start = {"done": "done", "failed": "failed", "stopped": "stopped"}.get(
-                self.state, self.status or "running; no step yet"
-            )
             moved = sum(payload for _, payload in self.traffic().values())
-            return f"{start}; {bytes_text(moved)} in collectives per rank" if moved else start
-        last = max([*self.losses, *self._seconds])
+            return f"{bytes_text(moved)} in collectives per rank" if moved else ""
+        count = max([*self.losses, *self._seconds]) + 1
         of = f" of {self.steps}" if self.steps else ""
-        parts = [f"{last + 1}{of} {'step' if last + (self.steps or 1) == 1 else 'steps'}"]
+        parts = [f"{count}{of} {'step' if (self.steps or count) == 1 else 'steps'}"]
         if self.losses:
             parts.append(f"loss {self.losses[max(self.losses)]:.3f}")
         if (speed := self.speed()) is not None:
@@ -175,8 +185,7 @@ class RunState:
             parts.append(f"slowest is rank {rank}: the others wait {waited * 1e3:.0f} ms for it")
         elif len(self.ranks) > 1 and self.complete_steps():
             parts.append("no rank is much slower than the others")
-        end = "" if self.state not in ENDED else f"{self.state} at "
-        return f"{end}{', '.join(parts)}"
+        return ", ".join(parts)
 
 
 def decimate(x: list, y: list, limit: int = 600) -> tuple[list, list]:

@@ -6,10 +6,10 @@ or late rank is the cause), and from then on it *communicated* (the wire is the 
 collective k on rank r, with the arrival a[r] and the time it stood still from s[r] on, for e[r]
 seconds:
 
-    arrival        a[r] = s[r] + e[r] - seconds[r]      where it was issued; for a blocking call this is s[r]
+    arrival        a[r] = s[r] + e[r] - seconds[r], where it was issued; if blocking, s[r]
     waiting        w[r] = max(a over its ranks) - s[r], clipped to 0..e[r]
     communication  c[r] = e[r] - w[r]
-    compute        the step's seconds less all e[r]: everything in which the rank did not stand still
+    compute        the step's seconds less all e[r]: whenever it did not stand still
 
 The last arriver's w is 0 and its c is the pure transfer. The rank to blame for waiting is the one
 without any.

@@ -22,9 +22,9 @@ from picolab.specs.model_config import ModelConfig
 
 AXES = ("dp", "tp", "pp", "cp", "ep")
 SCHEDULES = ("1f1b", "gpipe")
-MAX_WORLD = (
-    2**20
-)  # far above any run that was ever made; a typing error, or a loop gone wrong, lies beyond
+MAX_WORLD = 2**20  # far above any run that was ever made: beyond it lies a typing error
+# Known words first, so that "spzero1" is sp and zero1; other letters are a word to complain of.
+_WORD = re.compile(r"(dp|tp|pp|cp|ep|sp|zero|[a-z]+)(\d*)")
 
 
 @dataclass(frozen=True, repr=False)
@@ -79,7 +79,7 @@ class Layout:
         axes, colon, schedule = text.strip().lower().partition(":")
         fields: dict[str, int | bool | str] = {"schedule": schedule} if colon else {}
         end = 0
-        for word in re.finditer(r"([a-z]+)(\d*)", axes):
+        for word in _WORD.finditer(axes):
             name, digits = word.groups()
             if word.start() != end:
                 break

@@ -1,5 +1,5 @@
-"""What surrounds the package agrees with it: environment.yml, constraints.txt, the wheel, the doctor,
-the import contract.
+"""What surrounds the package agrees with it: environment.yml, constraints.txt, the wheel, the
+doctor, the import contract.
 
 Catches a dependency added to pyproject.toml alone, a pin outside its range, a wheel without the
 chapters, and an import that goes up the house.

@@ -1,8 +1,8 @@
 """What is promised to work without torch does, in a process where torch cannot be imported.
 
 Catches a torch import that crept into a torch-free room (also one that only runs on first use), an
-`import picolab` that takes torch or starts something, and a room that hides the missing torch behind
-an error that does not say what to install.
+`import picolab` that takes torch or starts something, and a room that hides the missing torch
+behind an error that does not say what to install.
 """
 
 import os
@@ -91,7 +91,7 @@ def test_rooms_without_torch(code, tmp_path):
 
 
 def test_doctor_without_torch(tmp_path):
-    """The doctor asks a torch of another process; there it is missing, too, and the report says so."""
+    """The doctor asks another process for torch; there it is missing, too, and it says so."""
     (tmp_path / "torch.py").write_text(
         "raise ModuleNotFoundError(\"No module named 'torch'\", name='torch')"
     )

@@ -1,8 +1,7 @@
-"""The reader's copies: made where there is none, never overwritten, and told apart from a chapter that
-has moved on.
+"""The reader's copies: made where there is none, never overwritten, told apart from newer chapters.
 
-Catches a copy that replaces the reader's work, a silence about a changed chapter, and an alarm about a
-chapter that only the reader changed.
+Catches a copy that replaces the reader's work, a silence about a changed chapter, and an alarm
+about a chapter that only the reader changed.
 """
 
 import subprocess

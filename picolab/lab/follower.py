@@ -1,0 +1,139 @@
+"""Follow a run while it goes: paint now and then, and end in order.
+
+Ranks say hundreds of things a second, and a front end can show about five pictures in that time. So
+one thread looks five times a second whether there is news, and paints once for all of it. The end is
+different: it is painted at once, in the thread that delivers it, before `job.result()` returns. So
+whoever waits for the result finds the last picture in place, also headless.
+"""
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from picolab.launch import rundirs
+from picolab.monitoring.events import Event
+from picolab.monitoring.run_state import ENDED, RunState
+
+PERIOD_S = 0.2
+
+
+class Follower:
+    """Feeds a RunState from a job or a run directory; calls `paint(state)` and, once, `end(state)`."""
+
+    def __init__(
+        self,
+        source,
+        paint: Callable[[RunState], None] | None,
+        end: Callable[[RunState], None],
+    ):
+        self.state = RunState(world_size=getattr(source, "world_size", None))
+        self._source, self._paint, self._end = source, paint, end
+        self._seen = 0
+        self._ended = threading.Event()
+        self._lock = threading.RLock()
+        self._unregister = source.on_event(self._on_event)
+        self._on_event(None)  # the end may have come before the registration
+        if paint is not None and not self._ended.is_set():
+            thread = threading.Thread(target=self._look, name="picolab-dashboard", daemon=True)
+            thread.start()
+
+    def close(self) -> None:
+        """Stop following; the run goes on."""
+        self._unregister()
+        self._ended.set()
+
+    def _read(self) -> bool:
+        """Take in what is new. A job's list of events only grows, so a position in it is enough."""
+        events = self._source.events
+        fresh = events[self._seen :]
+        self._seen += len(fresh)
+        for event in fresh:
+            self.state.add(event)
+        return bool(fresh)
+
+    def _on_event(self, event: Event | None) -> None:
+        """In the thread that collects the ranks' events: it must not be held up, except by the end."""
+        ended = event.kind == "state" and event.data.get("state") in ENDED if event else False
+        if not ended and not (event is None and self._source.done):
+            return
+        with self._lock:
+            if self._ended.is_set():
+                return
+            self._read()
+            self.close()
+            self._end(self.state)
+
+    def _look(self) -> None:
+        while not self._ended.wait(PERIOD_S):
+            with self._lock:
+                if self._ended.is_set():
+                    return
+                fresh = self._read()
+                if self._source.done:
+                    self.close()
+                    self._end(self.state)
+                elif fresh:
+                    self._paint(self.state)
+
+
+class RunDirectory:
+    """A run directory with the face of a job: events that grow, and an end.
+
+    Reads the ranks' `events.RANK.jsonl`, complete lines only. This is also how a run that torchrun
+    or Slurm started is seen: whoever writes these files is followed. `run.json` says how the run
+    ended; where nobody writes that (a run of another machine), it is followed until it is closed.
+    """
+
+    def __init__(self, path: str | Path):
+        self.run_dir = Path(path).expanduser()
+        if not self.run_dir.is_dir():
+            raise ValueError(
+                f"there is no run directory {self.run_dir}; `picolab runs ls` lists the runs"
+            )
+        self._offsets: dict[Path, int] = {}
+        self._told: list[Event] = []
+        self._end_told = False
+        self.is_running = rundirs.is_running(self.run_dir)  # by a process of this machine
+
+    @property
+    def state(self) -> str:
+        return self._about().get("state", "running")
+
+    @property
+    def world_size(self) -> int | None:
+        return self._about().get("world_size") or len(self._files()) or None
+
+    @property
+    def events(self) -> list[Event]:
+        """All events so far, in the order in which they are found."""
+        fresh = [event for path in self._files() for event in self._fresh(path)]
+        self._told += sorted(fresh, key=lambda event: event.t)
+        state = self._about().get("state")
+        if state in ENDED and not self._end_told:
+            self._end_told = True
+            self._told.append(Event("state", -1, 0.0, {"state": state}))
+        return self._told
+
+    @property
+    def done(self) -> bool:
+        if self.is_running and not rundirs.is_running(self.run_dir):
+            self.is_running = False
+            return True
+        return self._end_told
+
+    def on_event(self, callback) -> Callable[[], None]:
+        """Nobody calls from a directory: it has to be looked at."""
+        return lambda: None
+
+    def _files(self) -> list[Path]:
+        return sorted(self.run_dir.glob("events.*.jsonl"))
+
+    def _fresh(self, path: Path) -> list[Event]:
+        with open(path, "rb") as file:
+            file.seek(self._offsets.get(path, 0))
+            whole, newline, _ = file.read().rpartition(b"\n")
+        self._offsets[path] = self._offsets.get(path, 0) + len(whole) + len(newline)
+        return [Event.from_json(line) for line in whole.splitlines() if line.strip()]
+
+    def _about(self) -> dict:
+        return rundirs.describe(self.run_dir)

@@ -1,0 +1,81 @@
+"""What shows a cell's output: a reader's front end, a headless executor, or nothing at all.
+
+A front end (JupyterLab, Notebook 7, VS Code) sends the id of the cell along with each request to
+execute it (`metadata.cellId`), because it has cells; papermill, nbclient and nbval send bare code. That
+is how they are told apart: it is a fact about the request itself, asks nobody, and waits for no answer.
+Widgets are made for a front end only. Made headless, they stay in the saved notebook, 5 MB a
+figure, even when they are closed.
+"""
+
+import html
+import sys
+
+
+def shell():
+    """The IPython of a kernel; None in a script, in a terminal, and in a rank."""
+    ipython = sys.modules.get("IPython")
+    found = ipython.get_ipython() if ipython is not None else None
+    return found if getattr(found, "kernel", None) is not None else None
+
+
+def has_front_end() -> bool:
+    """Whether somebody can press a button: the running cell was sent by a front end."""
+    kernel_shell = shell()
+    if kernel_shell is None:
+        return False
+    metadata = kernel_shell.get_parent().get("metadata") or {}
+    return "cellId" in metadata or "google.colab" in sys.modules
+
+
+def running_cell() -> str:
+    """The id of the request being executed; "" outside a kernel."""
+    kernel_shell = shell()
+    if kernel_shell is None:
+        return ""
+    return (kernel_shell.get_parent().get("header") or {}).get("msg_id", "")
+
+
+class Shown:
+    """Something that shows itself when it is made, and can be replaced in place later.
+
+    So it needs not be the last line of its cell; as the last line it is not shown twice. In a script or a
+    terminal nothing is shown: print it.
+    """
+
+    _handle = None
+    _cell = ""
+
+    def _content(self):
+        """What is to be seen now: a widget, a figure, a table or a `Message`."""
+        raise NotImplementedError
+
+    def _show(self, content=None) -> None:
+        if shell() is None:
+            return
+        from IPython.display import display
+
+        self._cell = running_cell()
+        self._handle = display(self._content() if content is None else content, display_id=True)
+
+    def _replace(self, content=None) -> None:
+        if self._handle is not None:
+            self._handle.update(self._content() if content is None else content)
+
+    def _ipython_display_(self) -> None:
+        if shell() is None:
+            print(repr(self))
+        elif self._cell != running_cell():
+            self._show()
+
+
+class Message:
+    """Text for a cell's output, in the page's own font and colours."""
+
+    def __init__(self, text: str):
+        self.text = text
+
+    def __repr__(self) -> str:
+        return self.text
+
+    def _repr_html_(self) -> str:
+        return f'<div style="white-space:pre-wrap">{html.escape(self.text)}</div>'

@@ -1,0 +1,275 @@
+"""Layout: text to ranks and back, the grid, and the nearest layout that works.
+
+Wrong versions these tests catch: axes in another order (so that tp neighbours are not neighbours),
+coordinates that do not invert the grid, ep multiplying the world, a suggestion that does not work
+itself or is not the nearest, text that loses sp, zero or the schedule.
+"""
+
+import itertools
+import math
+import re
+
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from picolab.specs import Layout, ModelConfig
+from picolab.specs.layout import MAX_WORLD, SCHEDULES, check_world_size
+
+TINY = ModelConfig.preset("tiny")
+sizes = st.integers(1, 5)
+
+
+@st.composite
+def layouts(draw):
+    dp, tp, pp, cp = (draw(sizes) for _ in range(4))
+    ep = draw(st.sampled_from([n for n in range(1, dp * cp + 1) if dp * cp % n == 0]))
+    return Layout(
+        dp=dp, tp=tp, pp=pp, cp=cp, ep=ep, sp=draw(st.booleans()),
+        zero=draw(st.integers(0, 3)), schedule=draw(st.sampled_from(SCHEDULES)),
+    )  # fmt: skip
+
+
+@given(layouts())
+def test_text_and_back(layout):
+    assert Layout.parse(str(layout)) == layout
+    assert Layout.parse(layout) is layout
+
+
+@pytest.mark.parametrize(
+    ("text", "layout"),
+    [
+        ("dp1", Layout()),
+        ("dp2tp2", Layout(dp=2, tp=2)),
+        ("tp2dp2", Layout(dp=2, tp=2)),
+        (" DP2tp2pp2cp1 ", Layout(dp=2, tp=2, pp=2)),
+        ("dp4ep2", Layout(dp=4, ep=2)),
+        ("tp2sp", Layout(tp=2, sp=True)),
+        ("sptp2", Layout(tp=2, sp=True)),
+        ("tp2spzero1", Layout(tp=2, sp=True, zero=1)),
+        ("dp4zero1", Layout(dp=4, zero=1)),
+        ("pp4:gpipe", Layout(pp=4, schedule="gpipe")),
+    ],
+)
+def test_parse(text, layout):
+    assert Layout.parse(text) == layout
+
+
+def test_str_is_short():
+    assert str(Layout()) == "dp1"
+    assert str(Layout(dp=2, tp=2)) == "dp2tp2"
+    assert str(Layout(tp=2, sp=True, zero=1, schedule="gpipe")) == "tp2spzero1:gpipe"
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("dp2xx3", "dp2xx3: 'xx' is not an axis; axes are dp, tp, pp, cp, ep"),
+        ("dp2dp4", "dp2dp4: dp is given twice; give each axis once"),
+        ("dp", "dp: dp needs a number, as in dp2"),
+        ("dp2.5", "dp2.5: '.5' cannot be read; give each axis a number, as in dp2tp2"),
+        ("dp2 tp2", "dp2 tp2: ' tp2' cannot be read; give each axis a number, as in dp2tp2"),
+        ("4", "4: '4' cannot be read; give each axis a number, as in dp2tp2"),
+        ("tp2sp2", "tp2sp2: sp takes no number; it splits over the ranks of tp"),
+        ("dp0", "dp is 0; an axis has an integer size of 1 or more"),
+        ("dp2zero4", "zero is 4; ZeRO stages are 0 (off), 1, 2 and 3"),
+        ("pp2:foo", "schedule 'foo' is not known; schedules are 1f1b, gpipe"),
+        ("", "'' is not a layout: write its axes as in 'dp2tp2', or 'dp1' for one rank"),
+        (None, "None is not a layout: write its axes as in 'dp2tp2', or 'dp1' for one rank"),
+        ("dp2000000", "world_size is 2,000,000, beyond sense; the limit is 1,048,576 ranks"),
+    ],
+)
+def test_what_cannot_be_parsed_gets_a_sentence(text, sentence):
+    with pytest.raises(ValueError, match=re.escape(sentence)):
+        Layout.parse(text)
+
+
+def test_flags_have_their_types():
+    with pytest.raises(ValueError, match="sp is 1; it is True or False"):
+        Layout(tp=2, sp=1)
+    with pytest.raises(ValueError, match="zero is True; ZeRO stages are"):
+        Layout(dp=2, zero=True)
+
+
+@pytest.mark.parametrize("bad", [0, -1, 1.0, True, "2", None])
+def test_an_axis_is_a_positive_integer(bad):
+    with pytest.raises(ValueError, match=r"tp is .*; an axis has an integer size of 1 or more"):
+        Layout(tp=bad)
+
+
+# ---- the grid
+
+
+@given(layouts())
+def test_the_grid_is_one_reshape(layout):
+    shape = (layout.pp, layout.dp, layout.cp, layout.tp)
+    assert layout.grid() == np.arange(layout.world).reshape(shape).tolist()
+    assert tuple(layout.axes.values()) == shape
+    assert tuple(layout.axes) == ("pp", "dp", "cp", "tp")
+
+
+def check_inverse(layout, coordinates):
+    grid = layout.grid()
+    for rank in range(layout.world):
+        place = coordinates(layout, rank)
+        assert grid[place["pp"]][place["dp"]][place["cp"]][place["tp"]] == rank
+
+
+@given(layouts())
+def test_coordinates_invert_the_grid(layout):
+    check_inverse(layout, Layout.coordinates)
+
+
+def tp_outermost(layout, rank):
+    """Wrong: the axes are taken apart in another order, so tp neighbours are far apart."""
+    found = {}
+    for axis in ("pp", "dp", "cp", "tp"):
+        rank, found[axis] = divmod(rank, layout.axes[axis])
+    return found
+
+
+def dp_inside_tp(layout, rank):
+    """Wrong: dp and tp exchanged. With dp == tp every rank still has a place of its own."""
+    place = layout.coordinates(rank)
+    return {**place, "dp": place["tp"], "tp": place["dp"]}
+
+
+@pytest.mark.parametrize("wrong", [tp_outermost, dp_inside_tp])
+def test_a_wrong_order_of_axes_is_caught(wrong):
+    with pytest.raises(AssertionError):
+        check_inverse(Layout(dp=2, tp=2), wrong)
+
+
+@pytest.mark.parametrize("rank", [-1, 4])
+def test_a_rank_outside_the_layout_is_refused(rank):
+    with pytest.raises(ValueError, match=f"rank {rank} is not in dp2tp2; its ranks are 0 to 3"):
+        Layout(dp=2, tp=2).coordinates(rank)
+
+
+def test_repr_prints_the_rank_grid():
+    assert repr(Layout(dp=2, tp=2)) == (
+        "Layout dp2tp2: 4 ranks\n"
+        "  dp  tp0  tp1\n"
+        "   0    0    1\n"
+        "   1    2    3"
+    )  # fmt: skip
+    assert repr(Layout()) == "Layout dp1: 1 rank\n  dp  tp0\n   0    0"
+    assert repr(Layout(pp=2, dp=2)).splitlines()[1].split() == ["pp", "dp", "tp0"]
+
+
+def test_repr_of_a_large_layout_is_short_and_keeps_the_last_rank():
+    text = repr(Layout(dp=2048, tp=32))
+    assert len(text.splitlines()) < 40 and max(map(len, text.splitlines())) < 100
+    assert text.endswith("65535")
+
+
+# ---- what cannot work
+
+
+def test_ep_never_multiplies_the_world():
+    assert Layout(dp=4, ep=2).world == 4
+    assert Layout(dp=2, cp=2, ep=4).world == 4
+    with pytest.raises(ValueError, match=r"ep=4 does not divide dp\*cp = 2: .* works is dp2ep2"):
+        Layout(dp=2, ep=4)
+    with pytest.raises(ValueError, match=r"ep=2 does not divide dp\*cp = 1: .* works is tp2"):
+        Layout(tp=2, ep=2)
+
+
+@pytest.mark.parametrize(
+    ("text", "changes", "sentence"),
+    [
+        ("tp3", {}, "tp=3 does not divide heads (8), kv_heads (4), ffn (352) and vocab (256)"),
+        ("dp2tp8", {}, "tp=8 does not divide kv_heads (4)"),
+        ("tp2", {"vocab": 257}, "tp=2 does not divide vocab (257)"),
+        ("tp4", {"ffn": 350}, "tp=4 does not divide ffn (350)"),
+        ("pp8", {}, "pp=8 is more stages than the model has layers (4)"),
+        ("dp2ep2", {}, "ep=2 has nothing to spread, the model has no experts"),
+    ],
+)
+def test_a_model_that_does_not_divide_is_refused_with_the_reason(text, changes, sentence):
+    layout, config = Layout.parse(text), TINY.replace(**changes)
+    with pytest.raises(ValueError, match=re.escape(sentence)):
+        layout.check(config)
+
+
+@pytest.mark.parametrize(
+    ("text", "nearest"),
+    [("tp8", "dp2tp4"), ("dp2tp8", "dp4tp4"), ("tp3", "dp3"), ("pp8", "dp2pp4"), ("dp4ep2", "dp4")],
+)
+def test_the_nearest_layout_is_named(text, nearest):
+    with pytest.raises(ValueError, match=f"works is {nearest}$"):
+        Layout.parse(text).check(TINY)
+
+
+def test_experts_are_split_evenly():
+    config = ModelConfig.preset("tiny-moe")
+    Layout(dp=4, ep=4).check(config)
+    with pytest.raises(ValueError, match=r"ep=3 does not divide experts \(8\).*works is dp3$"):
+        Layout(dp=3, ep=3).check(config)
+    with pytest.raises(ValueError, match=r"tp=4 does not divide expert_ffn \(90\)"):
+        Layout(tp=4).check(config.replace(expert_ffn=90))
+
+
+def test_layouts_that_work_pass():
+    for text in ("dp1", "dp2", "dp4", "tp2", "tp4", "dp2tp2", "dp2tp2pp2", "dp3", "pp4", "cp2"):
+        assert Layout.parse(text).check(TINY) is None
+    Layout.parse("dp128tp8pp16").check(ModelConfig.preset("llama-3.1-405b"))
+
+
+def suggestion(error) -> Layout:
+    return Layout.parse(str(error.value).rsplit("is ", 1)[1])
+
+
+def moved(old: Layout, new: Layout) -> float:
+    axes = old.axes
+    return sum(abs(math.log2(new.axes[axis] / axes[axis])) for axis in axes)
+
+
+@given(dp=st.integers(1, 4), tp=st.integers(1, 12), pp=st.integers(1, 6), cp=st.integers(1, 3))
+def test_the_suggestion_works_and_none_is_nearer(dp, tp, pp, cp):
+    layout = Layout(dp=dp, tp=tp, pp=pp, cp=cp)
+    assume(4 % tp or pp > 4)  # exactly what tiny refuses: 4 divides its kv_heads, heads, ffn, vocab
+    with pytest.raises(ValueError) as caught:
+        layout.check(TINY)
+    named = suggestion(caught)
+    named.check(TINY)
+    assert named.world == layout.world
+    for t, p, c in itertools.product((1, 2, 4), (1, 2, 3, 4), range(1, layout.world + 1)):
+        if layout.world % (t * p * c) == 0:
+            other = Layout(dp=layout.world // (t * p * c), tp=t, pp=p, cp=c)
+            assert moved(layout, named) <= moved(layout, other) + 1e-6
+
+
+@pytest.mark.parametrize(
+    ("world", "sentence"),
+    [
+        (3, r"dp2tp2 is 4 ranks \(dp 2 x tp 2\), not 3; the nearest layout of 3 ranks is dp3"),
+        (8, "not 8; the nearest layout of 8 ranks is dp4tp2"),
+        (1, "the nearest layout of 1 rank is dp1"),
+        (0, "world_size is 0; a run needs at least one rank"),
+        (-2, "world_size is -2; a run needs at least one rank"),
+        (10**9, "world_size is 1,000,000,000, beyond sense"),
+        (2.0, "world_size is 2.0; it must be an integer"),
+        (True, "world_size is True; it must be an integer"),
+    ],
+)
+def test_a_world_that_does_not_multiply_is_refused(world, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        Layout(dp=2, tp=2).check_world(world)
+
+
+@given(layouts(), st.integers(1, 48))
+def test_the_suggested_layout_has_that_world(layout, world):
+    if layout.world == world:
+        layout.check_world(world)
+        return
+    with pytest.raises(ValueError) as caught:
+        layout.check_world(world)
+    assert suggestion(caught).world == world
+
+
+def test_the_largest_world_is_allowed():
+    check_world_size(MAX_WORLD)
+    with pytest.raises(ValueError, match="beyond sense"):
+        check_world_size(MAX_WORLD + 1)

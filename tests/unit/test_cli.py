@@ -1,0 +1,192 @@
+"""The command `picolab`, as a user calls it: real processes, real ranks.
+
+Catches progress mixed into the JSON, a flag that does not reach the run, a default that differs
+from `pico.train`'s, a traceback where a sentence belongs, and ranks that outlive Ctrl-C.
+"""
+
+import dataclasses
+import inspect
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+from picolab.cli import Train
+from picolab.costs import parameters
+from picolab.launch import rundirs
+from picolab.specs import ModelConfig
+from picolab.training import train
+
+SMALL = ["--hidden", "32", "--ffn", "64", "--layers", "2", "--heads", "4", "--kv-heads", "2"]
+SMALL += ["--seq", "16", "--micro-batch", "2", "--steps", "3"]
+
+
+@pytest.fixture(autouse=True)
+def state(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+
+
+def start(*words: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-m", "picolab", *words],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def picolab(*words: str) -> subprocess.CompletedProcess:
+    process = start(*words)
+    stdout, stderr = process.communicate(timeout=180)
+    return subprocess.CompletedProcess(words, process.returncode, stdout, stderr)
+
+
+def test_train_json():
+    done = picolab("train", "--layout", "dp2tp2", *SMALL, "--json")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)  # one object and nothing else
+    assert set(result) >= {
+        *("losses", "grad_norms", "tokens_per_s", "step_s"),
+        *("cpu_s", "ledger", "params", "run_dir"),
+    }
+    assert len(result["losses"]) == len(result["grad_norms"]) == len(result["step_s"]) == 3
+    shape = dict(hidden=32, ffn=64, layers=2, heads=4, kv_heads=2, seq=16)
+    assert result["params"] == parameters(ModelConfig.preset("tiny").replace(**shape)).total
+    assert os.path.isdir(result["run_dir"])
+    assert done.stderr.strip(), "progress goes to stderr"
+
+
+def test_the_same_seed_gives_the_same_losses():
+    words = ("train", *SMALL, "--accumulate", "2", "--data", "random", "--json")
+    first, again, other = (
+        json.loads(picolab(*words, "--seed", seed).stdout)["losses"] for seed in ("1", "1", "2")
+    )
+    assert first == again != other
+
+
+def test_defaults_are_those_of_pico_train():
+    """Each default stands in two places; this holds the two together."""
+    python = inspect.signature(train).parameters
+    for flag in dataclasses.fields(Train):
+        if flag.name in python and flag.default is not None:
+            assert flag.default == python[flag.name].default, flag.name
+
+
+@pytest.mark.parametrize(
+    "words, sentence",
+    [
+        (["--layout", "dp2xx3"], "'xx' is not an axis"),
+        (["--layout", "tp3"], "3"),
+        (["--model", "huge"], "huge"),
+        (["--steps", "0"], "steps"),
+        (["--data", "no/such/text"], "no/such/text"),
+        (["--layout", "pp2"], "pp"),
+        (["--dtype", "int3"], "int3"),
+        (["--backend", "smoke"], "smoke"),
+    ],
+)
+def test_bad_input_is_one_sentence(words, sentence):
+    done = picolab("train", *words)
+    assert done.returncode == 2, done.stderr
+    assert done.stdout == "" and "Traceback" not in done.stderr
+    assert done.stderr.count("\n") == 1 and sentence in done.stderr
+
+
+def test_unknown_flag_names_the_nearest():
+    done = picolab("train", "--stepz", "3")
+    assert done.returncode == 2 and done.stdout == "" and "--steps" in done.stderr
+
+
+def test_no_room_for_the_run_directory(tmp_path):
+    (tmp_path / "state").write_text("a file where a folder should be")
+    done = picolab("train", *SMALL)
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stderr and "run directory" in done.stderr
+
+
+def processes_of_this_test() -> list[psutil.Process]:
+    """Every process that carries this test's own XDG_STATE_HOME."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get("XDG_STATE_HOME") == os.environ["XDG_STATE_HOME"]:
+                found.append(process)
+        except (psutil.Error, OSError):
+            continue
+    return found
+
+
+def wait_for_steps(process: subprocess.Popen) -> None:
+    """Until a rank has written that it finished a step."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and process.poll() is None:
+        for run in rundirs.ls():
+            if any('"step"' in path.read_text() for path in run.glob("events.*.jsonl")):
+                return
+        time.sleep(0.1)
+    raise AssertionError(f"no step was seen: {process.communicate()}")
+
+
+def nothing_left(within: float = 5.0) -> bool:
+    deadline = time.monotonic() + within
+    while processes_of_this_test():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.1)
+    return True
+
+
+def test_interrupt():
+    process = start("train", "--layout", "dp2", *SMALL, "--steps", "100000", "--json")
+    wait_for_steps(process)
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert stdout == "" and "Traceback" not in stderr and "interrupted" in stderr
+    assert nothing_left(), processes_of_this_test()
+
+
+def test_a_killed_rank_is_one_sentence():
+    process = start("train", "--layout", "dp2", *SMALL, "--steps", "100000", "--json")
+    wait_for_steps(process)
+    # The ranks are the leaves of the process tree.
+    leaves = [p for p in psutil.Process(process.pid).children(recursive=True) if not p.children()]
+    # By processor time: a rank computes, a resource tracker does not.
+    victim = max(leaves, key=lambda leaf: sum(leaf.cpu_times()[:2]))
+    victim.kill()
+    stdout, stderr = process.communicate(timeout=30)
+    assert process.returncode == 1, stderr
+    assert stdout == "" and "Traceback" not in stderr
+    assert "SIGKILL" in stderr.splitlines()[-1]
+    assert nothing_left(), processes_of_this_test()
+
+
+def test_runs_ls_and_rm():
+    assert "no runs" in picolab("runs", "ls").stdout
+    names = [rundirs.create(f"run{i}", {}).name for i in range(3)]
+    for name in names:
+        rundirs.finish(rundirs.root() / name, "done")
+    listed = picolab("runs", "ls")
+    assert listed.returncode == 0 and all(name in listed.stdout for name in names)
+    read = json.loads(picolab("runs", "ls", "--json").stdout)
+    assert [run["name"] for run in read["runs"]] == names
+    assert {run["state"] for run in read["runs"]} == {"done"}
+    assert picolab("runs", "rm", names[1]).returncode == 0
+    assert [run.name for run in rundirs.ls()] == [names[0], names[2]]
+    for words in (["rm", "nonsense"], ["rm"], ["ls", names[0]], ["rm", "--all", names[0]]):
+        wrong = picolab("runs", *words)
+        assert wrong.returncode == 2 and wrong.stderr.count("\n") == 1, wrong.stderr
+    assert picolab("runs", "rm", "--all").returncode == 0 and rundirs.ls() == []
+
+
+def test_doctor_json():
+    done = picolab("doctor", "--json")
+    assert done.returncode == 0, done.stdout
+    report = json.loads(done.stdout)
+    assert report["ok"] and {check["name"] for check in report["checks"]} >= {"torch", "loopback"}
