@@ -33,7 +33,8 @@ help:
 lab:
 	@$(setup) lab
 	@$(bin)/python -m picolab.lab.workcopy
-	@cd work && exec $(bin)/python -m jupyterlab --ServerApp.root_dir=. --port=$(PORT) $(as_root) $(no_browser) 00_start_here.ipynb
+	@cd work && exec $(bin)/python -m jupyterlab --ServerApp.root_dir=. --port=$(PORT) --log-level=WARN \
+		--LabApp.default_url=/lab/tree/00_start_here.ipynb $(as_root) $(no_browser)
 
 test:
 	@$(setup) test

@@ -1,0 +1,29 @@
+"""The notebook's face: guess and compare, the live dashboard, the panel, the timetable.
+
+Light to import: ipywidgets and plotly are imported when something is drawn, torch when something
+runs.
+"""
+
+from picolab.lab.dashboard import Dashboard, dashboard
+from picolab.lab.guesses import Comparison, Disagreement, Guess, compare, guess, scoreboard
+from picolab.lab.panel import Panel, panel
+from picolab.lab.timetable import timetable
+from picolab.launch import doctor
+
+# The functions `dashboard`, `panel` and `timetable` have the names of their modules. They are
+# imported here at once, so that these names are the functions from the first moment on: importing a
+# module later does not put it in their place.
+__all__ = [
+    "Comparison",
+    "Dashboard",
+    "Disagreement",
+    "Guess",
+    "Panel",
+    "compare",
+    "dashboard",
+    "doctor",
+    "guess",
+    "panel",
+    "scoreboard",
+    "timetable",
+]

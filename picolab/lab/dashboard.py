@@ -47,12 +47,12 @@ class Dashboard(Shown):
                 from picolab.lab.live_view import LiveView
 
                 self._view = LiveView()
-            self._show(self._view.box if live else Message(_going(source)))
+            self.show(self._view.box if live else Message(_going(source)))
             self._follower = Follower(source, self._view.paint if live else None, self._end)
             self._state = self._follower.state
         else:
             self._state = run_state(source)
-            self._show()
+            self.show()
 
     @property
     def state(self) -> RunState:
@@ -70,18 +70,18 @@ class Dashboard(Shown):
             self._follower.close()
             self._end(self._follower.state)
 
-    def _content(self):
+    def content(self):
         return Message(self._state.sentence()) if self._state.is_empty else self.figure
 
     def _end(self, state: RunState) -> None:
         self._state, view = state, self._view
         self._view = None
-        self._replace()
+        self.replace()
         if view is not None:
             view.close()
 
     def __repr__(self) -> str:
-        return repr(self._content())
+        return repr(self.content())
 
 
 def _going(source) -> str:

@@ -1,9 +1,9 @@
 """Follow a run while it goes: paint now and then, and end in order.
 
-Ranks say hundreds of things a second, and a front end can show about five pictures in that time. So
-one thread looks five times a second whether there is news, and paints once for all of it. The end is
-different: it is painted at once, in the thread that delivers it, before `job.result()` returns. So
-whoever waits for the result finds the last picture in place, also headless.
+Ranks say hundreds of things a second, and a front end can show about five pictures in that time.
+So one thread looks five times a second whether there is news, and paints once for all of it. The
+end is different: it is painted at once, in the thread that delivers it, before `job.result()`
+returns. So whoever waits for the result finds the last picture in place, also headless.
 """
 
 import threading
@@ -18,7 +18,9 @@ PERIOD_S = 0.2
 
 
 class Follower:
-    """Feeds a RunState from a job or a run directory; calls `paint(state)` and, once, `end(state)`."""
+    """Feeds a RunState from a job or a run directory; calls `paint(state)` and, once,
+    `end(state)`.
+    """
 
     def __init__(
         self,
@@ -52,7 +54,9 @@ class Follower:
         return bool(fresh)
 
     def _on_event(self, event: Event | None) -> None:
-        """In the thread that collects the ranks' events: it must not be held up, except by the end."""
+        """In the thread that collects the ranks' events: it must not be held up, except by the
+        end.
+        """
         ended = event.kind == "state" and event.data.get("state") in ENDED if event else False
         if not ended and not (event is None and self._source.done):
             return

@@ -1,14 +1,17 @@
 """What shows a cell's output: a reader's front end, a headless executor, or nothing at all.
 
 A front end (JupyterLab, Notebook 7, VS Code) sends the id of the cell along with each request to
-execute it (`metadata.cellId`), because it has cells; papermill, nbclient and nbval send bare code. That
-is how they are told apart: it is a fact about the request itself, asks nobody, and waits for no answer.
-Widgets are made for a front end only. Made headless, they stay in the saved notebook, 5 MB a
-figure, even when they are closed.
+execute it (`metadata.cellId`), because it has cells; papermill, nbclient and nbval send bare
+code. That is how they are told apart: it is a fact about the request itself, asks nobody, and
+waits for no answer. Widgets are made for a front end only. Made headless, they stay in the saved
+notebook, 5 MB a figure, even when they are closed.
 """
 
+import contextvars
 import html
 import sys
+
+_seen = False
 
 
 def shell():
@@ -19,12 +22,16 @@ def shell():
 
 
 def has_front_end() -> bool:
-    """Whether somebody can press a button: the running cell was sent by a front end."""
+    """Whether somebody can press a button: a cell of this kernel was sent by a front end.
+
+    Once true it stays true: a pressed button is a message of its own, which names no cell.
+    """
+    global _seen
     kernel_shell = shell()
-    if kernel_shell is None:
-        return False
-    metadata = kernel_shell.get_parent().get("metadata") or {}
-    return "cellId" in metadata or "google.colab" in sys.modules
+    if kernel_shell is not None and not _seen:
+        metadata = kernel_shell.get_parent().get("metadata") or {}
+        _seen = "cellId" in metadata or "google.colab" in sys.modules
+    return _seen
 
 
 def running_cell() -> str:
@@ -38,34 +45,52 @@ def running_cell() -> str:
 class Shown:
     """Something that shows itself when it is made, and can be replaced in place later.
 
-    So it needs not be the last line of its cell; as the last line it is not shown twice. In a script or a
-    terminal nothing is shown: print it.
+    So it needs not be the last line of its cell; as the last line it is not shown twice. In a
+    script or a terminal nothing is shown: print it.
     """
 
     _handle = None
     _cell = ""
 
-    def _content(self):
+    def content(self):
         """What is to be seen now: a widget, a figure, a table or a `Message`."""
-        raise NotImplementedError
+        return Message("")
 
-    def _show(self, content=None) -> None:
+    def show(self, content=None) -> None:
+        """Show it under the running cell."""
         if shell() is None:
             return
         from IPython.display import display
 
         self._cell = running_cell()
-        self._handle = display(self._content() if content is None else content, display_id=True)
+        self._handle = display(self.content() if content is None else content, display_id=True)
 
-    def _replace(self, content=None) -> None:
-        if self._handle is not None:
-            self._handle.update(self._content() if content is None else content)
+    def replace(self, content=None) -> None:
+        """Show this, or what `content()` is now, where it was shown before; from any thread.
+
+        Two things get in the way of a message from a thread. It would carry the id of the request
+        that started the thread, and an executor drops what does not belong to the cell it runs: in
+        an empty context it carries the current one. And between two cells an executor listens to
+        nothing: so it is told once more at the end of the next cell, in time for its last message.
+        """
+        handle, content = self._handle, self.content() if content is None else content
+        if handle is None:
+            return
+        contextvars.Context().run(handle.update, content)
+        if not has_front_end():
+            events = shell().events
+
+            def again(*_) -> None:
+                events.unregister("post_run_cell", again)
+                handle.update(content)
+
+            events.register("post_run_cell", again)
 
     def _ipython_display_(self) -> None:
         if shell() is None:
             print(repr(self))
         elif self._cell != running_cell():
-            self._show()
+            self.show()
 
 
 class Message:

@@ -1,16 +1,16 @@
 """Guess first, then look: `pico.guess`, `pico.compare`, `pico.scoreboard`.
 
-    pico.guess("4d.dp.payload", "How many bytes do all gradient all-reduces of a step carry?", unit="bytes")
-    ...
-    pico.compare("4d.dp.payload", formula=expected, measured=total.payload_bytes)
+    pico.guess("4d.dp.payload", "How many bytes do all gradient all-reduces of a step carry?",
+    unit="bytes") ... pico.compare("4d.dp.payload", formula=expected,
+    measured=total.payload_bytes)
 
 A number one has guessed is remembered, a number one was told is not. So `compare` keeps its numbers
 covered until there is a guess, or the guess was skipped. It does not keep quiet about a mistake,
 though: if formula and measurement disagree beyond the stated tolerance it raises, guessed or not.
 
-Three words, everywhere: the *guess* is the reader's, the *formula* is from `picolab.costs`, the *measured* value is
-from a run. A `default` lets a notebook run from top to bottom without anybody to ask; it counts
-as a guess, and every table says that it was the default.
+Three words, everywhere: the *guess* is the reader's, the *formula* is from `picolab.costs`, the
+*measured* value is from a run. A `default` lets a notebook run from top to bottom without anybody
+to ask; it counts as a guess, and every table says that it was the default.
 
 In a front end, answers are also kept in a small file beside the run directories, so that the
 scoreboard covers all chapters. Headless, that file is neither read nor written.
@@ -19,7 +19,7 @@ scoreboard covers all chapters. Headless, that file is neither read nor written.
 import json
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from picolab.lab.front_end import Message, Shown, has_front_end
@@ -62,9 +62,9 @@ def guess(
     elif has_front_end():
         asked.recall(_stored().get(id, {}))
     _guesses[id] = asked
-    if id in _comparisons:
+    if id in _comparisons and asked.given:
         _comparisons[id].uncover()
-    asked._show()
+    asked.show()
     return asked
 
 
@@ -90,7 +90,7 @@ def compare(
     compared.check()
     _comparisons[id] = compared
     compared.keep()
-    compared._show()
+    compared.show()
     return compared
 
 
@@ -110,11 +110,13 @@ def scoreboard() -> LabFigure:
 
 
 class Guess(Shown):
-    """One question and what was answered. `.value`, and `.how`: "reader", "default", "skipped" or ""."""
+    """A question and its answer: `.value`; `.how` is "reader", "default", "skipped" or ""."""
 
     def __init__(self, id, question, unit="", default=None, choices=None):
         if not isinstance(id, str) or not re.fullmatch(r"[\w-]+(\.[\w-]+)*", id):
-            raise ValueError(f"{id!r} is not an id: write chapter.topic.name, as in '4d.dp.payload'")
+            raise ValueError(
+                f"{id!r} is not an id: write chapter.topic.name, as in '4d.dp.payload'"
+            )
         if choices is not None and len(set(choices)) < 2:
             raise ValueError(f"guess {id}: choices need at least two different answers")
         self.id, self.question, self.unit = id, question, unit
@@ -177,7 +179,7 @@ class Guess(Shown):
             "skipped": "skipped",
         }[self.how]
 
-    def _content(self):
+    def content(self):
         if has_front_end():
             from picolab.lab.guess_form import form
 
@@ -231,7 +233,7 @@ class Comparison(Shown):
     def uncover(self) -> None:
         """Called when the guess is given: show the numbers in place of the cover."""
         self.keep()
-        self._replace()
+        self.replace()
 
     def keep(self) -> None:
         if self.uncovered:
@@ -280,13 +282,13 @@ class Comparison(Shown):
             return f"{self.id}: covered. Run the cell that asks for the guess first."
         return f"{self.id}: covered until you guess, or skip: {self.guess.question}"
 
-    def _content(self):
+    def content(self):
         if not self.uncovered:
             return Message(self._cover())
         return _Noted(self.table(), self.note)
 
     def __repr__(self) -> str:
-        return repr(self._content())
+        return repr(self.content())
 
 
 class _Noted:
@@ -302,7 +304,8 @@ class _Noted:
         return self.table._repr_html_() + (Message(self.note)._repr_html_() if self.note else "")
 
 
-# -- numbers ----------------------------------------------------------------------------------------
+# -- numbers
+# ----------------------------------------------------------------------------------------
 
 _FACTORS = {"": 1, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
 
@@ -355,7 +358,7 @@ def _apart(value, reference) -> str:
         return f"{show(value - reference)} apart"
     ratio = value / reference
     if ratio >= 2:
-        return f"{ratio:,.3g} times as large"
+        return f"{show(ratio)} times as large"
     return f"{100 * (ratio - 1):+.2g} %"
 
 
@@ -363,7 +366,8 @@ def _percent(tolerance: float) -> str:
     return f"{100 * tolerance:g} %"
 
 
-# -- the file ---------------------------------------------------------------------------------------
+# -- the file
+# ---------------------------------------------------------------------------------------
 
 
 def guesses_path() -> Path:
@@ -381,7 +385,7 @@ def _stored() -> dict[str, dict]:
 
 
 def _keep(id: str, **fields) -> None:
-    if not has_front_end() and not _forms_are_shown():
+    if not has_front_end():
         return
     try:
         kept = _stored()

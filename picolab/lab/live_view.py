@@ -1,8 +1,8 @@
 """The four panels as widgets that can be painted again and again.
 
 One `FigureWidget` and a sentence above it. A paint assigns only what changed, in one batch (one
-message instead of one for each attribute), and as numpy arrays, which travel as bytes: lists of 2,000 points
-take fifty times as long. Only made where there is a front end.
+message instead of one for each attribute), and as numpy arrays, which travel as bytes: lists of
+2,000 points take fifty times as long. Only made where there is a front end.
 """
 
 import html
@@ -34,7 +34,7 @@ class LiveView:
         with self.figure.batch_update():
             for trace, old, new in zip(self.figure.data, self._drawn.traces, drawn.traces):
                 for name, values in new.items():
-                    if not _same(old[name] if name in old else None, values):
+                    if not _same(old.get(name), values):
                         trace[name] = values
             for shown, title in zip(self.figure.layout.annotations, drawn.titles):
                 if shown.text != title:

@@ -24,9 +24,12 @@ import time
 import urllib.error
 import urllib.request
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
-from playwright.sync_api import Page, sync_playwright
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
 
 # --no-sandbox: root in a container has no sandbox. The rest keeps the browser on this machine.
 _FLAGS = [
@@ -96,7 +99,7 @@ class Lab:
 
     # --- the page -------------------------------------------------------------------------------
 
-    def open(self, notebook: str) -> Page:
+    def open(self, notebook: str) -> "Page":
         """Open a notebook of `folder` and wait until its kernel is connected and idle."""
         address = f"http://127.0.0.1:{self._port}/lab/tree/{notebook}?token={self._token}&reset"
         self.page.goto(address)
@@ -177,7 +180,7 @@ class Lab:
         return found
 
     def ranks(self) -> list[psutil.Process]:
-        """Those that are neither the server, nor a kernel, nor a kernel's own child (the rank server)."""
+        """All but the server, the kernels and their own children (a kernel's rank server)."""
         found = []
         for process in self.processes():
             try:
@@ -241,6 +244,8 @@ class Lab:
         raise RuntimeError(f"JupyterLab did not start:\n{self._log.read()[-4000:]}")
 
     def _start_browser(self) -> None:
+        from playwright.sync_api import sync_playwright
+
         self._playwright = sync_playwright().start()
         self._browser = self._playwright.chromium.launch(
             executable_path=find_browser(), headless=True, args=_FLAGS

@@ -14,17 +14,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from lab_driver import Lab, find_browser
 
 NOTEBOOK = Path(__file__).resolve().parents[2] / "notebooks" / "01_4d_basics.ipynb"
-
-if importlib.util.find_spec("playwright") is None:
-    pytest.skip("playwright is not installed (make test installs it)", allow_module_level=True)
-
-from lab_driver import Lab, find_browser
 
 pytestmark = [
     pytest.mark.browser,
     pytest.mark.timeout(600),
+    pytest.mark.skipif(
+        importlib.util.find_spec("playwright") is None,
+        reason="playwright is not installed (make test installs it)",
+    ),
     pytest.mark.skipif(
         find_browser() is None, reason="no Chromium or Chrome here (apt-get install chromium)"
     ),

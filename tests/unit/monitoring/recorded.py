@@ -27,38 +27,32 @@ def entry(rank, step, op, axis, ranks, payload, start, seconds, reason, exposed=
 
 def recorded_run(steps=20, slow_rank=2, slow_s=0.030, state="done"):
     """Events of four ranks, interleaved as they would arrive."""
-    activations = MICRO_BATCH * SEQ * HIDDEN * 4
-    tp, dp = {0: (0, 1), 1: (0, 1), 2: (2, 3), 3: (2, 3)}, {0: (0, 2), 2: (0, 2), 1: (1, 3), 3: (1, 3)}
-    events = [Event("state", 0, 0.0, {"state": "running"})]
+    size = MICRO_BATCH * SEQ * HIDDEN * 4
+    tp_of = {0: (0, 1), 1: (0, 1), 2: (2, 3), 3: (2, 3)}
+    dp_of = {0: (0, 2), 1: (1, 3), 2: (0, 2), 3: (1, 3)}
+    events = [Event("state", -1, 0.0, {"state": "running"})]
     for step in range(steps):
         base = 10.0 + 0.2 * step
         for rank in range(4):
             late = slow_s if rank == slow_rank else 0.0
-            # Each tp group is held up by its own slow rank; then the dp groups by the slow tp group.
-            held = slow_s if slow_rank in tp[rank] else 0.0
-            entries = []
-            at = base + 0.05 + late
-            for reason, count in (
-                ("tp: row-parallel output", 2 * LAYERS),
-                ("tp: column-parallel input gradient", 2 * LAYERS + 1),
-            ):
-                for k in range(count):
-                    wait = held - late if not entries else 0.0
-                    entries.append(
-                        entry(
-                            rank, step, "all_reduce", "tp", tp[rank], activations, at, wait + 0.001, reason
-                        )
-                    )
-                    at += wait + 0.001
-            wait = slow_s - held
-            entries.append(
-                entry(
-                    rank, step, "all_reduce", "dp", dp[rank], 1_900_000, at, wait + 0.008, "dp: gradient bucket"
+            # A tp group is held up by its own slow rank; then the dp groups by the slow tp group.
+            held = slow_s if slow_rank in tp_of[rank] else 0.0
+            calls = [("tp", size, 0.001, "tp: row-parallel output")] * (2 * LAYERS)
+            calls += [("tp", size, 0.001, "tp: column-parallel input gradient")] * (2 * LAYERS + 1)
+            calls += [("dp", 1_900_000, 0.008, "dp: gradient bucket"), ("dp", 8, 0.001, "dp: loss")]
+            at, entries = base + 0.05 + late, []
+            for axis, payload, transfer, reason in calls:
+                waits = 0.0
+                if not entries:
+                    waits = held - late
+                elif reason == "dp: gradient bucket":
+                    waits = slow_s - held
+                ranks = (tp_of if axis == "tp" else dp_of)[rank]
+                seconds = waits + transfer
+                entries.append(
+                    entry(rank, step, "all_reduce", axis, ranks, payload, at, seconds, reason)
                 )
-            )
-            entries.append(
-                entry(rank, step, "all_reduce", "dp", dp[rank], 8, at + wait + 0.008, 0.001, "dp: loss")
-            )
+                at += seconds
             data = {
                 "step": step,
                 "steps": steps,
@@ -73,5 +67,5 @@ def recorded_run(steps=20, slow_rank=2, slow_s=0.030, state="done"):
             events.append(Event("step", rank, base, data))
             events.append(Event("ledger", rank, base, {"entries": entries}))
     if state:
-        events.append(Event("state", 0, 99.0, {"state": state}))
+        events.append(Event("state", -1, 99.0, {"state": state}))
     return events

@@ -1,0 +1,204 @@
+"""`pico.panel()`: choose dp and tp, press Run, watch, press Stop.
+
+The sliders offer only what works: every value of one fits some value of the other, and when the
+product would be too many ranks, the slider that was not touched gives way. Beside them stands
+what the formulas say about the chosen layout, and after a run what was measured.
+
+No callback waits: a run is a background job, its end is reported by the thread that sees it, and
+Stop asks in a thread of its own. While ranks run, the live figure is in the panel; when they end,
+a light static one takes its place under the panel. Headless, no widget is made: the panel is a
+table of its choices, and with autorun=True it runs its first layout once.
+"""
+
+import threading
+import traceback
+
+from picolab.lab.follower import Follower
+from picolab.lab.front_end import Message, Shown, has_front_end
+from picolab.lab.layout_choice import choices_table, formula_table, working_layouts
+from picolab.lab.panel_widgets import PanelWidgets
+from picolab.monitoring.figures import training_figure
+from picolab.monitoring.run_state import RunState
+from picolab.monitoring.table import Table
+from picolab.specs import Layout, ModelConfig
+
+_LAUNCH_OPTIONS = ("backend", "timeout", "run_dir")
+
+
+def panel(
+    model: str | ModelConfig = "tiny",
+    steps: int = 20,
+    *,
+    max_world: int = 4,
+    layout: str | Layout = "dp1",
+    autorun: bool = False,
+    live: bool | None = None,
+    **options,
+) -> "Panel":
+    """Sliders for dp and tp, formulas, Run and Stop, progress, and the live dashboard.
+
+    max_world   the most ranks it will start
+    layout      where the sliders stand at first
+    autorun     headless only: run that layout once and show its picture
+    live        True or False instead of finding out whether there is a front end with widgets
+    options     whatever `pico.train` takes: data, micro_batch, accumulate, seed, ...
+
+    Returns a `Panel`, which has shown itself: `.layout`, `.job`, `.result`, `.run()`, `.stop()`.
+    """
+    return Panel(
+        model, steps, max_world, layout, options, has_front_end() if live is None else live, autorun
+    )
+
+
+class Panel(Shown):
+    def __init__(self, model, steps, max_world, layout, options, live, autorun):
+        from picolab.training import train
+        from picolab.training.config import assemble
+
+        settings = {name: options[name] for name in options if name not in _LAUNCH_OPTIONS}
+        config = assemble(model=model, layout=layout, steps=steps, **settings)
+        self._train, self._model, self._steps, self._options = train, model, steps, options
+        self.config, self.layout = config.model, config.layout
+        self._step = {
+            "micro_batch": config.micro_batch,
+            "accumulate": config.accumulate,
+            "dtype": config.dtype,
+            "bucket_bytes": config.bucket_bytes,
+        }
+        self._choices = working_layouts(self.config, max_world)
+        self._max_world = max_world
+        if self.layout.tp not in self._choices.get(self.layout.dp, ()):
+            offered = [str(Layout(dp=d, tp=t)) for d, tps in self._choices.items() for t in tps]
+            raise ValueError(
+                f"{self.layout} is not among the layouts of this panel: {', '.join(offered)}"
+            )
+        self.job = None
+        self._run_layout = self.layout
+        self.message = "choose a layout and press Run"
+        self._measured: dict[str, dict] = {}  # layout -> reason -> (collectives, payload bytes)
+        self._lock = threading.Lock()
+        self._busy = False
+        self._widgets = PanelWidgets(self, self._choices, steps) if live else None
+        self.show()
+        self._picture = Shown()  # under the panel: the last run
+        if live or autorun:
+            self._picture.show()
+        if autorun and not live:
+            self.run()
+            self.wait()
+
+    # -- what the buttons do; also to be called in code --
+
+    def run(self) -> str:
+        """Start the chosen layout. While a run is going, only says so."""
+        with self._lock:
+            if self._busy:
+                return self._say(f"{self._run_layout} is still running; press Stop to end it")
+            self._busy, self._run_layout = True, self.layout
+        self._say(f"starting {_ranks(self.layout)} for {self.layout}")
+        try:
+            self.job = self._train(
+                self._model,
+                self.layout,
+                steps=self._steps,
+                wait=False,
+                progress=False,
+                **self._options,
+            )
+        except Exception as error:
+            self._busy = False
+            return self._say(f"could not start: {error}")
+        if self._widgets:
+            self._picture.replace(Message(""))
+            self._widgets.begin()
+        Follower(self.job, self._paint if self._widgets else None, self._end)
+        return self.message
+
+    def stop(self) -> str:
+        """End the run. With nothing to end, only says so."""
+        job = self.job
+        if job is None or job.done:
+            return self._say("nothing is running")
+        self._say("stopping")
+        threading.Thread(target=job.stop, name="picolab-stop", daemon=True).start()
+        return self.message
+
+    def wait(self) -> None:
+        """Until the run has ended, in whatever way; for code, not for callbacks."""
+        if self.job is not None:
+            try:
+                self.job.result()
+            except Exception:
+                return  # the panel's message says what happened
+
+    # -- in the threads of the run --
+
+    def _paint(self, state: RunState) -> None:
+        self._widgets.paint(state)
+
+    def _end(self, state: RunState) -> None:
+        try:
+            self._measured[str(self._run_layout)] = state.traffic()
+            self._say(state.sentence() + (f"\n{state.error}" if state.error else ""))
+            picture = Message(state.sentence()) if state.is_empty else training_figure(state)
+            self._picture.replace(picture)
+            if self._widgets:
+                self._widgets.end(state)
+                self._refresh()
+            else:
+                self.replace(self.table())
+        except Exception:
+            self._say(f"the picture could not be drawn:\n{traceback.format_exc()}")
+        finally:
+            self._busy = False
+
+    # -- what is to be seen --
+
+    @property
+    def result(self):
+        """The last run's `TrainResult`; None if there is none (yet)."""
+        return self.job.result() if self.job is not None and self.job.state == "done" else None
+
+    def table(self) -> Table:
+        """The formulas for the chosen layout, and what its last run in this panel measured."""
+        return formula_table(
+            self.config, self.layout, self._measured.get(str(self.layout)), **self._step
+        )
+
+    def choose(self, dp: int | None = None, tp: int | None = None) -> Layout:
+        """Move a slider. If both together are too many ranks, the other one gives way."""
+        dp_now, tp_now = dp or self.layout.dp, tp or self.layout.tp
+        if tp_now not in self._choices.get(dp_now, ()):
+            if tp is None:
+                tp_now = max(t for t in self._choices[dp_now] if t <= tp_now)
+            else:
+                dp_now = max(d for d, fitting in self._choices.items() if tp_now in fitting)
+            self._say(
+                f"the most this panel starts is {self._max_world} ranks: dp {dp_now}, tp {tp_now}"
+            )
+        self.layout = Layout(dp=dp_now, tp=tp_now)
+        self._refresh()
+        return self.layout
+
+    def _refresh(self) -> None:
+        if self._widgets:
+            self._widgets.show_formulas()
+
+    def _say(self, text: str) -> str:
+        self.message = text
+        if self._widgets:
+            self._widgets.say(text)
+        return text
+
+    def content(self):
+        if self._widgets:
+            return self._widgets.box
+        return choices_table(self.config, self._max_world, **self._step)
+
+    def __repr__(self) -> str:
+        choices = choices_table(self.config, self._max_world, **self._step)
+        return f"{choices!r}\n{self.layout}: {self.message}"
+
+
+def _ranks(layout: Layout) -> str:
+    return "1 rank" if layout.world == 1 else f"{layout.world} ranks"

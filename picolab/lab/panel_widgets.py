@@ -1,0 +1,83 @@
+"""The widgets of a panel, and nothing but widgets: what they mean is in `panel`.
+
+Made only where there is a front end. The live figure is made at the first run and used again for
+the next ones; between runs it is not shown.
+"""
+
+from picolab.lab.live_view import LiveView, sentence_html
+from picolab.monitoring.run_state import RunState
+
+_STYLES = {"done": "success", "failed": "danger", "stopped": "warning"}
+
+
+class PanelWidgets:
+    def __init__(self, panel, choices: dict[int, list[int]], steps: int):
+        import ipywidgets as widgets
+
+        self._panel = panel
+        tps = sorted({tp for fitting in choices.values() for tp in fitting})
+        self.dp = _slider("dp", list(choices), panel.layout.dp)
+        self.tp = _slider("tp", tps, panel.layout.tp)
+        self.run = widgets.Button(description="Run", button_style="primary", icon="play")
+        self.stop = widgets.Button(description="Stop", icon="stop")
+        self.progress = widgets.IntProgress(min=0, max=steps, description="steps")
+        self.steps = widgets.Label(f"0 of {steps}")
+        self.message = widgets.HTML(sentence_html(panel.message))
+        self.formulas = widgets.HTML(panel.table()._repr_html_())
+        self.live = widgets.VBox()
+        self._view: LiveView | None = None
+        self.box = widgets.VBox(
+            [
+                widgets.HBox([self.dp, self.tp]),
+                widgets.HBox([self.run, self.stop, self.progress, self.steps]),
+                self.message,
+                self.formulas,
+                self.live,
+            ]
+        )
+        self.dp.observe(lambda change: self._moved(dp=change.new), "value")
+        self.tp.observe(lambda change: self._moved(tp=change.new), "value")
+        self.run.on_click(lambda _: panel.run())
+        self.stop.on_click(lambda _: panel.stop())
+
+    def _moved(self, **axis: int) -> None:
+        layout = self._panel.choose(**axis)
+        self.dp.value, self.tp.value = layout.dp, layout.tp
+
+    def say(self, text: str) -> None:
+        self.message.value = sentence_html(text)
+
+    def show_formulas(self) -> None:
+        self.formulas.value = self._panel.table()._repr_html_()
+
+    def begin(self) -> None:
+        """A run has been started: an empty live figure, no progress."""
+        if self._view is None:
+            self._view = LiveView()
+        self._view.paint(RunState())
+        self.progress.bar_style = ""
+        self._progress(RunState())
+        self.live.children = (self._view.box,)
+
+    def paint(self, state: RunState) -> None:
+        self._view.paint(state)
+        self._progress(state)
+
+    def end(self, state: RunState) -> None:
+        """The run has ended: the live figure goes, its data stays for whoever looks at it."""
+        self.paint(state)
+        self.progress.bar_style = _STYLES.get(state.state, "")
+        self.live.children = ()
+
+    def _progress(self, state: RunState) -> None:
+        count = max(state.losses, default=-1) + 1
+        self.progress.value = count
+        self.steps.value = f"{count} of {self.progress.max}"
+
+
+def _slider(name: str, values: list[int], value: int):
+    """A slider over these values; with a single one (a slider needs two), a list of one."""
+    import ipywidgets as widgets
+
+    kind = widgets.SelectionSlider if len(values) > 1 else widgets.Dropdown
+    return kind(options=values, value=value, description=name)

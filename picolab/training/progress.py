@@ -1,0 +1,35 @@
+"""A bar on stderr while a run goes on: steps done, the loss, tokens a second. Text, not a widget, so
+that it is the same in a terminal, in a notebook and headless."""
+
+import sys
+
+from tqdm import tqdm
+
+from picolab.monitoring import Event
+
+
+class _Bar(tqdm):
+    monitor_interval = 0  # tqdm's own thread, which would outlive the run, is not needed
+
+
+class Progress:
+    """Given each event of a run; draws those of rank 0, closes the bar when the run has ended."""
+
+    def __init__(self, steps: int, layout: str):
+        self._steps, self._layout = steps, layout
+        self._bar: _Bar | None = None
+
+    def __call__(self, event: Event) -> None:
+        if event.kind == "step" and event.rank == 0:
+            if self._bar is None:
+                self._bar = _Bar(
+                    total=self._steps, desc=self._layout, unit="step", file=sys.stderr, leave=True
+                )
+            speed = event.data["tokens"] / event.data["seconds"]
+            self._bar.set_postfix_str(
+                f"loss {event.data['loss']:.3f}, {speed:,.0f} tokens/s", refresh=False
+            )
+            self._bar.update()
+        elif event.kind == "state" and event.data.get("state") not in ("waiting", "running"):
+            if self._bar is not None:
+                self._bar.close()

@@ -1,0 +1,200 @@
+"""What a training run gives back."""
+
+import html
+import json
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from picolab import costs
+from picolab.launch import RunResult
+from picolab.model import Transformer, generate, load
+from picolab.monitoring import Event, Ledger
+from picolab.monitoring.table import bytes_text
+from picolab.specs import Layout
+from picolab.training.config import TrainConfig
+
+
+@dataclass
+class RankReport:
+    """What `train_rank` returns on each rank. Losses and norms are global, so all ranks have the
+    same."""
+
+    losses: list[float] = field(default_factory=list)
+    grad_norms: list[float] = field(default_factory=list)
+    learning_rates: list[float] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+    """Valid tokens of the global batch."""
+    seconds: list[float] = field(default_factory=list)
+    cpu_s: float = 0.0
+    """CPU seconds of this process in its steps, all threads."""
+    memory: dict[str, int] = field(default_factory=dict)
+    text: dict = field(default_factory=dict)
+    state: dict[str, torch.Tensor] | None = None
+    """Whole parameters by global name, from rank 0; None from the others: they have the same."""
+
+
+@dataclass(repr=False)
+class TrainResult:
+    """Losses, speed, ledger, memory and the trained model of one run. Per step: one entry a step."""
+
+    config: TrainConfig
+    losses: list[float]
+    """The mean loss over all valid tokens of the step's global batch, in nats, before the update."""
+    grad_norms: list[float]
+    """The norm of the whole gradient, each parameter counted once, before clipping."""
+    learning_rates: list[float]
+    step_s: list[float]
+    """Seconds of each step, of its slowest rank. Start-up is not in it."""
+    tokens: list[int]
+    """Valid tokens of each step, over all ranks."""
+    cpu_s: float
+    """CPU seconds of all ranks in their steps."""
+    memory: dict[int, dict[str, int]]
+    """rank -> bytes of its "parameters", "gradients" and "optimizer" tensors, and "peak_rss"."""
+    seconds: float
+    """From the call to the last rank's result, start-up included."""
+    run_dir: Path
+    events: list[Event]
+    text_state: dict
+    """The position in the data after the last step; see `Text.load_state_dict`."""
+    _state: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, config: TrainConfig, run: RunResult) -> "TrainResult":
+        first: RankReport = run[0]
+        return cls(
+            config=config,
+            losses=first.losses,
+            grad_norms=first.grad_norms,
+            learning_rates=first.learning_rates,
+            step_s=[max(of_step) for of_step in zip(*(report.seconds for report in run))],
+            tokens=first.tokens,
+            cpu_s=sum(report.cpu_s for report in run),
+            memory={rank: report.memory for rank, report in enumerate(run)},
+            seconds=run.seconds,
+            run_dir=run.run_dir,
+            events=run.events,
+            text_state=first.text,
+            _state=first.state,
+        )
+
+    @property
+    def layout(self) -> Layout:
+        return self.config.layout
+
+    @property
+    def params(self) -> int:
+        """Parameters of the whole model."""
+        return costs.parameters(self.config.model).total
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Of all ranks together, over all steps but the first, which is warm-up, if there are
+        more."""
+        skip = 1 if len(self.step_s) > 1 else 0
+        return sum(self.tokens[skip:]) / sum(self.step_s[skip:])
+
+    @cached_property
+    def ledger(self) -> Ledger:
+        """Every collective of every step, of all ranks. (What the ranks did afterwards, to gather
+        the parameters, is in `.events` only.)"""
+        entries = Ledger(
+            e for event in self.events if event.kind == "ledger" for e in event.data["entries"]
+        )
+        return Ledger(entry for entry in entries if entry.step is not None)
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """The trained parameters, whole, by their global names, on the CPU: the same names and
+        shapes from every layout."""
+        return dict(self._state)
+
+    @cached_property
+    def model(self) -> Transformer:
+        """The trained model, whole, in this process."""
+        return load(Transformer(self.config.model, dtype=self.config.torch_dtype), self._state)
+
+    def generate(
+        self,
+        prompt: str | bytes | list[int] = "def ",
+        n: int = 200,
+        *,
+        temperature: float = 0.8,
+        seed: int = 0,
+    ):
+        """The prompt and n more tokens, by the trained model; see `picolab.model.generate`."""
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # a token is so little work that threads cost more than they do
+        try:
+            return generate(self.model, prompt, n, temperature=temperature, seed=seed)
+        finally:
+            torch.set_num_threads(threads)
+
+    def to_json(self) -> str:
+        """One JSON object. "ledger" is what rank 0 did in all steps, by operation, axis and
+        reason."""
+        rows = self.ledger.rank(0).by("op", "axis", "reason").items()
+        ledger = [
+            {
+                "op": op,
+                "axis": axis,
+                "reason": reason,
+                "count": totals.count,
+                "payload_bytes": totals.payload_bytes,
+                "ring_bytes": totals.ring_bytes,
+            }
+            for (op, axis, reason), totals in rows
+        ]
+        found = {
+            "model": self.config.model.name,
+            "layout": str(self.layout),
+            "losses": self.losses,
+            "grad_norms": self.grad_norms,
+            "tokens_per_s": self.tokens_per_s,
+            "step_s": self.step_s,
+            "cpu_s": self.cpu_s,
+            "ledger": ledger,
+            "params": self.params,
+            "run_dir": str(self.run_dir),
+        }
+        return json.dumps(found)
+
+    def __repr__(self) -> str:
+        rows = self._rows()
+        width = max(len(name) for name in rows)
+        head = f"TrainResult: {self._title()}"
+        return "\n".join([head, *(f"  {name:<{width}}  {text}" for name, text in rows.items())])
+
+    def _repr_html_(self) -> str:
+        cells = "".join(
+            f'<tr><th style="text-align:left">{html.escape(name)}</th>'
+            f'<td style="text-align:left">{html.escape(text)}</td></tr>'
+            for name, text in self._rows().items()
+        )
+        caption = f'<caption style="text-align:left;caption-side:top">{html.escape(self._title())}</caption>'
+        return f"<table>{caption}<tbody>{cells}</tbody></table>"
+
+    def _title(self) -> str:
+        steps = len(self.losses)
+        return (
+            f"{self.config.model.name} on {self.layout}, {steps} step{'s' * (steps != 1)} of "
+            f"{self.config.tokens_per_step:,} tokens"
+        )
+
+    def _rows(self) -> Mapping[str, str]:
+        loss, held = f"{self.losses[0]:.3f}", self.memory[0]
+        if len(self.losses) > 1:
+            loss += f" at the first step, {self.losses[-1]:.3f} at the last"
+        median = statistics.median(self.step_s[1:] or self.step_s)
+        return {
+            "loss": loss,
+            "speed": f"{self.tokens_per_s:,.0f} tokens/s, {median * 1e3:.0f} ms a step (median)",
+            "parameters": f"{self.params:,}, of which rank 0 held {bytes_text(held['parameters'])}",
+            "ledger": f"{self.ledger.rank(0).total().count:,} collectives of rank 0",
+            "time": f"{self.seconds:.1f} s in all, {self.cpu_s:.1f} CPU seconds of all ranks in steps",
+            "run directory": str(self.run_dir),
+        }

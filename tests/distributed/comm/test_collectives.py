@@ -1,0 +1,140 @@
+"""The collectives compute what torch's do, and the ledger says what they moved.
+
+Wrong versions these catch: an all-gather along a dim that only concatenates along dim 0, a ledger that takes the world's size for
+every group (then sub-group traffic is wrong), an asynchronous entry written at the issue.
+"""
+
+import pytest
+import torch
+import torch.distributed as dist
+
+import picolab as pico
+from picolab import comm
+
+
+def test_the_mesh_is_slices_of_one_arange_and_equals_torchs():
+    def look():
+        m = comm.build_mesh("dp2tp2")
+        mine = {axis: m.ranks(axis) for axis in ("dp", "tp", "pp", "world")}
+        theirs = torch.distributed.device_mesh.init_device_mesh(
+            "cpu", (2, 2), mesh_dim_names=("dp", "tp")
+        )
+        same = all(
+            tuple(dist.get_process_group_ranks(theirs.get_group(axis))) == m.ranks(axis)
+            for axis in ("dp", "tp")
+        )
+        return mine, m.coordinates, m.size("tp"), m.size("pp"), same
+
+    grid = torch.arange(4).reshape(1, 2, 1, 2)  # pp, dp, cp, tp
+    for rank, (ranks, coordinates, tp, pp, same) in enumerate(pico.run(look, world_size=4)):
+        dp_index, tp_index = divmod(rank, 2)
+        assert ranks["tp"] == tuple(grid[0, dp_index, 0, :].tolist())
+        assert ranks["dp"] == tuple(grid[0, :, 0, tp_index].tolist())
+        assert ranks["pp"] == (rank,) and ranks["world"] == (0, 1, 2, 3)
+        assert coordinates == {"pp": 0, "dp": dp_index, "cp": 0, "tp": tp_index}
+        assert (tp, pp, same) == (2, 1, True)
+        # Mutant: reshape(..., tp, dp) would put tensor-parallel neighbours two ranks apart.
+        assert ranks["tp"] != tuple(grid.reshape(1, 2, 1, 2).transpose(1, 3)[0, tp_index, 0, :].tolist())
+
+
+def every_collective():
+    comm.build_mesh("dp2tp2")
+    m = comm.mesh()
+    me, t = m.rank("world"), m.rank("tp")
+    out = {}
+    out["all_reduce"] = comm.all_reduce(torch.full((6,), float(me)), "tp", "r").tolist()
+    out["max"] = comm.all_reduce(torch.full((6,), float(me)), "dp", "r", op="max").tolist()
+    shard = torch.arange(6.0).reshape(2, 3) + 100 * t
+    out["gather0"] = comm.all_gather(shard, "tp", "r")
+    out["gather1"] = comm.all_gather(shard, "tp", "r", dim=1)
+    whole = torch.arange(8.0).reshape(2, 4) * (t + 1)
+    out["scatter1"] = comm.reduce_scatter(whole, "tp", "r", dim=1)
+    uneven = comm.all_to_all(
+        torch.arange(3.0) + 10 * t, "tp", "r", [1, 1] if t == 0 else [2, 2], [1, 2]
+    )
+    out["all_to_all"] = uneven.tolist()
+    out["broadcast"] = comm.broadcast(torch.tensor([float(me)]), "tp", "r", source=1).item()
+    if t == 0:
+        comm.send(torch.tensor([me + 0.5]), 1, "tp", "r")
+    else:
+        out["recv"] = comm.recv(torch.empty(1), 0, "tp", "r").item()
+    out["exchange"] = comm.exchange(
+        torch.tensor([float(me)]), 1 - t, torch.empty(1), 1 - t, "tp", "r"
+    ).item()
+    comm.barrier("dp", "r")
+    pending = comm.all_reduce(torch.ones(4), "dp", "async", async_op=True)
+    issued = len(comm.ledger().kept)
+    out["pending"] = pending.wait().tolist()
+    out["written at wait"] = len(comm.ledger().kept) - issued
+    pending.wait()  # a second wait changes nothing
+    out["alone"] = comm.all_reduce(torch.ones(2), "pp", "an axis of size 1").tolist()
+    return out
+
+
+@pytest.fixture(scope="module")
+def run():
+    return pico.run(every_collective, world_size=4)
+
+
+def test_values(run):
+    for rank, out in enumerate(run):
+        dp, tp = divmod(rank, 2)
+        assert out["all_reduce"] == [float(2 * dp + 2 * dp + 1)] * 6
+        assert out["max"] == [2.0 + tp] * 6
+        parts = [torch.arange(6.0).reshape(2, 3) + 100 * t for t in (0, 1)]
+        assert torch.equal(out["gather0"], torch.cat(parts, 0))
+        assert torch.equal(out["gather1"], torch.cat(parts, 1))
+        assert torch.equal(out["scatter1"], (torch.arange(8.0).reshape(2, 4) * 3).chunk(2, 1)[tp])
+        assert out["all_to_all"] == ([0.0, 10.0] if tp == 0 else [1.0, 2.0, 11.0, 12.0])
+        assert out["broadcast"] == 2 * dp + 1.0
+        assert tp == 0 or out["recv"] == 2 * dp + 0.5
+        assert out["exchange"] == float(2 * dp + 1 - tp)
+        assert out["pending"] == [2.0] * 4 and out["written at wait"] == 1
+        assert out["alone"] == [1.0, 1.0]
+
+
+def test_the_ledger_says_what_was_moved(run):
+    mine = run.ledger.rank(0)
+    assert all(e.ranks == ((0, 1) if e.axis == "tp" else (0, 2)) for e in mine)
+    totals = {key: (t.count, t.payload_bytes, t.ring_bytes) for key, t in mine.by("op", "axis").items()}
+    assert totals == {
+        ("all_reduce", "tp"): (1, 24, 24.0),
+        ("all_reduce", "dp"): (2, 24 + 16, 40.0),
+        ("all_gather", "tp"): (2, 2 * 48, 48.0),
+        ("reduce_scatter", "tp"): (1, 32, 16.0),
+        ("all_to_all", "tp"): (1, 12, 6.0),
+        ("broadcast", "tp"): (1, 4, 2.0),
+        ("send", "tp"): (2, 8, 8.0),
+        ("recv", "tp"): (1, 4, 0.0),
+        ("barrier", "dp"): (1, 0, 0.0),
+    }
+    assert not [e for e in run.ledger if e.axis == "pp"]
+    # Mutant: the world's size in place of the group's. It would book 1.5 B for an all-reduce over two ranks.
+    assert pico.costs.ring_bytes("all_reduce", 24, 4) != pico.costs.ring_bytes("all_reduce", 24, 2)
+    for entry in run.ledger:
+        assert entry.seconds >= entry.exposed_s >= 0
+
+
+def test_a_wrong_axis_and_a_wrong_world_get_a_sentence():
+    def wrong():
+        sentences = []
+        for call in (
+            lambda: comm.build_mesh("dp4tp2"),
+            lambda: comm.all_reduce(torch.ones(1), "zz", "r"),
+            lambda: comm.reduce_scatter(torch.ones(3), "world", "r"),
+        ):
+            try:
+                call()
+            except ValueError as error:
+                sentences.append(str(error))
+        return sentences
+
+    layout, axis, rows = pico.run(wrong, world_size=2)[0]
+    assert "needs 8 ranks (pp*dp*cp*tp), but 2 are running" in layout
+    assert "the mesh has no axis 'zz'" in axis
+    assert "cannot split 3 rows" in rows
+
+
+def test_outside_a_rank_a_collective_says_where_it_belongs():
+    with pytest.raises(RuntimeError, match="no process group here"):
+        comm.all_reduce(torch.ones(1), "world", "r")
