@@ -1,9 +1,9 @@
 """picolab: learn how large models are trained on many devices, by training one on yours.
 
-`import picolab as pico` is the only import a notebook needs besides torch. Every public name below is
-resolved on first use (PEP 562), so that the import itself takes no torch and starts nothing outside an
-interactive kernel. In a kernel it registers `%%ranks` and warms the rank server in the background.
-"""
+`import picolab as pico` is the only import a notebook needs besides torch. Every public name
+below is resolved on first use (PEP 562), so that the import itself takes no torch and starts
+nothing outside an interactive kernel. In a kernel it registers `%%ranks` and warms the rank
+server in the background."""
 
 import importlib
 import sys

@@ -1,13 +1,15 @@
-"""Every collective of a training step, as a thin function that takes an axis and a reason and writes the ledger.
+"""Every collective of a training step, as a thin function that takes an axis and a reason and
+writes the ledger.
 
     comm.all_reduce(x, "tp", reason="tp: row-parallel output")
 
-Each function does four things: says in the beacon which collective it enters, runs torch's own, stops the clock, and
-records one entry. On an axis of size 1 nothing travels, so nothing is done and nothing is recorded.
+Each function does four things: says in the beacon which collective it enters, runs torch's own,
+stops the clock, and records one entry. On an axis of size 1 nothing travels, so nothing is done
+and nothing is recorded.
 
-Shapes: x is any contiguous tensor; "n" is the size of the axis. Errors: an unknown axis is a ValueError. Ranks that
-disagree about the shape make gloo abort the process; the launcher then compares the beacons and names the odd rank.
-"""
+Shapes: x is any contiguous tensor; "n" is the size of the axis. Errors: an unknown axis is a
+ValueError. Ranks that disagree about the shape make gloo abort the process; the launcher then
+compares the beacons and names the odd rank."""
 
 from typing import Literal
 
@@ -76,7 +78,8 @@ def all_reduce(
 
 
 def all_gather(x: torch.Tensor, axis: str, reason: str, dim: int = 0) -> torch.Tensor:
-    """The n shards of the axis, concatenated along `dim`. x: this rank's shard (the same shape on every rank).
+    """The n shards of the axis, concatenated along `dim`. x: this rank's shard (the same shape on
+    every rank).
 
     Payload: bytes of the result.
     """
@@ -168,7 +171,8 @@ def recv(x: torch.Tensor, source: int, axis: str, reason: str) -> torch.Tensor:
 def exchange(
     outgoing: torch.Tensor, to: int, incoming: torch.Tensor, source: int, axis: str, reason: str
 ) -> torch.Tensor:
-    """Send one tensor and receive another at the same time, which a ring needs: were all to send first, all would wait.
+    """Send one tensor and receive another at the same time, which a ring needs: were all to send
+    first, all would wait.
 
     Indices are along the axis. Fills and returns `incoming`; two entries, a send and a recv.
     """
@@ -184,7 +188,8 @@ def exchange(
     for work in _batch(both):
         work.wait()
     end = current.now()
-    # One wait covers both; the receive is booked with no time of its own, so that times still add up.
+    # One wait covers both; the receive is booked with no time of its own, so that times still add
+    # up.
     current.record(*sent, start, end - start, end - start)
     current.record(*received, end, 0.0, 0.0)
     return incoming

@@ -1,16 +1,17 @@
 """The rank grid, as process groups.
 
-All of 4D is one line: `arange(world).reshape(pp, dp, cp, tp)`. The last axis varies fastest, so tensor-parallel
-neighbours have adjacent ranks (they talk most, and belong inside a node); pipeline stages are furthest apart. An axis's group
-is the line of ranks through mine along that axis:
+All of 4D is one line: `arange(world).reshape(pp, dp, cp, tp)`. The last axis varies fastest, so
+tensor-parallel neighbours have adjacent ranks (they talk most, and belong inside a node);
+pipeline stages are furthest apart. An axis's group is the line of ranks through mine along that
+axis:
 
     dp2tp2        tp 0  tp 1          rank 0: tp group (0, 1), dp group (0, 2)
           dp 0      0     1           rank 3: tp group (2, 3), dp group (1, 3)
           dp 1      2     3
 
-torch's DeviceMesh makes the groups from the grid; axes of size 1 get none, since nothing travels along them.
-Twin in torch: `torch.distributed.device_mesh.init_device_mesh`, whose ranks the test compares.
-"""
+torch's DeviceMesh makes the groups from the grid; axes of size 1 get none, since nothing travels
+along them. Twin in torch: `torch.distributed.device_mesh.init_device_mesh`, whose ranks the test
+compares."""
 
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
@@ -21,13 +22,16 @@ AXES = ("pp", "dp", "cp", "tp")  # outermost first
 
 
 class Mesh:
-    """The groups of one rank. `mesh.size("tp")`, `mesh.rank("tp")`, `mesh.ranks("tp")`, `mesh.group("tp")`."""
+    """The groups of one rank. `mesh.size("tp")`, `mesh.rank("tp")`, `mesh.ranks("tp")`,
+    `mesh.group("tp")`.
+    """
 
     def __init__(self, layout: Layout, device_type: str = "cpu"):
         world = dist.get_world_size()
         if layout.world != world:
             raise ValueError(
-                f"layout {layout} needs {layout.world} ranks (pp*dp*cp*tp), but {world} are running; "
+                f"layout {layout} needs {layout.world} ranks (pp*dp*cp*tp), but {world} are "
+                "running; "
                 f"start it with world_size={layout.world}"
             )
         self.layout = layout
@@ -78,7 +82,9 @@ _current: Mesh | None = None
 
 
 def build_mesh(layout: Layout | str, device_type: str | None = None) -> Mesh:
-    """Make the groups of this layout and let them be the current mesh. All ranks call it, in the same order."""
+    """Make the groups of this layout and let them be the current mesh. All ranks call it, in the
+    same order.
+    """
     global _current
     if device_type is None:
         device_type = "cuda" if dist.get_backend() == "nccl" else "cpu"
@@ -91,8 +97,8 @@ def mesh() -> Mesh:
     if _current is None:
         if not dist.is_initialized():
             raise RuntimeError(
-                "there is no process group here: call this inside a rank, that is in a function given to "
-                "pico.run(...) or in a %%ranks cell"
+                "there is no process group here: call this inside a rank, that is in a function "
+                "given to pico.run(...) or in a %%ranks cell"
             )
         build_mesh(Layout(dp=dist.get_world_size()))
     return _current

@@ -1,9 +1,9 @@
 """Calls of `torch.distributed` that do not go through `picolab.comm` are counted too.
 
-An exercise may call `dist.all_reduce` itself, and a rank that hangs in one should be able to say so. So in each rank torch's
-Python functions are replaced by ones that write the same ledger entry, with the axis "raw" and the reason "torch.distributed.NAME".
-What torch calls from C++ (DDP's reducer) is not seen.
-"""
+An exercise may call `dist.all_reduce` itself, and a rank that hangs in one should be able to say
+so. So in each rank torch's Python functions are replaced by ones that write the same ledger
+entry, with the axis "raw" and the reason "torch.distributed.NAME". What torch calls from C++
+(DDP's reducer) is not seen."""
 
 import functools
 
@@ -33,7 +33,9 @@ _WATCHED = {
 
 
 class _PendingWork(Pending):
-    """A watched asynchronous call: waits like torch's Work and passes every other question on to it."""
+    """A watched asynchronous call: waits like torch's Work and passes every other question on to
+    it.
+    """
 
     def wait(self, *args, **kwargs):
         super().wait()
@@ -44,7 +46,9 @@ class _PendingWork(Pending):
 
 
 def watch() -> None:
-    """Put the counting functions in place. Called once in each rank, before its function; twice changes nothing."""
+    """Put the counting functions in place. Called once in each rank, before its function; twice
+    changes nothing.
+    """
     for name, (op, position, keyword) in _WATCHED.items():
         original = getattr(dist, name, None)
         if original is not None and not hasattr(original, "_picolab_original"):

@@ -1,14 +1,15 @@
-"""A ring all-reduce from send and receive: the first lesson, and the reason why so many formulas say 2(n-1)/n.
+"""A ring all-reduce from send and receive: the first lesson, and the reason why so many formulas
+say 2(n-1)/n.
 
-Cut the tensor into n chunks and stand in a circle. In n-1 steps each rank passes one chunk to its right and adds what
-comes from its left; then rank r holds the finished sum of chunk r+1 (the reduce-scatter half). In n-1 more steps the
-finished chunks go round once (the all-gather half). Every rank has sent 2(n-1) chunks of B/n bytes, and no rank more: the wire
-carries 2(n-1)/n B per rank, which hardly depends on n.
+Cut the tensor into n chunks and stand in a circle. In n-1 steps each rank passes one chunk to its
+right and adds what comes from its left; then rank r holds the finished sum of chunk r+1 (the
+reduce-scatter half). In n-1 more steps the finished chunks go round once (the all-gather half).
+Every rank has sent 2(n-1) chunks of B/n bytes, and no rank more: the wire carries 2(n-1)/n B per
+rank, which hardly depends on n.
 
-Leaves out what makes it fast in earnest (several rings at once, pipelining inside a chunk). Twin in torch:
-`torch.distributed.all_reduce`; tests/distributed/comm compares them. Source: Patarasuk and Yuan 2009, "Bandwidth optimal
-all-reduce algorithms for clusters of workstations".
-"""
+Leaves out what makes it fast in earnest (several rings at once, pipelining inside a chunk). Twin
+in torch: `torch.distributed.all_reduce`; tests/distributed/comm compares them. Source: Patarasuk
+and Yuan 2009, "Bandwidth optimal all-reduce algorithms for clusters of workstations"."""
 
 import torch
 
@@ -17,7 +18,9 @@ from picolab.comm.mesh import mesh
 
 
 def ring_all_reduce(x: torch.Tensor, axis: str = "world") -> torch.Tensor:
-    """The sum of all ranks' x, in place, by 2(n-1) sends a rank. x: any shape, contiguous, also fewer than n elements."""
+    """The sum of all ranks' x, in place, by 2(n-1) sends a rank. x: any shape, contiguous, also
+    fewer than n elements.
+    """
     m = mesh()
     n, me = m.size(axis), m.rank(axis)
     right, left = (me + 1) % n, (me - 1) % n

@@ -1,8 +1,7 @@
 """From a notebook cell to N ranks and back.
 
-`run` starts fresh ranks from a warm server and returns what they returned; `Job` is the same in the background; a failure names the
-rank that caused it. Needs no torch itself (the ranks do).
-"""
+`run` starts fresh ranks from a warm server and returns what they returned; `Job` is the same in
+the background; a failure names the rank that caused it. Needs no torch itself (the ranks do)."""
 
 from picolab.launch.doctor import doctor
 from picolab.launch.expect import expect_failure

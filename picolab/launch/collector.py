@@ -1,9 +1,10 @@
-"""The kernel's side of a run: one thread starts the ranks, listens to all of them, and leaves none behind.
+"""The kernel's side of a run: one thread starts the ranks, listens to all of them, and leaves
+none behind.
 
-It ends in one of four ways: every rank has its result; a rank failed (then it waits a moment, so that the true cause can still arrive,
-and ranks causes before consequences); nothing moved for `timeout` seconds; or the job was stopped. In each of them
-every process is killed and every descriptor closed before the thread ends.
-"""
+It ends in one of four ways: every rank has its result; a rank failed (then it waits a moment, so
+that the true cause can still arrive, and ranks causes before consequences); nothing moved for
+`timeout` seconds; or the job was stopped. In each of them every process is killed and every
+descriptor closed before the thread ends."""
 
 import os
 import pickle
@@ -41,7 +42,9 @@ class Rank:
 
 
 class Collector:
-    def __init__(self, *, blob: bytes, world_size: int, backend: str, timeout: float, run_dir: Path):
+    def __init__(
+        self, *, blob: bytes, world_size: int, backend: str, timeout: float, run_dir: Path
+    ):
         self._blob, self._world, self._backend = blob, world_size, backend
         self._timeout, self._run_dir = timeout, run_dir
         self.backend = backend
@@ -73,7 +76,9 @@ class Collector:
     # -- the thread --
 
     def collect(self, display: Display, on_event, on_backend, on_slow_start) -> list | None:
-        """Run to the end. Returns the results, or None if stopped; raises RankFailure or RankHang."""
+        """Run to the end. Returns the results, or None if stopped; raises RankFailure or
+        RankHang.
+        """
         self._display, self._on_event, self._on_backend = display, on_event, on_backend
         try:
             self._start()
@@ -232,10 +237,9 @@ class Collector:
             return
         texts = stacks.ask({rank.rank: rank.process.pid for rank in waiting}, self._run_dir)
         first = waiting[0]
-        what = (
-            f"returned, and {_ranks(r.rank for r in waiting)} still {'waits' if len(waiting) == 1 else 'wait'} for it in "
-            f"{self._beacons[first.rank].text}"
-        )
+        verb = "waits" if len(waiting) == 1 else "wait"
+        where = self._beacons[first.rank].text
+        what = f"returned, and {_ranks(r.rank for r in waiting)} still {verb} for it in {where}"
         text = "\n".join(f"rank {n}:\n{text}" for n, text in texts.items())
         leaver = min(returned, key=lambda number: self._beacons[number].entered)
         self._fail(self.ranks[leaver], "early return", what, time.time(), text, None)
@@ -260,7 +264,8 @@ class Collector:
                 where = "has entered no collective"
             lines.append(f"rank {rank.rank}: {where}")
             lines += [texts[rank.rank]] if rank.rank in texts else []
-        # The one that is not where the others are: outside a collective, or behind in the count of them.
+        # The one that is not where the others are: outside a collective, or behind in the count
+        # of them.
         cause = min(
             (rank for rank in self.ranks if rank.result is None),
             key=lambda r: (self._beacons[r.rank].inside, self._beacons[r.rank].entered),
@@ -339,7 +344,9 @@ class Collector:
 
 
 class _Descriptor:
-    """A file descriptor on its way into a rank: pickling it hands it over, and `detach()` there gives it."""
+    """A file descriptor on its way into a rank: pickling it hands it over, and `detach()` there
+    gives it.
+    """
 
     def __init__(self, number: int):
         self._number = number
@@ -365,4 +372,3 @@ def _between(text: str, start: str, end: str) -> str:
 def _ranks(numbers) -> str:
     numbers = list(numbers)
     return f"rank {numbers[0]}" if len(numbers) == 1 else "ranks " + ", ".join(map(str, numbers))
-

@@ -1,4 +1,6 @@
-"""What ranks print: labelled and line by line in the cell, bounded there, whole in the run directory."""
+"""What ranks print: labelled and line by line in the cell, bounded there, whole in the run
+directory.
+"""
 
 from pathlib import Path
 
@@ -6,7 +8,9 @@ SHOWN_LINES = 300
 
 
 class Display:
-    """Takes raw bytes of each rank, writes them to `rank.RANK.log`, and prints complete lines as `[RANK] line`."""
+    """Takes raw bytes of each rank, writes them to `rank.RANK.log`, and prints complete lines as
+    `[RANK] line`.
+    """
 
     def __init__(self, run_dir: Path, world_size: int, quiet: bool = False):
         self._run_dir, self._quiet = run_dir, quiet
@@ -29,7 +33,8 @@ class Display:
             except OSError as error:
                 self._give_up(error)
         *lines, rest = (self._partial[rank] + data).split(b"\n")
-        # A line that never ends (a progress bar) is kept short: only what follows its last carriage return.
+        # A line that never ends (a progress bar) is kept short: only what follows its last
+        # carriage return.
         self._partial[rank] = rest.rsplit(b"\r", 1)[-1] if len(rest) > 65_536 else rest
         for line in lines:
             self._line(rank, line)

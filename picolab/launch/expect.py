@@ -10,7 +10,8 @@ class expect_failure:
             pico.run(fn)
         failure.error.rank
 
-    what    an exception type (that of the rank, or of the launcher), or a kind: "signal", "exit", "hang", ...
+    what    an exception type (that of the rank, or of the launcher), or a kind: "signal", "exit",
+            "hang", ...
     rank    the rank that must be the cause
     Raises AssertionError if nothing failed, and lets through a failure of another sort.
     """

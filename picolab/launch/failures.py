@@ -1,12 +1,15 @@
 """Which rank failed, and why: cause before consequence.
 
-When one rank dies, the others usually fail a moment later in the collective they were in ("Connection closed by peer"), and the loudest
-message is rarely the cause. The rules, in order:
+When one rank dies, the others usually fail a moment later in the collective they were in
+("Connection closed by peer"), and the loudest message is rarely the cause. The rules, in order:
 
-1. a rank that raised something of its own, exited, or was killed comes before one whose connection was closed;
+1. a rank that raised something of its own, exited, or was killed comes before one whose
+   connection was closed;
 2. among equals, the earlier comes first;
-3. if gloo aborted a rank over sizes, the beacons tell which rank's collective differs from the others';
-4. if nobody failed of their own accord but one rank had already returned, that rank is the cause: it left the others waiting.
+3. if gloo aborted a rank over sizes, the beacons tell which rank's collective differs from the
+   others';
+4. if nobody failed of their own accord but one rank had already returned, that rank is the cause:
+   it left the others waiting.
 """
 
 import re
@@ -58,9 +61,9 @@ class RankReport:
 class RankFailure(RuntimeError):
     """A rank failed. `.rank` and `.kind` name the cause, `.traceback` is that rank's own.
 
-    kind: "exception", "exit", "signal", "mismatch" (ranks disagree about a collective), "early return", "hang".
-    `.consequences` are the other ranks' reports. If the rank raised, `__cause__` is its exception.
-    """
+    kind: "exception", "exit", "signal", "mismatch" (ranks disagree about a collective), "early
+    return", "hang". `.consequences` are the other ranks' reports. If the rank raised, `__cause__`
+    is its exception."""
 
     def __init__(self, cause: RankReport, consequences: list[RankReport], notes: str = ""):
         self.rank, self.kind, self.traceback = cause.rank, cause.kind, cause.traceback
@@ -119,7 +122,8 @@ def choose(reports: list[RankReport]) -> tuple[RankReport, list[RankReport]]:
 
 
 def odd_one_out(readings: dict[int, Reading]) -> int | None:
-    """Rule 3: the rank whose last collective differs from what most others entered; None if there is none.
+    """Rule 3: the rank whose last collective differs from what most others entered; None if there
+    is none.
 
     With two ranks there is no majority, so nobody is named.
     """
@@ -140,7 +144,9 @@ def disagreement(readings: dict[int, Reading]) -> str:
 
 
 def _signature(reading: Reading) -> str:
-    """Operation and shape of a beacon's text, without the ranks, the reason, and who sends to whom."""
+    """Operation and shape of a beacon's text, without the ranks, the reason, and who sends to
+    whom.
+    """
     text = re.sub(r"( to \d+.*| from \d+)? \([^()]*\)$", "", reading.text)
     return re.sub(r" of ranks \([\d, ]*\)", "", text)
 

@@ -1,11 +1,12 @@
 """From a notebook cell to N ranks and back: `run`, `Job`, `jobs`.
 
     result = pico.run(fn, world_size=4)              # fresh ranks, one call; blocks
-    job = pico.run(fn, world_size=4, wait=False)     # returns at once; job.result(), job.where(), job.stop()
+    job = pico.run(fn, world_size=4, wait=False)     # returns at once; job.result(), job.where(),
+                                                     job.stop()
 
-Inside `fn`, torch.distributed is initialised, and the function gets its own arguments only: the same function runs
-under torchrun. A blocking run is a job that is waited for, so there is one way through this file.
-"""
+Inside `fn`, torch.distributed is initialised, and the function gets its own arguments only: the
+same function runs under torchrun. A blocking run is a job that is waited for, so there is one way
+through this file."""
 
 import atexit
 import contextvars
@@ -54,17 +55,19 @@ def run(
     """Call `fn(*args, **kwargs)` on `world_size` fresh ranks.
 
     fn          may be defined in a cell, close over notebook globals, come from a script or a test
-    backend     "auto": NCCL where there is a GPU for each rank, else gloo, and the reason is printed once
-    timeout     seconds without progress (no event, output or collective from any rank), after which the run is
+    backend     "auto": NCCL where there is a GPU for each rank, else gloo, and the reason is
+                printed once
+    timeout     seconds without progress (no event, output or collective from any rank), after
+                which the run is
                 declared hung; a long run that moves is never cut off
     wait        False returns a `Job` at once
     quiet       True: what ranks print goes to the run directory only
     progress    called with each event, in the thread that collects them
     transform   makes the result out of a `RunResult`
 
-    Returns a `RunResult`. Raises RankFailure (the failing rank's own traceback), RankHang (every rank's stack), ValueError
-    for arguments that cannot work, RunDirectoryError if nothing can be written.
-    """
+    Returns a `RunResult`. Raises RankFailure (the failing rank's own traceback), RankHang (every
+    rank's stack), ValueError for arguments that cannot work, RunDirectoryError if nothing can be
+    written."""
     _refuse_nonsense(fn, world_size, backend, timeout)
     job = Job(
         payload.pack(fn, args, kwargs),
@@ -122,7 +125,9 @@ class Job:
         return self._ended.is_set()
 
     def result(self):
-        """Wait for the end. Returns the result; raises what went wrong. An interrupt stops the job and is raised again."""
+        """Wait for the end. Returns the result; raises what went wrong. An interrupt stops the
+        job and is raised again.
+        """
         try:
             while not self._ended.wait(0.2):
                 pass
@@ -143,7 +148,9 @@ class Job:
         return self._transformed
 
     def stop(self) -> str:
-        """End it now; no rank is left when this returns. Returns a sentence; a second stop only says that it has ended."""
+        """End it now; no rank is left when this returns. Returns a sentence; a second stop only
+        says that it has ended.
+        """
         if self.done:
             return f"job {self.id} ({self.name}) has already ended: {self.state}"
         self._stop()
@@ -152,17 +159,22 @@ class Job:
     def where(self) -> "Where":
         """Where each rank is right now: its stack, and the collective it is in."""
         if self.done:
-            raise ValueError(f"job {self.id} ({self.name}) has ended ({self.state}): no rank is left to ask")
+            raise ValueError(
+                f"job {self.id} ({self.name}) has ended ({self.state}): no rank is left to ask"
+            )
         texts = stacks.ask(self._collector.pids(), self.run_dir)
         return Where({rank: stacks.name_cells(text) for rank, text in texts.items()}, self.run_dir)
 
     def on_event(self, callback: Callable[[Event], None]) -> Callable[[], None]:
-        """Call `callback(event)` for each event from now on, in the collecting thread. Returns what unregisters it."""
+        """Call `callback(event)` for each event from now on, in the collecting thread. Returns
+        what unregisters it.
+        """
         self._callbacks.append(callback)
         return lambda: callback in self._callbacks and self._callbacks.remove(callback)
 
     def __repr__(self) -> str:
-        return f"Job {self.id} ({self.name}): {self.state}, {self.world_size} rank(s), {self._age():.1f} s"
+        about = f"{self.state}, {self.world_size} rank(s), {self._age():.1f} s"
+        return f"Job {self.id} ({self.name}): {about}"
 
     # -- the job's thread --
 
@@ -178,7 +190,9 @@ class Job:
                 display, self._event, self._say_backend, self._say_slow_start
             )
         except BaseException as error:
-            self._error = error if isinstance(error, RankFailure | OSError | ImportError) else _wrap(error)
+            self._error = (
+                error if isinstance(error, RankFailure | OSError | ImportError) else _wrap(error)
+            )
             self._finish(display, "failed")
         else:
             if values is not None:
@@ -256,7 +270,9 @@ class JobList(list):
         return self._table()._repr_html_() if self else "no jobs yet"
 
     def _table(self) -> Table:
-        rows = [[j.id, j.name, j.state, j.world_size, round(j._age(), 1), str(j.run_dir)] for j in self]
+        rows = [
+            [j.id, j.name, j.state, j.world_size, round(j._age(), 1), str(j.run_dir)] for j in self
+        ]
         return Table(["job", "name", "state", "ranks", "seconds", "run directory"], rows)
 
 
@@ -282,17 +298,21 @@ def _refuse_nonsense(fn, world_size, backend, timeout) -> None:
     if not callable(fn):
         raise ValueError(f"the first argument must be a function that each rank calls, not {fn!r}")
     if isinstance(world_size, bool) or not isinstance(world_size, int) or world_size < 1:
-        raise ValueError(f"world_size must be a whole number of ranks, 1 or more, not {world_size!r}")
+        raise ValueError(
+            f"world_size must be a whole number of ranks, 1 or more, not {world_size!r}"
+        )
     most = max(16, 8 * (os.cpu_count() or 1))
     if world_size > most:
         raise ValueError(
-            f"world_size={world_size} is more processes than {os.cpu_count()} cores can sensibly carry (at most {most} here); "
-            "for larger worlds use the formulas in pico.costs"
+            f"world_size={world_size} is more processes than {os.cpu_count()} cores can sensibly "
+            f"carry (at most {most} here); for larger worlds use the formulas in pico.costs"
         )
     if backend not in ("auto", "gloo", "nccl"):
         raise ValueError(f"backend must be 'auto', 'gloo' or 'nccl', not {backend!r}")
     if not timeout > 0:
-        raise ValueError(f"timeout is seconds without progress and must be positive, not {timeout!r}")
+        raise ValueError(
+            f"timeout is seconds without progress and must be positive, not {timeout!r}"
+        )
     if multiprocessing.current_process().name.startswith("picolab-rank-"):
         raise ValueError("this is already a rank: a rank cannot start ranks of its own")
     if importlib.util.find_spec("torch") is None:

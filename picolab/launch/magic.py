@@ -5,10 +5,10 @@
     dist.all_reduce(x)
     x
 
-Each line of output is labelled with its rank; if the last line is an expression, each rank prints its value. The body sees the
-notebook's variables as they were when the cell started (a copy: nothing comes back but what `-o NAME` stores), and besides
-them `rank`, `world_size`, `torch`, `dist` (torch.distributed) and `pico`.
-"""
+Each line of output is labelled with its rank; if the last line is an expression, each rank prints
+its value. The body sees the notebook's variables as they were when the cell started (a copy:
+nothing comes back but what `-o NAME` stores), and besides them `rank`, `world_size`, `torch`,
+`dist` (torch.distributed) and `pico`."""
 
 import argparse
 import ast
@@ -107,4 +107,3 @@ def cell_on_rank(cell: str, name: str, namespace: dict):
         print(value)
     sys.stdout.flush()
     return value if _travels(value) else None
-

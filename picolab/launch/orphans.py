@@ -1,8 +1,10 @@
 """No rank is left behind.
 
 Two independent ties from a rank to the kernel that started it:
-* a thread in the rank waits for the kernel's end and then kills the rank (works everywhere, also when the kernel got SIGKILL);
-* on Linux the kernel's operating system does it (PR_SET_PDEATHSIG): it reaches a rank that is stopped or holds the GIL,
+* a thread in the rank waits for the kernel's end and then kills the rank (works everywhere, also
+  when the kernel got SIGKILL);
+* on Linux the kernel's operating system does it (PR_SET_PDEATHSIG): it reaches a rank that is
+  stopped or holds the GIL,
   in which no thread of ours can run. The signal follows the chain kernel -> rank server -> rank.
 """
 

@@ -1,9 +1,9 @@
 """How a cell's function and its result travel between the kernel and a rank.
 
-A function defined in a cell, a script or a test has no module that a rank could import, so it travels by value
-(cloudpickle), closures and the notebook globals it uses included. Its source travels along, so that a traceback in the rank can show the cell's line. Results come
-back with tensors moved to the CPU.
-"""
+A function defined in a cell, a script or a test has no module that a rank could import, so it
+travels by value (cloudpickle), closures and the notebook globals it uses included. Its source
+travels along, so that a traceback in the rank can show the cell's line. Results come back with
+tensors moved to the CPU."""
 
 import io
 import linecache
@@ -18,7 +18,9 @@ import cloudpickle
 
 @dataclass
 class Payload:
-    """What a rank is given. `sources` are files that exist only in the kernel: file name -> text."""
+    """What a rank is given. `sources` are files that exist only in the kernel: file name ->
+    text.
+    """
 
     fn: object
     args: tuple
@@ -68,7 +70,9 @@ def unpack_result(blob: bytes):
 
 
 class _ResultPickler(cloudpickle.Pickler):
-    """Moves tensors to the CPU on the way: the kernel may have no GPU, and must not keep a rank's memory alive."""
+    """Moves tensors to the CPU on the way: the kernel may have no GPU, and must not keep a rank's
+    memory alive.
+    """
 
     def reducer_override(self, obj):
         torch = sys.modules.get("torch")
@@ -78,7 +82,9 @@ class _ResultPickler(cloudpickle.Pickler):
 
 
 def _importable(module) -> bool:
-    """Can a rank import it? Installed packages and picolab: yes. A script, a cell, a test file: send it by value."""
+    """Can a rank import it? Installed packages and picolab: yes. A script, a cell, a test file:
+    send it by value.
+    """
     if module.__name__ == "__main__":
         return True  # cloudpickle sends what is in __main__ by value without being told
     file = getattr(module, "__file__", None)
@@ -92,7 +98,9 @@ def _importable(module) -> bool:
 
 
 def _cell_sources() -> dict[str, str]:
-    """The cells of this notebook. Their lines live only in the kernel's linecache, without a modification time."""
+    """The cells of this notebook. Their lines live only in the kernel's linecache, without a
+    modification time.
+    """
     return {
         name: "".join(entry[2])
         for name, entry in list(linecache.cache.items())
@@ -114,7 +122,8 @@ def _what_cannot_travel(fn, args, kwargs, error) -> str:
     if culprit == "the function":
         names = [n for n, v in _captured(fn).items() if not _travels(v)]
         if names:
-            detail = f" It uses {', '.join(repr(name) for name in sorted(names))}, which cannot be pickled: create it inside the function."
+            listed = ", ".join(repr(name) for name in sorted(names))
+            detail = f" It uses {listed}, which cannot be pickled: create it inside the function."
     return f"{culprit} cannot be sent to the ranks ({type(error).__name__}: {error}).{detail}"
 
 

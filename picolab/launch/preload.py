@@ -1,10 +1,9 @@
 """Imported once by the rank server, so that every rank forked from it has torch ready.
 
-The order matters little, the contents much: the first AdamW imports `torch._dynamo` (seconds for four ranks to do
-it at once), and the rooms that ranks use are named here, not imported by `launch`, which does not know them. The server must
-stay single-threaded (a lock held by another thread at the fork would stay locked for ever in the rank), so
-nothing here computes.
-"""
+The order matters little, the contents much: the first AdamW imports `torch._dynamo` (seconds for
+four ranks to do it at once), and the rooms that ranks use are named here, not imported by
+`launch`, which does not know them. The server must stay single-threaded (a lock held by another
+thread at the fork would stay locked for ever in the rank), so nothing here computes."""
 
 import gc
 import importlib
@@ -24,7 +23,8 @@ MODULES = (
 
 
 def load() -> None:
-    # The kernel starts the server: when the kernel dies, even by SIGKILL, so does the server, and with it its ranks.
+    # The kernel starts the server: when the kernel dies, even by SIGKILL, so does the server, and
+    # with it its ranks.
     die_with_parent()
     for name in MODULES:
         try:
@@ -34,9 +34,10 @@ def load() -> None:
             if name == "torch":
                 break
     gc.collect()
-    gc.freeze()  # ranks share these objects: without it their first collection would copy every page
+    gc.freeze()  # ranks share these objects: their first collection would copy every page
 
 
-# Only the server imports this module under this flag: a test or a tool that imports it starts nothing.
+# Only the server imports this module under this flag: a test or a tool that imports it starts
+# nothing.
 if os.environ.get("_PICOLAB_RANK_SERVER") == "1":
     load()

@@ -1,11 +1,12 @@
 """What happens inside a rank, from its first instruction to its last.
 
-    tie to the kernel -> redirect output -> unpack the function -> process group -> call it -> send the result -> end
+    tie to the kernel -> redirect output -> unpack the function -> process group -> call it ->
+    send the result -> end
 
-The rank talks to the kernel over one connection (messages) and one pipe (everything printed, also by C code, which is why
-it is the file descriptors that are redirected). A rank that fails ends at once (`os._exit`): its peers then get "connection closed" and
-end too, instead of waiting in a collective for ever.
-"""
+The rank talks to the kernel over one connection (messages) and one pipe (everything printed, also
+by C code, which is why it is the file descriptors that are redirected). A rank that fails ends at
+once (`os._exit`): its peers then get "connection closed" and end too, instead of waiting in a
+collective for ever."""
 
 import contextlib
 import ctypes
@@ -29,7 +30,8 @@ from picolab.launch.orphans import die_with_parent, watch_kernel
 from picolab.monitoring import events, ledger
 from picolab.monitoring.beacon import Beacon
 
-# Called, if there, before the rank's function: rooms that `launch` does not know may prepare the rank here.
+# Called, if there, before the rank's function: rooms that `launch` does not know may prepare the
+# rank here.
 AT_START = ("picolab.comm:watch",)
 
 
@@ -45,11 +47,14 @@ class RankSpec:
 
 
 def main(spec: RankSpec, blob: bytes, connection, output, listener) -> None:
-    """The rank's whole life. `connection` carries messages, `output` is the pipe for prints, `listener` the store's
-    socket (rank 0 only), bound by the kernel so that no port is ever guessed."""
+    """The rank's whole life. `connection` carries messages, `output` is the pipe for prints,
+    `listener` the store's socket (rank 0 only), bound by the kernel so that no port is ever
+    guessed."""
     die_with_parent()
     watch_kernel()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the stop button reaches the whole group; the kernel decides
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # the stop button reaches the whole group; the kernel decides
     _redirect(output.detach())
     _report_stacks(spec)
     send = _Sender(connection)
@@ -76,7 +81,8 @@ def _call(spec: RankSpec, blob: bytes, send, listener) -> None:
     ledger.current.flush()
     sys.stdout.flush()
     send("result", packed)
-    # Stay until every rank has its result: rank 0 holds the store, and a peer may still want something.
+    # Stay until every rank has its result: rank 0 holds the store, and a peer may still want
+    # something.
     with contextlib.suppress(EOFError, OSError):
         send.connection.recv_bytes()
 
@@ -115,11 +121,14 @@ def _join(spec: RankSpec, listener, send) -> None:
 
 
 def choose_backend(wanted: str, world: int, torch) -> tuple[str, str]:
-    """("nccl" or "gloo", the reason in words). ValueError if NCCL is asked for and there are too few GPUs."""
+    """("nccl" or "gloo", the reason in words). ValueError if NCCL is asked for and there are too
+    few GPUs.
+    """
     gpus = torch.cuda.device_count() if torch.distributed.is_nccl_available() else 0
     if wanted == "nccl" and gpus < world:
         raise ValueError(
-            f"backend 'nccl' needs a GPU for each of the {world} ranks, and {gpus} are here; use backend='gloo' or 'auto'"
+            f"backend 'nccl' needs a GPU for each of the {world} ranks, and {gpus} are here; "
+            "use backend='gloo' or 'auto'"
         )
     if wanted != "auto":
         return wanted, "asked for"
@@ -154,7 +163,9 @@ class _Sender:
 
 @contextlib.contextmanager
 def _recorded(spec: RankSpec, send):
-    """Events go to the kernel and to the run directory. If the disk is full, only to the kernel, and that is said."""
+    """Events go to the kernel and to the run directory. If the disk is full, only to the kernel,
+    and that is said.
+    """
     path = spec.run_dir / f"events.{spec.rank}.jsonl"
     file = open(path, "a", buffering=1)  # noqa: SIM115 - closed below, or by the end of the process
 
@@ -182,7 +193,9 @@ def _recorded(spec: RankSpec, send):
 
 
 def _redirect(output: int) -> None:
-    """File descriptors 1 and 2, and Python's and C's buffers over them, to the pipe, line by line."""
+    """File descriptors 1 and 2, and Python's and C's buffers over them, to the pipe, line by
+    line.
+    """
     os.dup2(output, 1)
     os.dup2(output, 2)
     os.close(output)
@@ -203,14 +216,18 @@ _IOLBF = 0 if sys.platform == "darwin" else 1
 
 
 def _report_stacks(spec: RankSpec) -> None:
-    """On a crash, and when the kernel asks by SIGUSR1, C code writes this rank's stacks to a file: it needs no GIL."""
+    """On a crash, and when the kernel asks by SIGUSR1, C code writes this rank's stacks to a
+    file: it needs no GIL.
+    """
     file = open(spec.run_dir / f"stack.{spec.rank}", "w")  # noqa: SIM115 - open as long as the rank lives
     faulthandler.enable(file, all_threads=True)
     faulthandler.register(signal.SIGUSR1, file, all_threads=True)
 
 
 def _describe(error: BaseException) -> tuple[str, str, str, bytes | None]:
-    """Kind, headline, traceback without the launcher's own frames, and the exception if it can be pickled."""
+    """Kind, headline, traceback without the launcher's own frames, and the exception if it can be
+    pickled.
+    """
     frames = error.__traceback__
     while frames is not None and frames.tb_frame.f_code.co_filename == __file__:
         frames = frames.tb_next
@@ -232,7 +249,9 @@ def _exit_code(error: SystemExit) -> int:
 
 
 def _end(code: int) -> None:
-    """End at once, losing no output: neither Python's nor C's exit handlers may hang in a dead collective."""
+    """End at once, losing no output: neither Python's nor C's exit handlers may hang in a dead
+    collective.
+    """
     with contextlib.suppress(Exception):
         sys.stdout.flush()
         sys.stderr.flush()

@@ -12,9 +12,8 @@ from picolab.monitoring import Event, Ledger
 class RunResult:
     """`result[rank]` is what the function returned there.
 
-    `.events` are all ranks' events in order of arrival, `.ledger` all ranks' collectives, `.seconds` the time from the call to the
-    last result, `.run_dir` where the logs are.
-    """
+    `.events` are all ranks' events in order of arrival, `.ledger` all ranks' collectives,
+    `.seconds` the time from the call to the last result, `.run_dir` where the logs are."""
 
     values: list
     events: list[Event] = field(default_factory=list)
@@ -45,9 +44,8 @@ class RunResult:
         )
 
     def __repr__(self) -> str:
-        lines = [
-            f"RunResult of {self.world_size} rank(s) in {self.seconds:.2f} s, backend {self.backend}"
-        ]
+        how = f"in {self.seconds:.2f} s, backend {self.backend}"
+        lines = [f"RunResult of {self.world_size} rank(s) {how}"]
         for rank, value in enumerate(self.values):
             text = repr(value)
             lines.append(f"  [{rank}] {text if len(text) <= 200 else text[:200] + ' ...'}")

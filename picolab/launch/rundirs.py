@@ -7,8 +7,8 @@
         events.RANK.jsonl     the rank's events (`monitoring.Event`), one line each
         rank.RANK.log         everything the rank printed
 
-`picolab runs ls` lists them, `picolab runs rm NAME...` removes them. A run that is still going is never removed.
-"""
+`picolab runs ls` lists them, `picolab runs rm NAME...` removes them. A run that is still going is
+never removed."""
 
 import json
 import os
@@ -61,7 +61,8 @@ def finish(directory: Path, state: str) -> None:
         for temporary in [*directory.glob("beacon.*"), *directory.glob("stack.*")]:
             temporary.unlink(missing_ok=True)
     except OSError:
-        # The caller has its result; run.json then still says "running" with a process that is gone, and `ls` shows it as ended.
+        # The caller has its result; run.json then still says "running" with a process that is
+        # gone, and `ls` shows it as ended.
         return
 
 
@@ -96,7 +97,9 @@ def size(directory: Path) -> int:
 
 
 def remove(names: list[str]) -> list[Path]:
-    """Remove these runs; returns what was removed. ValueError for a name that is not there or still runs."""
+    """Remove these runs; returns what was removed. ValueError for a name that is not there or
+    still runs.
+    """
     known = {path.name: path for path in ls()}
     for name in names:
         if name not in known:

@@ -1,14 +1,14 @@
 """The warm rank server: why a world of four ranks starts in a tenth of a second.
 
-`import torch` takes a second or more, and a rank started from nothing pays it. So one process, the server, imports torch
-once and then only forks: a rank begins as a copy of it, with everything loaded and nothing computed. The kernel itself is never forked (after its
-first multi-threaded matmul that would deadlock), and whatever the kernel did cannot leak into a rank.
+`import torch` takes a second or more, and a rank started from nothing pays it. So one process,
+the server, imports torch once and then only forks: a rank begins as a copy of it, with everything
+loaded and nothing computed. The kernel itself is never forked (after its first multi-threaded
+matmul that would deadlock), and whatever the kernel did cannot leak into a rank.
 
-It is multiprocessing's own forkserver, in an instance of ours so that it does not meet the user's. What we add: it
-dies with the kernel, it is restarted when picolab's files change, and the main script is not imported again in
-each rank (so a script needs no main guard). On macOS, where forking after importing torch is unproven, ranks
-are spawned: slower, and said so.
-"""
+It is multiprocessing's own forkserver, in an instance of ours so that it does not meet the
+user's. What we add: it dies with the kernel, it is restarted when picolab's files change, and the
+main script is not imported again in each rank (so a script needs no main guard). On macOS, where
+forking after importing torch is unproven, ranks are spawned: slower, and said so."""
 
 import importlib.util
 import io
@@ -24,7 +24,7 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def start_method() -> str:
-    """"forkserver", or "spawn" on macOS."""
+    """ "forkserver", or "spawn" on macOS."""
     return "spawn" if sys.platform == "darwin" else "forkserver"
 
 
@@ -36,7 +36,9 @@ class _Server:
         self._version: int | None = None
 
     def ensure(self) -> None:
-        """Start the server, or start it anew if picolab's files changed since (it would fork old code)."""
+        """Start the server, or start it anew if picolab's files changed since (it would fork old
+        code).
+        """
         with self._lock:
             version = _newest_file()
             if self._version is not None and version != self._version and not _ranks_alive():
@@ -62,8 +64,8 @@ class _Server:
 class _Keeper:
     """A thread that lives as long as the process and starts the server.
 
-    Linux ties "die with your parent" to the *thread* that started a child. A cell's helper thread ends early, and the server would die with it.
-    """
+    Linux ties "die with your parent" to the *thread* that started a child. A cell's helper thread
+    ends early, and the server would die with it."""
 
     _lock = threading.Lock()
     _queue = None
@@ -75,7 +77,9 @@ class _Keeper:
         with cls._lock:
             if cls._queue is None:
                 cls._queue = queue.SimpleQueue()
-                thread = threading.Thread(target=cls._serve, name="picolab-server-keeper", daemon=True)
+                thread = threading.Thread(
+                    target=cls._serve, name="picolab-server-keeper", daemon=True
+                )
                 thread.start()
         answer = queue.SimpleQueue()
         cls._queue.put((function, answer))
@@ -99,7 +103,9 @@ _server = _Server()
 
 
 def warm() -> None:
-    """Start the rank server in the background; returns at once. Called in an interactive kernel, or by the first run."""
+    """Start the rank server in the background; returns at once. Called in an interactive kernel,
+    or by the first run.
+    """
     if start_method() == "forkserver" and importlib.util.find_spec("torch") is not None:
         _server.ensure()
 
@@ -124,7 +130,8 @@ def _environment():
     """What the server process is started with; the kernel's own environment is put back."""
     wanted = {
         "_PICOLAB_RANK_SERVER": "1",
-        # CPython 3.11, 3.12.1 and 3.13.0 ignore sys.path when preloading, and say nothing (gh-117378).
+        # CPython 3.11, 3.12.1 and 3.13.0 ignore sys.path when preloading, and say nothing
+        # (gh-117378).
         "PYTHONPATH": os.pathsep.join(
             [str(_PACKAGE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
         ),
@@ -170,7 +177,9 @@ class _SpawnedPopen(popen_spawn_posix.Popen):
     def _launch(self, process_obj):
         main = sys.modules["__main__"]
         hidden = {
-            name: main.__dict__.pop(name) for name in ("__file__", "__spec__") if hasattr(main, name)
+            name: main.__dict__.pop(name)
+            for name in ("__file__", "__spec__")
+            if hasattr(main, name)
         }
         main.__spec__ = None
         try:

@@ -1,9 +1,9 @@
 """Where a rank is: its stack, read from outside.
 
-`faulthandler` in the rank writes all threads' stacks to a file when it gets SIGUSR1 (C code: no GIL needed).
-Here the file is read, the thread that runs the user's function is picked, the launcher's own frames are dropped, and the source
-lines are added. A rank that is stopped cannot write anything; that is said instead.
-"""
+`faulthandler` in the rank writes all threads' stacks to a file when it gets SIGUSR1 (C code: no
+GIL needed). Here the file is read, the thread that runs the user's function is picked, the
+launcher's own frames are dropped, and the source lines are added. A rank that is stopped cannot
+write anything; that is said instead."""
 
 import linecache
 import os
@@ -26,7 +26,9 @@ def ask(pids: dict[int, int], run_dir: Path, patience: float = 0.5) -> dict[int,
     for rank, pid in pids.items():
         try:
             if psutil.Process(pid).status() == psutil.STATUS_STOPPED:
-                answers[rank] = "  stopped by a signal (SIGSTOP): it can give no stack until it continues"
+                answers[rank] = (
+                    "  stopped by a signal (SIGSTOP): it can give no stack until it continues"
+                )
                 continue
             marks[rank] = _size(run_dir / f"stack.{rank}")
             os.kill(pid, signal.SIGUSR1)
@@ -57,7 +59,9 @@ def crash(run_dir: Path, rank: int, mark: int = 0) -> str:
 
 
 def readable(dump: str) -> str:
-    """The frames of the thread that runs the user's function, outermost first, with their source lines."""
+    """The frames of the thread that runs the user's function, outermost first, with their source
+    lines.
+    """
     threads = re.split(r"\n(?=(?:Current thread|Thread) 0x)", dump)
     chosen = next((t for t in threads if _OWN in t), "")
     frames = [match.groupdict() for match in _FRAME.finditer(chosen)]
@@ -75,7 +79,9 @@ def readable(dump: str) -> str:
 
 
 def name_cells(text: str) -> str:
-    """`File "/somewhere/ipykernel_12/34.py", line 3` becomes `Cell In[7], line 3`, as IPython writes it."""
+    """`File "/somewhere/ipykernel_12/34.py", line 3` becomes `Cell In[7], line 3`, as IPython
+    writes it.
+    """
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython is not None else None
     numbers = getattr(getattr(shell, "compile", None), "_filename_map", None) or {}

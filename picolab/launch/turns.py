@@ -1,8 +1,8 @@
 """Whose turn it is: jobs that would crowd each other out wait, and say so.
 
-Four ranks on two cores take turns already; two such worlds at once would make every measurement of either meaningless. So a
-job starts when nothing runs, or when its ranks and those running together fit the cores.
-"""
+Four ranks on two cores take turns already; two such worlds at once would make every measurement
+of either meaningless. So a job starts when nothing runs, or when its ranks and those running
+together fit the cores."""
 
 import os
 import threading
@@ -16,7 +16,9 @@ class Turns:
         self._changed = threading.Condition()
 
     def take(self, job, ranks: int, on_wait, cancelled) -> bool:
-        """Wait for a turn. `on_wait(jobs in the way)` is called once if there is a wait; False if `cancelled()`."""
+        """Wait for a turn. `on_wait(jobs in the way)` is called once if there is a wait; False if
+        `cancelled()`.
+        """
         with self._changed:
             self._queue.append(job)
             told = False

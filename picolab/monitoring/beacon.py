@@ -1,8 +1,9 @@
 """The last collective a rank entered, readable from outside even if the rank can no longer speak.
 
-A rank that hangs in C++, holds the GIL, is stopped or was killed can answer no question. So before each
-collective it writes one line into a small file that is mapped into memory (about a microsecond, no system call), and the
-launcher reads that file. The counter in it is also the proof of progress: as long as it moves, the rank lives.
+A rank that hangs in C++, holds the GIL, is stopped or was killed can answer no question. So
+before each collective it writes one line into a small file that is mapped into memory (about a
+microsecond, no system call), and the launcher reads that file. The counter in it is also the
+proof of progress: as long as it moves, the rank lives.
 
     bytes 0..7    how many collectives were entered
     bytes 8..15   how many were left again (equal: the rank is not inside one)

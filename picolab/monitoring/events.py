@@ -7,10 +7,9 @@ An event is a kind, the rank, the time and a flat dictionary. The kinds in use:
     ledger      the collectives since the last such event (see `ledger.Entry`)
     status      a sentence about the run: "warming up", "waiting for job 2"
 
-`comm` and the trainer write events, `launch` carries them, the dashboard draws them, and none of the three
-knows the others: they share this file. In a rank, `start_recording` names the sink; everywhere else events
-go nowhere, which is why `pico.emit` is a no-op outside a rank.
-"""
+`comm` and the trainer write events, `launch` carries them, the dashboard draws them, and none of
+the three knows the others: they share this file. In a rank, `start_recording` names the sink;
+everywhere else events go nowhere, which is why `pico.emit` is a no-op outside a rank."""
 
 import json
 import time
@@ -33,7 +32,9 @@ class Event(NamedTuple):
 
 
 def _plain(value):
-    """numpy and torch scalars as numbers, anything else as text: an event never fails to be written."""
+    """numpy and torch scalars as numbers, anything else as text: an event never fails to be
+    written.
+    """
     if hasattr(value, "tolist"):
         return value.tolist()
     return str(value)
@@ -48,7 +49,9 @@ _recorder = _Recorder()
 
 
 def start_recording(rank: int, sink: Callable[[Event], None]) -> None:
-    """From here on, this process's events go to `sink`. Called once in each rank, before its function."""
+    """From here on, this process's events go to `sink`. Called once in each rank, before its
+    function.
+    """
     _recorder.rank, _recorder.sink = rank, sink
 
 
@@ -65,7 +68,7 @@ def write(kind: str, /, **data) -> None:
 def emit(**values) -> None:
     """An event from inside a rank: `pico.emit(step=3, loss=1.7)`. A no-op outside one.
 
-    The values appear in `result.events` (kind "values"), in the run directory's `events.RANK.jsonl`, and in
-    a live dashboard, which draws `loss` and `tokens_per_s` if it finds them.
-    """
+    The values appear in `result.events` (kind "values"), in the run directory's
+    `events.RANK.jsonl`, and in a live dashboard, which draws `loss` and `tokens_per_s` if it
+    finds them."""
     write("values", **values)

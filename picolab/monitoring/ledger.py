@@ -1,11 +1,13 @@
 """The ledger: one entry for each collective a rank took part in.
 
-An entry says what was done (op, axis, dtype), how much (payload bytes, and the bytes this rank would send if the
-operation ran as a ring), how long it took, and *why* it was done (the caller's reason). Two conventions, and
-the formulas in `costs` keep the same ones:
+An entry says what was done (op, axis, dtype), how much (payload bytes, and the bytes this rank
+would send if the operation ran as a ring), how long it took, and *why* it was done (the caller's
+reason). Two conventions, and the formulas in `costs` keep the same ones:
 
-    payload_bytes   the full tensor the operation is about: what is reduced, the gathered result of an
-                    all-gather, the whole input of a reduce-scatter, a rank's input of an all-to-all, the message of a send
+    payload_bytes   the full tensor the operation is about: what is reduced, the gathered result
+                    of an
+                    all-gather, the whole input of a reduce-scatter, a rank's input of an
+                    all-to-all, the message of a send
     ring_bytes      what one rank puts on the wire for it, see `costs.ring_bytes`
 
 A rank's ledger is filled by `picolab.comm`; a run's ledger is all ranks' entries together.
@@ -54,9 +56,8 @@ class Totals(NamedTuple):
 class Ledger:
     """A list of entries with questions it can answer.
 
-    A run's ledger holds the entries of all ranks: `ledger.rank(0)` is what rank 0 did, and that is what the
-    formulas of `costs` predict.
-    """
+    A run's ledger holds the entries of all ranks: `ledger.rank(0)` is what rank 0 did, and that
+    is what the formulas of `costs` predict."""
 
     def __init__(self, entries: Iterable[Entry] = ()):
         self.entries = [entry if isinstance(entry, Entry) else Entry(*entry) for entry in entries]
@@ -68,7 +69,9 @@ class Ledger:
         return iter(self.entries)
 
     def where(self, **fields) -> "Ledger":
-        """The entries whose fields have these values: `ledger.where(rank=0, op="all_reduce", axis="tp")`."""
+        """The entries whose fields have these values: `ledger.where(rank=0, op="all_reduce",
+        axis="tp")`.
+        """
         unknown = set(fields) - set(Entry._fields)
         if unknown:
             raise ValueError(
@@ -120,17 +123,16 @@ class Ledger:
         total = self.total()
         ranks = len({entry.rank for entry in self.entries})
         return (
-            f"Ledger: {total.count:,} collectives of {ranks} rank(s), payload {bytes_text(total.payload_bytes)}, "
-            f"{total.seconds:.3f} s stood still"
+            f"Ledger: {total.count:,} collectives of {ranks} rank(s), payload "
+            f"{bytes_text(total.payload_bytes)}, {total.seconds:.3f} s stood still"
         )
 
 
 class RankLedger:
     """The writer's side: what the current rank did.
 
-    `enter` is called before a collective and `record` after it; between them the beacon says in which
-    collective the rank is. Together they cost about two microseconds.
-    """
+    `enter` is called before a collective and `record` after it; between them the beacon says in
+    which collective the rank is. Together they cost about two microseconds."""
 
     def __init__(self):
         self.rank = 0
@@ -161,7 +163,9 @@ class RankLedger:
         return Ledger(self.kept)
 
     def flush(self) -> None:
-        """Send what is new as one event. The trainer does it each step, the rank's end does the rest."""
+        """Send what is new as one event. The trainer does it each step, the rank's end does the
+        rest.
+        """
         new = self.kept[self._flushed :]
         if new:
             events.write("ledger", entries=new)

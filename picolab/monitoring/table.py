@@ -1,8 +1,7 @@
 """A table that reads the same in a terminal, in a notebook and in a test.
 
-`print(table)` gives aligned text, JupyterLab shows HTML in its own style (so it follows the light and the dark theme), and `rows` holds
-the values, not their text.
-"""
+`print(table)` gives aligned text, JupyterLab shows HTML in its own style (so it follows the light
+and the dark theme), and `rows` holds the values, not their text."""
 
 import html
 from collections.abc import Sequence
@@ -40,7 +39,8 @@ class Table:
         caption = (
             f'<caption style="text-align:left;caption-side:top">{html.escape(self.title)}</caption>'
         )
-        return f"<table>{caption if self.title else ''}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        caption = caption if self.title else ""
+        return f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
     def _numeric(self, i: int) -> bool:
         values = [row[i] for row in self.rows if row[i] is not None]

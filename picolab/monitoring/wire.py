@@ -1,22 +1,25 @@
 """The operating system's own byte counters, so that the ledger is not taken on trust.
 
-Linux counts, for each TCP connection, the bytes it has sent (`TCP_INFO`, tcpi_bytes_sent). Summed over the connections of
-this process, that is what the rank really put on the wire: gloo's headers included, other programs' traffic not. Where the
-kernel does not tell (macOS), `bytes_sent` returns None and the chapter says so.
-"""
+Linux counts, for each TCP connection, the bytes it has sent (`TCP_INFO`, tcpi_bytes_sent). Summed
+over the connections of this process, that is what the rank really put on the wire: gloo's headers
+included, other programs' traffic not. Where the kernel does not tell (macOS), `bytes_sent`
+returns None and the chapter says so."""
 
 import os
 import socket
 import struct
 import sys
 
-# Where tcpi_bytes_acked (u64) and tcpi_bytes_sent (u64) lie in Linux's struct tcp_info (include/uapi/linux/tcp.h).
+# Where tcpi_bytes_acked (u64) and tcpi_bytes_sent (u64) lie in Linux's struct tcp_info
+# (include/uapi/linux/tcp.h).
 _ACKED = 120
 _SENT = 200
 
 
 def bytes_sent() -> int | None:
-    """Bytes this process has sent over its open TCP connections so far; None where the kernel does not tell."""
+    """Bytes this process has sent over its open TCP connections so far; None where the kernel
+    does not tell.
+    """
     if sys.platform != "linux":
         return None
     total, connections = 0, 0

@@ -127,16 +127,15 @@ class DataParallelOptimizer:
             raise RuntimeError(
                 "finish() was called twice; gradients are summed already, call zero_grad() first"
             )
-        used = None
-        if self.find_unused:
-            mine = [parameter.grad is not None for parameter in self._trainable]
-            used = torch.tensor(mine, dtype=torch.uint8, device=self._buckets[0].flat.device)
-            comm.all_reduce(used, self.axis, "dp: which parameters were used", op="max")
+        used_here = [parameter.grad is not None for parameter in self._trainable]
         for slot in self._slots.values():
             if slot.parameter.grad is None:
                 slot.parameter.grad = slot.view.zero_()
         for bucket in self._buckets[self._next :]:
             self._start(bucket)
+        # Only now: ranks arrive here with different numbers of buckets started, and collectives
+        # are matched by their order.
+        used = self._used_anywhere(used_here) if self.find_unused else None
         for bucket in self._buckets:
             bucket.pending.wait()
             bucket.pending, bucket.missing = None, len(bucket.slots)
@@ -144,7 +143,7 @@ class DataParallelOptimizer:
             slot.arrived, slot.summed = False, True
         self._next = 0
         if used is not None:
-            for parameter, anywhere in zip(self._trainable, used.tolist()):
+            for parameter, anywhere in zip(self._trainable, used):
                 if not anywhere:
                     parameter.grad = None
 
@@ -152,6 +151,10 @@ class DataParallelOptimizer:
         """Drop all gradients. Costs nothing: the buffers stay, and the next backward overwrites."""
         for parameter in self._trainable:
             parameter.grad = None
+
+    def _used_anywhere(self, used_here: list[bool]) -> list[int]:
+        used = torch.tensor(used_here, dtype=torch.uint8, device=self._buckets[0].flat.device)
+        return comm.all_reduce(used, self.axis, "dp: which parameters were used", op="max").tolist()
 
     def _fill_buckets(self, bucket_bytes: int) -> None:
         kinds: dict[tuple, list[nn.Parameter]] = {}  # a buffer has one dtype and one device

@@ -1,9 +1,10 @@
-"""How long until four ranks have finished their first all-reduce: `python tests/benchmarks/launch.py [--world 4] [--runs 5]`.
+"""How long until four ranks have finished their first all-reduce: `python
+tests/benchmarks/launch.py [--world 4] [--runs 5]`.
 
-The same work (make a process group over gloo, one all-reduce) started by `pico.run`, by `torch.multiprocessing.spawn` and by torchrun, in
-turn, within one run of this program. The time is from the call to the end of the last rank's all-reduce. Prints medians and
-ratios, and how soon a failing rank is reported; asserts nothing.
-"""
+The same work (make a process group over gloo, one all-reduce) started by `pico.run`, by
+`torch.multiprocessing.spawn` and by torchrun, in turn, within one run of this program. The time
+is from the call to the end of the last rank's all-reduce. Prints medians and ratios, and how soon
+a failing rank is reported; asserts nothing."""
 
 import argparse
 import json
@@ -96,7 +97,9 @@ def report_delay() -> float:
 
     moments = []
     try:
-        pico.run(fails, world_size=4, quiet=True, progress=lambda e: moments.append(e.data.get("at")))
+        pico.run(
+            fails, world_size=4, quiet=True, progress=lambda e: moments.append(e.data.get("at"))
+        )
     except pico.RankFailure:
         return time.time() - next(m for m in moments if m)
     raise AssertionError("the run was meant to fail")
@@ -116,7 +119,7 @@ def main() -> None:
         times["mp.spawn"].append(by_spawn(options.world))
         times["torchrun"].append(by_torchrun(options.world))
     ours = statistics.median(times["pico.run"])
-    print(f"{options.world} ranks, from the call to the end of the first all-reduce, median of {options.runs}")
+    print(f"{options.world} ranks, from the call to the end of the first all-reduce:")
     print(f"  pico.run, first call of all (loads torch)  {cold:7.3f} s")
     for name, seconds in times.items():
         median = statistics.median(seconds)

@@ -1,7 +1,7 @@
 """What one ledger entry costs: `python tests/benchmarks/ledger.py`.
 
-The recording part of a collective (beacon, entry, clock) against a recorder that does nothing, in one process and one run.
-"""
+The recording part of a collective (beacon, entry, clock) against a recorder that does nothing, in
+one process and one run."""
 
 import statistics
 import tempfile
@@ -41,7 +41,7 @@ def main() -> None:
             ledger.attach(0, Beacon(Path(folder) / "beacon"))
             costs.append(one_pass(ledger) - one_pass(NoRecorder()))
     median = statistics.median(costs)
-    print(f"one ledger entry, against a recorder that does nothing: {median * 1e6:.2f} us (median of 7)")
+    print(f"one ledger entry, against a recorder that does nothing: {median * 1e6:.2f} us")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """The collectives compute what torch's do, and the ledger says what they moved.
 
-Wrong versions these catch: an all-gather along a dim that only concatenates along dim 0, a ledger that takes the world's size for
-every group (then sub-group traffic is wrong), an asynchronous entry written at the issue.
-"""
+Wrong versions these catch: an all-gather along a dim that only concatenates along dim 0, a ledger
+that takes the world's size for every group (then sub-group traffic is wrong), an asynchronous
+entry written at the issue."""
 
 import pytest
 import torch
@@ -34,7 +34,9 @@ def test_the_mesh_is_slices_of_one_arange_and_equals_torchs():
         assert coordinates == {"pp": 0, "dp": dp_index, "cp": 0, "tp": tp_index}
         assert (tp, pp, same) == (2, 1, True)
         # Mutant: reshape(..., tp, dp) would put tensor-parallel neighbours two ranks apart.
-        assert ranks["tp"] != tuple(grid.reshape(1, 2, 1, 2).transpose(1, 3)[0, tp_index, 0, :].tolist())
+        assert ranks["tp"] != tuple(
+            grid.reshape(1, 2, 1, 2).transpose(1, 3)[0, tp_index, 0, :].tolist()
+        )
 
 
 def every_collective():
@@ -96,7 +98,9 @@ def test_values(run):
 def test_the_ledger_says_what_was_moved(run):
     mine = run.ledger.rank(0)
     assert all(e.ranks == ((0, 1) if e.axis == "tp" else (0, 2)) for e in mine)
-    totals = {key: (t.count, t.payload_bytes, t.ring_bytes) for key, t in mine.by("op", "axis").items()}
+    totals = {
+        key: (t.count, t.payload_bytes, t.ring_bytes) for key, t in mine.by("op", "axis").items()
+    }
     assert totals == {
         ("all_reduce", "tp"): (1, 24, 24.0),
         ("all_reduce", "dp"): (2, 24 + 16, 40.0),
@@ -109,7 +113,8 @@ def test_the_ledger_says_what_was_moved(run):
         ("barrier", "dp"): (1, 0, 0.0),
     }
     assert not [e for e in run.ledger if e.axis == "pp"]
-    # Mutant: the world's size in place of the group's. It would book 1.5 B for an all-reduce over two ranks.
+    # Mutant: the world's size in place of the group's. It would book 1.5 B for an all-reduce over
+    # two ranks.
     assert pico.costs.ring_bytes("all_reduce", 24, 4) != pico.costs.ring_bytes("all_reduce", 24, 2)
     for entry in run.ledger:
         assert entry.seconds >= entry.exposed_s >= 0

@@ -1,7 +1,8 @@
-"""The first lesson: a ring all-reduce from send and receive equals c10d's, with 2(n-1) sends a rank.
+"""The first lesson: a ring all-reduce from send and receive equals c10d's, with 2(n-1) sends a
+rank.
 
-Wrong versions these catch: the second half missing (each rank then holds only its own finished chunk), chunks that must divide.
-"""
+Wrong versions these catch: the second half missing (each rank then holds only its own finished
+chunk), chunks that must divide."""
 
 import pytest
 import torch
@@ -38,7 +39,9 @@ def only_first_half(x):
 @pytest.mark.parametrize("world", [1, 2, 3, 4])
 def test_equal_to_c10d_and_no_rank_sends_more(world):
     result = pico.run(both_ways, SIZES, world_size=world)
-    assert max(max(d) for d in result) < 1e-13  # the order of the sum differs: a few units in the last place
+    assert (
+        max(max(d) for d in result) < 1e-13
+    )  # the order of the sum differs: a few units in the last place
     for rank in range(world):
         sends = [e for e in result.ledger.rank(rank) if e.op == "send"]
         assert len(sends) == len(SIZES) * 2 * (world - 1)

@@ -1,7 +1,7 @@
 """The kernel's own byte counters agree with the ledger within 3 %.
 
-Wrong version this catches: ring_bytes off by a factor (the (n-1)/n of an all-gather for an all-reduce).
-"""
+Wrong version this catches: ring_bytes off by a factor (the (n-1)/n of an all-gather for an
+all-reduce)."""
 
 import sys
 

@@ -1,8 +1,9 @@
-"""A failing rank is named, with its own traceback, before its consequences, within two seconds of the fact.
+"""A failing rank is named, with its own traceback, before its consequences, within two seconds of
+the fact.
 
-Wrong versions these catch: the first message to arrive taken as the cause (elastic and notebook_launcher do that), an
-exit code in place of a traceback, a crash without the signal's name, a hang without stacks.
-"""
+Wrong versions these catch: the first message to arrive taken as the cause (elastic and
+notebook_launcher do that), an exit code in place of a traceback, a crash without the signal's
+name, a hang without stacks."""
 
 import os
 import signal
@@ -23,7 +24,9 @@ SLACK_S = 3.0  # a loaded machine; the promise is printed by tests/benchmarks/la
 
 
 def fail(fn, *args, world_size=4, timeout=60, **kwargs) -> tuple[pico.RankFailure, float]:
-    """The failure of a run and the seconds from the fact to the report. The function notes the fact by emit(fact=...)."""
+    """The failure of a run and the seconds from the fact to the report. The function notes the
+    fact by emit(fact=...).
+    """
     facts = []
     with pytest.raises(pico.RankFailure) as caught:
         pico.run(

@@ -1,7 +1,7 @@
 """Runs in the background: state, stacks, stopping, waiting for a turn, and nothing left behind.
 
-Wrong versions these catch: a stop that leaves ranks, a job that cannot be stopped while it waits, launches that leak a descriptor each.
-"""
+Wrong versions these catch: a stop that leaves ranks, a job that cannot be stopped while it waits,
+launches that leak a descriptor each."""
 
 import gc
 import os

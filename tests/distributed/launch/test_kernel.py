@@ -1,8 +1,8 @@
 """In a real kernel: cells that launch ranks, the stop button, a restart, a killed kernel.
 
-Wrong versions these catch: ranks that outlive their kernel (a forkserver without ties leaves stopped and GIL-holding ranks behind),
-an interrupt that the ranks take for themselves, a traceback without the cell's line.
-"""
+Wrong versions these catch: ranks that outlive their kernel (a forkserver without ties leaves
+stopped and GIL-holding ranks behind), an interrupt that the ranks take for themselves, a
+traceback without the cell's line."""
 
 import os
 import signal
@@ -68,7 +68,7 @@ class Kernel:
 @pytest.fixture
 def kernel():
     kernel = Kernel()
-    output, error = kernel.run(
+    _, error = kernel.run(
         "import picolab as pico, torch, time, os, signal, ctypes\n"
         "import torch.distributed as dist\n"
         "def endless():\n"
@@ -94,7 +94,8 @@ def test_cells_magic_and_failures(kernel):
     )
     assert not error and "[6, 7]" in output
 
-    # The magic: the notebook's variables go in, the last expression is shown, -o brings the result back.
+    # The magic: the notebook's variables go in, the last expression is shown, -o brings the
+    # result back.
     output, error = kernel.run(
         "%%ranks 3 -o gathered\n"
         "x = torch.tensor([float(rank + offset)])\n"
@@ -124,7 +125,9 @@ def test_cells_magic_and_failures(kernel):
     assert "rank 1 failed: ValueError" in error and "job.py" not in error
     output, error = kernel.run("%%ranks 2\nx = 1\nif rank == 1:\n    1 / 0")
     assert "Cell In[" in error and "    1 / 0" in error and "line 4" in error
-    output, error = kernel.run("with pico.expect_failure(ValueError, rank=1):\n    pico.run(broken)")
+    output, error = kernel.run(
+        "with pico.expect_failure(ValueError, rank=1):\n    pico.run(broken)"
+    )
     assert not error and "As expected" in output
 
     # A background job's prints go to the cell that started it, and the kernel is free meanwhile.
@@ -142,7 +145,7 @@ def test_the_stop_button(kernel):
     start = time.monotonic()
     # As JupyterLab does it: the whole process group gets the signal.
     os.killpg(os.getpgid(kernel.pid), signal.SIGINT)
-    output, error = kernel.finish(request, timeout=10)
+    _, error = kernel.finish(request, timeout=10)
     assert error.startswith("KeyboardInterrupt")
     assert time.monotonic() - start < 1.0 + SLACK_S
     assert not gone(ranks, 1.0)
@@ -160,7 +163,9 @@ RANK_THAT = {
 @pytest.mark.parametrize("state", RANK_THAT)
 @pytest.mark.parametrize("end", ["SIGKILL", "restart"])
 def test_no_rank_outlives_its_kernel(kernel, state, end):
-    kernel.start(f"def hold():\n    print('ready')\n    {RANK_THAT[state]}\npico.run(hold, world_size=2)")
+    kernel.start(
+        f"def hold():\n    print('ready')\n    {RANK_THAT[state]}\npico.run(hold, world_size=2)"
+    )
     kernel.wait_for_output("[0] ready")
     time.sleep(0.3)
     others = kernel.descendants()

@@ -1,8 +1,8 @@
 """`pico.run`: what a function is given, what comes back, and what ranks print.
 
-Wrong versions these catch: a launcher that imports the main script again in each rank, one that loses C output or the order
-of lines, one that forks from a cold server, and one whose server has threads (a fork would then deadlock).
-"""
+Wrong versions these catch: a launcher that imports the main script again in each rank, one that
+loses C output or the order of lines, one that forks from a cold server, and one whose server has
+threads (a fork would then deadlock)."""
 
 import os
 import subprocess
@@ -188,7 +188,7 @@ def test_what_cannot_be_sent_is_named():
     def uses_it():
         return handle.locked()
 
-    with pytest.raises(ValueError, match="the function cannot be sent .* It uses 'handle'"):
+    with pytest.raises(ValueError, match=r"the function cannot be sent .* It uses 'handle'"):
         pico.run(uses_it)
     with pytest.raises(ValueError, match="argument 2 cannot be sent"):
         pico.run(print, 1, handle)
@@ -216,7 +216,9 @@ def test_nccl_without_gpus_is_refused_with_a_sentence():
     sys.platform != "linux" or os.geteuid() != 0, reason="renaming the host needs root on Linux"
 )
 def test_an_unresolvable_host_name_does_not_matter():
-    """VPNs and company laptops: the host's name may resolve to nothing. Loopback is used whatever it is."""
+    """VPNs and company laptops: the host's name may resolve to nothing. Loopback is used whatever
+    it is.
+    """
     code = (
         "import torch, torch.distributed as dist, picolab as pico\n"
         "def f():\n"

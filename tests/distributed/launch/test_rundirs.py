@@ -1,7 +1,8 @@
-"""Run directories: one place, the newest 20 kept, a running one never removed, a place that cannot be written refused.
+"""Run directories: one place, the newest 20 kept, a running one never removed, a place that
+cannot be written refused.
 
-Wrong versions these catch: pruning by count alone (it would delete a running job's directory), half-written run.json.
-"""
+Wrong versions these catch: pruning by count alone (it would delete a running job's directory),
+half-written run.json."""
 
 import json
 import os
@@ -51,7 +52,9 @@ def test_remove_names_what_is_not_there_and_what_still_runs():
 def test_a_place_that_cannot_be_written_is_one_sentence(monkeypatch, tmp_path):
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))
-    with pytest.raises(pico.launch.RunDirectoryError, match="cannot write the run directory in .*Free"):
+    with pytest.raises(
+        pico.launch.RunDirectoryError, match=r"cannot write the run directory in .*Free"
+    ):
         pico.run(print, world_size=1)
 
 
@@ -78,8 +81,10 @@ def test_a_full_disk_is_one_sentence(monkeypatch, tmp_path):
 def test_a_finished_run_says_how_it_ended_and_drops_its_temporary_files():
     result = pico.run(lambda: time.sleep(0.01), world_size=2)
     about = rundirs.describe(result.run_dir)
-    assert about["state"] == "done" and about["world_size"] == 2 and about["ended"] >= about["started"]
+    assert (
+        about["state"] == "done" and about["world_size"] == 2 and about["ended"] >= about["started"]
+    )
     left = {path.name for path in result.run_dir.iterdir()}
-    assert left == {f"{n}.{r}.{e}" for r in (0, 1) for n, e in (("events", "jsonl"), ("rank", "log"))} | {
-        "run.json"
-    }
+    assert left == {
+        f"{n}.{r}.{e}" for r in (0, 1) for n, e in (("events", "jsonl"), ("rank", "log"))
+    } | {"run.json"}

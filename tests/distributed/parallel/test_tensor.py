@@ -80,8 +80,8 @@ def shared_gradient(in_place):
             return comm.all_reduce(dy, "tp", "mutant")
 
     x, r = numbers(2, 3).requires_grad_(), numbers(2, 3, seed=1).requires_grad_()
-    # The addition hands its gradient to r through a node that keeps it until f's is done.
-    out = (InPlaceF.apply(x) if in_place else f(x)) + r
+    side = r * 1.0  # made before f, so autograd comes to it after f
+    out = (InPlaceF.apply(x) if in_place else f(x)) + side
     out.backward(torch.ones_like(out))
     return x.grad, r.grad
 
