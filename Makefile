@@ -11,7 +11,6 @@ PORT ?= 8888
 BROWSER ?= yes
 
 setup = VENV='$(VENV)' PYTHON='$(PYTHON)' CONSTRAINTS='$(CONSTRAINTS)' TORCH_INDEX='$(TORCH_INDEX)' sh .ci/setup
-bin = $(abspath $(VENV))/bin
 # JupyterLab refuses root unless told; in a container root is the usual user.
 as_root = $(if $(filter 0,$(shell id -u)),--allow-root)
 no_browser = $(if $(filter no,$(BROWSER)),--no-browser)
@@ -32,29 +31,29 @@ help:
 
 lab:
 	@$(setup) lab
-	@$(bin)/python -m picolab.lab.workcopy
-	@cd work && exec $(bin)/python -m jupyterlab --ServerApp.root_dir=. --port=$(PORT) --log-level=WARN \
+	@'$(VENV)/bin/python' -m picolab.lab.workcopy
+	@exec '$(VENV)/bin/python' -m jupyterlab --ServerApp.root_dir=work --port=$(PORT) --log-level=WARN \
 		--LabApp.default_url=/lab/tree/00_start_here.ipynb $(as_root) $(no_browser)
 
 test:
 	@$(setup) test
-	@$(bin)/python .ci/suite.py
+	@'$(VENV)/bin/python' .ci/suite.py
 
 lint:
 	@$(setup) test
-	$(bin)/ruff check .
-	$(bin)/ruff format --check .
-	$(bin)/lint-imports
+	'$(VENV)/bin/ruff' check .
+	'$(VENV)/bin/ruff' format --check .
+	'$(VENV)/bin/lint-imports'
 
 format:
 	@$(setup) test
-	$(bin)/ruff check --fix .
-	$(bin)/ruff format .
-	$(bin)/python tests/notebooks/test_format.py --fix
+	'$(VENV)/bin/ruff' check --fix .
+	'$(VENV)/bin/ruff' format .
+	'$(VENV)/bin/python' tests/notebooks/test_format.py --fix
 
 refresh:
 	@$(setup) test
-	$(bin)/python tests/browser/refresh_pictures.py
+	'$(VENV)/bin/python' tests/browser/refresh_pictures.py
 
 clean:
 	rm -rf .venv build dist htmlcov .pytest_cache .ruff_cache .hypothesis .import_linter_cache .coverage .coverage.*

@@ -32,7 +32,7 @@ class TrainConfig:
     layout: Layout | str = "dp1"
     """Ranks per axis: "dp2tp2" is four ranks, two replicas of two halves."""
     data: str | Path = "stdlib"
-    """"stdlib" (Python's own source), "random", or the path of a text file or of a folder of them."""
+    """"stdlib" (Python's own source), "random", or the path of a text file or a folder of them."""
     steps: int = 20
     """Optimizer steps."""
     micro_batch: int = 4

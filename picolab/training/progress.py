@@ -1,5 +1,7 @@
-"""A bar on stderr while a run goes on: steps done, the loss, tokens a second. Text, not a widget, so
-that it is the same in a terminal, in a notebook and headless."""
+"""A bar on stderr while a run goes on: steps done, the loss, tokens a second.
+
+Text, not a widget, so that it is the same in a terminal, in a notebook and headless.
+"""
 
 import sys
 
@@ -23,13 +25,16 @@ class Progress:
         if event.kind == "step" and event.rank == 0:
             if self._bar is None:
                 self._bar = _Bar(
-                    total=self._steps, desc=self._layout, unit="step", file=sys.stderr, leave=True
+                    total=self._steps,
+                    desc=self._layout,
+                    unit="step",
+                    file=sys.stderr,
+                    mininterval=0.2,
                 )
             speed = event.data["tokens"] / event.data["seconds"]
             self._bar.set_postfix_str(
                 f"loss {event.data['loss']:.3f}, {speed:,.0f} tokens/s", refresh=False
             )
             self._bar.update()
-        elif event.kind == "state" and event.data.get("state") not in ("waiting", "running"):
-            if self._bar is not None:
-                self._bar.close()
+        elif self._bar is not None and event.kind == "state":
+            self._bar.close()  # no state but an end comes after a step

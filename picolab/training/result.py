@@ -40,11 +40,12 @@ class RankReport:
 
 @dataclass(repr=False)
 class TrainResult:
-    """Losses, speed, ledger, memory and the trained model of one run. Per step: one entry a step."""
+    """Losses, speed, ledger, memory and the trained model of one run. Lists have one entry a
+    step."""
 
     config: TrainConfig
     losses: list[float]
-    """The mean loss over all valid tokens of the step's global batch, in nats, before the update."""
+    """The mean over all valid tokens of the step's global batch, in nats, before the update."""
     grad_norms: list[float]
     """The norm of the whole gradient, each parameter counted once, before clipping."""
     learning_rates: list[float]
@@ -103,10 +104,8 @@ class TrainResult:
     def ledger(self) -> Ledger:
         """Every collective of every step, of all ranks. (What the ranks did afterwards, to gather
         the parameters, is in `.events` only.)"""
-        entries = Ledger(
-            e for event in self.events if event.kind == "ledger" for e in event.data["entries"]
-        )
-        return Ledger(entry for entry in entries if entry.step is not None)
+        flushed = (event.data["entries"] for event in self.events if event.kind == "ledger")
+        return Ledger(e for entries in flushed for e in Ledger(entries) if e.step is not None)
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """The trained parameters, whole, by their global names, on the CPU: the same names and
@@ -175,7 +174,8 @@ class TrainResult:
             f'<td style="text-align:left">{html.escape(text)}</td></tr>'
             for name, text in self._rows().items()
         )
-        caption = f'<caption style="text-align:left;caption-side:top">{html.escape(self._title())}</caption>'
+        style = "text-align:left;caption-side:top"
+        caption = f'<caption style="{style}">{html.escape(self._title())}</caption>'
         return f"<table>{caption}<tbody>{cells}</tbody></table>"
 
     def _title(self) -> str:
@@ -195,6 +195,6 @@ class TrainResult:
             "speed": f"{self.tokens_per_s:,.0f} tokens/s, {median * 1e3:.0f} ms a step (median)",
             "parameters": f"{self.params:,}, of which rank 0 held {bytes_text(held['parameters'])}",
             "ledger": f"{self.ledger.rank(0).total().count:,} collectives of rank 0",
-            "time": f"{self.seconds:.1f} s in all, {self.cpu_s:.1f} CPU seconds of all ranks in steps",
+            "time": f"{self.seconds:.1f} s in all, {self.cpu_s:.1f} CPU seconds in steps, all ranks",
             "run directory": str(self.run_dir),
         }

@@ -1,16 +1,16 @@
 """Text to train on: which bytes are the i-th sequence of the run, and who reads them.
 
-All files of a corpus, one after the other in a fixed order, are one long stream of bytes, and a byte is
-a token (vocabulary 256). Window w of the stream is `seq` tokens, and the byte after each of them is
-its label:
+All files of a corpus, one after the other in a fixed order, are one long stream of bytes, and a
+byte is a token (vocabulary 256). Window w of the stream is `seq` tokens, and the byte after each of
+them is its label:
 
     tokens  stream[w*seq : w*seq + seq]          labels  stream[w*seq + 1 : w*seq + seq + 1]
 
 The i-th sequence of a run is window permutation(i): a fixed shuffle, computed from the seed and i
-alone, that visits every window once and then begins a new one. So what a step trains on follows from
-one number, the *position* (sequences consumed so far), and from nothing else: not from the layout,
-not from the number of ranks, not from how a step is cut into micro-batches. That number is the state
-that a checkpoint keeps, and a rank reads the bytes of its own sequences only.
+alone, that visits every window once and then begins a new one. So what a step trains on follows
+from one number, the *position* (sequences consumed so far), and from nothing else: not from the
+layout, not from the number of ranks, not from how a step is cut into micro-batches. That number is
+the state that a checkpoint keeps, and a rank reads the bytes of its own sequences only.
 
     one step from position p, dp 2, accumulate 2, micro-batch 2:
         micro-batch 0: replica 0 reads sequences p, p+1;    replica 1 reads p+2, p+3
@@ -48,8 +48,8 @@ class Text:
         else:
             if vocab < 256:
                 raise ValueError(
-                    f"text is read as bytes, and a vocabulary of {vocab} cannot name all 256 of them; "
-                    "give the model vocab=256, or take data='random'"
+                    f"text is read as bytes, and a vocabulary of {vocab} cannot name all 256; give "
+                    " the model vocab=256, or take data='random'"
                 )
             self._corpus = _Windows(_stdlib() if data == "stdlib" else _path(data), seq, seed)
 
@@ -71,7 +71,7 @@ class Text:
         return {"position": self.position, "seed": self.seed, "corpus": self._corpus.identity}
 
     def load_state_dict(self, state: dict) -> None:
-        """Go on from there. ValueError if it is a place in another corpus or another shuffle of it."""
+        """Go on from there. ValueError if it is a place in another corpus or in another shuffle."""
         here = self.state_dict()
         for name in ("corpus", "seed"):
             if state[name] != here[name]:
@@ -83,7 +83,7 @@ class Text:
 
 
 class _Windows:
-    """Shuffled windows of the stream that the files make. Only the bytes that are asked for are read."""
+    """Shuffled windows of the stream that the files make. Only bytes that are asked for are read."""
 
     def __init__(self, files: tuple[str, list[Path]], seq: int, seed: int):
         name, self._paths = files
@@ -91,8 +91,8 @@ class _Windows:
         size = self._ends[-1] if self._ends else 0
         if size < seq + 1:
             raise ValueError(
-                f"{name} holds {size:,} bytes, and one sequence needs {seq + 1:,} (seq, and the byte after "
-                "it); give more text or a smaller seq"
+                f"{name} holds {size:,} bytes, and one sequence needs {seq + 1:,} (seq, and the byte "
+                "after it); give more text or a smaller seq"
             )
         self._seq, self._seed = seq, seed
         self._count = (size - 1) // seq
@@ -136,9 +136,10 @@ class _RandomTokens:
 def permutation(index: int, n: int, key: str) -> int:
     """Where `index` goes in a pseudo-random permutation of 0 ... n-1 that is never written down.
 
-    A Feistel network permutes 0 ... 4^k - 1 whatever its round function is, because each of its rounds
-    (l, r) -> (r, l xor f(r)) can be undone. Results beyond n are sent through again until they fall
-    within it ("cycle walking"), which permutes 0 ... n-1. Four rounds, after Luby and Rackoff 1988.
+    A Feistel network permutes 0 ... 4^k - 1 whatever its round function is, because each of its
+    rounds (l, r) -> (r, l xor f(r)) can be undone. Results beyond n are sent through again until
+    they fall within it ("cycle walking"), which permutes 0 ... n-1. Four rounds, after Luby and
+    Rackoff 1988.
     """
     assert 0 <= index < n
     bits = max(1, ((n - 1).bit_length() + 1) // 2)
@@ -157,7 +158,7 @@ def _hash(text: str) -> int:
 
 
 def _stdlib() -> tuple[str, list[Path]]:
-    """Every machine that runs this has this text: about 15 MB of Python, by many hands, in one style."""
+    """Every machine that runs this has this text: some 12 MB of Python, by many hands."""
     root = Path(sysconfig.get_paths()["stdlib"])
     files = [path for path in _walk(root, NOT_SOURCE) if path.suffix == ".py"]
     if not files:

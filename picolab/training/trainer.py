@@ -1,17 +1,17 @@
-"""Training: `train` starts the ranks, `train_rank` is what each of them does, `train_step` one step of it.
+"""Training: `train` starts the ranks, `train_rank` is what each does, `train_step` one step of it.
 
-The loss of a step is the mean over all valid tokens of the *global* batch. Each rank sums the losses
-of its own tokens, and every sum is divided by the same number before it is differentiated:
+The loss of a step is the mean over all valid tokens of the *global* batch. Each rank sums the
+losses of its own tokens, and every sum is divided by the same number before it is differentiated:
 
     loss = sum over replicas and micro-batches of  sum(losses of their tokens) / count
 
 where count is over all of them: one integer, reduced over dp before the first forward pass. Then
-gradients are plain sums too, over micro-batches (autograd adds) and over replicas (the buckets), and
-nothing depends on how the batch was cut. Dividing by each rank's own count and averaging is wrong
-as soon as the counts differ.
+gradients are plain sums too, over micro-batches (autograd adds) and over replicas (the buckets),
+and nothing depends on how the batch was cut. Dividing by each rank's own count and averaging is
+wrong as soon as the counts differ.
 
-Every rank ends a step with the same loss, the same norm and (of what it holds) the same parameters as
-one process would; tests/distributed/training asserts it for each layout, with AdamW at work and
+Every rank ends a step with the same loss, the same norm and (of what it holds) the same parameters
+as one process would; tests/distributed/training asserts it for each layout, with AdamW at work and
 clipping active. Leaves out: checkpoints, loss scaling, evaluation on held-out text.
 """
 
@@ -167,8 +167,8 @@ def train_step(
     config: TrainConfig,
     lr: float,
 ) -> tuple[float, float, int]:
-    """One optimizer step. Returns the global mean loss, the global gradient norm before clipping, and the global
-    count of valid tokens."""
+    """One optimizer step. Returns, of the global batch, the mean loss, the gradient norm before
+    clipping, and the count of valid tokens."""
     device = parallel.model.embed.weight.device
     tokens_MBS, labels_MBS = next_batch(text, config, device)
     count = global_count(labels_MBS)
@@ -253,7 +253,8 @@ def _stop_if_not_finite(step: int, loss: float, norm: float) -> None:
     for name, value in (("loss", loss), ("gradient norm", norm)):
         if not math.isfinite(value):
             raise NonFiniteLoss(
-                f"the {name} is {value} at step {step}; try a lower lr, a longer warmup or a tighter clip"
+                f"the {name} is {value} at step {step}; "
+                "try a lower lr, a longer warmup or a tighter clip"
             )
 
 
@@ -266,6 +267,7 @@ def _refuse_too_large(config: TrainConfig) -> None:
     needed, here = held * 4 * size * config.layout.world, psutil.virtual_memory().total
     if needed > here:
         raise ValueError(
-            f"{config.model.name} on {config.layout} needs {bytes_text(needed)} for parameters, gradients and "
-            f"optimizer alone, and this machine has {bytes_text(here)}; take a smaller model, such as 'tiny'"
+            f"{config.model.name} on {config.layout} needs {bytes_text(needed)} for parameters, "
+            f"gradients and optimizer alone, and this machine has {bytes_text(here)}; "
+            "take a smaller model, such as 'tiny'"
         )
