@@ -9,6 +9,7 @@ CONSTRAINTS ?= constraints.txt
 TORCH_INDEX ?=
 PORT ?= 8888
 BROWSER ?= yes
+WORK ?= work
 
 setup = VENV='$(VENV)' PYTHON='$(PYTHON)' CONSTRAINTS='$(CONSTRAINTS)' TORCH_INDEX='$(TORCH_INDEX)' sh .ci/setup
 # JupyterLab refuses root unless told; in a container root is the usual user.
@@ -27,12 +28,13 @@ help:
 	@echo "make clean    remove .venv and caches; never work/"
 	@echo
 	@echo "options: TORCH_INDEX=<url> a CPU-only torch; PYTHON=<path>; VENV=<folder> ($(VENV));"
-	@echo "         PORT=<number> ($(PORT)); BROWSER=no do not open one; CONSTRAINTS= newest allowed versions"
+	@echo "         PORT=<number> ($(PORT)); BROWSER=no do not open one; WORK=<folder> ($(WORK));"
+	@echo "         CONSTRAINTS= the newest versions that are allowed"
 
 lab:
 	@$(setup) lab
-	@'$(VENV)/bin/python' -m picolab.lab.workcopy
-	@exec '$(VENV)/bin/python' -m jupyterlab --ServerApp.root_dir=work --port=$(PORT) --log-level=WARN \
+	@'$(VENV)/bin/python' -m picolab.lab.workcopy --work '$(WORK)'
+	@exec '$(VENV)/bin/python' -m jupyterlab --ServerApp.root_dir='$(WORK)' --port=$(PORT) --log-level=WARN \
 		--LabApp.default_url=/lab/tree/00_start_here.ipynb $(as_root) $(no_browser)
 
 test:

@@ -5,6 +5,7 @@ the background; a failure names the rank that caused it. Needs no torch itself (
 
 from picolab.launch.doctor import doctor
 from picolab.launch.expect import expect_failure
+from picolab.launch.export import collect, export
 from picolab.launch.failures import RankFailure, RankHang, Stopped
 from picolab.launch.job import Job, jobs, run
 from picolab.launch.result import RunResult
@@ -20,9 +21,11 @@ __all__ = [
     "RunDirectoryError",
     "RunResult",
     "Stopped",
+    "collect",
     "doctor",
     "emit",
     "expect_failure",
+    "export",
     "jobs",
     "run",
     "runs_root",

@@ -52,25 +52,29 @@ def main(spec: RankSpec, blob: bytes, connection, output, listener) -> None:
     guessed."""
     die_with_parent()
     watch_kernel()
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # the stop button reaches the whole group; the kernel decides
+    # The stop button reaches the whole process group; what it means is the kernel's to decide.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     _redirect(output.detach())
     _report_stacks(spec)
     send = _Sender(connection)
     try:
-        with _recorded(spec, send):
-            _call(spec, blob, send, listener)
+        with recorded(spec, send):
+            payload = payloads.unpack(blob)
+            os.environ.update(payload.environment)
+            _join(spec, listener, send)
+            send("result", call(spec, payload, send))
+            # Stay until every rank has its result: rank 0 holds the store, and a peer may still
+            # want something.
+            with contextlib.suppress(EOFError, OSError):
+                connection.recv_bytes()
     except BaseException as error:
-        send("error", *_describe(error))
+        send("error", *describe(error))
         _end(1 if not isinstance(error, SystemExit) else _exit_code(error))
     _end(0)
 
 
-def _call(spec: RankSpec, blob: bytes, send, listener) -> None:
-    payload = payloads.unpack(blob)
-    os.environ.update(payload.environment)
-    _join(spec, listener, send)
+def call(spec: RankSpec, payload: payloads.Payload, send) -> bytes:
+    """Call the function, with the process group made; returns its packed result."""
     for name in AT_START:
         module, function = name.split(":")
         getattr(importlib.import_module(module), function)()
@@ -80,11 +84,7 @@ def _call(spec: RankSpec, blob: bytes, send, listener) -> None:
     packed = payloads.pack_result(result)
     ledger.current.flush()
     sys.stdout.flush()
-    send("result", packed)
-    # Stay until every rank has its result: rank 0 holds the store, and a peer may still want
-    # something.
-    with contextlib.suppress(EOFError, OSError):
-        send.connection.recv_bytes()
+    return packed
 
 
 def _join(spec: RankSpec, listener, send) -> None:
@@ -162,7 +162,7 @@ class _Sender:
 
 
 @contextlib.contextmanager
-def _recorded(spec: RankSpec, send):
+def recorded(spec: RankSpec, send):
     """Events go to the kernel and to the run directory. If the disk is full, only to the kernel,
     and that is said.
     """
@@ -224,7 +224,7 @@ def _report_stacks(spec: RankSpec) -> None:
     faulthandler.register(signal.SIGUSR1, file, all_threads=True)
 
 
-def _describe(error: BaseException) -> tuple[str, str, str, bytes | None]:
+def describe(error: BaseException) -> tuple[str, str, str, bytes | None]:
     """Kind, headline, traceback without the launcher's own frames, and the exception if it can be
     pickled.
     """

@@ -40,7 +40,7 @@ def create(name: str, about: dict, path: str | Path | None = None) -> Path:
     try:
         directory = _claim(name) if path is None else Path(path).expanduser()
         directory.mkdir(parents=True, exist_ok=True)
-        _write(directory, {**about, "name": name, "pid": os.getpid(), "started": time.time()})
+        write(directory, {**about, "name": name, "pid": os.getpid(), "started": time.time()})
     except OSError as error:
         place = path or root()
         raise RunDirectoryError(
@@ -57,7 +57,7 @@ def finish(directory: Path, state: str) -> None:
     """Note how the run ended. A full disk at this point loses the note, not the result."""
     try:
         about = describe(directory)
-        _write(directory, {**about, "state": state, "ended": time.time()})
+        write(directory, {**about, "state": state, "ended": time.time()})
         for temporary in [*directory.glob("beacon.*"), *directory.glob("stack.*")]:
             temporary.unlink(missing_ok=True)
     except OSError:
@@ -138,7 +138,7 @@ def _prune() -> None:
             shutil.rmtree(directory, ignore_errors=True)
 
 
-def _write(directory: Path, about: dict) -> None:
+def write(directory: Path, about: dict) -> None:
     """Beside and renamed, so that a reader never sees half a file."""
     target, beside = directory / "run.json", directory / f".run.json.{os.getpid()}"
     try:

@@ -1,7 +1,19 @@
-"""What a run says about itself, and what can be read from it. No torch here."""
+"""What a run says about itself, and what can be read from it. No torch here.
+
+`figures` and `wire` are modules of their own; as attributes (`pico.monitoring.figures`) they are
+imported when first asked for.
+"""
+
+import importlib
 
 from picolab.monitoring.events import Event, emit
 from picolab.monitoring.ledger import Entry, Ledger, Totals
 from picolab.monitoring.table import Table
 
 __all__ = ["Entry", "Event", "Ledger", "Table", "Totals", "emit"]
+
+
+def __getattr__(name):
+    if name in ("figures", "wire"):
+        return importlib.import_module(f"picolab.monitoring.{name}")
+    raise AttributeError(f"module 'picolab.monitoring' has no attribute {name!r}")

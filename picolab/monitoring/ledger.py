@@ -38,6 +38,12 @@ class Entry(NamedTuple):
     exposed_s: float  # the part in which the caller stood still
 
 
+def _from_json(fields: list) -> Entry:
+    """An entry that was read back from a file: JSON has no tuples."""
+    entry = Entry(*fields)
+    return entry._replace(ranks=tuple(entry.ranks))
+
+
 class Totals(NamedTuple):
     count: int = 0
     payload_bytes: int = 0
@@ -60,7 +66,7 @@ class Ledger:
     is what the formulas of `costs` predict."""
 
     def __init__(self, entries: Iterable[Entry] = ()):
-        self.entries = [entry if isinstance(entry, Entry) else Entry(*entry) for entry in entries]
+        self.entries = [e if isinstance(e, Entry) else _from_json(e) for e in entries]
 
     def __len__(self) -> int:
         return len(self.entries)

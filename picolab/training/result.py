@@ -195,6 +195,6 @@ class TrainResult:
             "speed": f"{self.tokens_per_s:,.0f} tokens/s, {median * 1e3:.0f} ms a step (median)",
             "parameters": f"{self.params:,}, of which rank 0 held {bytes_text(held['parameters'])}",
             "ledger": f"{self.ledger.rank(0).total().count:,} collectives of rank 0",
-            "time": f"{self.seconds:.1f} s in all, {self.cpu_s:.1f} CPU seconds in steps, all ranks",
+            "time": f"{self.seconds:.1f} s; {self.cpu_s:.1f} CPU seconds in all ranks' steps",
             "run directory": str(self.run_dir),
         }

@@ -83,7 +83,7 @@ class Text:
 
 
 class _Windows:
-    """Shuffled windows of the stream that the files make. Only bytes that are asked for are read."""
+    """Shuffled windows of the stream that the files make. Only what is asked for is read."""
 
     def __init__(self, files: tuple[str, list[Path]], seq: int, seed: int):
         name, self._paths = files
@@ -91,8 +91,8 @@ class _Windows:
         size = self._ends[-1] if self._ends else 0
         if size < seq + 1:
             raise ValueError(
-                f"{name} holds {size:,} bytes, and one sequence needs {seq + 1:,} (seq, and the byte "
-                "after it); give more text or a smaller seq"
+                f"{name} holds {size:,} bytes, and one sequence needs {seq + 1:,} (seq, and the "
+                "byte after it); give more text or a smaller seq"
             )
         self._seq, self._seed = seq, seed
         self._count = (size - 1) // seq

@@ -1,0 +1,97 @@
+"""What a run is made of, and what is refused before a rank is started.
+
+The wrong versions this file catches: a schedule that starts at 0 or peaks in the wrong step, a
+`train` whose defaults differ from those documented in TrainConfig, a relative path handed to ranks
+that have another working directory, a head_dim kept from the preset, and settings that are
+misspelt and ignored.
+"""
+
+import inspect
+import math
+
+import pytest
+
+from picolab.specs import Layout, ModelConfig
+from picolab.training import TrainConfig, train
+from picolab.training.config import assemble
+
+
+def test_train_has_the_documented_defaults():
+    defaults = {f.name: f.default for f in TrainConfig.__dataclass_fields__.values()}
+    given = inspect.signature(train).parameters
+    for name, default in defaults.items():
+        assert given[name].default == default, name
+
+
+def test_the_schedule_rises_and_falls():
+    config = TrainConfig(steps=100, lr=1.0, warmup=10)
+    rates = [config.learning_rate(step) for step in range(100)]
+    assert rates[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
+    assert max(rates) == rates[9] == rates[10] == 1.0
+    assert all(a > b for a, b in zip(rates[10:], rates[11:]))
+    assert rates[55] == pytest.approx(0.55)  # half way down: the middle of 1 and 0.1
+    assert 0.1 < rates[-1] < 0.102
+
+
+@pytest.mark.parametrize(("steps", "warmup"), [(1, None), (1, 5), (5, None), (3, 0), (20, None)])
+def test_the_schedule_of_short_runs(steps, warmup):
+    rates = [TrainConfig(steps=steps, warmup=warmup).learning_rate(s) for s in range(steps)]
+    assert all(0 < rate <= 3e-3 and math.isfinite(rate) for rate in rates)
+
+
+def test_shape_settings_change_the_model():
+    config = assemble(model="tiny", hidden=256, layers=2, seq=32, ffn=None, steps=3)
+    assert (config.model.hidden, config.model.layers, config.model.seq) == (256, 2, 32)
+    assert config.model.head_dim == 32 and config.model.ffn == 352 and config.steps == 3
+    assert assemble(model="tiny").model.name == "tiny"
+    assert assemble(model=ModelConfig.preset("tiny"), layers=1).model.layers == 1
+
+
+def test_a_step_in_numbers():
+    config = TrainConfig(layout="dp2tp2", micro_batch=3, accumulate=5)
+    assert config.layout == Layout(dp=2, tp=2)
+    assert config.sequences_per_step == 30 and config.tokens_per_step == 30 * 128
+
+
+def test_paths_are_made_absolute(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert TrainConfig(data="a/b.txt").data == str(tmp_path / "a" / "b.txt")
+    assert TrainConfig(data="random").data == "random"
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        (dict(layout="dp2pp2"), r"dp and tp so far, and dp2pp2 also has pp; leave it out"),
+        (dict(layout="cp2"), r"also has cp"),
+        (dict(layout="dp2ep2"), r"also has ep"),
+        (dict(layout="tp2sp"), r"also has sp"),
+        (dict(layout="dp2zero1"), r"also has zero"),
+        (dict(layout="dp2pp2zero1"), r"pp and zero; leave them out"),
+        (dict(layout="tp3"), r"tp=3 does not divide heads .* nearest layout"),
+        (dict(layout="dp2xx3"), r"'xx' is not an axis"),
+        (dict(model="tiny-moe"), r"tiny-moe has experts, which cannot be trained yet"),
+        (dict(model="tinny"), r"did you mean 'tiny'"),
+        (dict(model=3), r"model is 3"),
+        (dict(steps=0), r"steps is 0; it must be an integer of at least 1"),
+        (dict(micro_batch=0), r"micro_batch is 0"),
+        (dict(accumulate=1.5), r"accumulate is 1.5"),
+        (dict(seed=-1), r"seed is -1"),
+        (dict(warmup=-1), r"warmup is -1"),
+        (dict(dtype="fp16"), r"dtype is 'fp16'; training takes fp32, fp64, bf16"),
+        (dict(lr=0), r"lr is 0; it must be a number above 0"),
+        (dict(lr=math.nan), r"lr is nan"),
+        (dict(clip=-1.0), r"clip is -1.0"),
+        (dict(weight_decay=-0.1), r"weight_decay is -0.1"),
+        (dict(betas=(0.9,)), r"AdamW takes two numbers"),
+        (dict(betas=(0.9, 1.0)), r"betas is 1.0; it must be a number at least 0 and below 1"),
+        (dict(data=7), r"data is 7"),
+        (dict(heads=7), r"7 heads do not divide hidden"),
+        (dict(step=5), r"no setting 'step'; did you mean 'steps'"),
+        (dict(zzzz=5), r"no setting 'zzzz'; it has accumulate"),
+    ],
+)
+def test_what_cannot_be_trained_is_a_sentence(settings, says):
+    with pytest.raises(ValueError, match=says) as error:
+        assemble(**settings)
+    assert "\n" not in str(error.value)
