@@ -7,6 +7,7 @@ misspelt and ignored.
 """
 
 import inspect
+import itertools
 import math
 
 import pytest
@@ -28,7 +29,7 @@ def test_the_schedule_rises_and_falls():
     rates = [config.learning_rate(step) for step in range(100)]
     assert rates[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
     assert max(rates) == rates[9] == rates[10] == 1.0
-    assert all(a > b for a, b in zip(rates[10:], rates[11:]))
+    assert all(a > b for a, b in itertools.pairwise(rates[10:]))
     assert rates[55] == pytest.approx(0.55)  # half way down: the middle of 1 and 0.1
     assert 0.1 < rates[-1] < 0.102
 

@@ -6,6 +6,8 @@ borders, labels that are not the next byte, a corpus that is read as a whole, an
 depends on the layout.
 """
 
+import itertools
+import random
 import tracemalloc
 
 import pytest
@@ -21,7 +23,7 @@ WHOLE = dict(dp_rank=0, dp_size=1)
 @pytest.fixture
 def corpus(tmp_path):
     path = tmp_path / "text.txt"
-    path.write_bytes(bytes(i * 7 % 256 for i in range(1000)))
+    path.write_bytes(random.Random(0).randbytes(1000))
     return path
 
 
@@ -48,7 +50,7 @@ def test_the_shuffle_shuffles():
     """A thousand places: as good as none stays, and neighbours are far apart."""
     places = [permutation(i, 1000, "0/0") for i in range(1000)]
     assert sum(i == place for i, place in enumerate(places)) < 10
-    steps = [abs(a - b) for a, b in zip(places, places[1:])]
+    steps = [abs(a - b) for a, b in itertools.pairwise(places)]
     assert 250 < sum(steps) / len(steps) < 420  # a third of n if independent
     assert places != [permutation(i, 1000, "1/0") for i in range(1000)]
 
@@ -58,7 +60,7 @@ def test_the_shuffle_shuffles():
     sizes=st.lists(st.integers(0, 40), max_size=6), seq=st.integers(1, 30), seed=st.integers(0, 9)
 )
 def test_an_epoch_visits_every_window_once(sizes, seq, seed, tmp_path_factory):
-    """Files of any size, empty ones too: windows are those of the files joined, labels the next byte."""
+    """Files of any size, empty ones too: windows are those of the files joined."""
     folder = tmp_path_factory.mktemp("files")
     stream = b""
     for number, size in enumerate(sizes):
@@ -90,7 +92,7 @@ def test_replicas_together_read_what_one_process_reads(
     dp, micro_batch, accumulate, data, tmp_path_factory
 ):
     path = tmp_path_factory.getbasetemp() / "together.txt"
-    path.write_bytes(bytes(i * 7 % 256 for i in range(1000)))
+    path.write_bytes(random.Random(0).randbytes(1000))
     source = str(path) if data == "file" else "random"
     many, one = Text(source, seq=8), Text(source, seq=8)
     for _ in range(3):
