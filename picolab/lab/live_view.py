@@ -6,9 +6,12 @@ message instead of one for each attribute), and as numpy arrays, which travel as
 """
 
 import html
+import threading
 
 from picolab.monitoring.figures import panels, training_layout, training_traces
 from picolab.monitoring.run_state import RunState
+
+_CLOSE_AFTER_S = 10.0
 
 
 class LiveView:
@@ -45,7 +48,14 @@ class LiveView:
         self._drawn = drawn
 
     def close(self) -> None:
-        """Remove the widgets from the front end and from memory."""
+        """Remove the widgets, a little later: the front end may still be answering the last
+        paint.
+        """
+        timer = threading.Timer(_CLOSE_AFTER_S, self._close)
+        timer.daemon = True
+        timer.start()
+
+    def _close(self) -> None:
         for widget in (self.figure, self.sentence, self.box):
             widget.close()
 

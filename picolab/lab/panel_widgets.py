@@ -1,7 +1,8 @@
 """The widgets of a panel, and nothing but widgets: what they mean is in `panel`.
 
 Made only where there is a front end. The live figure is made at the first run and used again for
-the next ones; between runs it is not shown.
+the next ones. Between runs it is hidden, not taken out: plotly's view of a figure that was taken
+out goes on listening, and complains at every later update.
 """
 
 from picolab.lab.live_view import LiveView, sentence_html
@@ -23,7 +24,7 @@ class PanelWidgets:
         self.progress = widgets.IntProgress(min=0, max=steps, description="steps")
         self.steps = widgets.Label(f"0 of {steps}")
         self.message = widgets.HTML(sentence_html(panel.message))
-        self.formulas = widgets.HTML(panel.table()._repr_html_())
+        self.formulas = widgets.HTML(_compact(panel.table()))
         self.live = widgets.VBox()
         self._view: LiveView | None = None
         self.box = widgets.VBox(
@@ -48,31 +49,40 @@ class PanelWidgets:
         self.message.value = sentence_html(text)
 
     def show_formulas(self) -> None:
-        self.formulas.value = self._panel.table()._repr_html_()
+        self.formulas.value = _compact(self._panel.table())
 
     def begin(self) -> None:
         """A run has been started: an empty live figure, no progress."""
         if self._view is None:
             self._view = LiveView()
+            self.live.children = (self._view.box,)
+        self.live.layout.display = None
         self._view.paint(RunState())
         self.progress.bar_style = ""
         self._progress(RunState())
-        self.live.children = (self._view.box,)
 
     def paint(self, state: RunState) -> None:
         self._view.paint(state)
         self._progress(state)
 
     def end(self, state: RunState) -> None:
-        """The run has ended: the live figure goes, its data stays for whoever looks at it."""
+        """The run has ended: the live figure is hidden."""
         self.paint(state)
         self.progress.bar_style = _STYLES.get(state.state, "")
-        self.live.children = ()
+        self.live.layout.display = "none"
 
     def _progress(self, state: RunState) -> None:
         count = max(state.losses, default=-1) + 1
         self.progress.value = count
         self.steps.value = f"{count} of {self.progress.max}"
+
+
+def _compact(table) -> str:
+    """A table's HTML in lines of text height: a widget's own lines are as high as its buttons."""
+    style = "<style>.picolab-compact td,.picolab-compact th{padding:1px 14px 1px 0}</style>"
+    return (
+        f'{style}<div class="picolab-compact" style="line-height:18px">{table._repr_html_()}</div>'
+    )
 
 
 def _slider(name: str, values: list[int], value: int):

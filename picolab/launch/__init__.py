@@ -12,6 +12,7 @@ from picolab.launch.result import RunResult
 from picolab.launch.rundirs import RunDirectoryError
 from picolab.launch.rundirs import root as runs_root
 from picolab.launch.server import warm
+from picolab.launch.world import World
 from picolab.monitoring.events import emit
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "RunDirectoryError",
     "RunResult",
     "Stopped",
+    "World",
     "collect",
     "doctor",
     "emit",

@@ -43,7 +43,14 @@ class Rank:
 
 class Collector:
     def __init__(
-        self, *, blob: bytes, world_size: int, backend: str, timeout: float, run_dir: Path
+        self,
+        *,
+        blob: bytes,
+        world_size: int,
+        backend: str,
+        timeout: float,
+        run_dir: Path,
+        answers=None,
     ):
         self._blob, self._world, self._backend = blob, world_size, backend
         self._timeout, self._run_dir = timeout, run_dir
@@ -52,6 +59,7 @@ class Collector:
         self._selector = selectors.DefaultSelector()
         self._wake_r, self._wake_w = os.pipe()
         self._stopping = False
+        self._answers, self._asked = answers, 0  # a World's calls: see `ask`
         self._failed_at: float | None = None
         self._progress_at = time.monotonic()
         self._beacons: dict[int, Reading] = {}
@@ -67,6 +75,20 @@ class Collector:
 
     def pids(self) -> dict[int, int]:
         return {r.rank: r.process.pid for r in self.ranks if not r.ended and r.process.pid}
+
+    def ask(self, blob: bytes) -> None:
+        """A World's next call: the same payload for every rank. Waits until they have started."""
+        while not all(rank.started for rank in self.ranks) or len(self.ranks) < self._world:
+            if self._stopping or self._failed_at is not None:
+                return
+            time.sleep(0.005)
+        self._asked = len(self.ranks)
+        self._progress_at = time.monotonic()
+        for rank in self.ranks:
+            try:
+                rank.connection.send_bytes(blob)
+            except OSError:
+                return  # it has just failed; the thread will say so
 
     def kill(self) -> None:
         for rank in self.ranks:
@@ -158,6 +180,9 @@ class Collector:
             rank.started = True
         elif kind == "result":
             rank.result = values[0]
+        elif kind == "answer":
+            self._asked -= 1
+            self._answers(rank.rank, values[0])
         elif kind == "backend":
             self.backend = values[0]
             self._on_backend(*values)
@@ -210,6 +235,8 @@ class Collector:
                 self._progress_at = now
         if self._failed_at is not None or self._finished():
             return
+        if self._answers is not None and self._asked == 0:
+            self._progress_at = now  # a World between two calls has nothing to do
         idle = now - self._progress_at
         if idle > LEFT_ALONE_S:
             self._look_for_early_return()

@@ -116,8 +116,7 @@ def doctor() -> DoctorReport:
     )
 
 
-# --- the judges -----------------------------------------------------------------------------------
-# ------------------
+# --- the judges ----------------------------------------------------------------------------------
 
 
 def python(version: tuple, implementation: str = "cpython") -> Check:
@@ -288,25 +287,24 @@ def run_directory(root: Path) -> Check:
 
 def widgets(versions: dict[str, str | None]) -> Check:
     """The notebook's packages: name -> version, None if it is not installed."""
-    missing = [name for name, version in versions.items() if version is None]
-    old = [
-        f"{name} {version}"
+    wrong = {
+        name: "missing" if version is None else f"{version} is too old"
         for name, version in versions.items()
-        if version is not None and int(version.split(".")[0]) < _WIDGETS[name]
-    ]
-    if missing or old:
-        found = [f"missing: {', '.join(missing)}"] * bool(missing) + [
-            f"old: {', '.join(old)}"
-        ] * bool(old)
-        cure = 'pip install --upgrade "picolab[lab]" (not needed for picolab train in a terminal)'
-        return Check("widgets", "warn", "; ".join(found), cure)
+        if version is None or int(version.split(".")[0]) < _WIDGETS[name]
+    }
+    if wrong:
+        return Check(
+            "widgets",
+            "warn",
+            ", ".join(f"{name} {what}" for name, what in wrong.items()),
+            f"pip install --upgrade {' '.join(wrong)} (picolab train needs none of them)",
+        )
     return Check(
         "widgets", "ok", ", ".join(f"{name} {version}" for name, version in versions.items())
     )
 
 
-# --- the measurements
-# -----------------------------------------------------------------------------------------------
+# --- the measurements ----------------------------------------------------------------------------
 
 _ASK = """
 import json

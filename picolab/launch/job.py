@@ -50,6 +50,7 @@ def run(
     quiet: bool = False,
     progress: Callable[[Event], None] | None = None,
     transform: Callable[[RunResult], Any] | None = None,
+    answers: Callable[[int, bytes], None] | None = None,
     **kwargs,
 ):
     """Call `fn(*args, **kwargs)` on `world_size` fresh ranks.
@@ -64,6 +65,7 @@ def run(
     quiet       True: what ranks print goes to the run directory only
     progress    called with each event, in the thread that collects them
     transform   makes the result out of a `RunResult`
+    answers     used by `World`, whose ranks answer more than once
 
     Returns a `RunResult`. Raises RankFailure (the failing rank's own traceback), RankHang (every
     rank's stack), ValueError for arguments that cannot work, RunDirectoryError if nothing can be
@@ -79,6 +81,7 @@ def run(
         quiet=quiet,
         progress=progress,
         transform=transform,
+        answers=answers,
     )
     return job.result() if wait else job
 
@@ -92,7 +95,18 @@ class Job:
     """A run in the background. It ends with the kernel, whatever happens."""
 
     def __init__(
-        self, blob, *, world_size, backend, timeout, name, run_dir, quiet, progress, transform
+        self,
+        blob,
+        *,
+        world_size,
+        backend,
+        timeout,
+        name,
+        run_dir,
+        quiet,
+        progress,
+        transform,
+        answers,
     ):
         self.id, self.name, self.world_size = next(_numbers), name, world_size
         self.state: State = "waiting"
@@ -102,8 +116,14 @@ class Job:
         about = {"world_size": world_size, "backend": backend, "state": "waiting"}
         self.run_dir = rundirs.create(name, about, run_dir)
         self._collector = Collector(
-            blob=blob, world_size=world_size, backend=backend, timeout=timeout, run_dir=self.run_dir
+            blob=blob,
+            world_size=world_size,
+            backend=backend,
+            timeout=timeout,
+            run_dir=self.run_dir,
+            answers=answers,
         )
+        self.backend = backend
         self._quiet, self._transform = quiet, transform
         self._callbacks: list[Callable[[Event], None]] = [progress] if progress else []
         self._outcome: RunResult | None = None
@@ -249,6 +269,7 @@ class Job:
         )
 
     def _say_backend(self, backend: str, why: str) -> None:
+        self.backend = backend
         if (backend, why) not in _told_backends:
             _told_backends.add((backend, why))
             self._say(f"backend {backend}: {why}")

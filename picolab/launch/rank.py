@@ -56,7 +56,8 @@ def main(spec: RankSpec, blob: bytes, connection, output, listener) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _redirect(output.detach())
     _report_stacks(spec)
-    send = _Sender(connection)
+    global _channel
+    send = _channel = _Sender(connection)
     try:
         with recorded(spec, send):
             payload = payloads.unpack(blob)
@@ -82,9 +83,20 @@ def call(spec: RankSpec, payload: payloads.Payload, send) -> bytes:
     send("started")
     result = payload.fn(*payload.args, **payload.kwargs)
     packed = payloads.pack_result(result)
+    flush()
+    return packed
+
+
+def flush() -> None:
+    """Send what is still here: the last ledger entries, and prints without an end of line."""
     ledger.current.flush()
     sys.stdout.flush()
-    return packed
+
+
+def channel() -> "_Sender":
+    """This rank's connection to the kernel."""
+    assert _channel is not None, "not in a rank"
+    return _channel
 
 
 def _join(spec: RankSpec, listener, send) -> None:
@@ -143,6 +155,9 @@ def loopback_interface() -> str:
     """The loopback interface's name: "lo" on Linux, "lo0" on macOS."""
     names = [name for _, name in socket.if_nameindex()]
     return next((name for name in ("lo", "lo0") if name in names), names[0] if names else "lo")
+
+
+_channel: "_Sender | None" = None
 
 
 class _Sender:

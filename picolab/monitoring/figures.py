@@ -173,14 +173,12 @@ def _split(state: RunState):
         return traces, "where a step goes: no step yet"
     if (slowest := state.slowest()) is not None:
         rank, waited = slowest
-        return traces, f"the others wait {waited * 1e3:.0f} ms a step for rank {rank}"
+        return traces, f"{waited * 1e3:.0f} ms a step waiting for rank {rank}"
     whole = sum(parts.seconds for parts in split.values()) or 1.0
     shares = [100 * sum(part) / whole for part in zip(*split.values())]
     if shares[1] + shares[2] == 0:
         return traces, "a step is all compute"
-    return traces, "a step: {:.0f} % compute, {:.0f} % communication, {:.0f} % waiting".format(
-        *shares
-    )
+    return traces, f"{shares[0]:.0f} % computing, {shares[2]:.0f} % waiting"
 
 
 def _ledger(state: RunState):
@@ -198,7 +196,7 @@ def _ledger(state: RunState):
     ]
     total = sum(size for _, (_, size) in state.traffic().items())
     over = "a step and rank" if state.has_steps else "a rank"
-    return traces, f"{bytes_text(total)} in collectives {over}" if rows else "no collectives"
+    return traces, f"payload {bytes_text(total)} {over}" if rows else "no collectives"
 
 
 def _array(values: list):
@@ -397,7 +395,7 @@ def training_layout(drawn: Panels, heading: str = "") -> dict:
                 "xanchor": "left",
                 "yanchor": "bottom",
                 "showarrow": False,
-                "font": {"size": 14},
+                "font": {"size": 13},
             }
             for title, (x, y) in zip(drawn.titles, _DOMAINS)
         ],

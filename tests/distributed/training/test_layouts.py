@@ -1,15 +1,15 @@
-"""Every layout trains what one process trains: losses, gradient norms and parameters after all steps.
+"""Every layout trains what one process trains: losses, gradient norms and the final parameters.
 
-These are whole runs of `train_rank`, through the launcher: AdamW with weight decay, warm-up and cosine,
-clipping active in every step, accumulation where the layout leaves room for it, and the same global
-batch however it is cut. AdamW's eps is 1e-5, because at 1e-8 harmless rounding of a gradient near 0
-moves a parameter by lr. Tolerances: fp64 1e-12 and fp32 2e-6, of the number or of the tensor's norm;
-rounding shrinks by 2^29 from one to the other, a bug does not.
+These are whole runs of `train_rank`, through the launcher: AdamW with weight decay, warm-up and
+cosine, clipping active in every step, accumulation where the layout leaves room for it, and the
+same global batch however it is cut. AdamW's eps is 1e-5, because at 1e-8 harmless rounding of a
+gradient near 0 moves a parameter by lr. Tolerances: fp64 1e-12 and fp32 2e-6, of the number or of
+the tensor's norm; rounding shrinks by 2^29 from one to the other, a bug does not.
 
 The wrong versions this file catches, each run below: the loss divided by each rank's own count, the
-loss of a micro-batch not divided by their number, every replica reading the same slice, and a logged
-loss that is one rank's own. The first needs labels that count unequally, so the runs with mutants mask
-a different share of each sequence.
+loss of a micro-batch not divided by their number, every replica reading the same slice, and a
+logged loss that is one rank's own. The first needs labels that count unequally, so the runs with
+mutants mask a different share of each sequence.
 """
 
 import pytest
@@ -43,6 +43,13 @@ def run(layout, micro_batch, accumulate, dtype="fp64", **settings):
         progress=False,
         **{**RUN, **settings},
     )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_runs(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -116,8 +116,8 @@ def test_ask_torch_where_it_is_broken(tmp_path, monkeypatch):
         (memory(4e9, 2e9), "warn", "eight"),
         (memory(16e9, 8e9), "ok", ""),
         (loopback("192.0.2.1"), "fail", "allow local connections"),
-        (widgets({"plotly": None, "jupyterlab": "4.5.0"}), "warn", "picolab[lab]"),
-        (widgets({"plotly": "5.24.1", "jupyterlab": "4.5.0"}), "warn", "picolab[lab]"),
+        (widgets({"plotly": None, "jupyterlab": "4.5.0"}), "warn", "install --upgrade plotly ("),
+        (widgets({"plotly": "5.24.1", "jupyterlab": "4.5.0"}), "warn", "plotly"),
         (widgets({"plotly": "6.1.0", "jupyterlab": "4.5.0"}), "ok", ""),
     ],
 )
