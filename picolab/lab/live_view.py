@@ -56,6 +56,7 @@ class LiveView:
         timer.start()
 
     def _close(self) -> None:
+        self.box.children = ()
         for widget in (self.figure, self.sentence, self.box):
             widget.close()
 

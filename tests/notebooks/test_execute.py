@@ -82,14 +82,15 @@ def text_of(notebook: dict) -> str:
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("path", sorted(NOTEBOOKS.glob("*.ipynb")), ids=lambda path: path.name)
 def test_notebook_runs(path, tmp_path):
-    execute(path, tmp_path / "here")
+    """With the questions answered by their defaults, so that every comparison is shown."""
+    execute(path, tmp_path / "here", DEFAULT_GUESSES=True)
 
 
 @pytest.mark.timeout(600)
 def test_chapter_one_with_another_layout(tmp_path):
     chapter = NOTEBOOKS / "01_4d_basics.ipynb"
     saved = parameters_of(chapter)
-    other = "dp2tp2" if saved["layout"] != "dp2tp2" else "dp2"
-    executed = execute(chapter, tmp_path / "here", layout=other, steps=max(2, saved["steps"] // 2))
+    other = "dp2tp2" if saved["LAYOUT"] != "dp2tp2" else "dp2"
+    executed = execute(chapter, tmp_path / "here", LAYOUT=other, STEPS=max(2, saved["STEPS"] // 2))
     # The layout that was asked for is the layout that ran.
     assert other in text_of(executed)

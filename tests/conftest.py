@@ -1,0 +1,10 @@
+"""Tests keep their runs to themselves: they neither fill nor prune the user's run directories."""
+
+import pytest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_run_directories(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+        yield
