@@ -60,6 +60,10 @@ class Pending:
             self._works = None
         return self._tensor
 
+    def done(self) -> bool:
+        """True if `wait()` would return at once."""
+        return self._works is None or all(work.is_completed() for work in self._works)
+
 
 def all_reduce(
     x: torch.Tensor, axis: str, reason: str, op: ReduceOp = "sum", async_op: bool = False
@@ -150,13 +154,22 @@ def broadcast(x: torch.Tensor, axis: str, reason: str, source: int = 0) -> torch
     return _done(entry, start, x)
 
 
-def send(x: torch.Tensor, to: int, axis: str, reason: str) -> None:
-    """Give x to the rank with index `to` along the axis; returns once it may be changed again."""
+def send(
+    x: torch.Tensor, to: int, axis: str, reason: str, async_op: bool = False
+) -> Pending | None:
+    """Give x to the rank with index `to` along the axis; returns once it may be changed again.
+
+    With async_op it returns at once, and x may be changed after the `Pending`'s `wait()`.
+    """
     m = mesh()
     entry = _entry("send", axis, m, x, _bytes(x), reason)
     start = _enter(entry, x, f" to {m.ranks(axis)[to]}")
-    _isend(x.contiguous(), m.ranks(axis)[to], group=m.group(axis)).wait()
+    work = _isend(x.contiguous(), m.ranks(axis)[to], group=m.group(axis))
+    if async_op:
+        return Pending([work], x, start, entry)
+    work.wait()
     _done(entry, start, x)
+    return None
 
 
 def recv(x: torch.Tensor, source: int, axis: str, reason: str) -> torch.Tensor:

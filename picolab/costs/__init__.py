@@ -4,6 +4,7 @@ Each is a function with its units and its source. "Formula" in a chapter means o
 or a comparison in the chapter holds it against what a run measured.
 """
 
+from picolab.costs.bubbles import bubble_of_ideal, bubble_of_total, in_flight
 from picolab.costs.collectives import collective_time, ring_bytes
 from picolab.costs.compute import flops_per_token
 from picolab.costs.memory import (
@@ -22,6 +23,7 @@ from picolab.costs.parameters import (
     local_parameters,
     parameters,
 )
+from picolab.costs.stages import stage_layers
 from picolab.costs.traffic import (
     DEFAULT_BUCKET_BYTES,
     Expected,
@@ -42,14 +44,18 @@ __all__ = [
     "LocalParameter",
     "ParameterCount",
     "StateBytes",
+    "bubble_of_ideal",
+    "bubble_of_total",
     "buckets",
     "collective_time",
     "data_parallel_bytes",
     "dtype_bytes",
     "flops_per_token",
+    "in_flight",
     "local_parameters",
     "parameters",
     "ring_bytes",
+    "stage_layers",
     "state_bytes",
     "step_ledger",
     "tensor_parallel_layer_bytes",

@@ -18,7 +18,7 @@ Equal for both schedules is the bubble; what they hold (`in_flight`) is not. The
 def bubble_of_total(p: int, m: int) -> float:
     """Idle time over total time, for GPipe and 1F1B: (p-1)/(m+p-1).
 
-    Source: GPipe, arXiv 1811.06965, section 2.3 ("bubble overhead O((K-1)/(M+K-1))").
+    Source: GPipe, arXiv 1811.06965, section 2.3 (K partitions, M micro-batches).
     """
     _check(p, m)
     return (p - 1) / (m + p - 1)
@@ -27,7 +27,7 @@ def bubble_of_total(p: int, m: int) -> float:
 def bubble_of_ideal(p: int, m: int) -> float:
     """Idle time over ideal time, for GPipe and 1F1B: (p-1)/m.
 
-    Source: Narayanan et al., arXiv 2104.04473, section 2.2.1 (t_pb / t_id = (p-1)/m).
+    Source: Narayanan et al., arXiv 2104.04473, section 2.2.1 (there t_pb / t_id).
     """
     _check(p, m)
     return (p - 1) / m
@@ -39,8 +39,8 @@ def in_flight(schedule: str, p: int, m: int, rank: int) -> int:
         gpipe   m                 every forward comes before the first backward
         1f1b    min(p - rank, m)  the stages behind it, and itself
 
-    Source: arXiv 2104.04473, section 2.2.1 ("at most p instead of m"); by rank, the warm-up of
-    p - rank - 1 forwards and the one that follows it.
+    Source: arXiv 2104.04473, section 2.2.1, which bounds it by p. By rank it is the warm-up of
+    p - 1 - rank forwards and the one that follows it.
     """
     _check(p, m)
     if not _whole(rank) or not 0 <= rank < p:

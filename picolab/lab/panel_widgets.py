@@ -2,7 +2,7 @@
 
 Made only where there is a front end. The live figure is made at the first run and used again for
 the next ones. Between runs it is hidden, not taken out: plotly's view of a figure that was taken
-out goes on listening, and complains at every later update.
+out goes on listening, and complains of every update.
 """
 
 from picolab.lab.live_view import LiveView, sentence_html

@@ -14,8 +14,17 @@ except ImportError as error:
     ) from error
 
 from picolab.model.generate import generate
+from picolab.model.hugging_face import hf_config, load_hf, save_hf
 from picolab.model.layers import Embedding, Linear, RMSNorm, RotaryTables
-from picolab.model.parameters import Piece, global_tensors, initialise, load, meta_parameter, slices
+from picolab.model.parameters import (
+    Piece,
+    fill,
+    global_tensors,
+    initialise,
+    load,
+    meta_parameter,
+    slices,
+)
 from picolab.model.transformer import Attention, Block, SwiGLU, Transformer, cross_entropy
 
 __all__ = [
@@ -29,10 +38,14 @@ __all__ = [
     "SwiGLU",
     "Transformer",
     "cross_entropy",
+    "fill",
     "generate",
     "global_tensors",
+    "hf_config",
     "initialise",
     "load",
+    "load_hf",
     "meta_parameter",
+    "save_hf",
     "slices",
 ]

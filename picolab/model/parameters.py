@@ -106,7 +106,7 @@ def initialise(
     The values are drawn on the CPU in fp32 and then cast, so device and dtype do not change them.
     `dtype` None keeps the module's own.
     """
-    return _fill(module, lambda piece: draw(piece, seed), device, dtype)
+    return fill(module, lambda piece: piece.take(draw(piece, seed)), device, dtype)
 
 
 def load(
@@ -127,9 +127,9 @@ def load(
         whole = tensors[piece.name]
         if tuple(whole.shape) != piece.shape:
             raise ValueError(f"{piece.name} should be {piece.shape}, but is {tuple(whole.shape)}")
-        return whole
+        return piece.take(whole)
 
-    return _fill(module, value, device, dtype)
+    return fill(module, value, device, dtype)
 
 
 def global_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
@@ -154,7 +154,18 @@ def draw(piece: Piece, seed: int) -> torch.Tensor:
 
 
 @torch.no_grad()
-def _fill(module: nn.Module, value: Callable[[Piece], torch.Tensor], device, dtype) -> nn.Module:
+def fill(
+    module: nn.Module,
+    value: Callable[[Piece], torch.Tensor],
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+) -> nn.Module:
+    """Give every parameter its values piece by piece: `value(piece)` is the slice that is held
+    here. Returns the module.
+
+    What is on the meta device gets memory (on `device`, of `dtype` or its own dtype); what has
+    values is written over in place, so that optimizers and hooks which know it stay right.
+    """
     filled: dict[int, nn.Parameter] = {}  # a tied parameter has two owners and must stay one
     for owner in module.modules():
         for name, parameter in owner.named_parameters(recurse=False):
@@ -173,7 +184,7 @@ def _fill(module: nn.Module, value: Callable[[Piece], torch.Tensor], device, dty
                     new = nn.Parameter(memory, requires_grad=parameter.requires_grad)
                     new.pieces = parameter.pieces
                 for piece, part in slices(new):
-                    part.copy_(piece.take(value(piece)))
+                    part.copy_(value(piece))
                 filled[id(parameter)] = new
             setattr(owner, name, filled[id(parameter)])
         # A buffer has no name in `tensors` and no rule to draw it: it must have had its values all

@@ -192,7 +192,7 @@ def _ledger(state: RunState):
     labels = [f"{reason}: {bytes_text(size)}{_in(count)}" for reason, (count, size) in rows]
     traces = [
         {"x": sizes, "y": place},
-        {"x": _array([0.0] * len(rows)), "y": place - 0.36, "text": labels},
+        {"x": _array([0.0] * len(rows)), "y": place - 0.42, "text": labels},
     ]
     total = sum(size for _, (_, size) in state.traffic().items())
     over = "a step and rank" if state.has_steps else "a rank"
@@ -285,7 +285,7 @@ def _traces() -> list[tuple[int, dict]]:
             3,
             {
                 **bar,
-                "width": 0.3,
+                "width": 0.26,
                 "showlegend": False,
                 "marker": {"color": TIME["communication"], "line": white},
                 "hovertemplate": "%{x:,.0f} bytes<extra></extra>",
@@ -330,7 +330,7 @@ def _axes(panel: int, rows: int) -> tuple[dict, dict]:
                 "nticks": 5,
             },
             {
-                "range": [max(rows, 3) - 0.6, -0.8],
+                "range": [max(rows, 4) - 0.6, -0.85],
                 "showticklabels": False,
                 "showgrid": False,
                 "zeroline": False,

@@ -6,10 +6,10 @@ before, so the text works without it.
 
 Colours have fixed meanings, and each reads on JupyterLab's light page (white) and on its dark one
 (#111): no figure has a background of its own, so the page shows through, and one picture serves
-both themes. For the eye a mark needs a contrast of 3 to its ground and text about 4.5 (WCAG 2.1,
-1.4.11 and 1.4.3); no grey can have more than 4.34 to both pages at once, and that grey is the one
-for text. Hues are those of Okabe and Ito (2008), chosen so that red-green blind readers tell them
-apart; the ones too pale for a white page are darkened. Red means "now wrong" and nothing else.
+both themes. A mark needs a contrast of 3 to its ground (WCAG 2.1, 1.4.11), which leaves a narrow
+band of lightness; the hues were searched in it for the largest distance that remains for every
+kind of colour-blind eye. Text should have 4.5 (1.4.3), and no grey can have more than 4.34 to
+both pages: that grey is the one for text. Red means "now wrong" and nothing else.
 """
 
 import importlib.util
@@ -23,31 +23,29 @@ GRID = "rgba(128,132,140,0.28)"
 RED = "#d6424b"
 PAGES = {"light": "#ffffff", "dark": "#111111"}
 
-BLUE, VERMILION, GREEN, PURPLE, OCHRE, GREY = (
-    "#1c82c9",
-    "#d55e00",
-    "#009e73",
-    "#c46a9f",
-    "#b0812a",
-    "#7f858d",
-)
+BLUE = "#2a72ee"
+RUST = "#b2532a"
+GREEN = "#12a482"
+PURPLE = "#d65dc5"
+OCHRE = "#c98213"
+GREY = "#6a6f78"
 TIME = {
     "forward": BLUE,
     "compute": BLUE,  # forward and backward together, where they are not told apart
-    "backward-input": VERMILION,
+    "backward-input": RUST,
     "backward-weight": OCHRE,
     "communication": GREEN,
     "waiting": GREY,  # always hatched as well
 }
 MEMORY = {
     "parameters": BLUE,
-    "gradients": VERMILION,
+    "gradients": RUST,
     "optimizer": GREEN,
     "activations": PURPLE,
     "buffers": GREY,
 }
 ANSWER = {"guess": PURPLE, "formula": OCHRE, "measured": BLUE}
-GROUPS = (BLUE, VERMILION, GREEN, PURPLE, OCHRE)  # for things that are only told apart
+GROUPS = (BLUE, RUST, GREEN, PURPLE, OCHRE)  # for things that are only told apart
 
 HATCH = "/"
 _MIME = "application/vnd.plotly.v1+json"

@@ -203,7 +203,7 @@ def _build(n: int, steps: list[RingStep]):
 
 def _scale(n: int) -> list[list]:
     """Grey for the own contribution alone, through blue, to green for the complete sum."""
-    grey, blue, green = "#70757c", "#0f78bd", "#00805d"
+    grey, blue, green = "#6a6f78", "#2a72ee", "#0d7f65"  # dark enough for white digits
     nearly = (n - 2) / (n - 1) if n > 2 else 0.5
     return [
         [0.0, grey],

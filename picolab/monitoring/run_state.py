@@ -6,7 +6,7 @@ finished run from a list, and both draw the same figure. It keeps every step's l
 ledger entries of the last `WINDOW` steps only, so that a long run does not grow without bound.
 
 A step counts for the split and the ledger once every rank has reported it, so that no half-told
-step is drawn.
+step is drawn. (A rank tells a step's collectives before it tells the step.)
 """
 
 import math
@@ -95,17 +95,7 @@ class RunState:
     def complete_steps(self) -> list[int]:
         """The steps of the window that every rank has told everything about, oldest first."""
         world = self.world_size or len(self.ranks)
-        whole = [step for step, seconds in self._seconds.items() if len(seconds) >= world]
-        if self.state not in ENDED:
-            # A rank may report a step before the collectives of it, so the newest one has to wait
-            # for them.
-            speakers = {entry.rank for entries in self._entries.values() for entry in entries}
-            whole = [
-                step
-                for step in whole
-                if speakers <= {entry.rank for entry in self._entries[step]} or not speakers
-            ]
-        return sorted(whole)[-WINDOW:]
+        return sorted(s for s, seconds in self._seconds.items() if len(seconds) >= world)[-WINDOW:]
 
     def split(self) -> dict[int, StepSplit]:
         """The mean step of each rank over the window; without the first step, which is all warm-

@@ -35,11 +35,11 @@ from typing import NamedTuple
 
 KINDS = {"F": "forward", "B": "backward", "W": "weight gradient"}
 _HEAD = re.compile(
-    r"(?P<name>[^:\n]+): (?P<stages>\d+) stages?, (?P<micro_batches>\d+) micro-batch(?:es)?"
-    r"(?:, on ranks (?P<placement>\d+(?: \d+)*))?"
+    r"(?P<name>[^:\n]+): (?P<stages>\d{1,9}) stages?, (?P<micro_batches>\d{1,9}) micro-batch(?:es)?"
+    r"(?:, on ranks (?P<placement>\d{1,9}(?: \d{1,9})*))?"
 )
-_LINE = re.compile(r"rank (\d+):(.*)")
-_TOKEN = re.compile(r"(\d*)([FBW])(\d+)")
+_LINE = re.compile(r"rank (\d{1,9}):(.*)")
+_TOKEN = re.compile(r"(\d{0,9})([FBW])(\d{1,9})")
 
 
 class Action(NamedTuple):
@@ -141,12 +141,13 @@ class Schedule:
             for rank, row in enumerate(rows)
         ]
         what = "B the input's gradient, W the weights'" if self.splits_backward else "B backward"
-        return "\n".join([head, *(line.rstrip() for line in lines), f"F forward, {what}; in order"])
+        order = f"F forward, {what}; column k is the k-th action of each rank, whenever it is"
+        return "\n".join([head, *(line.rstrip() for line in lines), order])
 
     def _tokens(self, rank: int) -> list[str]:
-        alone = self.placement.count(rank) == 1 and self.placement.index(rank)
+        own = [stage for stage, owner in enumerate(self.placement) if owner == rank]
         return [
-            ("" if alone is not False and stage == alone else str(stage)) + f"{kind}{micro_batch}"
+            ("" if own == [stage] else str(stage)) + f"{kind}{micro_batch}"
             for kind, stage, micro_batch in self.actions[rank]
         ]
 

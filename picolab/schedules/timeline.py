@@ -133,18 +133,15 @@ class Timeline:
         needs the activations too.
         """
         last = "W" if "W" in self.kinds else "B"
-        changes = [(self.start, 0)]
-        for span in self.spans:
+        steps, held = [(self.start, 0)], 0
+        for span in self.spans:  # in the rank's order, so of two at one time the freeing is first
             if span.rank == rank and span.action.kind == "F":
-                changes.append((span.start, 1))
+                held += 1
+                steps.append((span.start, held))
             elif span.rank == rank and span.action.kind == last:
-                changes.append((span.end, -1))
-        steps: dict[Real, int] = {}
-        held = 0
-        for time, change in sorted(changes):  # at one time, what is freed comes first
-            held += change
-            steps[time] = held
-        return list(steps.items())
+                held -= 1
+                steps.append((span.end, held))
+        return steps
 
     @cached_property
     def peak_in_flight(self) -> tuple[int, ...]:
@@ -154,7 +151,10 @@ class Timeline:
     # -- the text form ----------------------------------------------------------------------------
 
     def __repr__(self) -> str:
-        return f"{self.sentence()}\n{self.gantt()}"
+        signs = {"F": "F0- forward", "B": "B0= backward", "W": "W0~ weight gradient"}
+        legend = ", ".join(signs[kind] for kind in self.kinds)
+        key = f"{legend}, . idle; holds: micro-batches in flight, at most"
+        return f"{self.sentence()}\n{self.gantt()}\n{key}"
 
     def sentence(self) -> str:
         """What was found, in a line."""
@@ -166,8 +166,8 @@ class Timeline:
             f"{float(self.makespan):.6g}, ideal {float(self.ideal):.6g}"
         ).replace("%", " %")
 
-    def gantt(self, width: int = 96) -> str:
-        """A row of characters a rank, time to the right: F0- forward, B0== backward, . idle."""
+    def gantt(self, width: int = 120) -> str:
+        """The text form: a row a rank, time to the right, at most `width` characters of it."""
         columns, scale = self._scale(width)
         edge = len(f"rank {self.ranks - 1}")
         rows = []
@@ -197,10 +197,9 @@ class Timeline:
 
 
 def _cell(action: Action, room: int) -> str:
+    """The action's characters; where there is no room for the number, its letter still stands."""
     label = f"{action.kind}{action.micro_batch}"
-    if room < len(label):
-        return action.kind * room
-    return label.ljust(room, _FILL[action.kind])
+    return (label if len(label) <= room else action.kind[:room]).ljust(room, _FILL[action.kind])
 
 
 def _common_step(times: Iterable[Rational]) -> Fraction:

@@ -43,6 +43,9 @@ class ScheduleError(ValueError):
         super().__init__(f"rank {rank}, {action}: {reason}")
         self.rank, self.action, self.reason = rank, action, reason
 
+    def __reduce__(self):  # so that it travels from a rank to the notebook as it is
+        return type(self), (self.rank, self.action, self.reason)
+
 
 def validate(
     schedule: Schedule,
@@ -144,7 +147,7 @@ class _Message(NamedTuple):
 
 @dataclass
 class _Rank:
-    """Where a rank is: turns[turn] are (messages that must all get through, the action then run)."""
+    """Where a rank is in its turns: (messages that must all get through, action run after)."""
 
     turns: list[tuple[list[_Message], Action]]
     turn: int = 0

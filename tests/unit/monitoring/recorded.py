@@ -64,8 +64,8 @@ def recorded_run(steps=20, slow_rank=2, slow_s=0.030, state="done"):
                 "cpu_s": 0.1,
                 "layout": "dp2tp2",
             }
-            events.append(Event("step", rank, base, data))
             events.append(Event("ledger", rank, base, {"entries": entries}))
+            events.append(Event("step", rank, base, data))
     if state:
         events.append(Event("state", -1, 99.0, {"state": state}))
     return events

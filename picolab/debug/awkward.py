@@ -1,0 +1,134 @@
+"""What the oracle trains: a model and a batch in which bugs have nowhere to hide.
+
+Each inconvenience is there because some bug is invisible without it:
+
+    grouped-query attention     q, k and v then have different sizes, and are cut differently
+    head tied to the embedding  one parameter with two gradients
+    vocabulary 37               a prime: no axis divides it (taken where the layout can split it,
+                                else the next number that it can)
+    labels that do not count    unequally many on each replica and in each micro-batch, so that
+                                averaging averages is not averaging
+    several micro-batches       as many as no axis has ranks, so that a gradient which is 3 times
+                                too large names its culprit
+    clipping at work            a gradient that is 2 times too large would otherwise leave hardly a
+                                trace behind AdamW, which divides its scale out
+    AdamW's eps 1e-5            at 1e-8 a parameter whose gradient is all but 0 moves by the sign of
+                                a rounding error, and layouts that are right would differ
+
+The global batch depends on the layout only in its size: at least four sequences a micro-batch, as
+many for each replica.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+
+from picolab.model.transformer import IGNORED
+from picolab.specs import Layout, ModelConfig
+from picolab.training import TrainConfig
+
+VOCABULARY = 37
+SEQ = 12
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that one process and the ranks of the layout have to agree on."""
+
+    layout: Layout
+    dtype: str
+    steps: int
+    seed: int
+
+    @cached_property
+    def config(self) -> ModelConfig:
+        """GQA with two query heads a key-value head, four kv heads or a multiple of tp's share."""
+        tp = self.layout.tp
+        kv_heads = 4 if 4 % tp == 0 else tp
+        shape = dict(
+            name="the oracle's model",
+            hidden=8 * kv_heads,
+            ffn=12 * kv_heads,
+            layers=max(2, self.layout.pp),
+            heads=2 * kv_heads,
+            kv_heads=kv_heads,
+            seq=SEQ,
+            tied=True,
+        )
+        for vocab in range(VOCABULARY, VOCABULARY + tp):
+            config = ModelConfig(vocab=vocab, **shape)
+            try:
+                self.layout.check(config)
+                return config
+            except ValueError as error:
+                refusal = error
+        raise refusal  # no vocabulary helps; its sentence says what is in the way
+
+    @cached_property
+    def training(self) -> TrainConfig:
+        return TrainConfig(
+            model=self.config,
+            layout=self.layout,
+            data="random",  # not read: `batch` below is the data
+            steps=self.steps,
+            micro_batch=self.rows // self.layout.dp,
+            accumulate=self.accumulate,
+            dtype=self.dtype,
+            lr=1e-2,
+            warmup=0,
+            eps=1e-5,
+            clip=0.5,
+            seed=self.seed,
+            bucket_bytes=5_000 * (8 if self.dtype == "fp64" else 4),
+        )
+
+    @property
+    def rows(self) -> int:
+        """Sequences in a global micro-batch."""
+        dp = self.layout.dp
+        return dp * -(-4 // dp)
+
+    @property
+    def accumulate(self) -> int:
+        """The smallest number of micro-batches that is no axis's size: ratios then tell which."""
+        return next(m for m in range(2, 9) if m not in self.layout.axes.values())
+
+    def batch(self, step: int, micro: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Tokens and labels (rows, SEQ) of one global micro-batch; no two sequences of a step are
+        equal."""
+        vocab, row = self.config.vocab, torch.arange(self.rows).unsqueeze(1)
+        generator = torch.Generator().manual_seed(1000 * self.seed + 100 * step + micro)
+        start = torch.randperm(vocab, generator=generator)[: self.rows].unsqueeze(1)
+        data = (start + (3 + 2 * micro) * torch.arange(SEQ + 1)) % vocab
+        # 12, 7, 2, 9, ... of a sequence's 12 labels count in the first micro-batch, fewer later.
+        counted = 1 + (SEQ - 1 - 5 * row) % SEQ // (1 + micro)
+        labels = data[:, 1:].masked_fill(torch.arange(SEQ) >= counted, IGNORED)
+        return data[:, :-1], labels
+
+    def part(self, step: int, micro: int, replica: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The sequences of one replica."""
+        return tuple(whole.chunk(self.layout.dp)[replica] for whole in self.batch(step, micro))
+
+    def counts(self, step: int = 0) -> list[int]:
+        """Labels that count, of each replica."""
+        return [
+            sum(int((self.part(step, m, r)[1] != IGNORED).sum()) for m in range(self.accumulate))
+            for r in range(self.layout.dp)
+        ]
+
+
+class AwkwardText:
+    """Stands where the trainer expects a `training.Text`: gives each replica its part of the
+    batch."""
+
+    def __init__(self, recipe: Recipe):
+        self._recipe, self._step = recipe, 0
+
+    def batch(
+        self, *, dp_rank: int, dp_size: int, micro_batch: int, accumulate: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        parts = [self._recipe.part(self._step, m, dp_rank) for m in range(accumulate)]
+        self._step += 1
+        tokens_MBS, labels_MBS = map(torch.stack, zip(*parts))
+        return tokens_MBS, labels_MBS

@@ -1,0 +1,383 @@
+"""Llama weights in the files of the Hugging Face Hub: in, straight into any layout, and out.
+
+A folder there holds `config.json` (the shape) and the tensors in one file, `model.safetensors`, or
+in several with `model.safetensors.index.json` (name -> file) beside them. The model is the same as
+ours, under other names:
+
+    embed.weight                        model.embed_tokens.weight
+    layers.3.attention.q.weight         model.layers.3.self_attn.q_proj.weight
+    layers.3.mlp_norm.weight            model.layers.3.post_attention_layernorm.weight
+    head.weight                         lm_head.weight        (not there where it is tied)
+
+and nothing is transposed or permuted: both pair the halves of a head for the rotation (Meta's own
+files pair neighbours; rows of q and k must be permuted on the way from those).
+
+safetensors reads a slice of a tensor without reading the rest, and every piece of a parameter knows
+its slice (parameters.py). So a rank reads what it holds and no more:
+
+    parallel = parallelize(Transformer(hf_config(folder)), "dp2tp2")
+    load_hf(folder, parallel.model)
+
+Everything is checked before the first number is written: a name that is missing or too many, a
+shape, a file that ends early. Nothing here uses the network. Leaves out: other families than Llama,
+rope scaling, biases, quantised weights, tokenizers.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from picolab.model.parameters import Piece, fill, global_tensors
+from picolab.model.transformer import Transformer
+from picolab.specs import ModelConfig
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+FILE_BYTES = 5_000_000_000
+
+# Ours -> theirs, of the parts of one layer.
+_IN_LAYER = {
+    "attention_norm": "input_layernorm",
+    "attention.q": "self_attn.q_proj",
+    "attention.k": "self_attn.k_proj",
+    "attention.v": "self_attn.v_proj",
+    "attention.o": "self_attn.o_proj",
+    "mlp_norm": "post_attention_layernorm",
+    "mlp.gate": "mlp.gate_proj",
+    "mlp.up": "mlp.up_proj",
+    "mlp.down": "mlp.down_proj",
+}
+_OUTSIDE = {"embed": "model.embed_tokens", "norm": "model.norm", "head": "lm_head"}
+
+# ModelConfig's field -> the key in config.json.
+_FIELDS = {
+    "hidden": "hidden_size",
+    "ffn": "intermediate_size",
+    "layers": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "kv_heads": "num_key_value_heads",
+    "vocab": "vocab_size",
+    "seq": "max_position_embeddings",
+    "head_dim": "head_dim",
+    "tied": "tie_word_embeddings",
+    "norm_eps": "rms_norm_eps",
+}
+# What Hugging Face's LlamaConfig takes where config.json is silent.
+_DEFAULTS = {"max_position_embeddings": 2048, "rms_norm_eps": 1e-6, "tie_word_embeddings": False}
+
+
+def hf_config(folder: str | Path) -> ModelConfig:
+    """The shape that a folder's config.json describes. ValueError for what is not a plain Llama."""
+    path = Path(folder).expanduser() / "config.json"
+    if not path.is_file():
+        raise ValueError(f"there is no config.json in {path.parent}, so it holds no model")
+    try:
+        there = dict(json.loads(path.read_text()))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} is not a JSON object ({error}); copy it again") from None
+    _refuse_other_families(path, there)
+    there = {**_DEFAULTS, **{key: value for key, value in there.items() if value is not None}}
+    there.setdefault("num_key_value_heads", there.get("num_attention_heads"))
+    needed = [key for field, key in _FIELDS.items() if field != "head_dim" and key not in there]
+    if needed:
+        raise ValueError(f"{path} does not say {needed[0]}; it is not the config of a Llama")
+    shape = {field: there[key] for field, key in _FIELDS.items() if key in there}
+    # transformers 5 writes rope_parameters, 4 wrote rope_theta.
+    rope = there.get("rope_parameters") or {}
+    theta = rope.get("rope_theta", there.get("rope_theta", 10_000.0))
+    return ModelConfig(name=path.parent.name or "custom", rope_theta=float(theta), **shape)
+
+
+def load_hf(
+    folder: str | Path,
+    model: Transformer | None = None,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+) -> Transformer:
+    """Give a model the weights of a folder; returns it.
+
+    model: None builds a whole one. Else any Transformer of that shape, cut in any way, on the meta
+    device or with values (which are written over in place): each piece gets its slice. dtype: of
+    what is built here, None for the model's own (fp32); weights are cast to it.
+
+    Raises ValueError, with the model untouched, if the folder's weights are of another shape, a
+    name is missing or too many, or a file is not complete.
+    """
+    folder = Path(folder).expanduser()
+    config = hf_config(folder)
+    if model is None:
+        model = Transformer(config, dtype=dtype or torch.float32)
+    _check_same_shape(folder, config, model.config)
+    with _Files(folder) as files:
+        files.check(_pieces(config), config.tied)
+
+        def value(piece: Piece) -> torch.Tensor:
+            return files.read(piece, hf_name(piece.name))
+
+        if config.tied and "lm_head.weight" in files:
+            _check_head_is_embedding(folder, files, model)
+        return fill(model, value, device, dtype)
+
+
+def save_hf(
+    model: Transformer | Mapping[str, torch.Tensor],
+    config: ModelConfig,
+    folder: str | Path,
+    *,
+    file_bytes: int = FILE_BYTES,
+) -> Path:
+    """Write weights so that `transformers` and `load_hf` read them. Returns the folder.
+
+    model: a whole Transformer, or whole tensors by our global names, as every layout's
+    `state_dict()` gives them (all ranks gather, one rank saves). file_bytes: above it the tensors
+    go to several files, with an index.
+
+    The folder is written beside and renamed. Raises ValueError if it is there already, for names
+    that are missing or too many, and for wrong shapes.
+    """
+    _, save_file = _safetensors()
+    folder = Path(folder).expanduser()
+    tensors = global_tensors(model) if isinstance(model, torch.nn.Module) else dict(model)
+    _check_tensors(tensors, _pieces(config))
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} is there already; give a new folder, so that nothing is lost")
+    theirs = {hf_name(name): tensor.contiguous().cpu() for name, tensor in tensors.items()}
+    groups = _groups(theirs, file_bytes)
+    files = [SINGLE]
+    if len(groups) > 1:
+        files = [f"model-{i + 1:05}-of-{len(groups):05}.safetensors" for i in range(len(groups))]
+    beside = folder.with_name(f".{folder.name}.{os.getpid()}.writing")
+    beside.mkdir(parents=True)
+    try:
+        for file, names in zip(files, groups, strict=True):
+            save_file({n: theirs[n] for n in names}, beside / file, metadata={"format": "pt"})
+        if len(groups) > 1:
+            size = sum(t.numel() * t.element_size() for t in theirs.values())
+            of_name = {n: file for file, names in zip(files, groups) for n in names}
+            index = {"metadata": {"total_size": size}, "weight_map": of_name}
+            (beside / INDEX).write_text(json.dumps(index, indent=1))
+        dtype = str(next(iter(theirs.values())).dtype).removeprefix("torch.")
+        (beside / "config.json").write_text(json.dumps(_to_hf(config, dtype), indent=1))
+        beside.replace(folder)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    return folder
+
+
+def hf_name(name: str) -> str:
+    """Hugging Face's name of one of our global tensors."""
+    part = name.removesuffix(".weight")
+    if part in _OUTSIDE:
+        return f"{_OUTSIDE[part]}.weight"
+    _, layer, inside = part.split(".", 2)
+    return f"model.layers.{layer}.{_IN_LAYER[inside]}.weight"
+
+
+class _Files:
+    """The safetensors files of a folder, open: which has what, and slices of it."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self._open: dict[str, object] = {}
+        self._file_of: dict[str, str] = {}
+
+    def __enter__(self) -> "_Files":
+        for name in self._names():
+            file = self._opened(name)
+            self._file_of |= dict.fromkeys(file.keys(), name)
+        return self
+
+    def __exit__(self, *_) -> None:
+        for file in self._open.values():
+            file.__exit__(None, None, None)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._file_of
+
+    def check(self, pieces: dict[str, Piece], tied: bool) -> None:
+        """Exactly these tensors, with these shapes. Older files also keep a buffer of the rotary
+        positions, and tied ones sometimes the head, which `load_hf` compares."""
+        expected = {hf_name(name): piece for name, piece in pieces.items()}
+        missing = [name for name in expected if name not in self]
+        if missing:
+            raise ValueError(
+                f"{self.folder} lacks {_some(missing)}; its weights are not complete, or its "
+                "config.json is another model's"
+            )
+        allowed = {"lm_head.weight"} if tied else set()
+        extra = [
+            name
+            for name in sorted(self._file_of.keys() - expected.keys() - allowed)
+            if not name.endswith("rotary_emb.inv_freq")
+        ]
+        if extra:
+            raise ValueError(
+                f"{self.folder} has {_some(extra)}, for which a Llama of its config.json has no "
+                "place; it is another model's"
+            )
+        for name, piece in expected.items():
+            shape = tuple(self._slice(name).get_shape())
+            if shape != piece.shape:
+                raise ValueError(
+                    f"{name} in {self.folder} is {shape}, and by its config.json it should be "
+                    f"{piece.shape}"
+                )
+
+    def read(self, piece: Piece, name: str) -> torch.Tensor:
+        """The piece's slice of the tensor of this name, and no other byte of it."""
+        whole = self._slice(name)
+        if piece.dim is None:
+            return whole[:]
+        if piece.start == piece.stop:  # a rank beyond the end of an uneven split
+            return torch.empty(piece.local_shape)
+        return whole[(slice(None),) * piece.dim + (slice(piece.start, piece.stop),)]
+
+    def _slice(self, name: str):
+        return self._open[self._file_of[name]].get_slice(name)
+
+    def _names(self) -> list[str]:
+        if (self.folder / SINGLE).is_file():
+            return [SINGLE]
+        if (self.folder / INDEX).is_file():
+            return self._indexed()
+        pickles = [path.name for path in self.folder.glob("pytorch_model*.bin")]
+        hint = f"{pickles[0]} is a pickle, which could run any code; " if pickles else ""
+        raise ValueError(
+            f"there is no {SINGLE} and no {INDEX} in {self.folder}; {hint}"
+            "give a folder whose weights are in safetensors files"
+        )
+
+    def _indexed(self) -> list[str]:
+        try:
+            of_name = json.loads((self.folder / INDEX).read_text())["weight_map"]
+            names = sorted(set(of_name.values()))
+            plain = all(name == Path(name).name for name in names)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            plain = False
+        if not plain:
+            raise ValueError(
+                f"{self.folder / INDEX} does not map tensors to files beside it; copy it again"
+            )
+        absent = [name for name in names if not (self.folder / name).is_file()]
+        if absent:
+            raise ValueError(f"{self.folder} lacks {_some(absent)}, which its index names")
+        return names
+
+    def _opened(self, name: str):
+        safe_open, _ = _safetensors()
+        from safetensors import SafetensorError
+
+        try:
+            self._open[name] = safe_open(self.folder / name, framework="pt").__enter__()
+        except SafetensorError as error:
+            raise ValueError(
+                f"{self.folder / name} is not a complete safetensors file ({error}); copy it again"
+            ) from None
+        return self._open[name]
+
+
+def _safetensors():
+    try:
+        from safetensors import safe_open
+        from safetensors.torch import save_file
+    except ImportError as error:
+        raise ImportError(
+            "Hugging Face weights need safetensors, which is not installed here: "
+            "pip install 'picolab[torch]'"
+        ) from error
+    return safe_open, save_file
+
+
+def _pieces(config: ModelConfig) -> dict[str, Piece]:
+    """Every global tensor of a whole model, by name. On the meta device this costs nothing."""
+    whole = Transformer(config)
+    return {piece.name: piece for p in whole.parameters() for piece in p.pieces}
+
+
+def _refuse_other_families(path: Path, there: dict) -> None:
+    rope = there.get("rope_parameters") or there.get("rope_scaling") or {}
+    scaling = rope.get("rope_type", rope.get("type", "default"))
+    refused = {
+        f"is a {there.get('model_type')!r}": there.get("model_type") != "llama",
+        "has biases": there.get("attention_bias") or there.get("mlp_bias"),
+        f"scales its rotary positions ({scaling!r})": scaling != "default",
+        f"uses {there.get('hidden_act')!r}": there.get("hidden_act", "silu") != "silu",
+        "is quantised": there.get("quantization_config") is not None,
+    }
+    reasons = [reason for reason, holds in refused.items() if holds]
+    if reasons:
+        raise ValueError(
+            f"the model of {path} {' and '.join(reasons)}; what is read here is a plain Llama: "
+            "silu, no biases, rotary positions that are not scaled"
+        )
+
+
+def _to_hf(config: ModelConfig, dtype: str) -> dict:
+    rope = {"rope_type": "default", "rope_theta": config.rope_theta}
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "mlp_bias": False,
+        **{key: getattr(config, field) for field, key in _FIELDS.items()},
+        "rope_theta": config.rope_theta,
+        "rope_parameters": rope,
+        "torch_dtype": dtype,
+    }
+
+
+def _check_same_shape(folder: Path, there: ModelConfig, here: ModelConfig) -> None:
+    """All that the weights depend on; the longest sequence is not among it."""
+    for field in (*_FIELDS, "rope_theta"):
+        one, other = getattr(there, field), getattr(here, field)
+        if field != "seq" and one != other:
+            raise ValueError(
+                f"the weights in {folder} are of another model: {field} is {one} there and "
+                f"{other} here; build the model from hf_config(folder)"
+            )
+
+
+def _check_head_is_embedding(folder: Path, files: _Files, model: Transformer) -> None:
+    for parameter in model.parameters():
+        for piece in parameter.pieces:
+            if piece.name == "embed.weight" and not torch.equal(
+                files.read(piece, hf_name(piece.name)), files.read(piece, "lm_head.weight")
+            ):
+                raise ValueError(
+                    f"{folder} says that head and embedding are tied, and holds two that differ; "
+                    'set "tie_word_embeddings": false in its config.json'
+                )
+
+
+def _check_tensors(tensors: Mapping[str, torch.Tensor], pieces: dict[str, Piece]) -> None:
+    missing = [name for name in pieces if name not in tensors]
+    extra = [name for name in tensors if name not in pieces]
+    if missing or extra:
+        what = f"lack {_some(missing)}" if missing else f"have {_some(extra)} too many"
+        raise ValueError(f"the tensors to save {what}; they are not those of this config")
+    for name, piece in pieces.items():
+        if tuple(tensors[name].shape) != piece.shape:
+            raise ValueError(f"{name} should be {piece.shape}, but is {tuple(tensors[name].shape)}")
+
+
+def _groups(tensors: dict[str, torch.Tensor], file_bytes: int) -> list[list[str]]:
+    """Names in order, a new file where the next tensor would make one larger than file_bytes."""
+    groups, size = [[]], 0
+    for name, tensor in tensors.items():
+        own = tensor.numel() * tensor.element_size()
+        if groups[-1] and size + own > file_bytes:
+            groups.append([])
+            size = 0
+        groups[-1].append(name)
+        size += own
+    return groups
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return f"{names[0]}{more}"

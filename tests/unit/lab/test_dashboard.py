@@ -1,0 +1,164 @@
+"""Following real runs: live, ended, failed, stopped, from a directory.
+
+Wrong versions these tests catch: a last picture that comes after `job.result()` returned, a
+painter that outlives its run or paints for every event, a failure without its cause, a directory
+reader that trips over half a line.
+"""
+
+import itertools
+import json
+import threading
+import time
+
+import pytest
+
+import picolab as pico
+from picolab.lab import dashboard as show
+from picolab.lab.follower import PERIOD_S, Follower, RunDirectory
+from picolab.monitoring import Event
+from picolab.monitoring.picture import LabFigure
+
+
+def talk(steps, pause_s=0.0, fail_at=None):
+    for step in range(steps):
+        if step == fail_at:
+            raise ValueError("no more")
+        pico.emit(step=step, loss=5.0 - step / 100)
+        time.sleep(pause_s)
+
+
+def painters():
+    return [t for t in threading.enumerate() if t.name == "picolab-dashboard"]
+
+
+def test_a_result_is_shown_at_once():
+    result = pico.run(talk, 5, world_size=2, quiet=True)
+    shown = show(result)
+    assert isinstance(shown.figure, LabFigure)
+    assert repr(shown).startswith("5 steps, loss 4.960")
+    assert shown.state.state == "done"
+
+
+def test_the_last_picture_is_there_when_the_result_is():
+    for _ in range(3):
+        job = pico.run(talk, 5, world_size=2, quiet=True, wait=False)
+        shown = show(job)
+        job.result()
+        assert shown.state.state == "done" and max(shown.state.losses) == 4
+        assert painters() == []  # headless there is none at all
+
+
+def test_an_end_that_comes_later_is_noticed(monkeypatch):
+    """The mutant: the last picture is left to the thread that looks now and then."""
+    monkeypatch.setattr(Follower, "_on_event", lambda self, event: None)
+    job = pico.run(talk, 5, world_size=2, quiet=True, wait=False)
+    shown = show(job)
+    job.result()
+    assert shown.state.state != "done"
+
+
+def test_live_paints_are_few_and_end_with_the_run():
+    painted, ended = [], []
+    job = pico.run(talk, 150, 0.01, world_size=2, quiet=True, wait=False)
+    Follower(job, lambda state: painted.append(time.monotonic()), ended.append)
+    job.result()
+    assert len(ended) == 1 and max(ended[0].losses) == 149
+    # 300 events were said; what bounds the paints is the pause between them.
+    assert 1 <= len(painted) < 50
+    assert all(b - a >= PERIOD_S * 0.99 for a, b in itertools.pairwise(painted))
+    deadline = time.monotonic() + 5
+    while painters() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert painters() == []
+
+
+def test_a_live_view_shows_numpy_arrays_of_the_run():
+    job = pico.run(talk, 5, world_size=2, quiet=True, wait=False)
+    shown = show(job, live=True)
+    view = shown._view
+    assert "waiting for the first event" in view.sentence.value
+    job.result()
+    view.paint(shown.state)
+    assert list(view.figure.data[0].y) == pytest.approx([5.0, 4.99, 4.98, 4.97, 4.96])
+    assert view.figure.layout.annotations[0].text == "loss 5.000 → 4.960 in 5 steps"
+    assert "5 steps, loss 4.960" in view.sentence.value
+
+
+def test_a_failed_run_leaves_its_cause():
+    job = pico.run(talk, 9, fail_at=3, world_size=2, quiet=True, wait=False)
+    shown = show(job)
+    with pytest.raises(pico.RankFailure):
+        job.result()
+    assert repr(shown).startswith("failed after 3 steps")
+    assert "ValueError: no more" in repr(shown).splitlines()[0]
+    assert "ValueError: no more" in shown.figure.figure.layout.title.text
+
+
+def test_a_run_that_fails_at_once_is_a_sentence_and_not_an_empty_figure():
+    job = pico.run(talk, 9, fail_at=0, world_size=1, quiet=True, wait=False)
+    shown = show(job)
+    with pytest.raises(pico.RankFailure):
+        job.result()
+    assert repr(shown).startswith("failed before the first step: rank 0 failed: ValueError")
+    assert "\n" not in repr(shown)
+
+
+def test_a_stopped_run():
+    job = pico.run(talk, 10_000, 0.01, world_size=1, quiet=True, wait=False)
+    shown = show(job)
+    deadline = time.monotonic() + 30
+    while not job.events or job.events[-1].kind != "values":
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    job.stop()
+    assert repr(shown).startswith("stopped after ")
+
+
+def test_a_run_directory():
+    result = pico.run(talk, 5, world_size=2, quiet=True)
+    assert repr(show(result.run_dir)) == repr(show(result))
+    assert repr(show(str(result.run_dir))) == repr(show(result))
+
+
+def line(step):
+    return Event("values", 0, float(step), {"step": step, "loss": 5.0}).to_json() + "\n"
+
+
+def test_a_directory_that_is_being_written(tmp_path):
+    source, path = RunDirectory(tmp_path), tmp_path / "events.0.jsonl"
+    assert source.events == [] and not source.done
+    path.write_text(line(0) + line(1)[:10])
+    assert [e.data["step"] for e in source.events] == [0]  # half a line is left for later
+    path.write_text(line(0) + line(1) + line(2))
+    assert [e.data["step"] for e in source.events] == [0, 1, 2]
+    (tmp_path / "run.json").write_text(json.dumps({"state": "stopped", "world_size": 1}))
+    assert source.events[-1].data == {"state": "stopped"} and source.done
+    assert len(source.events) == 4  # the end is told once
+
+
+def test_a_directory_is_followed_to_its_end(tmp_path):
+    path, ended = tmp_path / "events.0.jsonl", threading.Event()
+    path.write_text(line(0))
+    painted = []
+    follower = Follower(
+        RunDirectory(tmp_path), lambda s: painted.append(len(s.losses)), lambda s: ended.set()
+    )
+    with open(path, "a") as file:
+        file.write(line(1))
+    time.sleep(3 * PERIOD_S)
+    (tmp_path / "run.json").write_text(json.dumps({"state": "done"}))
+    assert ended.wait(10)
+    assert painted[-1] == 2 and follower.state.state == "done"
+
+
+def test_closing_leaves_the_run_alone():
+    job = pico.run(talk, 100, 0.01, world_size=1, quiet=True, wait=False)
+    shown = show(job)
+    shown.close()
+    assert len(job.result()) == 1
+
+
+@pytest.mark.parametrize("source", [42, None, "no/such/directory"])
+def test_what_cannot_be_shown_is_refused(source):
+    with pytest.raises(ValueError, match="run directory"):
+        show(source)

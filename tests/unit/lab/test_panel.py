@@ -1,0 +1,167 @@
+"""The panel, with real widgets and real runs.
+
+Wrong versions these tests catch: a combination of sliders that cannot run, a callback that waits
+for its run, a second press that starts a second run, a stop that needs something to stop, a
+failure that says nothing, numbers of one layout shown for another, a live figure that stays when
+the run ends.
+"""
+
+import time
+
+import pytest
+
+import picolab as pico
+from picolab import launch
+from picolab.lab import panel
+
+FAST = {"seq": 32, "layers": 1, "micro_batch": 1}
+
+
+def until(holds, what, timeout_s=60):
+    deadline = time.monotonic() + timeout_s
+    while not holds():
+        assert time.monotonic() < deadline, f"waited {timeout_s} s for {what}"
+        time.sleep(0.02)
+
+
+def live(**options):
+    shown = panel(live=True, **{**FAST, **options})
+    return shown, shown._widgets
+
+
+def test_the_sliders_offer_only_what_works():
+    shown, widgets = live(steps=2, max_world=4)
+    assert widgets.dp.options == (1, 2, 3, 4) and widgets.tp.options == (1, 2, 4)
+    assert (widgets.dp.description, widgets.tp.description) == ("dp", "tp")
+    widgets.tp.value = 2
+    widgets.dp.value = 2
+    assert str(shown.layout) == "dp2tp2"
+    widgets.dp.value = 4  # eight ranks would be too many: tp gives way
+    assert str(shown.layout) == "dp4" and widgets.tp.value == 1
+    assert "the most this panel starts is 4 ranks" in widgets.message.value
+    widgets.tp.value = 4
+    assert str(shown.layout) == "tp4" and widgets.dp.value == 1
+
+
+@pytest.mark.parametrize("max_world", [2, 3, 4, 6])
+def test_every_way_through_the_sliders_ends_in_a_layout_that_works(max_world):
+    shown, widgets = live(steps=2, max_world=max_world)
+    for dp in widgets.dp.options:
+        for tp in widgets.tp.options:
+            widgets.dp.value = dp
+            widgets.tp.value = tp
+            assert shown.layout.tp == tp and shown.layout.world <= max_world
+            assert (widgets.dp.value, widgets.tp.value) == (shown.layout.dp, shown.layout.tp)
+            shown.layout.check(shown.config)
+
+
+def test_a_single_choice_is_no_slider():
+    _, widgets = live(steps=2, max_world=1)
+    assert widgets.dp.options == (1,) and type(widgets.dp).__name__ == "Dropdown"
+
+
+def test_the_buttons_are_called_run_and_stop():
+    _, widgets = live(steps=2)
+    assert (widgets.run.description, widgets.stop.description) == ("Run", "Stop")
+
+
+def test_a_run_from_beginning_to_end():
+    shown, widgets = live(steps=6, layout="dp2")
+    assert "measured" not in widgets.formulas.value
+    widgets.run.click()
+    first = shown.job
+    assert first is not None and not first.done  # the callback did not wait for it
+    assert widgets.live.children and widgets.live.layout.display is None
+    widgets.run.click()
+    assert shown.job is first and "dp2 is still running" in widgets.message.value
+    shown.wait()
+    until(lambda: not shown._busy, "the end")
+    assert widgets.progress.value == 6 and widgets.progress.bar_style == "success"
+    assert "6 of 6 steps" in widgets.message.value
+    assert widgets.live.layout.display == "none"
+    assert shown.result.losses == list(first.result().losses)
+    rows = {row[0]: row for row in shown.table().rows}
+    assert rows["dp: gradient bucket"][1] == rows["dp: gradient bucket"][2]
+    widgets.dp.value = 3  # what dp2 measured is not shown for dp3
+    assert "measured" not in widgets.formulas.value
+
+
+def test_stop_and_run_again():
+    shown, widgets = live(steps=10_000, layout="dp2")
+    widgets.stop.click()
+    assert "nothing is running" in widgets.message.value
+    widgets.run.click()
+    until(lambda: widgets.progress.value > 2, "steps on the progress bar")
+    began = time.monotonic()
+    widgets.stop.click()
+    widgets.stop.click()
+    assert time.monotonic() - began < 5  # a deadline, not a benchmark: it did not wait for the end
+    until(lambda: not shown._busy, "the stop")
+    assert shown.job.state == "stopped" and "stopped after" in widgets.message.value
+    assert shown.result is None
+    widgets.stop.click()
+    assert "nothing is running" in widgets.message.value
+    first = shown.job
+    widgets.run.click()
+    assert shown.job is not first and widgets.progress.value == 0
+    assert list(widgets._view.figure.data[0].y) == []  # the first run's points are gone
+    until(lambda: widgets.progress.value > 2, "steps of the second run")
+    widgets.stop.click()
+    until(lambda: not shown._busy, "the second stop")
+
+
+def test_a_failing_run_says_why():
+    shown, widgets = live(steps=3, layout="dp2", lr=1e30, clip=None, dtype="fp32")
+    widgets.run.click()
+    shown.wait()
+    until(lambda: not shown._busy, "the end")
+    assert shown.job.state == "failed"
+    assert "NonFiniteLoss" in widgets.message.value
+    assert widgets.progress.bar_style == "danger"
+
+
+def test_a_run_that_cannot_start_says_why(monkeypatch, tmp_path):
+    (tmp_path / "picolab").write_text("a file where the folder should be")
+    shown, widgets = live(steps=3)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    widgets.run.click()
+    assert "could not start: " in widgets.message.value
+    monkeypatch.undo()
+    widgets.run.click()  # and the next press is not refused
+    shown.wait()
+    assert shown.job.state == "done"
+
+
+def test_headless_it_is_a_table_and_runs_if_asked():
+    shown = panel(steps=2, max_world=2, **FAST)
+    assert shown._widgets is None and shown.job is None
+    assert "Layouts that work for" in repr(shown) and "tp2" in repr(shown)
+    ran = panel(steps=2, max_world=2, layout="tp2", autorun=True, **FAST)
+    assert ran.job.state == "done" and len(ran.result.losses) == 2
+    assert "2 of 2 steps" in ran.message
+
+
+@pytest.mark.parametrize(
+    "options, sentence",
+    [
+        ({"steps": 0}, "steps"),
+        ({"layout": "dp4tp4"}, "not among the layouts of this panel"),
+        ({"layout": "dp2xx3"}, "'xx' is not an axis"),
+        ({"max_world": 0}, "1 or more"),
+        ({"model": "huge"}, "huge"),
+        ({"colour": "red"}, "colour"),
+    ],
+)
+def test_bad_input_gets_a_sentence(options, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        panel(**options)
+
+
+def test_no_rank_is_left():
+    import psutil
+
+    until(lambda: all(job.done for job in pico.jobs()), "all jobs to end")
+    names = [p.name() for p in psutil.Process().children(recursive=True) if p.is_running()]
+    server = launch.server.pid()
+    ranks = [p for p in psutil.Process().children(recursive=True) if p.ppid() == server]
+    assert ranks == [], names

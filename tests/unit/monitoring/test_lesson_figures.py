@@ -1,0 +1,150 @@
+"""The lessons' figures: the ring, the rank grid, guesses against what was measured.
+
+Wrong versions these tests catch: a ring that sends the wrong chunk, one that adds in the second
+half (contributions counted twice), one that passes on what arrived in the same step; groups along
+the wrong axis; a scoreboard that counts far guesses as near.
+"""
+
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from picolab.monitoring import ring_figure
+from picolab.monitoring.figures import guess_figure, rank_grid_figure, ring_all_reduce_frames
+from picolab.monitoring.guess_figure import Answered, is_near
+from picolab.monitoring.rank_grid_figure import groups
+from picolab.monitoring.ring_figure import RingStep, simulate_ring
+from picolab.specs import Layout
+
+
+def check_ring(n, simulate):
+    steps = simulate(n)
+    assert len(steps) == 2 * (n - 1) + 1
+    everyone = frozenset(range(n))
+    for before, step in itertools.pairwise(steps):
+        assert sorted(a for a, _, _ in step.sends) == sorted(everyone)  # each rank sends one chunk
+        for a, b, chunk in step.sends:
+            assert b == (a + 1) % n
+            sent, had = before.chunks[a][chunk], before.chunks[b][chunk]
+            if step.phase == "reduce-scatter":
+                assert not sent & had  # nothing is added twice
+                assert step.chunks[b][chunk] == sent | had
+            else:
+                assert sent == everyone  # only finished chunks go round
+                assert step.chunks[b][chunk] == everyone
+    half = steps[n - 1].chunks
+    assert all([chunk == everyone for chunk in row].count(True) == 1 for row in half)
+    assert all(chunk == everyone for row in steps[-1].chunks for chunk in row)
+
+
+@pytest.mark.parametrize("n", range(2, ring_figure.MAX_RANKS + 1))
+def test_the_ring_is_right(n):
+    check_ring(n, simulate_ring)
+
+
+def _wrong_chunk(n):
+    chunks = [[frozenset({r}) for _ in range(n)] for r in range(n)]
+    steps = [RingStep(0, "start", [], [row[:] for row in chunks])]
+    for s in range(1, 2 * n - 1):
+        sends = [(r, (r + 1) % n, r) for r in range(n)]  # always its own number
+        for r, to, c in sends:
+            chunks[to][c] = chunks[to][c] | chunks[r][c]
+        phase = "reduce-scatter" if s < n else "all-gather"
+        steps.append(RingStep(s, phase, sends, [row[:] for row in chunks]))
+    return steps
+
+
+def _same_step(n):
+    chunks = [[frozenset({r}) for _ in range(n)] for r in range(n)]
+    steps = [RingStep(0, "start", [], [row[:] for row in chunks])]
+    for s in range(1, 2 * n - 1):
+        sends = [(r, (r + 1) % n, 0) for r in range(n)]  # one chunk runs round within a step
+        for r, to, c in sends:
+            chunks[to][c] = chunks[to][c] | chunks[r][c]
+        phase = "reduce-scatter" if s < n else "all-gather"
+        steps.append(RingStep(s, phase, sends, [row[:] for row in chunks]))
+    return steps
+
+
+@pytest.mark.parametrize("mutant", [_wrong_chunk, _same_step])
+def test_a_wrong_ring_is_noticed(mutant):
+    with pytest.raises(AssertionError):
+        check_ring(4, mutant)
+
+
+def test_the_ring_figure_needs_no_kernel_and_says_it_is_simulated():
+    shown = ring_all_reduce_frames(4)
+    figure = shown.figure
+    assert [frame.name for frame in figure.frames] == [str(s) for s in range(7)]
+    assert [step.label for step in figure.layout.sliders[0].steps] == [str(s) for s in range(7)]
+    assert all("simulated" in frame.layout.title.text for frame in figure.frames)
+    assert "simulated" in repr(shown) and "16 of 16" in repr(shown)
+    assert list(map(list, figure.frames[-1].data[0].z)) == [[4] * 4] * 4
+    assert len(figure.to_json()) < 40_000
+
+
+@pytest.mark.parametrize("n", [1, 0, -2, 17, 2.5, True, "4"])
+def test_a_ring_that_cannot_be_drawn_is_refused(n):
+    with pytest.raises(ValueError, match="2 to 16 ranks"):
+        ring_all_reduce_frames(n)
+
+
+sizes = st.integers(1, 4)
+
+
+@given(dp=sizes, tp=sizes, pp=sizes, cp=st.integers(1, 2))
+def test_groups_cut_the_grid_along_one_axis(dp, tp, pp, cp):
+    layout = Layout(dp=dp, tp=tp, pp=pp, cp=cp)
+    for axis, size in layout.axes.items():
+        members = groups(layout, axis)
+        assert sorted(rank for group in members for rank in group) == list(range(layout.world))
+        assert {len(group) for group in members} == {size}
+        for group in members:
+            places = [layout.coordinates(rank) for rank in group]
+            assert [place[axis] for place in places] == list(range(size))
+            others = {tuple(v for a, v in p.items() if a != axis) for p in places}
+            assert len(others) == 1
+
+
+def test_the_grid_of_a_small_layout():
+    shown = rank_grid_figure(Layout(dp=2, tp=2))
+    assert "(0 2)  (1 3)" in repr(shown) and "(0 1)  (2 3)" in repr(shown)
+    assert [frame.name for frame in shown.figure.frames] == ["dp", "tp"]
+    trace = shown.figure.data[0]
+    assert list(zip(trace.x, trace.y)) == [(0, 0), (1, 0), (0, 1), (1, 1)]
+    colours = shown.figure.frames[0].data[0].marker.color  # dp groups are the columns
+    assert colours[0] == colours[2] != colours[1] == colours[3]
+
+
+def test_a_grid_that_cannot_be_read_is_refused():
+    with pytest.raises(ValueError, match="512 ranks"):
+        rank_grid_figure(Layout(dp=64, tp=8))
+    assert (
+        rank_grid_figure(Layout()).figure.layout.title.text
+        == "dp1: one rank, which talks to nobody"
+    )
+
+
+def test_the_scoreboard():
+    rows = [
+        Answered("a.near", 95, 100, 100, "bytes"),
+        Answered("a.far", 1, 4, 4),
+        Answered("a.word", "norm", "norm"),
+        Answered("a.wrong", "loss", "norm"),
+        Answered("a.off", 1e9, 1.0, 1.0, "ms", "default"),
+        Answered("a.zero", 3.0, 0.0),
+        Answered("a.skipped", None, 7, 7, "", "skipped"),
+    ]
+    assert [is_near(row) for row in rows] == [True, False, True, False, False, False, False]
+    shown = guess_figure(rows)
+    assert shown.figure.layout.title.text == "2 of 6 guesses within 10 % of what was measured"
+    guesses = next(trace for trace in shown.figure.data if trace.name == "guess")
+    assert list(guesses.marker.symbol) == ["diamond"] * 3 + ["x", "triangle-right", "x"]
+    assert "skipped" in repr(shown) and "(default)" in repr(shown)
+
+
+def test_an_empty_scoreboard_can_be_drawn():
+    shown = guess_figure([])
+    assert shown.figure.layout.title.text == "no guess has met its measurement yet"
