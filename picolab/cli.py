@@ -41,6 +41,9 @@ class Doctor:
 class Train:
     """Train a model on real ranks of this machine; progress goes to stderr.
 
+    On several machines, or where ranks are started already: torchrun --nproc-per-node 4 -m picolab
+    train --layout dp2tp2
+
     The shape flags change the model's preset, so that anyone can repeat a published configuration:
     picolab train --hidden 256 --ffn 688 --layers 8 --heads 8 --kv-heads 4 --vocab 4096 --seq 256
     --micro-batch 2 --accumulate 4"""
@@ -81,6 +84,20 @@ class Train:
     """size of the vocabulary"""
     seq: FromPreset = None
     """tokens in a sequence"""
+    checkpoint: Annotated[
+        str | None, arg(metavar="FOLDER", help_behavior_hint="(default: none are written)")
+    ] = None
+    """where checkpoints go: one at the end, and those of --save-every"""
+    save_every: Annotated[
+        int | None, arg(metavar="STEPS", help_behavior_hint="(default: at the end only)")
+    ] = None
+    """steps from one checkpoint to the next"""
+    keep: int = 2
+    """how many checkpoints to keep, the newest"""
+    resume: Annotated[
+        str | None, arg(metavar="FOLDER", help_behavior_hint="(default: begin at step 0)")
+    ] = None
+    """a checkpoint to go on from, or a folder of them, for the newest; the layout may be another"""
     run_dir: Annotated[
         str | None,
         arg(metavar="FOLDER", help_behavior_hint="(default: a new one, see picolab runs ls)"),
@@ -91,7 +108,7 @@ class Train:
     run_dir"""
 
     def run(self) -> int:
-        from picolab.training import train
+        from picolab.training import is_rank, train, train_here
 
         given = asdict(self)
         as_json = given.pop("json")
@@ -99,8 +116,9 @@ class Train:
         # Whatever a rank or the launcher prints is for the person who watches; stdout holds the
         # result alone.
         with contextlib.redirect_stdout(sys.stderr):
-            result = train(**settings)
-        print(result.to_json() if as_json else result)
+            result = train_here(**settings) if is_rank() else train(**settings)
+        if result is not None:  # under torchrun, rank 0 has it
+            print(result.to_json() if as_json else result)
         return 0
 
 

@@ -48,10 +48,32 @@ class Mesh:
             axis: tuple(dist.get_process_group_ranks(group)) if group else (dist.get_rank(),)
             for axis, group in self._groups.items()
         }
+        if layout.dp > 1 and layout.cp > 1:
+            self._add_dp_cp()
         self._ranks["world"] = tuple(range(world))
         self._sizes["world"] = world
         self._groups["world"] = dist.group.WORLD
         self._mine = {axis: ranks.index(dist.get_rank()) for axis, ranks in self._ranks.items()}
+
+    def _add_dp_cp(self) -> None:
+        """The axis "dp_cp": all ranks that hold the same parameters. Every rank makes every
+        group.
+        """
+        blocks = [block for plane in self.layout.grid() for block in _by_tp(plane)]
+        for ranks in blocks:
+            group = dist.new_group(ranks)
+            if dist.get_rank() in ranks:
+                self._groups["dp_cp"], self._ranks["dp_cp"] = group, tuple(ranks)
+                self._sizes["dp_cp"] = len(ranks)
+
+    @property
+    def data_axis(self) -> str:
+        """The axis over which ranks hold the same parameters and see other tokens: what gradients
+        are summed over. "dp", "cp", or "dp_cp" where both are split.
+        """
+        if self.layout.cp == 1:
+            return "dp"
+        return "cp" if self.layout.dp == 1 else "dp_cp"
 
     def size(self, axis: str) -> int:
         return self._look_up(self._sizes, axis)
@@ -76,6 +98,12 @@ class Mesh:
             return table[axis]
         except KeyError:
             raise ValueError(f"the mesh has no axis {axis!r}; it has {', '.join(table)}") from None
+
+
+def _by_tp(plane: list) -> list[list[int]]:
+    """plane[dp][cp][tp] of one pipeline stage -> for each tp index, its ranks over dp and cp."""
+    flat = [ranks for row in plane for ranks in row]
+    return [list(column) for column in zip(*flat)]
 
 
 _current: Mesh | None = None

@@ -11,43 +11,19 @@ since a wrong start makes everything after it wrong too:
     the count           of valid tokens, that every loss is divided by
     the forward pass    the first place in the model where a tensor is wrong
     the loss            all activations right, and their loss wrong
-    the weights of the samples   (see below)
+    the samples         how often each counts in the gradient
     the backward pass   the first place, from the end, where a gradient is wrong
     what is reported    loss and norm, where gradients are right
-
-One reduction that is wrong has a signature, wherever it is in the model. If the right tensor is a
-sum over the n ranks of an axis, then
-
-    missing     each rank has its own summand, and the sum over the ranks is the right tensor
-    doubled     a sum of n sums: every rank has n times the right tensor
-    averaged    every rank has 1/n of it
-
-The weights of the samples separate what is wrong between replicas and micro-batches from what is
-wrong inside the model. The gradient is a sum over replicas r and micro-batches m of known parts,
-
-    g = sum over r, m of  w[r, m] * g[r, m],        and every weight should be 1
-
-so the weights follow from a rank's gradient by least squares. If nothing remains, the model itself
-is right and the weights say what happened: 0 for the other replicas (never summed), 1/dp everywhere
-(averaged), the number of micro-batches everywhere (not scaled), powers of dp (summed again and
-again). If much remains, the error is inside the model.
+    (what the signature of a reduction and the weights of the samples are: see evidence.py)
 """
 
 from dataclasses import dataclass
-from fractions import Fraction
-from functools import cached_property
 
 import torch
 
-from picolab import costs
-from picolab.debug.awkward import Recipe
-from picolab.debug.observe import Held, Observation, Reference
+from picolab.debug.evidence import Evidence, number_text, ranks_text, slice_of
 from picolab.model.transformer import IGNORED
 
-# Two results of the same sums in another order agree to this, relatively (see oracle.py); and this
-# is how well a ratio or a fit must do to be called exact. Far above rounding, far below any bug.
-TOLERANCE = {"fp64": 1e-12, "fp32": 2e-6}
-EXACT = {"fp64": 1e-8, "fp32": 2e-4}
 DATA = "the data"
 START = "the initial values"
 SCALE = "the scale of the loss"
@@ -68,170 +44,11 @@ class Cause:
         return self.text
 
 
-@dataclass
-class Evidence:
-    """All that a diagnosis may look at."""
-
-    recipe: Recipe
-    reference: Reference
-    ranks: list[Observation]
-
-    @property
-    def tolerance(self) -> float:
-        return TOLERANCE[self.recipe.dtype]
-
-    @property
-    def exact(self) -> float:
-        return EXACT[self.recipe.dtype]
-
-    def size(self, axis: str) -> int:
-        return self.recipe.layout.axes[axis]
-
-    def lines(self, axis: str) -> list[list[Observation]]:
-        """The ranks in groups that differ in this axis only, in the order of the axis."""
-        groups: dict[tuple, list[Observation]] = {}
-        for seen in self.ranks:
-            key = tuple(index for name, index in seen.place.items() if name != axis)
-            groups.setdefault(key, []).append(seen)
-        return [sorted(group, key=lambda seen: seen.place[axis]) for group in groups.values()]
-
-    @cached_property
-    def ledger(self) -> list["LedgerLine"]:
-        """What each kind of collective should be in a step, and was, where a rank or a step
-        differs from the formula; the others once."""
-        settings, lines = self.recipe.training, []
-        formula = costs.step_ledger(
-            settings.model,
-            settings.layout,
-            micro_batch=settings.micro_batch,
-            accumulate=settings.accumulate,
-            dtype=settings.dtype,
-            bucket_bytes=settings.bucket_bytes,
-        )
-        measured = [step for seen in self.ranks for step in seen.ledger]
-        for key in dict.fromkeys([*formula, *(key for step in measured for key in step)]):
-            expected = (formula[key].count, formula[key].payload_bytes) if key in formula else (0, 0)
-            found = [step.get(key, (0, 0)) for step in measured]
-            worst = next((one for one in found if one != expected), expected)
-            lines.append(LedgerLine(*key, expected=expected, found=worst))
-        return lines
-
-    @cached_property
-    def sample_weights(self) -> dict[int, torch.Tensor] | None:
-        """rank -> (replicas, micro-batches): how often each sample counts in its gradient. None
-        where the rank's gradient is not made of the samples' gradients at all."""
-        parts = self.reference.parts
-        weights = {}
-        for seen in self.ranks:
-            names = [name for name in seen.gradients if name in self.reference.gradients]
-            if not names:
-                return None
-            y = torch.cat([seen.gradients[name][1].double().flatten() for name in names])
-            columns = [
-                torch.cat([_slice(seen.gradients, name, part).double().flatten() for name in names])
-                for part in parts.values()
-            ]
-            x = torch.stack(columns, dim=1)
-            if not torch.isfinite(y).all():
-                return None
-            solution = torch.linalg.lstsq(x, y.unsqueeze(1)).solution
-            rest = (x @ solution).squeeze(1) - y
-            if float(rest.norm()) > self.exact * float(y.norm()):
-                return None
-            weights[seen.rank] = solution.view(self.recipe.accumulate, -1).T
-        return weights
-
-    def signature(self, axis: str, found: dict[int, torch.Tensor], right: dict[int, torch.Tensor]):
-        """How tensors (rank -> tensor) that should be a sum over the axis differ from it: "right",
-        "missing", "doubled", "averaged", a number if they are that many times as large, or None."""
-        n, kinds = self.size(axis), set()
-        for line in self.lines(axis):
-            line = [seen.rank for seen in line if seen.rank in found]
-            if line:
-                kinds.add(self._signature_of(n, [found[r] for r in line], [right[r] for r in line]))
-        kinds -= {"right"} if len(kinds) > 1 else set()
-        return kinds.pop() if len(kinds) == 1 else None
-
-    def _signature_of(self, n: int, found: list[torch.Tensor], right: list[torch.Tensor]):
-        if all(self.close(a, b) for a, b in zip(found, right)):
-            return "right"
-        # Replicas of the sum, or of the other axes, have equal right tensors along this one.
-        if n > 1 and len(found) == n and self.close(sum(a.double() for a in found), right[0]):
-            return "missing"
-        ratios = [self.ratio(a, b) for a, b in zip(found, right)]
-        if None in ratios or max(ratios) - min(ratios) > self.exact * abs(ratios[0]):
-            return None
-        for word, value in (("doubled", n), ("averaged", 1 / n)):
-            if n > 1 and abs(ratios[0] - value) < self.exact * value:
-                return word
-        return ratios[0]
-
-    def close(self, found: torch.Tensor, right: torch.Tensor) -> bool:
-        # Looser than the comparison: single activations have fewer digits than whole gradients.
-        return difference(found, right) <= 100 * self.tolerance
-
-    def ratio(self, found: torch.Tensor, right: torch.Tensor) -> float | None:
-        """r, if found = r * right throughout; else None."""
-        return ratio(found, right, self.exact)
-
-
-@dataclass(frozen=True)
-class LedgerLine:
-    """One kind of collective in one step of one rank: (count, payload bytes) expected and found."""
-
-    op: str
-    axis: str
-    reason: str
-    expected: tuple[int, int]
-    found: tuple[int, int]
-
-    @property
-    def ok(self) -> bool:
-        return self.expected == self.found
-
-
-def difference(found: torch.Tensor, right: torch.Tensor) -> float:
-    """|found - right| / |right|, infinite where the shapes differ or a number is not finite."""
-    if found.shape != right.shape or not torch.isfinite(found).all():
-        return float("inf")
-    found, right = found.double(), right.double()
-    distance, size = float((found - right).norm()), float(right.norm())
-    return distance / size if size else (0.0 if distance == 0 else float("inf"))
-
-
-def ratio(found: torch.Tensor, right: torch.Tensor, exact: float) -> float | None:
-    """r, if found = r * right to within `exact` of the norm; else None."""
-    if found.shape != right.shape or not torch.isfinite(found).all():
-        return None
-    a, b = found.double().flatten(), right.double().flatten()
-    if not b.any():
-        return None
-    r = float(a @ b) / float(b @ b)
-    return r if float((a - r * b).norm()) <= exact * float(a.norm()) else None
-
-
-def number_text(value: float) -> str:
-    """2.0000000003 -> '2', 0.25 -> '1/4', 1.8372 -> '1.837'."""
-    near = Fraction(value).limit_denominator(16)
-    if near and abs(value - near) < 1e-3 * abs(value):
-        return str(near)
-    return f"{value:.4g}"
-
-
-def ranks_text(ranks: list[int]) -> str:
-    """[0, 1, 2, 5] -> 'ranks 0, 1, 2, 5'."""
-    return f"rank{'' if len(ranks) == 1 else 's'} {', '.join(map(str, ranks))}"
-
-
 def diagnose(evidence: Evidence, *, ledger: bool = True) -> Cause | None:
     """The most likely cause of what differs; None if nothing does. ledger False: from the numbers
     alone, as where there is no formula to compare with."""
     rules = _RULES if ledger else [rule for rule in _RULES if rule is not _by_ledger]
     return next((cause for rule in rules if (cause := rule(evidence))), None)
-
-
-def _slice(held: Held, name: str, whole: dict[str, torch.Tensor]) -> torch.Tensor:
-    return held[name][0].take(whole[name])
 
 
 def _reduction_cause(reason: str, what: str, seen: str) -> Cause:
@@ -335,7 +152,7 @@ def _by_start(evidence: Evidence) -> Cause | None:
         seen.rank: [
             name
             for name, (_, tensor) in seen.start.items()
-            if not evidence.close(tensor, _slice(seen.start, name, evidence.reference.start))
+            if not evidence.close(tensor, slice_of(seen.start, name, evidence.reference.start))
         ]
         for seen in evidence.ranks
     }
@@ -390,7 +207,9 @@ def _by_count(evidence: Evidence) -> Cause | None:
     own = {line.rank: evidence.recipe.counts()[line.place["dp"]] for line in evidence.ranks}
     if all(int(found[rank]) == own[rank] * evidence.size("dp") for rank in found):
         return _mean_of_means(seen)
-    return Cause("dp: count of valid tokens", "other", f"the count of valid tokens is wrong: {seen}")
+    return Cause(
+        "dp: count of valid tokens", "other", f"the count of valid tokens is wrong: {seen}"
+    )
 
 
 def _mean_of_means(seen: str) -> Cause:
@@ -417,7 +236,9 @@ def _by_forward(evidence: Evidence) -> Cause | None:
         if reason and isinstance(what, str):
             return _reduction_cause(reason, what, f"{seen} is not; {_signature_text(what, 'tp')}")
         times = f" is {number_text(what)} times too large" if isinstance(what, float) else " is not"
-        return Cause(point, "forward", f"the forward pass goes wrong at {point}. Seen: {seen}{times}")
+        return Cause(
+            point, "forward", f"the forward pass goes wrong at {point}. Seen: {seen}{times}"
+        )
     return None
 
 
@@ -443,7 +264,7 @@ def _by_loss(evidence: Evidence) -> Cause | None:
         "the loss",
         "other",
         "the loss goes wrong: every activation of the first forward pass is right, and the sum of "
-        f"the losses is {float(found[0][0]):.6g} on rank 0, where {float(right[0][0]):.6g} is right",
+        f"the losses is {float(found[0][0]):.6g} on rank 0, and should be {float(right[0][0]):.6g}",
     )
 
 
@@ -568,7 +389,8 @@ def _weights_text(all_RM: torch.Tensor) -> str:
     """The weights in words, of the first rank, and whether the others have the same."""
     first = all_RM[0]
     rows = [
-        f"samples of replica {r} count {_row_text(row)} times" for r, row in enumerate(first.tolist())
+        f"samples of replica {r} count {_row_text(row)} times"
+        for r, row in enumerate(first.tolist())
     ]
     where = " on every rank" if torch.allclose(all_RM, first.expand_as(all_RM)) else " on rank 0"
     if torch.allclose(first, first[:1].expand_as(first)):
@@ -632,7 +454,9 @@ def _by_norm(evidence: Evidence) -> Cause | None:
     for seen in evidence.ranks:
         own[seen.rank] = replicas[seen.rank] = 0.0
         for name, (piece, _) in seen.gradients.items():
-            square = float(_slice(seen.gradients, name, reference.gradients).double().square().sum())
+            square = float(
+                slice_of(seen.gradients, name, reference.gradients).double().square().sum()
+            )
             if piece.dim is None:
                 replicas[seen.rank] += square
             else:
@@ -676,7 +500,7 @@ def _by_later_steps(evidence: Evidence) -> Cause | None:
                 if not abs(a - b) <= later * abs(b):
                     return _update_cause(f"the {kind} of step {step + 1} on rank {seen.rank}")
         for name, (_, tensor) in seen.end.items():
-            if not evidence.close(tensor, _slice(seen.end, name, reference.end)):
+            if not evidence.close(tensor, slice_of(seen.end, name, reference.end)):
                 return _update_cause(f"{name} at the end, on rank {seen.rank}")
     return None
 

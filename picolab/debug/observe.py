@@ -84,6 +84,15 @@ class Observation:
 def one_process(recipe: Recipe, device: str = "cpu") -> Reference:
     """Train the recipe here. In the first step the replicas' samples are taken one after the other,
     so that each one's share of the gradient is known; that sum is the gradient of all samples."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as in the ranks; products this small only wait for threads
+    try:
+        return _one_process(recipe, device)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _one_process(recipe: Recipe, device: str) -> Reference:
     settings, model = recipe.training, Transformer(recipe.config)
     initialise(model, recipe.seed, device, settings.torch_dtype)
     optimizer = trainer.adamw(model, settings)
@@ -96,7 +105,9 @@ def one_process(recipe: Recipe, device: str = "cpu") -> Reference:
             count += int((recipe.batch(step, micro)[1] != IGNORED).sum())
         for micro in range(recipe.accumulate):
             for replica in range(replicas):
-                batch = recipe.part(step, micro, replica) if step == 0 else recipe.batch(step, micro)
+                batch = (
+                    recipe.part(step, micro, replica) if step == 0 else recipe.batch(step, micro)
+                )
                 tokens, labels = (tensor.to(device) for tensor in batch)
                 with _points(model) if step == 0 and micro == 0 else nullcontext() as seen:
                     loss = model.loss(tokens, labels)

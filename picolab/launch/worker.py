@@ -3,17 +3,28 @@
 It runs the payload that `export` wrote (see export.py). torchrun starts the processes, finds the
 machines and makes the store; nothing of that is ours. Results and errors are written beside and
 renamed, so that whoever collects them never reads half a file.
-"""
 
+`join` and `attributed` are for other ways into a rank (`torchrun ... -m picolab train`)."""
+
+import contextlib
 import json
 import os
 import sys
 import time
+from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 from picolab.launch import payload as payloads
 from picolab.launch import rundirs
-from picolab.launch.rank import RankSpec, call, choose_backend, describe, recorded
+from picolab.launch.rank import (
+    RankSpec,
+    call,
+    choose_backend,
+    describe,
+    loopback_interface,
+    recorded,
+)
 
 
 def main(argv: list[str]) -> int:
@@ -26,41 +37,66 @@ def main(argv: list[str]) -> int:
         return 2
     directory, rank = Path(argv[0]), int(os.environ["RANK"])
     world = int(os.environ["WORLD_SIZE"])
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", world))
     spec = RankSpec(rank, world, "auto", 0, directory)
 
     def send(kind, *values):
-        if kind in ("backend", "warning"):
+        if kind == "warning":
             print(*values, file=sys.stderr)
 
-    try:
-        import torch
+    with attributed(directory, rank):
         import torch.distributed as dist
 
-        torch.set_num_threads(1)
-        backend, why = choose_backend("auto", local, torch)
-        if backend == "nccl":
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        join()
         if rank == 0:
-            send("backend", f"backend {backend}: {why}")
             about = rundirs.describe(directory)
             rundirs.write(directory, {**about, "world_size": world, "started": time.time()})
-        dist.init_process_group(backend)
         with recorded(spec, send):
             result = call(spec, payloads.unpack((directory / "payload.pkl").read_bytes()), send)
-        _leave(directory / f"result.{rank}.pkl", result)
+        leave(directory / f"result.{rank}.pkl", result)
         dist.barrier()
         dist.destroy_process_group()
-    except BaseException as error:
-        kind, what, text, _ = describe(error)
-        record = {"rank": rank, "t": time.time(), "kind": kind, "what": what, "traceback": text}
-        _leave(directory / f"error.{rank}.json", json.dumps(record).encode())
-        print(text, file=sys.stderr, flush=True)
-        os._exit(1)  # at once, so that peers fail instead of waiting
     return 0
 
 
-def _leave(path: Path, content: bytes) -> None:
+def join(backend: str = "auto", timeout_s: float | None = None) -> None:
+    """Make the process group of the ranks that torchrun started. Rank 0 says which backend, and
+    why.
+
+    timeout_s: how long a collective may wait for its peers; None: torch's own. ValueError for a
+    backend that this machine cannot run."""
+    import torch
+    import torch.distributed as dist
+
+    world = int(os.environ["WORLD_SIZE"])
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", world))
+    if local == world:  # all on this machine: reach them whatever it is called
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback_interface())
+    torch.set_num_threads(1)
+    chosen, why = choose_backend(backend, local, torch)
+    if chosen == "nccl":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    if os.environ["RANK"] == "0":
+        print(f"backend {chosen}: {why}", file=sys.stderr)
+    settings = {} if timeout_s is None else {"timeout": timedelta(seconds=timeout_s)}
+    dist.init_process_group(chosen, **settings)
+
+
+@contextlib.contextmanager
+def attributed(directory: Path, rank: int) -> Iterator[None]:
+    """What fails inside is left in the run directory, as `collect` reads it, and printed; the
+    process ends at once, so that its peers fail instead of waiting."""
+    try:
+        yield
+    except BaseException as error:
+        kind, what, text, _ = describe(error)
+        record = {"rank": rank, "t": time.time(), "kind": kind, "what": what, "traceback": text}
+        leave(directory / f"error.{rank}.json", json.dumps(record).encode())
+        print(text, file=sys.stderr, flush=True)
+        os._exit(1)
+
+
+def leave(path: Path, content: bytes) -> None:
+    """Write a file beside, and rename it."""
     beside = path.with_name(f".{path.name}")
     beside.write_bytes(content)
     beside.replace(path)

@@ -137,9 +137,9 @@ def save_hf(
     go to several files, with an index.
 
     The folder is written beside and renamed. Raises ValueError if it is there already, for names
-    that are missing or too many, and for wrong shapes.
+    that are missing or too many, and for wrong shapes; OSError if the disk takes no more.
     """
-    _, save_file = _safetensors()
+    safetensors = _safetensors()
     folder = Path(folder).expanduser()
     tensors = global_tensors(model) if isinstance(model, torch.nn.Module) else dict(model)
     _check_tensors(tensors, _pieces(config))
@@ -154,7 +154,8 @@ def save_hf(
     beside.mkdir(parents=True)
     try:
         for file, names in zip(files, groups, strict=True):
-            save_file({n: theirs[n] for n in names}, beside / file, metadata={"format": "pt"})
+            part = {name: theirs[name] for name in names}
+            safetensors.torch.save_file(part, beside / file, metadata={"format": "pt"})
         if len(groups) > 1:
             size = sum(t.numel() * t.element_size() for t in theirs.values())
             of_name = {n: file for file, names in zip(files, groups) for n in names}
@@ -163,6 +164,10 @@ def save_hf(
         dtype = str(next(iter(theirs.values())).dtype).removeprefix("torch.")
         (beside / "config.json").write_text(json.dumps(_to_hf(config, dtype), indent=1))
         beside.replace(folder)
+    except safetensors.SafetensorError as error:
+        raise OSError(
+            f"weights cannot be written to {folder}: {error}; what was there is unharmed"
+        ) from None
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     return folder
@@ -268,12 +273,10 @@ class _Files:
         return names
 
     def _opened(self, name: str):
-        safe_open, _ = _safetensors()
-        from safetensors import SafetensorError
-
+        safetensors = _safetensors()
         try:
-            self._open[name] = safe_open(self.folder / name, framework="pt").__enter__()
-        except SafetensorError as error:
+            self._open[name] = safetensors.safe_open(self.folder / name, framework="pt").__enter__()
+        except safetensors.SafetensorError as error:
             raise ValueError(
                 f"{self.folder / name} is not a complete safetensors file ({error}); copy it again"
             ) from None
@@ -282,14 +285,13 @@ class _Files:
 
 def _safetensors():
     try:
-        from safetensors import safe_open
-        from safetensors.torch import save_file
+        import safetensors.torch
     except ImportError as error:
         raise ImportError(
             "Hugging Face weights need safetensors, which is not installed here: "
             "pip install 'picolab[torch]'"
         ) from error
-    return safe_open, save_file
+    return safetensors
 
 
 def _pieces(config: ModelConfig) -> dict[str, Piece]:

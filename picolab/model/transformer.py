@@ -32,6 +32,7 @@ from picolab.specs import ModelConfig
 
 IGNORED = -100  # a label that is not counted (padding, the prompt of an instruction)
 
+Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 FeedForward = Callable[[ModelConfig, int, torch.dtype], nn.Module]
 
 
@@ -79,11 +80,16 @@ class Transformer(nn.Module):
             x_BSD = block(x_BSD, tables)
         return self.head(self.norm(x_BSD))
 
-    def loss(self, tokens_BS: torch.Tensor, labels_BS: torch.Tensor) -> torch.Tensor:
+    def loss(
+        self,
+        tokens_BS: torch.Tensor,
+        labels_BS: torch.Tensor,
+        positions_S: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """The *sum* of the losses of all labels that count. Dividing it by the global number of
         them is the trainer's.
         """
-        return self.cross_entropy(self(tokens_BS), labels_BS)
+        return self.cross_entropy(self(tokens_BS, positions_S), labels_BS)
 
 
 class Block(nn.Module):
@@ -121,6 +127,8 @@ class Attention(nn.Module):
             ],
             dtype,
         )
+        # Replaced where a sequence is split over ranks: (q_BNSE, k_BKSE, v_BKSE) -> out_BNSE.
+        self.attend: Attend = causal_attention
         std = (queries * 2 * config.layers) ** -0.5
         self.o = Linear([Piece(f"{name}.o.weight", (size, queries), std=std)], dtype)
 
@@ -133,14 +141,20 @@ class Attention(nn.Module):
         # q and k lie side by side, so one call rotates both.
         qk_BSHE, v_BSKE = heads_BSHE.split([heads + kv_heads, kv_heads], dim=2)
         q_BSNE, k_BSKE = rotate(qk_BSHE, *tables).split([heads, kv_heads], dim=2)
-        out_BNSE = F.scaled_dot_product_attention(
-            q_BSNE.transpose(1, 2),
-            k_BSKE.transpose(1, 2),
-            v_BSKE.transpose(1, 2),
-            is_causal=True,
-            enable_gqa=heads != kv_heads,
+        out_BNSE = self.attend(
+            q_BSNE.transpose(1, 2), k_BSKE.transpose(1, 2), v_BSKE.transpose(1, 2)
         )
         return self.o(out_BNSE.transpose(1, 2).flatten(2))
+
+
+def causal_attention(
+    q_BNSE: torch.Tensor, k_BKSE: torch.Tensor, v_BKSE: torch.Tensor
+) -> torch.Tensor:
+    """Each token attends to itself and all before it: torch's own kernel, K heads shared by N."""
+    grouped = q_BNSE.shape[1] != k_BKSE.shape[1]
+    return F.scaled_dot_product_attention(
+        q_BNSE, k_BKSE, v_BKSE, is_causal=True, enable_gqa=grouped
+    )
 
 
 class SwiGLU(nn.Module):

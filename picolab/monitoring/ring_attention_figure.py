@@ -103,18 +103,19 @@ def _text(n: int, runs: dict[str, list[AttentionStep]]) -> str:
         "lasts",
     ]
     title = f"Ring attention over {n} ranks: blocks computed in each step (simulated)"
-    shares = " and ".join(
-        f"{100 * max(end.work) / sum(end.work):.1f} % {_NAMES[split]}"
-        for split, end in zip(SPLITS, ends)
-    )
-    return f"{Table(columns, rows, title)}\nthe busiest rank has {shares} of the work"
+    return f"{Table(columns, rows, title)}\nthe busiest rank has {_shares(ends, ' and ')}"
+
+
+def _shares(ends: list[AttentionStep], between: str) -> str:
+    """What the busiest rank has of all work, one way and the other."""
+    one, other = (f"{100 * max(end.work) / sum(end.work):.1f} %" for end in ends)
+    return f"{one} of the work {_NAMES[SPLITS[0]]}{between}{other} {_NAMES[SPLITS[1]]}"
 
 
 def _title(n: int, steps: list[AttentionStep]) -> str:
-    ends = {split: step for split, step in zip(SPLITS, steps)}
     if steps[0].step == n:
-        shares = [f"{100 * max(e.work) / sum(e.work):.1f} % {_NAMES[s]}" for s, e in ends.items()]
-        return f"All {n} steps done: the busiest rank had {', '.join(shares)} (simulated)"
+        return f"All {n} steps done: the busiest rank had {_shares(steps, ', ')} (simulated)"
+    ends = dict(zip(SPLITS, steps))
     spread = [
         f"{_NAMES[s]} {min(e.work):g}" + (f" to {max(e.work):g}" if len(set(e.work)) > 1 else "")
         for s, e in ends.items()
@@ -137,19 +138,8 @@ def _cells(n: int, split: str, step: AttentionStep) -> dict:
     return {
         "z": [[_STATES.index(state) for state in row] for row in step.states],
         "text": [[label(rank, owner) for owner in range(n)] for rank in range(n)],
-        "customdata": [
-            [
-                f"{state}<br>queries: chunk {_listed(rank, n, split)}"
-                f"<br>keys: chunk {_listed(owner, n, split)}"
-                for owner, state in enumerate(row)
-            ]
-            for rank, row in enumerate(step.states)
-        ],
+        "customdata": step.states,
     }
-
-
-def _listed(rank: int, n: int, split: str) -> str:
-    return " and ".join(map(str, chunks_held(rank, n, split)))
 
 
 def _data(n: int, runs: dict[str, list[AttentionStep]], i: int) -> list[dict]:
@@ -220,6 +210,15 @@ def _data(n: int, runs: dict[str, list[AttentionStep]], i: int) -> list[dict]:
     return traces
 
 
+def _changes(n: int, runs: dict[str, list[AttentionStep]], i: int) -> list[dict]:
+    """What a frame changes of each trace; plotly keeps the rest."""
+    cells, bars = ("type", "z", "text", "customdata"), ("type", "x", "customdata")
+    return [
+        {key: trace[key] for key in (cells if trace["type"] == "heatmap" else bars)}
+        for trace in _data(n, runs, i)
+    ]
+
+
 def _scale() -> list[list]:
     colours = [GRID, _INK["skipped"], _INK["now"], _INK["done"]]
     return [[edge / 4, colour] for k, colour in enumerate(colours) for edge in (k, k + 1)]
@@ -256,7 +255,7 @@ def _build(n: int, runs: dict[str, list[AttentionStep]]):
     return go.Figure(
         data=_data(n, runs, 0),
         frames=[
-            {"name": str(i + 1), "data": _data(n, runs, i), "layout": _frame_layout(n, runs, i)}
+            {"name": str(i + 1), "data": _changes(n, runs, i), "layout": _frame_layout(n, runs, i)}
             for i in range(n)
         ],
         layout={

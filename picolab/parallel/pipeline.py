@@ -4,25 +4,25 @@ through them.
     stage 0          stage 1          ...     stage p-1
     embed, layers -> layers        -> ...  -> layers, norm, head, loss
 
-In which order a stage does the forwards and backwards of its micro-batches is a schedule, plain data from
-`picolab.schedules`; the executor below does what the schedule says and nothing else. An activation goes to the next stage
-and its gradient comes back:
+In which order a stage does the forwards and backwards of its micro-batches is a schedule, plain
+data from `picolab.schedules`; the executor below does what the schedule says and nothing else. An
+activation goes to the next stage and its gradient comes back:
 
     F  receive x (or read tokens), run the layers, send the output on
     B  receive dy (or start from the loss), run backward, send dx back
 
-Sends return at once and are waited for later: if stage 1 waited for stage 2 to take its activation while stage 2 waited
-for stage 1 to take a gradient, both would wait for ever. Once an activation has been sent its memory is
-freed: backward needs the graph behind it, not its values.
+Sends return at once and are waited for later: if stage 1 waited for stage 2 to take its
+activation while stage 2 waited for stage 1 to take a gradient, both would wait for ever. Once an
+activation has been sent its memory is freed: backward needs the graph behind it, not its values.
 
-The loss of a micro-batch is divided by the *global* count of tokens by whoever calls, so gradients of
-micro-batches simply add up. (To back-propagate each one undivided makes every gradient too large by their number; AdamW hides it,
-the norm does not.) A tied embedding lives on the first stage and, as the head, on the last; their gradients are added once a
-step.
+The loss of a micro-batch is divided by the *global* count of tokens by whoever calls, so
+gradients of micro-batches simply add up. (To back-propagate each one undivided makes every
+gradient too large by their number; AdamW hides it, the norm does not.) A tied embedding lives on
+the first stage and, as the head, on the last; their gradients are added once a step.
 
 Source: GPipe, arXiv 1811.06965; 1F1B, arXiv 2104.04473 section 2.2. Twin in torch:
-`torch.distributed.pipelining.ScheduleGPipe` and `Schedule1F1B`. Leaves out: more than one stage a rank.
-"""
+`torch.distributed.pipelining.ScheduleGPipe` and `Schedule1F1B`. Leaves out: more than one stage a
+rank."""
 
 import time
 from collections.abc import Callable
@@ -78,7 +78,8 @@ class PipelineParallelOptimizer:
         tokens, labels  (M, B, S): every rank has them; the first and the last stage read them
         count         what each loss is divided by: the global number of valid tokens
         no_sync       wraps every backward but the last of this rank
-        stage_cost_s  seconds slept in each forward and backward, for lessons: on two cores the stages of a real
+        stage_cost_s  seconds slept in each forward and backward, for lessons: on two cores the
+        stages of a real
                       pipeline take turns, while sleeping ones overlap as on real devices
 
         Returns the sum of the divided losses (fp64 scalar), which is zero on all stages but the
@@ -121,8 +122,17 @@ class PipelineParallelOptimizer:
         events.write("spans", spans=spans, schedule=schedule.name)
         return total
 
+    @property
+    def copy_of_embedding(self) -> nn.Parameter | None:
+        """The tied head of the last stage: the same tensor as the first stage's embedding, once
+        more.
+        """
+        return self.model.head.weight if self.tied and self.last else None
+
     def sum_tied_gradients(self) -> None:
-        """Once a step, after the gradients are summed over the replicas: first and last stage add theirs."""
+        """Once a step, after the gradients are summed over the replicas: first and last stage add
+        theirs.
+        """
         if not self.tied or not (self.first or self.last):
             return
         weight = self.model.embed.weight if self.first else self.model.head.weight
@@ -166,11 +176,13 @@ class PipelineParallelOptimizer:
     def _refuse(self, schedule: schedules.Schedule, tokens_MBS: torch.Tensor) -> None:
         if schedule.stages != self.stages:
             raise ValueError(
-                f"the schedule has {schedule.stages} stages and the axis {self.axis} has {self.stages} ranks"
+                f"the schedule has {schedule.stages} stages, and the axis {self.axis} has "
+                f"{self.stages} ranks"
             )
         if schedule.micro_batches != len(tokens_MBS):
             raise ValueError(
-                f"the schedule is for {schedule.micro_batches} micro-batches, and {len(tokens_MBS)} were given"
+                f"the schedule is for {schedule.micro_batches} micro-batches, and "
+                f"{len(tokens_MBS)} were given"
             )
         if schedule.splits_backward:
             raise ValueError(f"{schedule.name} splits the backward pass, which is not run yet")

@@ -3,6 +3,8 @@
     text.py      which bytes are the i-th sequence, and who reads them
     config.py    everything that decides a run's numbers
     trainer.py   `train`, what a rank does, and one step
+    checkpoint.py, checkpoint_plan.py   a run that was cut off goes on, on any layout
+    torchrun.py  the same run where torchrun started the ranks
     result.py    what comes back
 
 With torch missing, importing this room says what to install.
@@ -15,9 +17,21 @@ except ImportError as error:
         "picolab.training needs PyTorch, which is not installed here: pip install 'picolab[torch]'"
     ) from error
 
+from picolab.training.checkpoint import Checkpoints
 from picolab.training.config import TrainConfig
 from picolab.training.result import TrainResult
 from picolab.training.text import Text
+from picolab.training.torchrun import is_rank, train_here
 from picolab.training.trainer import NonFiniteLoss, train, train_rank
 
-__all__ = ["NonFiniteLoss", "Text", "TrainConfig", "TrainResult", "train", "train_rank"]
+__all__ = [
+    "Checkpoints",
+    "NonFiniteLoss",
+    "Text",
+    "TrainConfig",
+    "TrainResult",
+    "is_rank",
+    "train",
+    "train_here",
+    "train_rank",
+]

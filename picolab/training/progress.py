@@ -26,6 +26,7 @@ class Progress:
             if self._bar is None:
                 self._bar = _Bar(
                     total=self._steps,
+                    initial=event.data["step"],  # not 0 for a run that goes on
                     desc=self._layout,
                     unit="step",
                     file=sys.stderr,

@@ -24,6 +24,8 @@ class RankReport:
     """What `train_rank` returns on each rank. Losses and norms are global, so all ranks have the
     same."""
 
+    first_step: int = 0
+    """The first step of this run: above 0 where it goes on from a checkpoint."""
     losses: list[float] = field(default_factory=list)
     grad_norms: list[float] = field(default_factory=list)
     learning_rates: list[float] = field(default_factory=list)
@@ -63,6 +65,8 @@ class TrainResult:
     events: list[Event]
     text_state: dict
     """The position in the data after the last step; see `Text.load_state_dict`."""
+    first_step: int = 0
+    """Above 0 for a run that went on from a checkpoint; losses[0] is that step's."""
     _state: dict[str, torch.Tensor] = field(default_factory=dict)
 
     @classmethod
@@ -81,6 +85,7 @@ class TrainResult:
             run_dir=run.run_dir,
             events=run.events,
             text_state=first.text,
+            first_step=first.first_step,
             _state=first.state,
         )
 
@@ -151,6 +156,7 @@ class TrainResult:
         found = {
             "model": self.config.model.name,
             "layout": str(self.layout),
+            "first_step": self.first_step,
             "losses": self.losses,
             "grad_norms": self.grad_norms,
             "tokens_per_s": self.tokens_per_s,

@@ -12,7 +12,7 @@ wrong as soon as the counts differ.
 
 Every rank ends a step with the same loss, the same norm and (of what it holds) the same parameters
 as one process would; tests/distributed/training asserts it for each layout, with AdamW at work and
-clipping active. Leaves out: checkpoints, loss scaling, evaluation on held-out text.
+clipping active. Leaves out: loss scaling, evaluation on held-out text.
 """
 
 import math
@@ -33,6 +33,7 @@ from picolab.monitoring import events
 from picolab.monitoring.table import bytes_text
 from picolab.parallel import ThreeDParallelOptimizer, parallelize
 from picolab.specs import Layout, ModelConfig
+from picolab.training.checkpoint import Checkpoints, restore, save
 from picolab.training.config import Dtype, TrainConfig, assemble
 from picolab.training.progress import Progress
 from picolab.training.result import RankReport, TrainResult
@@ -61,6 +62,10 @@ def train(
     clip: float | None = 1.0,
     seed: int = 0,
     bucket_bytes: int = costs.DEFAULT_BUCKET_BYTES,
+    checkpoint: str | Path | None = None,
+    save_every: int | None = None,
+    keep: int = 2,
+    resume: str | Path | None = None,
     backend: launch.job.Backend = "auto",
     timeout: float = 120,
     wait: bool = True,
@@ -76,6 +81,10 @@ def train(
     The settings are those of `TrainConfig`, where each is explained; micro_batch and accumulate are
     of one data-parallel replica. `shape` changes the model: hidden=256, layers=8, ... (and `seq`).
     backend, timeout, wait and run_dir are those of `pico.run`. progress: a bar on stderr.
+
+    checkpoint: a folder that gets a checkpoint at the end and, with save_every, after every so many
+    steps; it keeps the newest `keep`. resume: a checkpoint, or such a folder, to go on from, in
+    this layout or another; `steps` counts those before it too. See `training/checkpoint.py`.
 
     Raises ValueError for what cannot be trained, before any rank is started; RankFailure if a rank
     fails, for instance because the loss is no longer finite.
@@ -101,9 +110,11 @@ def train(
     )
     _refuse_too_large(config)
     open_text(config)  # what is wrong with the data should be said here, not by a rank
+    checkpoints = Checkpoints(folder=checkpoint, every=save_every, keep=keep, resume=resume)
     return launch.run(
         train_rank,
         config,
+        checkpoints.resolve(config),
         world_size=config.layout.world,
         backend=backend,
         timeout=timeout,
@@ -115,8 +126,11 @@ def train(
     )
 
 
-def train_rank(config: TrainConfig) -> RankReport:
-    """What one rank does, from the mesh to its report. torch.distributed must be initialised."""
+def train_rank(config: TrainConfig, checkpoints: Checkpoints | None = None) -> RankReport:
+    """What one rank does, from the mesh to its report. torch.distributed must be initialised.
+
+    checkpoints: resolved already, see `Checkpoints.resolve`. None: none are written or read."""
+    checkpoints = checkpoints or Checkpoints()
     comm.build_mesh(config.layout)
     text = open_text(config)
     # On the meta device there are only shapes, so that the model is cut before it has values.
@@ -125,7 +139,9 @@ def train_rank(config: TrainConfig) -> RankReport:
     # After parallelize, which replaces the parameters by the shards that this rank holds.
     optimizer = adamw(model, config)
     report, ledger = RankReport(), comm.ledger()
-    for step in range(config.steps):
+    if checkpoints.resume is not None:
+        report.first_step = restore(checkpoints.resume, optimizer, text, config)
+    for step in range(report.first_step, config.steps):
         ledger.step = step
         began, cpu_began = time.perf_counter(), time.process_time()
         lr = config.learning_rate(step)
@@ -152,7 +168,11 @@ def train_rank(config: TrainConfig) -> RankReport:
             cpu_s=cpu_s,
             layout=str(config.layout),
         )
-    ledger.step = None
+        ledger.step = None
+        done = step + 1
+        if checkpoints.due(done, config.steps):
+            folder, keep = checkpoints.folder, checkpoints.keep
+            save(folder, done, optimizer, text, config, keep)
     report.memory = memory_bytes(model, optimizer)
     report.text = text.state_dict()
     state = parallel.state_dict()  # all ranks gather, one is enough to tell

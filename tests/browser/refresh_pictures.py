@@ -19,14 +19,14 @@ PICTURE = NOTEBOOK.parents[1] / "summary" / "images" / "chapter_running.png"
 def take(picture: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="picolab-picture-") as folder:
         shutil.copyfile(NOTEBOOK, Path(folder) / NOTEBOOK.name)
-        with Lab(folder, size=(1200, 820)) as lab:
+        with Lab(folder, size=(1100, 1110)) as lab:
             lab.open(NOTEBOOK.name)
             lab.command("application:toggle-left-area")
             lab.run_all()
             lab.wait_idle(240)
             panel = Panel(lab)
             panel.move("tp", "ArrowRight")
-            panel.run_and_watch()
+            panel.run_and_watch(looks=30)
             # Sliders at the top of the window, the figure under them.
             panel.slider("dp").evaluate("slider => slider.scrollIntoView({block: 'start'})")
             beside = picture.with_suffix(f".{os.getpid()}.png")

@@ -68,8 +68,8 @@ class Panel:
     def points(self) -> int:
         return sum(map(len, self.data()))
 
-    def run_and_watch(self) -> list[int]:
-        """Press run; the number of points on each look, until it has grown five times."""
+    def run_and_watch(self, looks: int = 6) -> list[int]:
+        """Press run; the number of points on the page, at so many looks that saw more of them."""
         before = self.points()
         self.button("Run").click()
         wait_until(lambda: self.lab.ranks() and self.points() != before, "ranks and first points")
@@ -79,7 +79,7 @@ class Panel:
             # Only what is on the page while ranks run counts as live.
             if self.lab.ranks() and (now := self.points()) > seen[-1]:
                 seen.append(now)
-            return len(seen) > 5
+            return len(seen) >= looks
 
         wait_until(grown, f"points to arrive while ranks run, saw {seen}")
         return seen

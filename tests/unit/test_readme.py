@@ -58,7 +58,10 @@ def test_make_targets_are_known():
 
 
 def test_files_exist():
-    for linked in re.findall(r"\]\(((?!http)[^)]+)\)", README):
+    linked_files = re.findall(r"\]\(((?!http)[^)]+)\)", README)
+    linked_files += re.findall(r'src="([^"]+)"', README)
+    assert "summary/images/chapter_running.png" in linked_files
+    for linked in linked_files:
         assert (ROOT / linked).exists(), linked
     for chapter in re.findall(r"`(\d\d_\w+)`", README):
         assert (ROOT / "notebooks" / f"{chapter}.ipynb").exists(), chapter

@@ -21,11 +21,12 @@ CELLS = {
     "guess": "import picolab as pico\n"
     "pico.guess('c.t.n', 'How many?', default=3)\n"
     "pico.guess('c.t.open', 'And here?')",
-    "live": "job = pico.train(layout='dp2', steps=3, seq=32, layers=1, wait=False, progress=False)\n"
+    "live": "small = dict(seq=32, layers=1, wait=False, progress=False)\n"
+    "job = pico.train(layout='dp2', steps=3, **small)\n"
     "pico.dashboard(job)",
     "result": "result = job.result()",
     "between": "import time\n"
-    "job = pico.train(steps=2, seq=32, layers=1, wait=False, progress=False)\n"
+    "job = pico.train(steps=2, **small)\n"
     "early = pico.dashboard(job)\n"
     "while not job.done: time.sleep(0.01)",
     "compare": "pico.compare('c.t.n', formula=4, measured=4)\n"
@@ -139,25 +140,52 @@ def of(messages, kind):
     return [m["content"] for m in messages if m["msg_type"] == kind]
 
 
+ENDLESS = """
+import picolab as pico, time
+
+def talk():
+    for step in range(100_000):
+        pico.emit(step=step, loss=5.0)
+        time.sleep(0.02)
+
+job = pico.run(talk, world_size=2, wait=False)
+shown = pico.dashboard(job)
+"""
+
+
 def test_with_a_front_end_it_is_live_and_then_static(front_end):
-    said = front_end.run(
-        "import picolab as pico\n"
-        "job = pico.train(layout='dp2', steps=8, wait=False, progress=False)\n"
-        "shown = pico.dashboard(job)"
-    )
+    said = front_end.run(ENDLESS)
     assert of(said, "comm_open")
     (display,) = [c for c in of(said, "display_data") if WIDGET in c["data"]]
-    said += front_end.run("result = job.result()")
+    # The cell has returned, and the figure is painted: an update is a comm message.
+    painted = front_end.until(lambda m: "_py2js_update" in str(m["content"].get("data")))
+    assert of(painted, "update_display_data") == []
+    stopped = front_end.run("print(job.stop())")
     replaced = [
         c["data"]
-        for c in of(said, "update_display_data")
+        for c in of(stopped, "update_display_data")
         if c["transient"]["display_id"] == display["transient"]["display_id"]
     ]
-    assert PLOTLY in replaced[-1] and WIDGET not in replaced[-1]
-    assert "8 of 8 steps" in replaced[-1]["text/plain"]
-    # Between them, the figure was painted: its updates are comm messages.
-    paints = [c for c in of(said, "comm_msg") if "_py2js_update" in str(c["data"])]
-    assert paints
+    assert len(replaced) == 1 and PLOTLY in replaced[0] and WIDGET not in replaced[0]
+    assert replaced[0]["text/plain"].startswith("stopped after ")
+
+
+def test_a_paint_is_few_messages_and_an_equal_one_none(front_end):
+    front_end.run(
+        "import picolab as pico\n"
+        "from picolab.monitoring import Event\n"
+        "from picolab.monitoring.run_state import RunState\n"
+        "from picolab.lab.live_view import LiveView\n"
+        "said = [Event('values', 0, 0.0, dict(step=i, loss=9.0 - i)) for i in range(9)]\n"
+        "view = LiveView()"
+    )
+    paint = "view.paint(RunState(said))"
+    first = of(front_end.run(paint), "comm_msg")
+    assert 1 <= len(first) <= 6  # without a batch it would be one for each attribute
+    arrays = [m for m in front_end.run("view.paint(RunState(said[:5]))") if m["buffers"]]
+    assert arrays  # numpy arrays travel as bytes, not as lists
+    front_end.run(paint)
+    assert of(front_end.run(paint), "comm_msg") == []
 
 
 def test_a_form_is_shown_and_a_comparison_uncovers_itself(front_end):

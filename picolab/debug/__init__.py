@@ -1,0 +1,38 @@
+"""Debugging parallel training: is it right, and if not, what is wrong?
+
+    oracle.py      verify(layout): equal to one process, or which reduction is missing
+    faults.py      the fault catalogue: real bugs that can be switched on
+    awkward.py     the model and the batch in which bugs have nowhere to hide
+    observe.py     the two trainings, and what is noted of them
+    evidence.py    how what differs is compared
+    diagnosis.py   from what differs to the most likely cause
+    verdict.py     what is said about it
+
+With torch missing, importing this room says what to install.
+"""
+
+try:
+    import torch  # noqa: F401
+except ImportError as error:
+    raise ImportError(
+        "picolab.debug needs PyTorch, which is not installed here: pip install 'picolab[torch]'"
+    ) from error
+
+from picolab.debug.diagnosis import Cause, diagnose
+from picolab.debug.evidence import Evidence
+from picolab.debug.faults import CATALOGUE, Fault
+from picolab.debug.oracle import judge, main_verify, verify
+from picolab.debug.verdict import Row, Verdict
+
+__all__ = [
+    "CATALOGUE",
+    "Cause",
+    "Evidence",
+    "Fault",
+    "Row",
+    "Verdict",
+    "diagnose",
+    "judge",
+    "main_verify",
+    "verify",
+]

@@ -1,0 +1,208 @@
+"""The oracle: a layout computes what one process computes, or it is told why not.
+
+    verdict = verify("dp2tp2")                                  # real ranks, a second or less
+    verdict.ok
+    verify("dp2tp2", fault="tp-row-output-missing").cause       # break it, and watch it be named
+
+One model and one batch, made to be awkward (awkward.py), are trained for five steps twice: by a
+plain loop in this process, and by the package's own training step on the ranks of the layout. Then
+everything is compared: the loss and the global gradient norm of each step on each rank, the initial
+parameters, every gradient of the first step, every parameter after the last one, and the count and
+the bytes of every kind of collective with the formula's. Tensors are compared as the ranks hold
+them, each slice with the same slice of one process's tensor, and all slices together must be the
+whole; so it is known which rank is wrong.
+
+How equal is equal. Both sides add the same numbers in another order. Write u for the unit roundoff,
+1.1e-16 in fp64 and 6.0e-8 in fp32. A sum of k terms in any order is wrong by about sqrt(k) u, and
+along the longest path of this model, some 50 operations with sums of up to 100 terms, these errors
+add up like a random walk to about sqrt(50 * 100) u = 70 u of a single element in the worst case,
+and to a few u of a tensor's norm, since the elements' errors are independent. An update of AdamW is
+lr * g / (|g| + eps) at first, whose slope is at most lr / eps = 1e3 where g is near zero: it makes
+of an error of 1e-2 u (an element of a gradient whose norm is clipped to 0.5 among 15,000 elements)
+one of 10 u in a parameter of size 0.2, for the few elements that are that near. So a tensor after
+five steps differs by some 10 u of its norm. Allowed are 1e-12 = 9,000 u in fp64 and
+2e-6 = 33 u in fp32. fp64 could be tighter and need not be: no bug is that small, and what fails
+in fp32 because of rounding shrinks by 2^29 in fp64, while a bug stays as large as it is.
+
+Leaves out: which ranks would be slow, or hang.
+"""
+
+import time
+from collections.abc import Iterable
+from contextlib import nullcontext
+from typing import Literal
+
+import torch
+
+from picolab import launch
+from picolab.debug import faults
+from picolab.debug.awkward import VOCABULARY, Recipe
+from picolab.debug.diagnosis import diagnose
+from picolab.debug.evidence import TOLERANCE, Evidence, difference, ratio
+from picolab.debug.observe import Held, Observation, observe, one_process
+from picolab.debug.verdict import Row, Verdict
+from picolab.model import Piece
+from picolab.specs import Layout
+
+MOST_RANKS = 16
+
+
+def verify(
+    layout: Layout | str,
+    *,
+    dtype: Literal["fp64", "fp32"] = "fp64",
+    fault: str | faults.Fault | None = None,
+    steps: int = 5,
+    seed: int = 7,
+    backend: launch.job.Backend = "gloo",
+    timeout: float = 120,
+) -> Verdict:
+    """Does this layout compute what one process computes?
+
+    fault: the name of an entry of `debug.faults` (or a `Fault` of your own), switched on in every
+    rank. The diagnosis is not told; it sees what the ranks computed. backend "gloo" compares on the
+    CPU; with "nccl" both sides run on GPUs.
+
+    Raises ValueError for a layout that cannot run here or cannot split the model, for a fault that
+    does not exist or that this layout cannot have; RankFailure if a rank fails.
+    """
+    began = time.monotonic()
+    layout = Layout.parse(layout)
+    broken = faults.find(fault) if fault is not None else None
+    recipe = _recipe(layout, dtype, steps, seed)
+    if broken is not None:
+        broken.check(layout)
+    run = launch.run(
+        _rank,
+        recipe,
+        broken,
+        world_size=layout.world,
+        backend=backend,
+        timeout=timeout,
+        name="verify",
+        quiet=True,
+    )
+    ranks: list[Observation] = list(run)
+    return judge(Evidence(recipe, one_process(recipe, ranks[0].device), ranks), began=began)
+
+
+def judge(evidence: Evidence, *, began: float | None = None) -> Verdict:
+    """The verdict over what was computed. It follows from the evidence alone."""
+    rows, ledger = list(_compared(evidence)), evidence.ledger
+    wrong = not all(part.ok for part in (*rows, *ledger))
+    recipe = evidence.recipe
+    notes = [
+        f"{recipe.steps} steps, {recipe.layout.world} rank(s); {recipe.config.layers} layers, "
+        f"{recipe.config.heads} heads on {recipe.config.kv_heads} key-value heads, tied head, "
+        f"vocabulary {recipe.config.vocab}; {recipe.accumulate} micro-batches, labels that count "
+        f"on each replica: {', '.join(map(str, recipe.counts()))}",
+    ]
+    if recipe.config.vocab != VOCABULARY:
+        notes.append(
+            f"vocabulary {recipe.config.vocab}: {recipe.layout} cannot split one of {VOCABULARY}"
+        )
+    return Verdict(
+        evidence,
+        rows,
+        ledger,
+        diagnose(evidence) if wrong else None,
+        time.monotonic() - began if began is not None else 0.0,
+        notes,
+    )
+
+
+def main_verify(
+    layout: str, dtype: str = "fp64", fault: str | None = None, as_json: bool = False
+) -> tuple[str, int]:
+    """What `picolab verify` prints, and its exit status: 0 equal, 1 not."""
+    verdict = verify(layout, dtype=dtype, fault=fault)
+    return (verdict.to_json() if as_json else repr(verdict)), 0 if verdict.ok else 1
+
+
+def _rank(recipe: Recipe, fault: faults.Fault | None) -> Observation:
+    with fault.applied(recipe.layout) if fault else nullcontext():
+        return observe(recipe)
+
+
+def _recipe(layout: Layout, dtype: str, steps: int, seed: int) -> Recipe:
+    if dtype not in TOLERANCE:
+        raise ValueError(
+            f"dtype is {dtype!r}; the oracle compares in {' or '.join(TOLERANCE)}: in a shorter "
+            "format rounding is as large as many bugs"
+        )
+    for name, value, least in (("steps", steps, 1), ("seed", seed, 0)):
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise ValueError(f"{name} is {value!r}; it must be an integer of at least {least}")
+    if layout.world > MOST_RANKS:
+        small = Layout(**{axis: min(size, 2) for axis, size in layout.axes.items()})
+        raise ValueError(
+            f"{layout} is {layout.world:,} ranks, and the oracle runs each as a process of this "
+            f"machine, {MOST_RANKS} at most; two ranks an axis show every composition: {small}"
+        )
+    recipe = Recipe(layout, dtype, steps, seed)
+    _ = recipe.training  # refuses here, before any rank is started, what cannot be trained
+    return recipe
+
+
+def _compared(evidence: Evidence) -> Iterable[Row]:
+    """All comparisons, in the order in which a step computes."""
+    reference, ranks = evidence.reference, evidence.ranks
+    yield from _tensors("start", evidence, [s.start for s in ranks], reference.start)
+    yield from _numbers("loss", evidence, [s.losses for s in ranks], reference.losses)
+    yield from _tensors("gradient", evidence, [s.gradients for s in ranks], reference.gradients)
+    yield from _numbers("gradient norm", evidence, [s.norms for s in ranks], reference.norms)
+    yield from _tensors("parameter", evidence, [s.end for s in ranks], reference.end)
+
+
+def _numbers(
+    kind: str, evidence: Evidence, found: list[list[float]], right: list[float]
+) -> Iterable[Row]:
+    for step, expected in enumerate(right):
+        values = {
+            rank: torch.tensor(of[step], dtype=torch.float64) for rank, of in enumerate(found)
+        }
+        whole = torch.tensor(expected, dtype=torch.float64)
+        yield _row(kind, f"step {step + 1}", evidence, {r: (v, whole) for r, v in values.items()})
+
+
+def _tensors(
+    kind: str, evidence: Evidence, held: list[Held], right: dict[str, torch.Tensor]
+) -> Iterable[Row]:
+    for name, whole in right.items():
+        pairs = {
+            rank: (of[name][1], of[name][0].take(whole))
+            for rank, of in enumerate(held)
+            if name in of
+        }
+        if not _complete([of[name][0] for of in held if name in of]):
+            missing = tuple(range(len(held)))
+            yield Row(kind, name, float("inf"), evidence.tolerance, None, missing)
+        else:
+            yield _row(kind, name, evidence, pairs)
+
+
+def _row(
+    kind: str,
+    name: str,
+    evidence: Evidence,
+    pairs: dict[int, tuple[torch.Tensor, torch.Tensor]],
+) -> Row:
+    differences = {rank: difference(*pair) for rank, pair in pairs.items()}
+    wrong = [rank for rank, value in differences.items() if not value <= evidence.tolerance]
+    ratios = [ratio(*pairs[rank], evidence.exact) for rank in wrong]
+    alike = ratios and None not in ratios and max(ratios) - min(ratios) <= evidence.exact
+    constant = ratios[0] if alike else None
+    worst = max(differences.values())
+    return Row(kind, name, worst, evidence.tolerance, constant, tuple(wrong))
+
+
+def _complete(pieces: list[Piece]) -> bool:
+    """Whether these slices, some held by several ranks, make up the whole tensor."""
+    if not pieces or pieces[0].dim is None:
+        return bool(pieces)
+    covered = 0
+    for start, stop in sorted({(piece.start, piece.stop) for piece in pieces}):
+        if start > covered:
+            return False
+        covered = max(covered, stop)
+    return covered == pieces[0].shape[pieces[0].dim]

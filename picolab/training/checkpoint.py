@@ -1,0 +1,376 @@
+"""Checkpoints: a run that was cut off goes on as if nothing had happened, on any layout.
+
+    FOLDER/
+        step-10/
+            checkpoint.json     step, model, layout, place in the data, sizes of the files
+            .metadata           which rectangle of which tensor is where
+            __0_0.distcp ...    numbers, a file a rank
+        step-20/ ...
+
+What a step depends on is all in it: parameters, AdamW's moments and step counts, the place in the
+data, the random generators. In the same layout the losses go on bit for bit; in another they are
+those of one process up to rounding, since names and slices there are global (checkpoint_plan.py).
+
+    half-written    never seen: the folder is called .step-20.writing until everything in it is on
+                    the disk, and is then renamed
+    truncated       noticed before the first number is read: checkpoint.json, written last, has the
+                    size of every file
+    kept            the last `keep`; an older one is renamed before it is removed
+
+Twin: `torch.distributed.checkpoint.state_dict.get_state_dict` with FSDP2, which does for DTensors
+what is done here for pieces. `.metadata` is torch.distributed.checkpoint's own and a pickle, which
+can run code: take checkpoints from people you trust. Leaves out: saving in the background while
+training goes on, and disks that ranks do not share.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import warnings
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException
+
+from picolab import comm
+from picolab.training.checkpoint_plan import LoadPlanner, SavePlanner, make_state, parts, whole
+from picolab.training.config import TrainConfig
+from picolab.training.text import Text
+
+FORMAT = 1
+ABOUT = "checkpoint.json"
+_STEP = re.compile(r"step-(\d+)")
+_WRITING = re.compile(r"\.step-\d+\.writing")
+_LEFT = re.compile(r"\.step-\d+\.(writing|removing)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoints:
+    """Where a run's checkpoints go, how often, and which one it goes on from."""
+
+    folder: str | Path | None = None
+    """None: none are written. Otherwise one is written at the end at least."""
+    every: int | None = None
+    """Steps from one checkpoint to the next; None: only at the end."""
+    keep: int = 2
+    """How many of them to keep, the newest."""
+    resume: str | Path | None = None
+    """A checkpoint, or a folder of them, of which the newest is taken. None: begin at step 0."""
+
+    def __post_init__(self):
+        for name in ("folder", "resume"):
+            value = getattr(self, name)
+            if value is not None:
+                if not isinstance(value, str | Path) or not str(value):
+                    option = "checkpoint" if name == "folder" else name
+                    raise ValueError(f"{option} is {value!r}; it is the path of a folder")
+                object.__setattr__(self, name, str(Path(value).expanduser().absolute()))
+        for option, value in (("save_every", self.every), ("keep", self.keep)):
+            integer = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+            if not integer and not (value is None and option == "save_every"):
+                raise ValueError(f"{option} is {value!r}; it must be an integer of at least 1")
+        if self.every is not None and self.folder is None:
+            raise ValueError("save_every needs to know where: give checkpoint=FOLDER too")
+
+    def due(self, step: int, steps: int) -> bool:
+        """Is a checkpoint to be written when `step` steps of `steps` are done?"""
+        if self.folder is None:
+            return False
+        return step == steps or (self.every is not None and step % self.every == 0)
+
+    def resolve(self, config: TrainConfig) -> "Checkpoints":
+        """The same with `resume` the one checkpoint that is meant, checked against this run.
+
+        Done once, before ranks start, so that all of them take the same one. Raises ValueError for
+        a checkpoint that is not there, not complete, or of another model, and where this run would
+        mix its checkpoints with another's; OSError if the folder cannot be written.
+        """
+        resume, after = None, 0
+        if self.resume is not None:
+            resume = find(self.resume)
+            about = describe(resume)
+            _check_same_run(resume, about, config)
+            after = about["step"]
+        if self.folder is not None:
+            _check_folder(Path(self.folder), after, resume)
+        path = None if resume is None else str(resume)
+        return Checkpoints(folder=self.folder, every=self.every, keep=self.keep, resume=path)
+
+
+def save(
+    folder: str | Path,
+    step: int,
+    optimizer: torch.optim.Optimizer,
+    text: Text,
+    config: TrainConfig,
+    keep: int = 2,
+) -> Path:
+    """Write folder/step-N, N the number of steps that are done. All ranks call it.
+
+    Raises OSError, on every rank, if it cannot be written; what was there before is still there.
+    """
+    folder, rank = Path(folder), dist.get_rank()
+    target, beside = folder / f"step-{step}", folder / f".step-{step}.writing"
+    if rank == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        for left in _matching(folder, _LEFT):  # by a run that was killed meanwhile
+            shutil.rmtree(left)
+        beside.mkdir()
+    comm.barrier("world", "checkpoint: nothing is left of an earlier one")
+    found = parts(optimizer)
+    found |= {f"random.{kind}.{rank}": whole(state) for kind, state in _random_states().items()}
+    try:
+        dcp.save(found, storage_writer=dcp.FileSystemWriter(beside), planner=SavePlanner())
+    except CheckpointException as error:
+        if rank == 0:
+            shutil.rmtree(beside, ignore_errors=True)
+        raise _first(error, f"the checkpoint {target} cannot be written") from None
+    if rank == 0:
+        about = {
+            "format": FORMAT,
+            "step": step,
+            "layout": str(config.layout),
+            "world": dist.get_world_size(),
+            "text": text.state_dict(),
+            "config": {**asdict(config), "layout": str(config.layout)},
+            "files": {path.name: path.stat().st_size for path in sorted(beside.iterdir())},
+        }
+        _write_to_disk(beside / ABOUT, json.dumps(about, indent=1))
+        if target.exists():  # this run is repeating steps after it was cut off
+            _remove(target)
+        beside.rename(target)
+        for old in _checkpoints(folder)[:-keep]:
+            _remove(old)
+    return target
+
+
+def restore(
+    path: str | Path, optimizer: torch.optim.Optimizer, text: Text, config: TrainConfig
+) -> int:
+    """Fill the parameters, the optimizer's state, the place in the data and the random generators
+    from a checkpoint of any layout; returns the number of steps that were done. All ranks call it.
+
+    Raises ValueError for a checkpoint of another model or other data, and for one that is not
+    complete or disappears while it is read.
+    """
+    path = Path(path)
+    about = describe(path)
+    _check_same_run(path, about, config)
+    text.load_state_dict(about["text"])
+    rank = dist.get_rank()
+    same_ranks = about["layout"] == str(config.layout)
+    _read(path, optimizer, rank if same_ranks else None)
+    if not same_ranks:
+        # There is no telling whose generator was whose; begin new ones, another on each rank.
+        seed = f"{config.seed}/{about['step']}/{rank}".encode()
+        torch.manual_seed(int.from_bytes(hashlib.blake2b(seed, digest_size=8).digest(), "little"))
+    return about["step"]
+
+
+def find(path: str | Path) -> Path:
+    """The checkpoint meant by a path: itself, or the newest in it. ValueError if there is none."""
+    path = Path(path).expanduser().absolute()
+    if not path.is_dir():
+        raise ValueError(f"there is no folder {path} to go on from")
+    if _WRITING.fullmatch(path.name):
+        raise ValueError(
+            f"{path} is still being written, or its run was killed meanwhile; it is not complete: "
+            f"go on from {path.parent}, which stands for its newest complete checkpoint"
+        )
+    if (path / ABOUT).is_file():
+        return path
+    if _STEP.fullmatch(path.name):
+        raise ValueError(f"the checkpoint {path} has no {ABOUT}; it is not complete")
+    complete = _checkpoints(path)
+    if complete:
+        return complete[-1]
+    if _matching(path, _WRITING):
+        raise ValueError(
+            f"in {path} is no complete checkpoint yet, and one that is being written (or was left "
+            "by a run that was killed); wait for it, or begin without resume"
+        )
+    raise ValueError(
+        f"there is no checkpoint in {path}; training writes them there with checkpoint={path}"
+    )
+
+
+def describe(path: str | Path) -> dict[str, Any]:
+    """The checkpoint.json of a checkpoint, after a look at its files: all there, all of the size
+    they had. ValueError otherwise."""
+    path = Path(path)
+    try:
+        about = json.loads((path / ABOUT).read_text())
+        known, files = about["format"], about["files"]
+    except FileNotFoundError:
+        raise ValueError(_gone(path)) from None
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"{path / ABOUT} is damaged; take another checkpoint") from None
+    if known != FORMAT:
+        raise ValueError(
+            f"the checkpoint {path} has format {known}, and this picolab reads {FORMAT}; "
+            "read it with the version that wrote it"
+        )
+    for name, size in files.items():
+        try:
+            here = (path / name).stat().st_size
+        except FileNotFoundError:
+            raise ValueError(
+                f"the checkpoint {path} is not complete: its {name} is missing; take another one"
+            ) from None
+        if here != size:
+            raise ValueError(
+                f"the checkpoint {path} is not complete: its {name} has {here:,} bytes of "
+                f"{size:,}; take another one"
+            )
+    return about
+
+
+def state_dict(path: str | Path) -> dict[str, torch.Tensor]:
+    """The parameters of a checkpoint, whole, by global name, in this process."""
+    path = find(path)
+    describe(path)
+    saved = _metadata(path).state_dict_metadata
+    tensors = {
+        name.removeprefix("model."): torch.empty(about.size, dtype=about.properties.dtype)
+        for name, about in saved.items()
+        if name.startswith("model.")
+    }
+    _load(path, {f"model.{name}": whole(tensor) for name, tensor in tensors.items()}, alone=True)
+    return tensors
+
+
+def _read(path: Path, optimizer: torch.optim.Optimizer, rank: int | None) -> None:
+    metadata = _metadata(path)
+    make_state(optimizer, metadata)
+    states = {
+        kind: state
+        for kind, state in _random_states().items()
+        if f"random.{kind}.{rank}" in metadata.state_dict_metadata
+    }
+    wanted = parts(optimizer)
+    wanted |= {f"random.{kind}.{rank}": whole(state) for kind, state in states.items()}
+    _load(path, wanted)
+    if "cpu" in states:
+        torch.set_rng_state(states["cpu"])
+    if "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"])
+
+
+def _metadata(path: Path):
+    try:
+        return dcp.FileSystemReader(path).read_metadata()
+    except FileNotFoundError:
+        raise ValueError(_gone(path)) from None
+
+
+def _load(path: Path, wanted: dict, alone: bool = False) -> None:
+    reader, planner = dcp.FileSystemReader(path), LoadPlanner()
+    try:
+        with warnings.catch_warnings():
+            if alone:  # torch would say that it reads in one process, which is what is wanted
+                warnings.simplefilter("ignore", UserWarning)
+            dcp.load(wanted, storage_reader=reader, planner=planner, no_dist=alone)
+    except CheckpointException as error:
+        if any(isinstance(cause, FileNotFoundError) for cause, _ in error.failures.values()):
+            raise ValueError(_gone(path)) from None
+        raise ValueError(str(_first(error, f"the checkpoint {path} cannot be read"))) from None
+
+
+def _random_states() -> dict[str, torch.Tensor]:
+    states = {"cpu": torch.get_rng_state()}
+    if dist.is_initialized() and dist.get_backend() == "nccl":
+        states["cuda"] = torch.cuda.get_rng_state()
+    return states
+
+
+def _check_same_run(path: Path, about: dict, config: TrainConfig) -> None:
+    """What must not differ. The layout may, and what a step does (lr, batch, clip, steps) is the
+    reader's to change."""
+    there, here = dict(about["config"]["model"]), asdict(config.model)
+    for shape in (there, here):
+        del shape["name"]
+    there["dtype"], here["dtype"] = about["config"]["dtype"], config.dtype
+    for field in here:
+        if there.get(field) != here[field]:
+            raise ValueError(
+                f"the checkpoint {path} is of another model: {field} is {there.get(field)!r} there "
+                f"and {here[field]!r} here; give the same shape and dtype"
+            )
+    if about["step"] >= config.steps:
+        raise ValueError(
+            f"the checkpoint {path} has {about['step']} steps behind it, and this run ends after "
+            f"{config.steps}; steps counts all of them, so give more"
+        )
+
+
+def _check_folder(folder: Path, after: int, resume: Path | None) -> None:
+    """Another run's checkpoints must not be mistaken for this one's, nor be lost to it."""
+    later = [path for path in _checkpoints(folder) if _number(path) > after]
+    if later and resume is None:
+        raise ValueError(
+            f"there are checkpoints of another run in {folder} ({later[-1].name}); give "
+            f"resume={folder} to go on from there, or another folder"
+        )
+    if later:
+        raise ValueError(
+            f"in {folder} are later checkpoints than {resume.name} to go on from "
+            f"({later[-1].name}); give checkpoint= another folder, so that they are not mixed"
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(
+            f"checkpoints cannot be written to {folder}: {error.strerror}; give another folder"
+        ) from None
+    if not os.access(folder, os.W_OK):
+        raise OSError(f"checkpoints cannot be written to {folder}; give another folder")
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """Complete ones, oldest first."""
+    return sorted(_matching(folder, _STEP), key=_number)
+
+
+def _matching(folder: Path, pattern: re.Pattern) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    return [path for path in folder.iterdir() if pattern.fullmatch(path.name) and path.is_dir()]
+
+
+def _number(path: Path) -> int:
+    return int(_STEP.fullmatch(path.name)[1])
+
+
+def _remove(path: Path) -> None:
+    """Renamed first: a reader finds the whole of it or nothing."""
+    doomed = path.with_name(f".{path.name}.removing")
+    shutil.rmtree(doomed, ignore_errors=True)
+    path.rename(doomed)
+    shutil.rmtree(doomed)
+
+
+def _write_to_disk(path: Path, text: str) -> None:
+    with open(path, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _gone(path: Path) -> str:
+    return (
+        f"the checkpoint {path} is gone: a run that is going on removes its older ones; "
+        f"go on from {path.parent}, which stands for the newest"
+    )
+
+
+def _first(error: CheckpointException, what: str) -> OSError:
+    """The failure of the first rank that had one, as a sentence."""
+    cause, _ = error.failures[min(error.failures)]
+    reason = cause.strerror if isinstance(cause, OSError) and cause.strerror else str(cause)
+    return OSError(f"{what}: {reason}")
