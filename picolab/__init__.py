@@ -35,7 +35,18 @@ _PUBLIC = {
     "timetable": "picolab.lab:timetable",
 }
 # Rooms a notebook reaches as an attribute: `pico.comm.all_reduce`, `pico.costs.parameters`.
-_ROOMS = ("specs", "costs", "monitoring", "launch", "comm", "model", "parallel", "training", "lab")
+_ROOMS = (
+    "specs",
+    "costs",
+    "schedules",
+    "monitoring",
+    "launch",
+    "comm",
+    "model",
+    "parallel",
+    "training",
+    "lab",
+)
 
 __all__ = [*_PUBLIC, *_ROOMS]
 

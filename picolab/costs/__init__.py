@@ -23,6 +23,7 @@ from picolab.costs.parameters import (
     local_parameters,
     parameters,
 )
+from picolab.costs.slices import even_slices
 from picolab.costs.stages import stage_layers
 from picolab.costs.traffic import (
     DEFAULT_BUCKET_BYTES,
@@ -50,6 +51,7 @@ __all__ = [
     "collective_time",
     "data_parallel_bytes",
     "dtype_bytes",
+    "even_slices",
     "flops_per_token",
     "in_flight",
     "local_parameters",

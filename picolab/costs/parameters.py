@@ -7,6 +7,8 @@ so nothing here looks at names: each part is written down as the product of its 
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from picolab.costs.slices import even_slices
+from picolab.costs.stages import stage_layers
 from picolab.specs import Layout, ModelConfig
 
 
@@ -131,40 +133,51 @@ class LocalParameter(NamedTuple):
     sharded: bool  # split over tp; otherwise every tp rank holds all of it
 
 
-def local_parameters(config: ModelConfig, layout: Layout | str) -> list[LocalParameter]:
-    """The parameters that each rank of the layout holds, in the model's order.
+def local_parameters(
+    config: ModelConfig, layout: Layout | str, rank: int = 0
+) -> list[LocalParameter]:
+    """The parameters that one rank of the layout holds, in the model's order, by global names.
 
-    Of Llama decoders under dp and tp. q, k and v are one matrix, and so are gate and up: tp splits
-    all matrices (arXiv 1909.08053, section 3) and replicates the norms. Raises ValueError for other
-    models, and for layouts in which ranks hold different layers or only a shard of the states.
+    Of Llama decoders under dp, tp, pp and cp. q, k and v are one matrix, and so are gate and up: tp
+    splits all matrices (arXiv 1909.08053, section 3) and replicates the norms; sizes that do not
+    divide are dealt out by `even_slices`, key-value heads together with their query heads. Stages
+    of pp hold different layers; the first has the embedding, the last the last norm and the head
+    (also a tied one: it is the embedding once more). dp and cp split no parameter.
+
+    Raises ValueError for other models, and for zero3, where a rank holds a shard of each.
     """
     layout = Layout.parse(layout)
     require_llama(config)
     layout.check(config)
-    if layout.pp > 1 or layout.zero == 3:
+    if layout.zero == 3:
         raise ValueError(
-            f"{layout}: local_parameters describes ranks that all hold the same; "
-            f"leave out pp and zero3"
+            f"{layout}: local_parameters describes whole replicas, and zero3 splits them; "
+            f"leave zero3 out"
         )
-    hidden, tp = config.hidden, layout.tp
-    qkv = (config.heads + 2 * config.kv_heads) * config.head_dim
-    found = [LocalParameter("embed.weight", config.vocab * hidden // tp, True)]
-    for i in range(config.layers):
+    place = layout.coordinates(rank)
+
+    def mine(size: int) -> int:
+        return len(even_slices(size, layout.tp)[place["tp"]])
+
+    hidden, kv_heads, ffn = config.hidden, mine(config.kv_heads), mine(config.ffn)
+    queries = kv_heads * (config.heads // config.kv_heads) * config.head_dim
+    keys = kv_heads * config.head_dim
+    table = mine(config.vocab) * hidden
+    first, last = place["pp"] == 0, place["pp"] == layout.pp - 1
+    found = [LocalParameter("embed.weight", table, True)] if first else []
+    for i in stage_layers(config.layers, layout.pp)[place["pp"]]:
         found += [
             LocalParameter(f"layers.{i}.attention_norm.weight", hidden, False),
-            LocalParameter(f"layers.{i}.attention.qkv.weight", qkv * hidden // tp, True),
-            LocalParameter(
-                f"layers.{i}.attention.o.weight",
-                hidden * config.heads * config.head_dim // tp,
-                True,
-            ),
+            LocalParameter(f"layers.{i}.attention.qkv.weight", (queries + 2 * keys) * hidden, True),
+            LocalParameter(f"layers.{i}.attention.o.weight", hidden * queries, True),
             LocalParameter(f"layers.{i}.mlp_norm.weight", hidden, False),
-            LocalParameter(f"layers.{i}.mlp.gate_up.weight", 2 * config.ffn * hidden // tp, True),
-            LocalParameter(f"layers.{i}.mlp.down.weight", hidden * config.ffn // tp, True),
+            LocalParameter(f"layers.{i}.mlp.gate_up.weight", 2 * ffn * hidden, True),
+            LocalParameter(f"layers.{i}.mlp.down.weight", hidden * ffn, True),
         ]
-    found.append(LocalParameter("norm.weight", hidden, False))
-    if not config.tied:
-        found.append(LocalParameter("head.weight", config.vocab * hidden // tp, True))
+    if last:
+        found.append(LocalParameter("norm.weight", hidden, False))
+        if not (config.tied and first):
+            found.append(LocalParameter("head.weight", table, True))
     return found
 
 

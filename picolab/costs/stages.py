@@ -1,5 +1,7 @@
 """Which layers a pipeline stage holds."""
 
+from picolab.costs.slices import even_slices
+
 
 def stage_layers(layers: int, stages: int) -> list[range]:
     """The layers of each stage: contiguous, as even as they go, spare ones on the first stages.
@@ -12,6 +14,4 @@ def stage_layers(layers: int, stages: int) -> list[range]:
             f"{layers} layers cannot be dealt out to {stages} stages: one would have none; "
             f"pp{layers} is the most"
         )
-    size, spare = divmod(layers, stages)
-    ends = [(s + 1) * size + min(s + 1, spare) for s in range(stages)]
-    return [range(start, end) for start, end in zip([0, *ends], ends)]
+    return even_slices(layers, stages)

@@ -10,8 +10,8 @@ Each inconvenience is there because some bug is invisible without it:
                                 averaging averages is not averaging
     several micro-batches       as many as no axis has ranks, so that a gradient which is 3 times
                                 too large names its culprit
-    clipping at work            a gradient that is 2 times too large would otherwise leave hardly a
-                                trace behind AdamW, which divides its scale out
+    clipping in every step      then the norm decides each update, and a norm of too few or too many
+                                tensors moves every parameter
     AdamW's eps 1e-5            at 1e-8 a parameter whose gradient is all but 0 moves by the sign of
                                 a rounding error, and layouts that are right would differ
 
@@ -78,7 +78,7 @@ class Recipe:
             lr=1e-2,
             warmup=0,
             eps=1e-5,
-            clip=0.5,
+            clip=0.1,
             seed=self.seed,
             bucket_bytes=5_000 * (8 if self.dtype == "fp64" else 4),
         )

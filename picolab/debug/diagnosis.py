@@ -195,8 +195,8 @@ def _by_start(evidence: Evidence) -> Cause | None:
 
 def _by_count(evidence: Evidence) -> Cause | None:
     right = evidence.reference.count
-    found = {seen.rank: torch.tensor(float(seen.counts[0])) for seen in evidence.ranks}
-    rights = {rank: torch.tensor(float(right)) for rank in found}
+    found = {seen.rank: torch.tensor(float(seen.counts[0]), dtype=torch.float64) for seen in evidence.ranks}
+    rights = {rank: torch.tensor(float(right), dtype=torch.float64) for rank in found}
     what = evidence.signature("dp", found, rights)
     if what == "right":
         return None
@@ -430,9 +430,8 @@ def _by_backward(evidence: Evidence) -> Cause | None:
 
 
 def _by_reported_loss(evidence: Evidence) -> Cause | None:
-    found = {seen.rank: torch.tensor(seen.losses[0]) for seen in evidence.ranks}
-    right = {rank: torch.tensor(evidence.reference.losses[0]) for rank in found}
-    found, right = ({r: t.double() for r, t in of.items()} for of in (found, right))
+    found = {seen.rank: torch.tensor(seen.losses[0], dtype=torch.float64) for seen in evidence.ranks}
+    right = {rank: torch.tensor(evidence.reference.losses[0], dtype=torch.float64) for rank in found}
     what = evidence.signature("dp", found, right)
     if what == "right":
         return None

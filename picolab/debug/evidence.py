@@ -125,16 +125,15 @@ class Evidence:
     def _signature_of(self, n: int, found: list[torch.Tensor], right: list[torch.Tensor]):
         if all(self.close(a, b) for a, b in zip(found, right)):
             return "right"
-        # Replicas of the sum, or of the other axes, have equal right tensors along this one.
+        ratios = [self.ratio(a, b) for a, b in zip(found, right)]
+        alike = None not in ratios and max(ratios) - min(ratios) <= self.exact * abs(ratios[0])
+        for word, value in (("doubled", n), ("averaged", 1 / n)):
+            if alike and n > 1 and abs(ratios[0] - value) < self.exact * value:
+                return word
+        # After "averaged", whose tensors add up to the right one too.
         if n > 1 and len(found) == n and self.close(sum(a.double() for a in found), right[0]):
             return "missing"
-        ratios = [self.ratio(a, b) for a, b in zip(found, right)]
-        if None in ratios or max(ratios) - min(ratios) > self.exact * abs(ratios[0]):
-            return None
-        for word, value in (("doubled", n), ("averaged", 1 / n)):
-            if n > 1 and abs(ratios[0] - value) < self.exact * value:
-                return word
-        return ratios[0]
+        return ratios[0] if alike else None
 
     def close(self, found: torch.Tensor, right: torch.Tensor) -> bool:
         # Looser than the comparison: single activations have fewer digits than whole gradients.

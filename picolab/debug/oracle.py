@@ -13,16 +13,18 @@ them, each slice with the same slice of one process's tensor, and all slices tog
 whole; so it is known which rank is wrong.
 
 How equal is equal. Both sides add the same numbers in another order. Write u for the unit roundoff,
-1.1e-16 in fp64 and 6.0e-8 in fp32. A sum of k terms in any order is wrong by about sqrt(k) u, and
-along the longest path of this model, some 50 operations with sums of up to 100 terms, these errors
-add up like a random walk to about sqrt(50 * 100) u = 70 u of a single element in the worst case,
-and to a few u of a tensor's norm, since the elements' errors are independent. An update of AdamW is
-lr * g / (|g| + eps) at first, whose slope is at most lr / eps = 1e3 where g is near zero: it makes
-of an error of 1e-2 u (an element of a gradient whose norm is clipped to 0.5 among 15,000 elements)
-one of 10 u in a parameter of size 0.2, for the few elements that are that near. So a tensor after
-five steps differs by some 10 u of its norm. Allowed are 1e-12 = 9,000 u in fp64 and
-2e-6 = 33 u in fp32. fp64 could be tighter and need not be: no bug is that small, and what fails
-in fp32 because of rounding shrinks by 2^29 in fp64, while a bug stays as large as it is.
+1.1e-16 in fp64 and 6.0e-8 in fp32. A sum of k terms, in whatever order, is off by about sqrt(k) u;
+along the longest path of this model, some 15 products forward and 15 back with sums of 8 to 96
+terms, independent errors add up to about sqrt(30 * 30) u = 30 u of one element, and to half of that
+in a tensor's norm (measured: 9 to 18 u in a gradient). AdamW then divides by the size of each
+element: its first update is lr * g / (|g| + eps), of slope lr / eps = 1e3 where g is near zero. The
+clipped gradient has norm 0.1 over 15,000 elements, 8e-4 each; an error of 15 u of it is 0.012 u,
+which becomes 12 u in the 1 % of elements that are within eps of zero and less elsewhere, so 1 to
+2 u overall, against parameters of size 0.18: 10 u a step at the very most. (That is why the clip is
+so low: at 0.5, the errors are five times as large against the same eps, and a parameter in fp32 was
+off by 80 u.) Allowed are 2e-6 = 33 u in fp32 and 1e-12 = 9,000 u in fp64. The second could be
+tighter and need not be: what fails in fp32 because of rounding shrinks by 2^29 in fp64, and a bug
+stays as large as it is.
 
 Leaves out: which ranks would be slow, or hang.
 """

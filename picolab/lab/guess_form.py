@@ -27,7 +27,7 @@ def form(guess):
             value="" if guess.value is None else str(guess.value),
             placeholder=f"a number{f' of {guess.unit}' if guess.unit else ''}, such as 3.3e6",
             continuous_update=False,
-            layout={"width": "16em"},
+            layout={"width": "22em"},
         )
     send = widgets.Button(description="Guess", button_style="primary", layout={"width": "6em"})
     skip = widgets.Button(description="Skip", layout={"width": "6em"})

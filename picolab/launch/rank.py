@@ -143,7 +143,7 @@ def choose_backend(wanted: str, world: int, torch) -> tuple[str, str]:
             "use backend='gloo' or 'auto'"
         )
     if wanted != "auto":
-        return wanted, "asked for"
+        return wanted, "as you asked"
     if gpus >= world:
         return "nccl", f"{gpus} GPU(s) for {world} rank(s)"
     if gpus:

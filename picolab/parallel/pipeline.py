@@ -119,7 +119,8 @@ class PipelineParallelOptimizer:
                     self._send(x.grad, self.stage - 1, "pp: gradients of activations")
             self._free_what_was_sent()
         self._free_what_was_sent(wait=True)
-        events.write("spans", spans=spans, schedule=schedule.name)
+        step = comm.ledger().step
+        events.write("spans", step=step, spans=spans, schedule=schedule.name)
         return total
 
     @property

@@ -122,13 +122,13 @@ class ThreeDParallelOptimizer:
         valid tokens, None to sum it. Returns the mean loss of the global batch (fp64 scalar), the
         same on every rank. stage_cost_s: see `PipelineParallelOptimizer.run`.
         """
+        if count is None:
+            count = self.count_valid(labels_MBS)
         positions_S = None
         if self.layout.cp > 1:
             shares = [split_batch(*batch) for batch in zip(tokens_MBS, labels_MBS)]
             tokens_MBS, labels_MBS = (torch.stack([s[i] for s in shares]) for i in (0, 1))
             positions_S = shares[0][2]
-        if count is None:
-            count = self.count_valid(labels_MBS)
         if self.pipeline is not None:
             total = self.pipeline.run(
                 schedules.make(self.layout.schedule, self.layout.pp, len(tokens_MBS)),
@@ -156,12 +156,13 @@ class ThreeDParallelOptimizer:
         return total
 
     def count_valid(self, labels_MBS: torch.Tensor) -> int:
-        """How many labels of the global batch count (1 if none does): what losses are divided
-        by.
+        """How many labels of the global batch count (1 if none does): what losses are divided by.
+
+        The labels are those of whole sequences, so ranks of cp count the same ones.
         """
         count = (labels_MBS != IGNORED).sum()
-        if self.layout.world > 1:
-            comm.all_reduce(count, self.data_axis, "dp: count of valid tokens")
+        if self.layout.dp > 1:
+            comm.all_reduce(count, "dp", "dp: count of valid tokens")
         return max(1, int(count))
 
     @contextmanager

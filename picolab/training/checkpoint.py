@@ -84,18 +84,20 @@ class Checkpoints:
             return False
         return step == steps or (self.every is not None and step % self.every == 0)
 
-    def resolve(self, config: TrainConfig) -> "Checkpoints":
+    def resolve(self, config: TrainConfig, text: Text) -> "Checkpoints":
         """The same with `resume` the one checkpoint that is meant, checked against this run.
 
         Done once, before ranks start, so that all of them take the same one. Raises ValueError for
-        a checkpoint that is not there, not complete, or of another model, and where this run would
-        mix its checkpoints with another's; OSError if the folder cannot be written.
+        a checkpoint that is not there, not complete, of another model or of other data, and where
+        this run would mix its checkpoints with another's; OSError if the folder cannot be written.
+        `text` is the run's, and is moved to the checkpoint's place.
         """
         resume, after = None, 0
         if self.resume is not None:
             resume = find(self.resume)
             about = describe(resume)
             _check_same_run(resume, about, config)
+            text.load_state_dict(about["text"])
             after = about["step"]
         if self.folder is not None:
             _check_folder(Path(self.folder), after, resume)

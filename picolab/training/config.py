@@ -58,6 +58,9 @@ class TrainConfig:
     """Of the initial weights and of the order of the text."""
     bucket_bytes: int = costs.DEFAULT_BUCKET_BYTES
     """Size of a data-parallel gradient bucket."""
+    stage_cost_s: tuple[float, float] = (0.0, 0.0)
+    """Seconds slept in each forward and each backward of a pipeline stage. For lessons: on two
+    cores the stages of a real pipeline take turns, while sleeping ones overlap as devices do."""
 
     def __post_init__(self):
         model = ModelConfig.preset(self.model) if isinstance(self.model, str) else self.model

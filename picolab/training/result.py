@@ -15,6 +15,7 @@ from picolab.launch import RunResult
 from picolab.model import Transformer, generate, load
 from picolab.monitoring import Event, Ledger
 from picolab.monitoring.table import bytes_text
+from picolab.schedules import Action, Span, Timeline
 from picolab.specs import Layout
 from picolab.training.config import TrainConfig
 
@@ -111,6 +112,25 @@ class TrainResult:
         the parameters, is in `.events` only.)"""
         flushed = (event.data["entries"] for event in self.events if event.kind == "ledger")
         return Ledger(e for entries in flushed for e in Ledger(entries) if e.step is not None)
+
+    def timeline(self, step: int = -1) -> Timeline:
+        """When each pipeline stage did what in a step (-1: the last), as measured.
+
+        Of the pipeline through rank 0, if there are several. ValueError without a pipeline.
+        """
+        steps = sorted({e.data["step"] for e in self.events if e.kind == "spans"})
+        if not steps:
+            raise ValueError(f"{self.layout} has no pipeline, so no stage has spans")
+        place = {"dp": 0, "cp": 0, "tp": 0}
+        spans = [
+            Span(stage, Action(kind, stage, micro_batch), start, end)
+            for event in self.events
+            if event.kind == "spans"
+            and event.data["step"] == steps[step]
+            and place.items() <= self.layout.coordinates(event.rank).items()
+            for kind, stage, micro_batch, start, end in event.data["spans"]
+        ]
+        return Timeline(spans, name=f"{self.layout}, measured")
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """The trained parameters, whole, by their global names, on the CPU: the same names and

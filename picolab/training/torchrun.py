@@ -71,9 +71,9 @@ def train_here(
                 f"layout {config.layout} needs {config.layout.world} ranks, and torchrun started "
                 f"{world}; give --nproc-per-node {config.layout.world}, or another layout"
             )
-        open_text(config)
+        text = open_text(config)
         checkpoints = Checkpoints(folder=checkpoint, every=save_every, keep=keep, resume=resume)
-        return config, checkpoints.resolve(config) if rank == 0 else checkpoints
+        return config, checkpoints.resolve(config, text) if rank == 0 else checkpoints
 
     config, checkpoints = _agreed(prepare)
     # Rank 0's, since it has looked which checkpoint is the newest, and named the run directory.

@@ -19,7 +19,6 @@ import math
 import resource
 import sys
 import time
-from contextlib import nullcontext
 from pathlib import Path
 
 import psutil
@@ -62,6 +61,7 @@ def train(
     clip: float | None = 1.0,
     seed: int = 0,
     bucket_bytes: int = costs.DEFAULT_BUCKET_BYTES,
+    stage_cost_s: tuple[float, float] = (0.0, 0.0),
     checkpoint: str | Path | None = None,
     save_every: int | None = None,
     keep: int = 2,
@@ -106,15 +106,16 @@ def train(
         clip=clip,
         seed=seed,
         bucket_bytes=bucket_bytes,
+        stage_cost_s=stage_cost_s,
         **shape,
     )
     _refuse_too_large(config)
-    open_text(config)  # what is wrong with the data should be said here, not by a rank
+    text = open_text(config)  # what is wrong with the data should be said here, not by a rank
     checkpoints = Checkpoints(folder=checkpoint, every=save_every, keep=keep, resume=resume)
     return launch.run(
         train_rank,
         config,
-        checkpoints.resolve(config),
+        checkpoints.resolve(config, text),
         world_size=config.layout.world,
         backend=backend,
         timeout=timeout,
@@ -189,19 +190,11 @@ def train_step(
 ) -> tuple[float, float, int]:
     """One optimizer step. Returns, of the global batch, the mean loss, the gradient norm before
     clipping, and the count of valid tokens."""
-    device = parallel.model.embed.weight.device
+    device = next(parallel.model.parameters()).device
     tokens_MBS, labels_MBS = next_batch(text, config, device)
     count = global_count(labels_MBS)
     parallel.zero_grad()
-    total = torch.zeros((), dtype=torch.float64, device=device)
-    for m in range(config.accumulate):
-        # Gradients go over dp once a step, while the last micro-batch's backward pass is running.
-        with nullcontext() if m == config.accumulate - 1 else parallel.no_sync():
-            loss = parallel.model.loss(tokens_MBS[m], labels_MBS[m]) / count
-            loss.backward()
-        total += loss.detach()
-    parallel.finish_gradients()
-    comm.all_reduce(total, "dp", "dp: loss")
+    total = parallel.forward_backward(tokens_MBS, labels_MBS, count, config.stage_cost_s)
     norm = parallel.grad_norm() if config.clip is None else parallel.clip(config.clip)
     for group in optimizer.param_groups:
         group["lr"] = lr
@@ -219,7 +212,8 @@ def next_batch(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Tokens and labels of this replica for the next step: (accumulate, micro_batch, seq).
 
-    Ranks that differ only in tp read the same."""
+    Ranks that differ only in tp, cp or pp read the same (cp then takes its share of each sequence;
+    a pipeline's first stage needs the tokens, its last the labels)."""
     mesh = comm.mesh()
     tokens_MBS, labels_MBS = text.batch(
         dp_rank=mesh.rank("dp"),
@@ -283,7 +277,7 @@ def _refuse_too_large(config: TrainConfig) -> None:
     if torch.cuda.is_available():
         return
     size = costs.dtype_bytes(config.dtype)
-    held = sum(local.numel for local in costs.local_parameters(config.model, config.layout))
+    held = costs.parameters(config.model).total // (config.layout.tp * config.layout.pp)
     needed, here = held * 4 * size * config.layout.world, psutil.virtual_memory().total
     if needed > here:
         raise ValueError(

@@ -91,6 +91,12 @@ def test_chapter_one_with_another_layout(tmp_path):
     chapter = NOTEBOOKS / "01_4d_basics.ipynb"
     saved = parameters_of(chapter)
     other = "dp2tp2" if saved["LAYOUT"] != "dp2tp2" else "dp2"
-    executed = execute(chapter, tmp_path / "here", LAYOUT=other, STEPS=max(2, saved["STEPS"] // 2))
+    executed = execute(
+        chapter,
+        tmp_path / "here",
+        LAYOUT=other,
+        STEPS=max(2, saved["STEPS"] // 2),
+        DEFAULT_GUESSES=True,  # uncovers every comparison
+    )
     # The layout that was asked for is the layout that ran.
     assert other in text_of(executed)

@@ -15,8 +15,10 @@ import pytest
 import picolab as pico
 from picolab.lab import dashboard as show
 from picolab.lab.follower import PERIOD_S, Follower, RunDirectory
+from picolab.lab.live_view import LiveView
 from picolab.monitoring import Event
 from picolab.monitoring.picture import LabFigure
+from picolab.monitoring.run_state import decimate
 
 
 def talk(steps, pause_s=0.0, fail_at=None):
@@ -72,16 +74,28 @@ def test_live_paints_are_few_and_end_with_the_run():
     assert painters() == []
 
 
-def test_a_live_view_shows_numpy_arrays_of_the_run():
-    job = pico.run(talk, 5, world_size=2, quiet=True, wait=False)
+def test_a_live_view_shows_the_run_while_it_goes():
+    job = pico.run(talk, 100_000, 0.01, world_size=2, quiet=True, wait=False)
     shown = show(job, live=True)
     view = shown._view
-    assert "waiting for the first event" in view.sentence.value
-    job.result()
+    deadline = time.monotonic() + 60
+    while not len(view.figure.data[0].y):
+        assert time.monotonic() < deadline, view.sentence.value
+        time.sleep(0.02)
+    assert not job.done and "loss" in view.sentence.value
+    job.stop()
     view.paint(shown.state)
-    assert list(view.figure.data[0].y) == pytest.approx([5.0, 4.99, 4.98, 4.97, 4.96])
-    assert view.figure.layout.annotations[0].text == "loss 5.000 → 4.960 in 5 steps"
-    assert "5 steps, loss 4.960" in view.sentence.value
+    losses = [5.0 - step / 100 for step in range(len(shown.state.losses))]
+    x, y = decimate(list(range(len(losses))), losses)
+    assert list(view.figure.data[0].x) == x
+    assert list(view.figure.data[0].y) == pytest.approx(y)
+    title = f"loss 5.000 → {losses[-1]:.3f} in {len(losses)} steps"
+    assert view.figure.layout.annotations[0].text == title
+    assert shown._view is None  # replaced by the static picture
+
+
+def test_before_the_first_event_a_live_view_says_so():
+    assert "waiting for the first event" in LiveView().sentence.value
 
 
 def test_a_failed_run_leaves_its_cause():

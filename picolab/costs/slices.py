@@ -1,0 +1,20 @@
+"""How a size that need not divide is dealt out: the one rule for layers, heads, rows and columns."""
+
+
+def even_slices(size: int, n: int, blocks: int | None = None) -> list[range]:
+    """[0, size) in n contiguous slices, as even as they go, the larger ones first.
+
+    blocks: [0, size) consists of so many equal blocks that stay whole (the rows of one head); then
+    blocks are dealt out. Without it, single rows are. Slices beyond `blocks` (or `size`) are empty;
+    who cannot use an empty one refuses it beforehand (`Layout.check`).
+
+    Twin: `torch.tensor_split`. Raises ValueError if the blocks would not be equal.
+    """
+    blocks = size if blocks is None else blocks
+    if n < 1:
+        raise ValueError(f"{size} cannot be dealt out to {n}; it takes 1 or more")
+    if blocks < 1 or size % blocks:
+        raise ValueError(f"{size} does not consist of {blocks} equal blocks")
+    unit, (each, spare) = size // blocks, divmod(blocks, n)
+    ends = [unit * ((i + 1) * each + min(i + 1, spare)) for i in range(n)]
+    return [range(start, stop) for start, stop in zip([0, *ends], ends)]

@@ -1,0 +1,277 @@
+"""The mechanisms that stand in chapter 1 compute what the package computes, and send what it sends.
+
+Cells are found by their ids and executed as they are saved; their functions then run on real ranks
+beside the package's. Catches lesson code that has drifted from the package or was never right, and
+an exercise check that says "right" to a wrong answer. The mutants are edits of the cells' own text.
+"""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+import picolab as pico
+from picolab import comm
+from picolab.model import SwiGLU, initialise
+from picolab.parallel import (
+    ColumnParallelLinear,
+    DataParallelOptimizer,
+    RowParallelLinear,
+    f,
+    g,
+    naive_sync,
+)
+from picolab.specs import ModelConfig
+
+CHAPTER = Path(__file__).resolve().parents[2] / "notebooks" / "01_4d_basics.ipynb"
+WORLD = 4
+EXACT = 1e-13  # fp64, relative: the sums of both have the same order, or differ by a few eps
+
+
+def source(cell_id: str) -> str:
+    """A cell's text; of a markdown cell, the code block in it."""
+    [cell] = [c for c in json.loads(CHAPTER.read_text("utf-8"))["cells"] if c["id"] == cell_id]
+    text = "".join(cell["source"])
+    if cell["cell_type"] == "code":
+        return text
+    [block] = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    return block
+
+
+def lesson(*cell_ids: str, mutant: tuple[str, str] | None = None, **names) -> dict:
+    """The names that these cells define, with one edit of their text if a mutant is asked for."""
+    text = "\n\n".join(map(source, cell_ids))
+    if mutant is not None:
+        assert mutant[0] in text, f"the lesson no longer says {mutant[0]!r}: renew the mutant"
+        text = text.replace(*mutant, 1)
+    # As in the notebook, whatever is defined belongs to __main__ and travels to a rank by value.
+    names = {"__name__": "__main__", "pico": pico, "torch": torch, "dist": dist, **names}
+    exec(compile(text, "lesson", "exec"), names)
+    return names
+
+
+def booked(since: int = 0) -> list[tuple]:
+    return [(e.op, e.axis, e.payload_bytes, e.reason) for e in comm.ledger().kept[since:]]
+
+
+def apart(found: list[torch.Tensor], expected: list[torch.Tensor]) -> float:
+    return max(float((a - b).norm() / b.norm()) for a, b in zip(found, expected, strict=True))
+
+
+# --- the ring ---------------------------------------------------------------------------------
+
+RING_MUTANTS = {
+    "keeps instead of adding": ("theirs += arrived", "theirs.copy_(arrived)"),
+    "starts one chunk early": (
+        "chunks[(me - step) % n], chunks[(me - step - 1) % n]",
+        "chunks[(me - step + 1) % n], chunks[(me - step) % n]",
+    ),
+    "passes unfinished chunks on": (
+        "chunks[(me + 1 - step) % n], chunks[(me - step) % n]",
+        "chunks[(me - step) % n], chunks[(me - step - 1) % n]",
+    ),
+    "one step short": ("for step in range(n - 1):  # all-gather", "for step in range(n - 2):  #"),
+}
+
+
+def rings(lesson_ring, sizes):
+    """For each size: is the sum right, and are the sends those of the package?"""
+    verdicts = []
+    for size in sizes:
+        x = torch.arange(1.0, size + 1) * (dist.get_rank() + 1)
+        whole, packaged = x.clone(), x.clone()
+        dist.all_reduce(whole)
+        before = len(comm.ledger().kept)
+        comm.ring_all_reduce(packaged)
+        between = len(comm.ledger().kept)
+        lesson_ring(x)
+        same = booked(before)[: between - before] == booked(between)
+        verdicts.append((torch.equal(x, whole) and torch.equal(x, packaged), same))
+    return verdicts
+
+
+@pytest.mark.parametrize("world", [2, 3, 4])
+def test_the_ring_is_the_packages(world):
+    ring = lesson("ring-solution")["ring_all_reduce"]
+    for verdicts in pico.run(rings, ring, [1, 5, 12, 1001], world_size=world):
+        assert all(right and same for right, same in verdicts), verdicts
+
+
+@pytest.mark.parametrize("mutant", RING_MUTANTS.values(), ids=RING_MUTANTS)
+def test_a_wrong_ring_is_told_apart(mutant):
+    ring = lesson("ring-solution", mutant=mutant)["ring_all_reduce"]
+    verdicts = pico.run(rings, ring, [12], world_size=WORLD)
+    assert not all(right and same for of_rank in verdicts for right, same in of_rank)
+
+
+def checked(ring) -> list[str]:
+    """What the chapter's own check says to this answer, rank by rank."""
+    names = lesson("ring-exercise-check", my_ring_all_reduce=ring, WORLD_SIZE=WORLD)
+    return pico.run(names["verdict"], ring, world_size=WORLD, timeout=30).values
+
+
+def test_the_exercise_says_right_only_to_what_is_right():
+    stub = lesson("ring-exercise-stub")["my_ring_all_reduce"]
+    assert checked(stub) == ["not written yet"] * WORLD
+    assert checked(lesson("ring-solution")["ring_all_reduce"]) == ["right, in 6 sends"] * WORLD
+    for mutant in RING_MUTANTS.values():
+        said = checked(lesson("ring-solution", mutant=mutant)["ring_all_reduce"])
+        assert any("wrong sum" in verdict for verdict in said), (mutant, said)
+    # The sum by other means is found out by its sends.
+    shortcut = checked(lambda x: comm.all_reduce(x, "world", "not a ring"))
+    assert all("0 sends instead of 6" in verdict for verdict in shortcut)
+
+
+# --- data parallel ----------------------------------------------------------------------------
+
+BUCKET_MUTANTS = {
+    # The argument of the hook is the parameter: picotron's naive data parallelism, issue 39.
+    "sums weights": ("p.grad.flatten() for p in bucket", "p.detach().flatten() for p in bucket"),
+    "sums in every micro-batch": ("if not self.sync:", "if False:"),
+    "leaves before it is full": ("len(arrived) == len(bucket)", "len(arrived) == 1"),
+    "one bucket a parameter": (
+        "pico.costs.buckets(sizes, bucket_bytes)",
+        "[[i] for i in reversed(range(len(sizes)))]",
+    ),
+    "forgets what arrived": ("            arrived.clear()\n", ""),
+}
+
+
+def model_and_batches():
+    model = pico.model.Transformer(ModelConfig.preset("tiny"), dtype=torch.float64)
+    initialise(model, seed=0)
+    drawn = torch.Generator().manual_seed(comm.mesh().rank("dp"))
+    return model, torch.randint(256, (2, 2, 16), generator=drawn)
+
+
+def bucket_steps(buckets_class, naive):
+    """Gradients of two steps of two micro-batches, and what they sent, of package and lesson."""
+    comm.build_mesh(pico.Layout(dp=dist.get_world_size()))
+    found = {}
+    for whose in ("package", "lesson", "package, naive", "lesson, naive"):
+        model, batches = model_and_batches()
+        since, gradients = len(comm.ledger().kept), []
+        package = DataParallelOptimizer(model) if whose == "package" else None
+        buckets = buckets_class(model) if whose == "lesson" else None
+        for _ in range(2):
+            model.zero_grad()
+            if package:
+                with package.no_sync():
+                    model.loss(batches[0], batches[0]).backward()
+                model.loss(batches[1], batches[1]).backward()
+                package.finish()
+            else:
+                for sync, batch in zip((False, True), batches):
+                    if buckets:
+                        buckets.sync = sync
+                    model.loss(batch, batch).backward()
+                if buckets:
+                    buckets.finish()
+                else:
+                    (naive_sync if whose.startswith("package") else naive)(model)
+            gradients += [p.grad.clone() for p in model.parameters()]
+        found[whose] = gradients, booked(since)
+    comparisons = []
+    for package, own in (("package", "lesson"), ("package, naive", "lesson, naive")):
+        same = found[package][1] == found[own][1]
+        comparisons.append((apart(found[own][0], found[package][0]), same))
+    return comparisons
+
+
+def run_buckets(**how):
+    names = lesson("dp-buckets", **how)
+    return pico.run(bucket_steps, names["Buckets"], names["naive_sync"], world_size=WORLD)
+
+
+def test_buckets_and_naive_sync_are_the_packages():
+    for comparisons in run_buckets():
+        for difference, same_entries in comparisons:
+            assert difference < EXACT and same_entries, comparisons
+
+
+@pytest.mark.parametrize("mutant", BUCKET_MUTANTS.values(), ids=BUCKET_MUTANTS)
+def test_wrong_buckets_are_told_apart(mutant):
+    try:
+        of_ranks = run_buckets(mutant=mutant)
+    except pico.RankFailure:
+        return  # it does not even run
+    verdicts = [buckets for buckets, _ in of_ranks]
+    assert not all(difference < EXACT and same for difference, same in verdicts)
+
+
+# --- tensor parallel --------------------------------------------------------------------------
+
+MLP_CELLS = ("tp-split-by-hand", "tp-f-and-g")
+MLP_MUTANTS = {
+    "f does not reduce": (
+        'pico.comm.all_reduce(dy.clone(), "tp", "tp: column-parallel input gradient")',
+        "dy",
+    ),
+    "g reduces backward as well": (
+        "        return dy\n",
+        '        return pico.comm.all_reduce(dy.clone(), "tp", "tp: again")\n',
+    ),
+    "g does not reduce": (
+        'pico.comm.all_reduce(x.clone(), "tp", "tp: row-parallel output")',
+        "x.clone()",
+    ),
+    "down is cut along the wrong dim": ("down.chunk(tp, dim=1)[me]", "down.chunk(tp)[me].T"),
+}
+
+
+def mlps(split_mlp, mlp):
+    """The lesson's split MLP against the whole one and the package's: its layers, its f and g."""
+    size = dist.get_world_size()
+    comm.build_mesh(pico.Layout(tp=size))
+    me = comm.mesh().rank("tp")
+    tiny = ModelConfig.preset("tiny")
+    whole, layers = (SwiGLU(tiny, 0, torch.float64) for _ in range(2))
+    initialise(whole, seed=3)
+    layers.gate_up, layers.down = (
+        ColumnParallelLinear(layers.gate_up),
+        RowParallelLinear(layers.down),
+    )
+    initialise(layers, seed=3)
+    gate, up = whole.gate_up.weight.detach().split(tiny.ffn)
+    down = whole.down.weight.detach()
+
+    def with_f_and_g(x):
+        shards = gate.chunk(size)[me], up.chunk(size)[me], down.chunk(size, dim=1)[me]
+        return g(mlp(f(x), *shards))
+
+    ways = [whole, layers, with_f_and_g, lambda x: split_mlp(x, gate, up, down)]
+    drawn = torch.Generator().manual_seed(0)
+    inputs = torch.randn(2, 5, tiny.hidden, dtype=torch.float64, generator=drawn)
+    found = []
+    for way in ways:
+        x, since = inputs.clone().requires_grad_(), len(comm.ledger().kept)
+        y = way(x)
+        y.square().sum().backward()
+        found.append(([y.detach(), x.grad], booked(since)))
+    lesson_tensors, lesson_entries = found.pop()
+    # On the whole layer nothing travels; with the others the lesson shares every entry.
+    same = [entries == lesson_entries for _, entries in found[1:]]
+    return [apart(lesson_tensors, tensors) for tensors, _ in found], same
+
+
+def run_mlps(world, **how):
+    names = lesson(*MLP_CELLS, **how)
+    return pico.run(mlps, names["split_mlp"], names["mlp"], world_size=world)
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_f_g_and_the_split_mlp_are_the_packages(world):
+    for differences, same in run_mlps(world):
+        assert max(differences) < EXACT and all(same), (differences, same)
+
+
+@pytest.mark.parametrize("mutant", MLP_MUTANTS.values(), ids=MLP_MUTANTS)
+def test_a_wrong_split_is_told_apart(mutant):
+    try:
+        of_ranks = run_mlps(2, mutant=mutant)
+    except pico.RankFailure:
+        return  # it does not even run
+    assert not all(max(apart) < EXACT and all(same) for apart, same in of_ranks)
