@@ -7,6 +7,7 @@ or a comparison in the chapter holds it against what a run measured.
 from picolab.costs.bubbles import bubble_of_ideal, bubble_of_total, in_flight
 from picolab.costs.collectives import collective_time, ring_bytes
 from picolab.costs.compute import flops_per_token
+from picolab.costs.ledger import Expected, step_ledger
 from picolab.costs.memory import (
     BYTES_16_BF16,
     BYTES_16_FP32,
@@ -27,10 +28,8 @@ from picolab.costs.slices import even_slices
 from picolab.costs.stages import stage_layers
 from picolab.costs.traffic import (
     DEFAULT_BUCKET_BYTES,
-    Expected,
     buckets,
     data_parallel_bytes,
-    step_ledger,
     tensor_parallel_layer_bytes,
 )
 

@@ -1,4 +1,4 @@
-"""How a size that need not divide is dealt out: the one rule for layers, heads, rows and columns."""
+"""How a size that need not divide is dealt out: one rule for layers, heads, rows and columns."""
 
 
 def even_slices(size: int, n: int, blocks: int | None = None) -> list[range]:

@@ -5,7 +5,8 @@
     awkward.py     the model and the batch in which bugs have nowhere to hide
     observe.py     the two trainings, and what is noted of them
     evidence.py    how what differs is compared
-    diagnosis.py   from what differs to the most likely cause
+    diagnosis.py   from what differs to the most likely cause (with inside_model.py, samples.py,
+                   cause.py)
     verdict.py     what is said about it
 
 With torch missing, importing this room says what to install.
@@ -18,7 +19,8 @@ except ImportError as error:
         "picolab.debug needs PyTorch, which is not installed here: pip install 'picolab[torch]'"
     ) from error
 
-from picolab.debug.diagnosis import Cause, diagnose
+from picolab.debug.cause import Cause
+from picolab.debug.diagnosis import diagnose
 from picolab.debug.evidence import Evidence
 from picolab.debug.faults import CATALOGUE, Fault
 from picolab.debug.oracle import judge, main_verify, verify

@@ -179,12 +179,16 @@ def ratio(found: torch.Tensor, right: torch.Tensor, exact: float) -> float | Non
     return r if float((a - r * b).norm()) <= exact * float(a.norm()) else None
 
 
+def simple(value: float, exact: float) -> float | None:
+    """The fraction with small numbers that a ratio is, other than 1: 1.9999999999 -> 2.0."""
+    near = float(Fraction(value).limit_denominator(16))
+    return near if near not in (0.0, 1.0) and abs(value - near) <= exact * near else None
+
+
 def number_text(value: float) -> str:
     """2.0000000003 -> '2', 0.25 -> '1/4', 1.8372 -> '1.837'."""
     near = Fraction(value).limit_denominator(16)
-    if near and abs(value - near) < 1e-3 * abs(value):
-        return str(near)
-    return f"{value:.4g}"
+    return str(near) if near and abs(value - near) < 1e-6 * abs(value) else f"{value:.4g}"
 
 
 def ranks_text(ranks: list[int]) -> str:

@@ -40,7 +40,7 @@ from picolab import launch
 from picolab.debug import faults
 from picolab.debug.awkward import VOCABULARY, Recipe
 from picolab.debug.diagnosis import diagnose
-from picolab.debug.evidence import TOLERANCE, Evidence, difference, ratio
+from picolab.debug.evidence import TOLERANCE, Evidence, difference, ratio, simple
 from picolab.debug.observe import Held, Observation, observe, one_process
 from picolab.debug.verdict import Row, Verdict
 from picolab.model import Piece
@@ -149,10 +149,15 @@ def _recipe(layout: Layout, dtype: str, steps: int, seed: int) -> Recipe:
 def _compared(evidence: Evidence) -> Iterable[Row]:
     """All comparisons, in the order in which a step computes."""
     reference, ranks = evidence.reference, evidence.ranks
+    losses = list(_numbers("loss", evidence, [s.losses for s in ranks], reference.losses))
+    norms = list(_numbers("gradient norm", evidence, [s.norms for s in ranks], reference.norms))
     yield from _tensors("start", evidence, [s.start for s in ranks], reference.start)
-    yield from _numbers("loss", evidence, [s.losses for s in ranks], reference.losses)
+    yield losses[0]
     yield from _tensors("gradient", evidence, [s.gradients for s in ranks], reference.gradients)
-    yield from _numbers("gradient norm", evidence, [s.norms for s in ranks], reference.norms)
+    yield norms[0]
+    for loss, norm in zip(losses[1:], norms[1:]):
+        yield loss
+        yield norm
     yield from _tensors("parameter", evidence, [s.end for s in ranks], reference.end)
 
 
@@ -194,6 +199,11 @@ def _row(
     ratios = [ratio(*pairs[rank], evidence.exact) for rank in wrong]
     alike = ratios and None not in ratios and max(ratios) - min(ratios) <= evidence.exact
     constant = ratios[0] if alike else None
+    if constant is not None:
+        round_one = simple(constant, evidence.exact)
+        # Any two numbers have a ratio: of a loss or a norm only a round one says something.
+        is_number = next(iter(pairs.values()))[0].dim() == 0
+        constant = round_one if round_one or is_number or abs(constant - 1) < 0.01 else constant
     worst = max(differences.values())
     return Row(kind, name, worst, evidence.tolerance, constant, tuple(wrong))
 

@@ -8,7 +8,7 @@ import json
 import math
 from dataclasses import asdict, dataclass, field
 
-from picolab.debug.diagnosis import Cause
+from picolab.debug.cause import Cause
 from picolab.debug.evidence import Evidence, LedgerLine, number_text, ranks_text
 from picolab.monitoring.table import Table
 
@@ -37,8 +37,11 @@ class Row:
 
     @property
     def times(self) -> str:
-        """ "exactly 2 x", or nothing."""
-        return f"exactly {number_text(self.ratio)} x" if self.ratio is not None else ""
+        """ "exactly 2 x", "1.372 x" or nothing."""
+        if self.ratio is None:
+            return ""
+        text = number_text(self.ratio)
+        return f"{text} x" if "." in text else f"exactly {text} x"
 
 
 @dataclass(repr=False)
@@ -118,7 +121,7 @@ class Verdict:
         """The cause, and where it shows first."""
         lines = []
         if self.cause is not None:
-            lines.append(f"most likely cause: {self.cause}.")
+            lines.append(f"most likely cause: {self.cause}")
         row = self.first
         if row is not None:
             times = f", {row.times} the right one" if row.ratio is not None else ""

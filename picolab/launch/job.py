@@ -152,7 +152,9 @@ class Job:
             while not self._ended.wait(0.2):
                 pass
         except KeyboardInterrupt:
-            self._stop()
+            # Ranks that exist are gone when this returns. If there are none yet (the server is
+            # still loading torch), the thread will start none, and nobody need wait for it.
+            self._stop(patience=10 if self._collector.pids() else 0.5)
             raise
         if self._error is not None:
             raise self._error
@@ -251,10 +253,10 @@ class Job:
                 self._callbacks.remove(callback)
                 print(f"an observer of job {self.id} failed and was removed: {error!r}")
 
-    def _stop(self) -> None:
+    def _stop(self, patience: float = 10) -> None:
         self._stop_asked = True
         self._collector.stop()
-        self._ended.wait(10)
+        self._ended.wait(patience)
 
     def _say(self, sentence: str) -> None:
         if not self._quiet:

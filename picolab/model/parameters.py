@@ -29,6 +29,8 @@ from typing import Literal
 import torch
 from torch import nn
 
+from picolab.costs import even_slices
+
 
 @dataclass(frozen=True)
 class Piece:
@@ -46,6 +48,9 @@ class Piece:
     start: int = 0
     stop: int | None = None
     """The slice [start, stop) along `dim`."""
+    blocks: int | None = None
+    """The dim that may be cut consists of so many equal blocks, which stay whole (an attention
+    head's rows). None: of single rows."""
 
     @property
     def local_shape(self) -> tuple[int, ...]:
@@ -61,13 +66,20 @@ class Piece:
             else whole.narrow(self.dim, self.start, self.stop - self.start)
         )
 
+    def cuts(self, dim: int, n: int) -> list[range]:
+        """The slices of all n ranks along `dim`: as even as they go, whole blocks, larger first."""
+        return even_slices(self.shape[dim], n, self.blocks)
+
     def shard(self, dim: int, index: int, n: int) -> "Piece":
-        """The index-th of n equal slices along `dim`."""
-        size = self.shape[dim]
-        if size % n:
-            raise ValueError(f"{self.name}: {size} (dim {dim}) cannot be cut into {n} equal slices")
+        """The index-th of n slices along `dim`. ValueError if there are fewer blocks than ranks."""
         assert self.dim is None, f"{self.name} is cut already, along dim {self.dim}"
-        return replace(self, dim=dim, start=index * (size // n), stop=(index + 1) * (size // n))
+        cut = self.cuts(dim, n)[index]
+        if not self.cuts(dim, n)[-1]:
+            raise ValueError(
+                f"{self.name}: {self.blocks or self.shape[dim]} blocks (dim {dim}) cannot be dealt "
+                f"out to {n} ranks, one would have none"
+            )
+        return replace(self, dim=dim, start=cut.start, stop=cut.stop)
 
 
 def meta_parameter(pieces: tuple[Piece, ...], dtype: torch.dtype) -> nn.Parameter:

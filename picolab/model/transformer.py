@@ -119,18 +119,20 @@ class Attention(nn.Module):
         self.head_dim = config.head_dim
         queries, keys = config.heads * self.head_dim, config.kv_heads * self.head_dim
         std = size**-0.5
+        # Where these are cut, a key-value head and the queries that read it stay together.
+        groups = config.kv_heads
         self.qkv = Linear(
             [
-                Piece(f"{name}.q.weight", (queries, size), std=std),
-                Piece(f"{name}.k.weight", (keys, size), std=std),
-                Piece(f"{name}.v.weight", (keys, size), std=std),
+                Piece(f"{name}.q.weight", (queries, size), std=std, blocks=groups),
+                Piece(f"{name}.k.weight", (keys, size), std=std, blocks=groups),
+                Piece(f"{name}.v.weight", (keys, size), std=std, blocks=groups),
             ],
             dtype,
         )
         # Replaced where a sequence is split over ranks: (q_BNSE, k_BKSE, v_BKSE) -> out_BNSE.
         self.attend: Attend = causal_attention
         std = (queries * 2 * config.layers) ** -0.5
-        self.o = Linear([Piece(f"{name}.o.weight", (size, queries), std=std)], dtype)
+        self.o = Linear([Piece(f"{name}.o.weight", (size, queries), std=std, blocks=groups)], dtype)
 
     def forward(
         self, x_BSD: torch.Tensor, tables: tuple[torch.Tensor, torch.Tensor]

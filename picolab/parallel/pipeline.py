@@ -43,17 +43,20 @@ class PipelineParallelOptimizer:
     `torch.optim` optimizer.
 
     The model must still be on the meta device; afterwards a rank holds its stage alone. With it a
-    rank holds 1/p of the layers; without it, all.
+    rank holds 1/p of the layers; without it, all. sequence_shares: how many ranks of a stage share
+    the sequence between the layers (tp, under sequence parallelism); stages exchange such shares.
 
     Raises ValueError if there are fewer layers than stages.
     """
 
-    def __init__(self, model: Transformer, axis: str = "pp"):
+    def __init__(self, model: Transformer, axis: str = "pp", sequence_shares: int = 1):
         mesh = comm.mesh()
-        self.model, self.axis = model, axis
+        self.model, self.axis, self.sequence_shares = model, axis, sequence_shares
         self.stages, self.stage = mesh.size(axis), mesh.rank(axis)
         self.first, self.last = self.stage == 0, self.stage == self.stages - 1
         mine = costs.stage_layers(model.config.layers, self.stages)[self.stage]
+        self._kept: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # of the micro-batches here
+        self._sending: list[tuple[comm.Pending, torch.Tensor]] = []
         self.tied = model.config.tied and self.stages > 1
         model.layers = nn.ModuleList(model.layers[i] for i in mine)
         if not self.first:
@@ -86,9 +89,8 @@ class PipelineParallelOptimizer:
         last.
         """
         self._refuse(schedule, tokens_MBS)
-        self._kept: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-        self._sending: list[tuple[comm.Pending, torch.Tensor]] = []
-        shape = (*tokens_MBS.shape[1:], self.model.config.hidden)
+        _, rows, length = tokens_MBS.shape
+        shape = (rows, length // self.sequence_shares, self.model.config.hidden)
         parameter = next(self.model.parameters())
         total = torch.zeros((), dtype=torch.float64, device=parameter.device)
         mine = schedule.actions[self.stage]
@@ -98,7 +100,7 @@ class PipelineParallelOptimizer:
             if kind == "F":
                 x = tokens_MBS[m] if self.first else self._receive(parameter.new_empty(shape), -1)
                 began = time.monotonic()
-                y = self._forward(x, positions_S)
+                y = self._forward(x, length, positions_S)
                 if self.last:
                     y = self.model.cross_entropy(y, labels_MBS[m]) / count
                     total += y.detach()
@@ -143,9 +145,13 @@ class PipelineParallelOptimizer:
         comm.exchange(mine, other, theirs, other, self.axis, "pp: tied embedding gradient")
         weight.grad.add_(theirs)
 
-    def _forward(self, x: torch.Tensor, positions_S: torch.Tensor | None) -> torch.Tensor:
-        """The stage's layers. x: tokens (B, S) on the first stage, (B, S, D) on the others."""
-        model, length = self.model, x.shape[1]
+    def _forward(
+        self, x: torch.Tensor, length: int, positions_S: torch.Tensor | None
+    ) -> torch.Tensor:
+        """The stage's layers. x: tokens (B, S) on the first stage, (B, S, D) on the others; with
+        sequence parallelism (B, S / tp, D), while attention still sees all S = length tokens.
+        """
+        model = self.model
         if self.first:
             x = model.embed(x)
         tables = model.rotary(length, x.device, x.dtype, positions_S)

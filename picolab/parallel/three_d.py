@@ -27,9 +27,10 @@ from picolab.parallel.context import ring_attention, split_batch
 from picolab.parallel.data import DataParallelOptimizer
 from picolab.parallel.pipeline import PipelineParallelOptimizer
 from picolab.parallel.tensor import TensorParallelOptimizer
+from picolab.parallel.tensor_comm import gather_shards
 from picolab.specs import Layout
 
-IMPLEMENTED_AXES = ("dp", "tp", "pp", "cp")
+IMPLEMENTED_AXES = ("dp", "tp", "pp", "cp", "sp")
 
 
 def parallelize(
@@ -88,10 +89,12 @@ class ThreeDParallelOptimizer:
             comm.build_mesh(layout)
 
         # 2. Tensor parallelism while there are only shapes: a rank never holds a whole matrix.
-        self.tensor = TensorParallelOptimizer(model, "tp") if layout.tp > 1 else None
+        self.tensor = TensorParallelOptimizer(model, "tp", layout.sp) if layout.tp > 1 else None
 
         # 3. The stage's layers are picked out after the split, which knows the whole model.
-        self.pipeline = PipelineParallelOptimizer(model, "pp") if layout.pp > 1 else None
+        #    Under sp a stage hands on only its rank's share of each sequence.
+        shares = layout.tp if layout.sp else 1
+        self.pipeline = PipelineParallelOptimizer(model, "pp", shares) if layout.pp > 1 else None
 
         # 4. Context parallelism changes no parameter, only what attention does.
         if layout.cp > 1:
@@ -178,6 +181,8 @@ class ThreeDParallelOptimizer:
         """After the last backward: from here on every gradient is that of the global batch."""
         if self.data is not None:
             self.data.finish()
+        if self.tensor is not None:
+            self.tensor.sum_norm_gradients()
         if self.pipeline is not None:
             self.pipeline.sum_tied_gradients()
 
@@ -241,7 +246,8 @@ class ThreeDParallelOptimizer:
                 continue
             for piece, part in slices(parameter, tensor):
                 if piece.dim is not None:
-                    part = comm.all_gather(part.contiguous(), "tp", reason, dim=piece.dim)
+                    cuts = piece.cuts(piece.dim, self.layout.tp)
+                    part = gather_shards(part, cuts, "tp", reason, piece.dim)
                 found[piece.name] = part.to("cpu", copy=True)
         return self._from_all_stages(found, reason) if self.layout.pp > 1 else found
 
@@ -283,7 +289,7 @@ def _own_device() -> torch.device:
 
 
 def _check_implemented(layout: Layout) -> None:
-    wanted = {"ep": layout.ep > 1, "sp": layout.sp, "zero": layout.zero > 0}
+    wanted = {"ep": layout.ep > 1, "zero": layout.zero > 0}
     missing = [name for name, used in wanted.items() if used]
     if missing:
         raise ValueError(

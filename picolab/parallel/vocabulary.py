@@ -1,7 +1,7 @@
 """The two layers that are as wide as the vocabulary, split along it.
 
-Embedding: each rank has V/n rows. It looks up the tokens that are its own, gives zero for the
-others, and the sum over the ranks is the embedding.
+Embedding: each rank has V/n rows (the first ranks one more where n does not divide V). It looks up
+the tokens that are its own, gives zero for the others, and the sum over the ranks is the embedding.
 
 Loss: each rank has the logits of V/n tokens, (B, S, V/n), and they are never gathered (at B*S =
 8,192 and V = 128,256 they are 4.2 GB in fp32). Of each position three numbers suffice:
@@ -27,18 +27,20 @@ from torch.autograd.function import once_differentiable
 from picolab import comm
 from picolab.model import Embedding
 from picolab.model.transformer import IGNORED
-from picolab.parallel.tensor_comm import g_
+from picolab.parallel.tensor_comm import g_, scatter_sum
 
 
 class VocabularyParallelEmbedding(Embedding):
-    """The embedding's rows [start, stop) of this rank; the output is whole on every rank."""
+    """The embedding's rows [start, stop) of this rank; the output is whole on every rank, or with
+    `sequence` (B, S / n, D), this rank's tokens.
+    """
 
-    def __init__(self, embedding: Embedding, axis: str = "tp"):
+    def __init__(self, embedding: Embedding, axis: str = "tp", sequence: bool = False):
         mesh, weight = comm.mesh(), embedding.weight
         (piece,) = weight.pieces
         super().__init__(piece.shard(0, mesh.rank(axis), mesh.size(axis)), weight.dtype)
         self.weight.requires_grad_(weight.requires_grad)
-        self.axis = axis
+        self.axis, self.sequence = axis, sequence
 
     def forward(self, tokens_BS: torch.Tensor) -> torch.Tensor:
         (piece,) = self.weight.pieces
@@ -46,6 +48,8 @@ class VocabularyParallelEmbedding(Embedding):
         _check_range(tokens_BS, (tokens_BS >= 0) & (tokens_BS < piece.shape[0]), piece.shape[0])
         row_BS, mine_BS = _mine(tokens_BS, piece.start, piece.stop)
         x_BSD = F.embedding(row_BS, self.weight).masked_fill(~mine_BS.unsqueeze(-1), 0)
+        if self.sequence:
+            return scatter_sum(x_BSD, self.axis, "sp: embedding output")
         return g_(x_BSD, self.axis, "tp: embedding output")
 
 

@@ -156,14 +156,32 @@ class Layout:
             )
 
     def _objections(self, config: ModelConfig) -> Iterator[str]:
-        sizes = {name: getattr(config, name) for name in ("heads", "kv_heads", "ffn", "vocab")}
+        """Only what cannot work. Sizes that an axis does not divide are dealt out unevenly
+        (`costs.even_slices`); a key-value head and its queries stay on one rank.
+        """
+        sizes = {name: getattr(config, name) for name in ("kv_heads", "ffn", "vocab")}
         if config.experts:
             sizes["expert_ffn"] = config.expert_ffn
-        uneven = [f"{name} ({size})" for name, size in sizes.items() if size % self.tp]
-        if uneven:
-            yield f"tp={self.tp} does not divide {_listed(uneven)}"
+        few = [f"{name} ({size})" for name, size in sizes.items() if size < self.tp]
+        if few:
+            yield f"tp={self.tp} leaves ranks with nothing of {_listed(few)}"
         if self.pp > config.layers:
             yield f"pp={self.pp} is more stages than the model has layers ({config.layers})"
+        if self.cp > 1 and config.seq % (2 * self.cp):
+            near = _multiples(config.seq, 2 * self.cp)
+            yield (
+                f"cp={self.cp} cuts a sequence into 2 * cp = {2 * self.cp} equal chunks, and seq "
+                f"is {config.seq} (take {near})"
+            )
+        if self.sp and self.tp == 1:
+            yield "sp splits activations over the ranks of tp, and tp is 1"
+        if self.sp and config.seq % (self.cp * self.tp):
+            split = "cp * tp" if self.cp > 1 else "tp"
+            near = _multiples(config.seq, self.cp * self.tp)
+            yield (
+                f"sp splits a sequence into {split} = {self.cp * self.tp} equal parts, and seq is "
+                f"{config.seq} (take {near})"
+            )
         if self.ep > 1 and config.experts % self.ep:
             yield f"ep={self.ep} does not divide experts ({config.experts})"
         if self.ep > 1 and not config.experts:
@@ -177,11 +195,10 @@ class Layout:
 
         for dp, tp, pp, cp in sorted(_factorisations(world, 4), key=distance):
             for ep in sorted(_divisors(dp * cp), key=lambda ep: (abs(math.log2(ep / self.ep)), ep)):
-                layout = dataclasses.replace(
-                    self, dp=dp, tp=tp, pp=pp, cp=cp, ep=ep, sp=self.sp and tp > 1
-                )
-                if works(layout):
-                    return layout
+                for sp in (True, False) if self.sp and tp > 1 else (False,):
+                    layout = dataclasses.replace(self, dp=dp, tp=tp, pp=pp, cp=cp, ep=ep, sp=sp)
+                    if works(layout):
+                        return layout
         raise AssertionError(
             "data parallelism alone splits no matrix and no stack, so it always works"
         )
@@ -258,6 +275,12 @@ def _shortened(items: range, most: int) -> list[int | None]:
     if len(items) <= most:
         return list(items)
     return [*items[: most // 2], None, *items[-2:]]
+
+
+def _multiples(size: int, n: int) -> str:
+    """The multiples of n next to size, in words: "8 or 12"."""
+    below = size - size % n
+    return f"{below} or {below + n}" if below else str(n)
 
 
 def _listed(words: list[str]) -> str:

@@ -222,6 +222,8 @@ def describe(path: str | Path) -> dict[str, Any]:
         try:
             here = (path / name).stat().st_size
         except FileNotFoundError:
+            if not (path / ABOUT).is_file():
+                raise ValueError(_gone(path)) from None
             raise ValueError(
                 f"the checkpoint {path} is not complete: its {name} is missing; take another one"
             ) from None
@@ -279,7 +281,7 @@ def _load(path: Path, wanted: dict, alone: bool = False) -> None:
                 warnings.simplefilter("ignore", UserWarning)
             dcp.load(wanted, storage_reader=reader, planner=planner, no_dist=alone)
     except CheckpointException as error:
-        if any(isinstance(cause, FileNotFoundError) for cause, _ in error.failures.values()):
+        if not (path / ABOUT).is_file():
             raise ValueError(_gone(path)) from None
         raise ValueError(str(_first(error, f"the checkpoint {path} cannot be read"))) from None
 

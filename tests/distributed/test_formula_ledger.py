@@ -1,13 +1,14 @@
-"""The formula ledger and the measured one are equal, in count and payload, to the byte.
+"""The formula ledger and the measured one are equal, in count and payload, to the byte, on every
+rank.
 
 `costs.step_ledger` says which collectives one rank does in one optimizer step, and why. Here a step
-is run and every entry is compared; an entry too many fails as one too few does. The wrong versions
-this file catches: a collective more or less than the formula knows (one f a matrix instead of one a
-layer half, an all-reduce in every micro-batch, a gradient norm reduced twice), other payloads,
-other buckets, other reasons.
+is run and every entry is compared; an entry too many fails as one too few does. The model divides
+by nothing: five layers, six key-value heads, a vocabulary of 37, so ranks of tp and stages of pp
+send different bytes. The wrong versions this file catches: a collective more or less than the
+formula knows (one f a matrix instead of one a layer half, an all-reduce in every micro-batch, a
+gradient norm reduced twice), other payloads, other buckets, other reasons, and a formula that takes
+every rank for the first (kept below).
 """
-
-from contextlib import nullcontext
 
 import pytest
 import torch
@@ -18,35 +19,36 @@ from picolab.model import Transformer
 from picolab.parallel import parallelize
 from picolab.specs import Layout, ModelConfig
 
-CONFIG = ModelConfig(hidden=32, ffn=48, layers=2, heads=8, kv_heads=4, vocab=40, seq=10)
+CONFIG = ModelConfig(
+    hidden=24, ffn=50, layers=5, heads=12, kv_heads=6, head_dim=4, vocab=37, seq=16
+)
 DTYPES = {"fp32": torch.float32, "fp64": torch.float64, "bf16": torch.bfloat16}
 CASES = [
     dict(accumulate=1),
-    dict(accumulate=3, bucket_bytes=4000),
-    dict(accumulate=2, micro_batch=3, seq=7, bucket_bytes=1),
+    dict(accumulate=3, bucket_bytes=4000, tied=True),
+    dict(accumulate=2, micro_batch=3, seq=8, bucket_bytes=1),
     dict(accumulate=2, dtype="fp64", bucket_bytes=20_000),
-    dict(accumulate=1, dtype="bf16", bucket_bytes=2000),
-    dict(accumulate=2, tied=True, bucket_bytes=10_000),
+    dict(accumulate=5, dtype="bf16", bucket_bytes=2000),
 ]
+LAYOUTS = {
+    2: ["dp2", "tp2", "tp2sp", "pp2", "cp2", "pp2:gpipe"],
+    4: [
+        *("dp4", "tp4", "tp4sp", "pp4", "cp4"),
+        *("dp2tp2", "dp2pp2", "tp2pp2", "dp2cp2", "tp2cp2", "pp2cp2"),
+        *("dp2tp2sp", "tp2pp2sp", "tp2cp2sp"),
+    ],
+    8: ["dp2tp2pp2", "dp2tp2cp2", "tp2pp2cp2", "tp2pp2cp2sp", "tp4pp2sp"],
+}
 
 
-def one_step(layout, *, accumulate, micro_batch=2, seq=10, dtype="fp32", tied=False, **options):
+def one_step(layout, *, accumulate, micro_batch=2, seq=16, dtype="fp32", tied=False, **options):
     """One optimizer step as the trainer does it; what the ledger gained, by (op, axis, reason)."""
     layout = Layout.parse(layout)
     model = Transformer(CONFIG.replace(tied=tied), dtype=DTYPES[dtype])
     parallel = parallelize(model, layout, **options)
     before = len(comm.ledger().snapshot())
-    count = torch.tensor(accumulate * micro_batch * seq)
-    comm.all_reduce(count, "dp", "dp: count of valid tokens")
-    total = torch.zeros((), dtype=torch.float64)
-    for micro in range(accumulate):
-        data = torch.randint(CONFIG.vocab, (micro_batch, seq + 1))
-        with nullcontext() if micro == accumulate - 1 else parallel.no_sync():
-            loss = model.loss(data[:, :-1], data[:, 1:]) / count
-            loss.backward()
-        total += loss.detach()
-    parallel.finish_gradients()
-    comm.all_reduce(total, "dp", "dp: loss")
+    data_MBS = torch.randint(CONFIG.vocab, (accumulate, micro_batch, seq + 1))
+    parallel.forward_backward(data_MBS[..., :-1], data_MBS[..., 1:])
     parallel.clip(1.0)
     entries = comm.ledger().snapshot().entries[before:]
     return pico.monitoring.Ledger(entries).by("op", "axis", "reason")
@@ -60,27 +62,74 @@ def steps(layouts):
 
 @pytest.fixture(scope="module")
 def measured():
-    two = pico.run(steps, ["dp2", "tp2"], world_size=2)
-    four = pico.run(steps, ["dp4", "tp4", "dp2tp2"], world_size=4)
-    return [{**two[0], **four[0]}, {**two[1], **four[3]}]
+    """(layout, case) -> the ledger of each rank, in three runs."""
+    found = {}
+    for world, layouts in LAYOUTS.items():
+        ranks = list(pico.run(steps, layouts, world_size=world))
+        found |= {key: [rank[key] for rank in ranks] for key in ranks[0]}
+    return found
+
+
+def differing(found, formula):
+    """The reasons whose count, payload or bytes on the wire are not the formula's."""
+    return [
+        key
+        for key in found.keys() | formula.keys()
+        if key not in found
+        or key not in formula
+        or (found[key].count, found[key].payload_bytes) != formula[key][:2]
+        or found[key].ring_bytes != pytest.approx(formula[key].ring_bytes, rel=1e-12)
+    ]
 
 
 @pytest.mark.parametrize("case", range(len(CASES)))
-@pytest.mark.parametrize("layout", ["dp2", "dp4", "tp2", "tp4", "dp2tp2"])
+@pytest.mark.parametrize("layout", [layout for group in LAYOUTS.values() for layout in group])
 def test_formula_equals_measurement(measured, layout, case):
-    options = dict(micro_batch=2, seq=10) | CASES[case]
+    options = dict(micro_batch=2) | CASES[case]
     config = CONFIG.replace(tied=options.pop("tied", False))
-    formula = costs.step_ledger(config, layout, **options)
-    for rank in measured:
-        found = rank[layout, case]
-        assert found.keys() == formula.keys()
-        for key, totals in found.items():
-            expected = formula[key]
-            assert (totals.count, totals.payload_bytes) == (
-                expected.count,
-                expected.payload_bytes,
-            ), key
-            assert totals.ring_bytes == pytest.approx(expected.ring_bytes, rel=1e-12), key
+    ranks = measured[layout, case]
+    assert len(ranks) == Layout.parse(layout).world
+    for rank, found in enumerate(ranks):
+        assert not differing(found, costs.step_ledger(config, layout, rank=rank, **options)), rank
+
+
+@pytest.mark.parametrize("layout", ["pp2", "dp2tp2", "tp2cp2", "tp2pp2sp"])
+def test_mutant_one_formula_for_all_ranks_is_caught(measured, layout):
+    """Which would do if every size were divided evenly and every stage were alike."""
+    formula = costs.step_ledger(CONFIG, layout, micro_batch=2)
+    assert not differing(measured[layout, 0][0], formula)
+    assert any(differing(found, formula) for found in measured[layout, 0][1:])
+
+
+@pytest.mark.parametrize(
+    ("layout", "other"), [("tp2sp", "tp2"), ("tp4sp", "tp4"), ("dp2tp2sp", "dp2tp2")]
+)
+def test_sequence_parallelism_sends_the_same_bytes(measured, layout, other):
+    """Measured, over tp: an all-reduce is a reduce-scatter and an all-gather. What sp adds is one
+    small all-reduce for the norms."""
+    for case, settings in enumerate(CASES):
+        for split, whole in zip(measured[layout, case], measured[other, case]):
+            sent = [
+                sum(
+                    totals.ring_bytes
+                    for (_, axis, reason), totals in ledger.items()
+                    if axis == "tp" and reason != "sp: gradients of the norms"
+                )
+                for ledger in (split, whole)
+            ]
+            assert sent[0] == pytest.approx(sent[1], rel=1e-12)
+            norms = split["all_reduce", "tp", "sp: gradients of the norms"]
+            size = costs.dtype_bytes(settings.get("dtype", "fp32"))
+            elements = (2 * CONFIG.layers + 1) * CONFIG.hidden
+            assert (norms.count, norms.payload_bytes) == (1, elements * size)
+
+
+def test_stages_of_sequence_parallel_ranks_send_less(measured):
+    sends = [
+        measured[layout, 0][0]["send", "pp", "pp: activations"].payload_bytes
+        for layout in ("tp2pp2", "tp2pp2sp")
+    ]
+    assert sends[0] == 2 * sends[1]
 
 
 def twice_as_often(layout):
@@ -104,4 +153,4 @@ def twice_as_often(layout):
 def test_mutants_do_not_match_the_formula(layout):
     found = pico.run(twice_as_often, layout, world_size=2)[0]
     formula = costs.step_ledger(CONFIG, layout, micro_batch=2)
-    assert {k: t.count for k, t in found.items()} != {k: e.count for k, e in formula.items()}
+    assert differing(found, formula)

@@ -136,7 +136,7 @@ BUCKET_MUTANTS = {
         "pico.costs.buckets(sizes, bucket_bytes)",
         "[[i] for i in reversed(range(len(sizes)))]",
     ),
-    "forgets what arrived": ("            arrived.clear()\n", ""),
+    "forgets what arrived": ("                arrived.clear()\n", ""),
 }
 
 
@@ -182,7 +182,7 @@ def bucket_steps(buckets_class, naive):
 
 
 def run_buckets(**how):
-    names = lesson("dp-buckets", **how)
+    names = lesson("dp-naive", "dp-buckets", **how)
     return pico.run(bucket_steps, names["Buckets"], names["naive_sync"], world_size=WORLD)
 
 

@@ -128,8 +128,8 @@ def test_each_number_is_written_once(of_tp2, tmp_path):
         return sum(file.stat().st_size for file in path.glob("*.distcp"))
 
     numbers = sum(t.numel() for t in checkpoint.state_dict(tmp_path).values())
-    for path, overhead in ((folder / "step-4", 2.0), (tmp_path / "step-1", 2.0)):
-        assert 3 * 8 * numbers < size(path) < overhead * 3 * 8 * numbers
+    for path in (folder / "step-4", tmp_path / "step-1"):
+        assert 3 * 8 * numbers < size(path) < 2 * 3 * 8 * numbers  # names and shapes take the rest
 
 
 def test_the_newest_are_kept(tmp_path):
@@ -210,17 +210,18 @@ def test_a_killed_rank_is_as_if_it_had_not_been(where, tmp_path):
 # -- any cut, even or not --
 
 
+TENSORS = {"q": (7, 5), "k": (3, 5), "w": (5, 11), "own": (4, 2), "norm": (5,)}
+
+
 class Cut:
     """Which rank holds what of four tensors: cuts at random places, some slices empty, one tensor
     on one rank only (as a stage's layers are), one on all."""
-
-    TENSORS = {"q": (7, 5), "k": (3, 5), "w": (5, 11), "own": (4, 2), "norm": (5,)}
 
     def __init__(self, seed: int, rank: int, world: int):
         draw = random.Random(f"{seed}/{world}")
         self.pieces = {}
         for name, dim in (("q", 0), ("k", 0), ("w", draw.choice([0, 1]))):
-            size = self.TENSORS[name][dim]
+            size = TENSORS[name][dim]
             cuts = [0, *sorted(draw.randint(0, size) for _ in range(world - 1)), size]
             self.pieces[name] = self.piece(name, dim, cuts[rank], cuts[rank + 1])
         self.pieces["norm"] = self.piece("norm")
@@ -228,7 +229,7 @@ class Cut:
             self.pieces["own"] = self.piece("own")
 
     def piece(self, name, dim=None, start=0, stop=None):
-        return Piece(name, self.TENSORS[name], dim=dim, start=start, stop=stop)
+        return Piece(name, TENSORS[name], dim=dim, start=start, stop=stop)
 
     def optimizer(self, fill: bool) -> torch.optim.Optimizer:
         """q and k fused into one parameter, the others alone."""
@@ -261,9 +262,9 @@ class Cut:
 
     def value(self, name, times):
         """The whole tensor: numbers that say which tensor, which kind and which place."""
-        shape = self.TENSORS[name]
+        shape = TENSORS[name]
         numbers = torch.arange(torch.Size(shape).numel(), dtype=torch.float64).view(shape)
-        return numbers + 1000 * list(self.TENSORS).index(name) + 100_000 * times
+        return numbers + 1000 * list(TENSORS).index(name) + 100_000 * times
 
 
 def save_cuts(folder, cases):
@@ -305,9 +306,7 @@ def position_not_saved():
 
 
 def moments_from_zero():
-    real = checkpoint_plan.make_state
     checkpoint.make_state = lambda optimizer, metadata: None
-    del real
 
 
 def first_slice_of_moments():
@@ -493,7 +492,7 @@ def test_settings_that_make_no_sense(settings, says, tmp_path, monkeypatch):
 
 
 def test_another_runs_checkpoints_are_not_mixed_with_ours(copied, tmp_path):
-    with pytest.raises(ValueError, match="there are checkpoints of another run in .*step-8"):
+    with pytest.raises(ValueError, match=r"there are checkpoints of another run in .*step-8"):
         train("tp2", checkpoint=copied)
     with pytest.raises(ValueError, match=r"later checkpoints than step-4 .*step-8"):
         train("tp2", checkpoint=copied, resume=copied / "step-4")
@@ -528,8 +527,8 @@ def test_a_full_disk_is_one_sentence_and_loses_nothing(tmp_path):
 
 
 def test_reading_while_it_is_written(tmp_path):
-    """Whoever reads gets a whole checkpoint, or a sentence; never half of one, or of two."""
-    steps = 60
+    """Whoever reads gets a whole checkpoint, or a sentence; never half of one."""
+    steps = 30
     kept = train("dp2", "fp32", steps=steps, checkpoint=tmp_path / "all", save_every=1, keep=99)
     settings = dict(checkpoint=tmp_path / "one", save_every=1, keep=1, wait=False)
     job = train("dp2", "fp32", steps=steps, **settings)
@@ -549,5 +548,5 @@ def test_reading_while_it_is_written(tmp_path):
         assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
     assert job.result().losses == kept.losses
     assert whole > 0
-    known = ("there is no", "is gone:", "no complete checkpoint yet", "is not complete: its")
+    known = ("there is no", "is gone:", "no complete checkpoint yet")
     assert all(any(text in said for text in known) for said in sentences), set(sentences)

@@ -1,0 +1,59 @@
+"""What a diagnosis ends in: which part of the step, what is wrong with it, and what was seen."""
+
+from dataclasses import dataclass
+
+DATA = "the data"
+START = "the initial values"
+SCALE = "the scale of the loss"
+SAMPLES = "the weights of the samples"
+GRADIENTS = "the gradients of parameters"
+NORM_MEMBERS = "the members of the gradient norm"
+
+
+@dataclass(frozen=True)
+class Cause:
+    """What is most likely wrong: `where` names a reduction by its reason, or another part of the
+    step; `what` is missing, doubled, averaged, ... `text` and what was `seen` are for people."""
+
+    where: str
+    what: str
+    text: str
+    seen: str
+
+    def __str__(self) -> str:
+        return f"{self.text}. Seen: {self.seen}."
+
+
+_SUMMANDS = {
+    "dp: gradient bucket": "each replica has the gradient of its own samples",
+    "dp: count of valid tokens": "each replica knows the count of its own labels",
+    "dp: loss": "each replica has the loss of its own samples",
+    "tp: embedding output": "each rank has the embeddings of the tokens in its own rows, and zeros",
+    "tp: row-parallel output": "each rank has a summand of the layer's output",
+    "tp: column-parallel input gradient": "each rank has what its own outputs add to the gradient",
+    "tp: cross entropy maximum": "each rank knows the largest of its own logits",
+    "tp: cross entropy sums": "each rank has the exponentials of its own logits",
+    "tp: gradient norm": "each rank has the squares of its own shards",
+}
+
+
+def reduction_cause(reason: str, what: str, seen: str) -> Cause:
+    """The cause in which one reduction is wrong: missing, doubled or averaged."""
+    axis = reason.split(":")[0]
+    own = f" ({_SUMMANDS[reason]})" if reason in _SUMMANDS else ""
+    text = {
+        "missing": f"the all-reduce {reason!r} over {axis} is missing{own}",
+        "doubled": f"the all-reduce {reason!r} over {axis} is doubled: sums are summed again",
+        "averaged": f"{reason!r} is averaged over {axis}, and should be summed{own}",
+    }[what]
+    return Cause(reason, what, text, seen)
+
+
+def mean_of_means(seen: str) -> Cause:
+    return Cause(
+        "dp: count of valid tokens",
+        "local",
+        "each replica divides by its own count of valid tokens, and the results are averaged: a "
+        "mean of means, in which the tokens of a replica with few of them weigh more",
+        seen,
+    )
