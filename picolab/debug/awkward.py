@@ -3,9 +3,9 @@
 Each inconvenience is there because some bug is invisible without it:
 
     grouped-query attention     q, k and v then have different sizes, and are cut differently
-    head tied to the embedding  one parameter with two gradients
-    vocabulary 37               a prime: no axis divides it (taken where the layout can split it,
-                                else the next number that it can)
+    5 key-value heads, ffn 47, vocabulary 37    which no axis divides: shards are not equally large
+    layers = stages + 1         stages do not have equally many
+    head tied to the embedding  one parameter with two gradients, on two stages
     labels that do not count    unequally many on each replica and in each micro-batch, so that
                                 averaging averages is not averaging
     several micro-batches       as many as no axis has ranks, so that a gradient which is 3 times
@@ -15,10 +15,12 @@ Each inconvenience is there because some bug is invisible without it:
     AdamW's eps 1e-5            at 1e-8 a parameter whose gradient is all but 0 moves by the sign of
                                 a rounding error, and layouts that are right would differ
 
-The global batch depends on the layout only in its size: at least four sequences a micro-batch, as
-many for each replica.
+The batch depends on the layout only in its size: at least four sequences a micro-batch, as many for
+each replica, and at least 12 tokens a sequence, as many as its chunks allow. The tokens of a
+sequence are all different, so it can be seen where in it a rank's tokens come from.
 """
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -28,8 +30,7 @@ from picolab.model.transformer import IGNORED
 from picolab.specs import Layout, ModelConfig
 from picolab.training import TrainConfig
 
-VOCABULARY = 37
-SEQ = 12
+VOCABULARY, KV_HEADS, FFN, SHORTEST = 37, 5, 47, 12
 
 
 @dataclass(frozen=True)
@@ -43,27 +44,24 @@ class Recipe:
 
     @cached_property
     def config(self) -> ModelConfig:
-        """GQA with two query heads a key-value head, four kv heads or a multiple of tp's share."""
-        tp = self.layout.tp
-        kv_heads = 4 if 4 % tp == 0 else tp
-        shape = dict(
+        """Two query heads a key-value head, and nothing that an axis divides."""
+        layout = self.layout
+        chunks = 2 * layout.cp if layout.cp > 1 else 1
+        shares = layout.cp * layout.tp if layout.sp else 1
+        chunk = math.lcm(chunks, shares)
+        kv_heads = max(KV_HEADS, layout.tp)
+        return ModelConfig(
             name="the oracle's model",
-            hidden=8 * kv_heads,
-            ffn=12 * kv_heads,
-            layers=max(2, self.layout.pp),
+            hidden=32,
+            ffn=FFN,
+            layers=layout.pp + 1,
             heads=2 * kv_heads,
             kv_heads=kv_heads,
-            seq=SEQ,
+            head_dim=4,
+            vocab=VOCABULARY,
+            seq=chunk * -(-SHORTEST // chunk),
             tied=True,
         )
-        for vocab in range(VOCABULARY, VOCABULARY + tp):
-            config = ModelConfig(vocab=vocab, **shape)
-            try:
-                self.layout.check(config)
-                return config
-            except ValueError as error:
-                refusal = error
-        raise refusal  # no vocabulary helps; its sentence says what is in the way
 
     @cached_property
     def training(self) -> TrainConfig:
@@ -91,19 +89,21 @@ class Recipe:
 
     @property
     def accumulate(self) -> int:
-        """The smallest number of micro-batches that is no axis's size: ratios then tell which."""
-        return next(m for m in range(2, 9) if m not in self.layout.axes.values())
+        """The smallest number of micro-batches, not fewer than stages, that is no axis's size:
+        ratios then tell which."""
+        sizes = {*self.layout.axes.values(), self.layout.dp * self.layout.cp}
+        return next(m for m in range(max(2, self.layout.pp), 99) if m not in sizes)
 
     def batch(self, step: int, micro: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Tokens and labels (rows, SEQ) of one global micro-batch; no two sequences of a step are
+        """Tokens and labels (rows, seq) of one global micro-batch; no two sequences of a step are
         equal."""
-        vocab, row = self.config.vocab, torch.arange(self.rows).unsqueeze(1)
+        seq, row = self.config.seq, torch.arange(self.rows).unsqueeze(1)
         generator = torch.Generator().manual_seed(1000 * self.seed + 100 * step + micro)
-        start = torch.randperm(vocab, generator=generator)[: self.rows].unsqueeze(1)
-        data = (start + (3 + 2 * micro) * torch.arange(SEQ + 1)) % vocab
-        # 12, 7, 2, 9, ... of a sequence's 12 labels count in the first micro-batch, fewer later.
-        counted = 1 + (SEQ - 1 - 5 * row) % SEQ // (1 + micro)
-        labels = data[:, 1:].masked_fill(torch.arange(SEQ) >= counted, IGNORED)
+        start = torch.randperm(VOCABULARY, generator=generator)[: self.rows].unsqueeze(1)
+        data = (start + (3 + 2 * micro) * torch.arange(seq + 1)) % VOCABULARY
+        # Of 12 labels 12, 7, 2, 9, ... count in the first micro-batch, and fewer later.
+        counted = 1 + (seq - 1 - 5 * row) % seq // (1 + micro)
+        labels = data[:, 1:].masked_fill(torch.arange(seq) >= counted, IGNORED)
         return data[:, :-1], labels
 
     def part(self, step: int, micro: int, replica: int) -> tuple[torch.Tensor, torch.Tensor]:

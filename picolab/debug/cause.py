@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 
 DATA = "the data"
+POSITIONS = "the positions"
+LABELS = "the labels"
 START = "the initial values"
 SCALE = "the scale of the loss"
 SAMPLES = "the weights of the samples"
@@ -34,16 +36,21 @@ _SUMMANDS = {
     "tp: cross entropy maximum": "each rank knows the largest of its own logits",
     "tp: cross entropy sums": "each rank has the exponentials of its own logits",
     "tp: gradient norm": "each rank has the squares of its own shards",
+    "sp: gradients of the norms": "each rank has the norms' gradients of its own tokens",
+    "pp: tied embedding gradient": "the first stage has the gradient of looking up, the last that "
+    "of the head",
+    "pp: loss": "the last stage knows the loss, the others have zero",
+    "pp: gradient norm": "each stage has the squares of its own layers",
 }
 
 
 def reduction_cause(reason: str, what: str, seen: str) -> Cause:
     """The cause in which one reduction is wrong: missing, doubled or averaged."""
-    axis = reason.split(":")[0]
+    axis = {"sp": "tp"}.get(reason.split(":")[0], reason.split(":")[0])
     own = f" ({_SUMMANDS[reason]})" if reason in _SUMMANDS else ""
     text = {
-        "missing": f"the all-reduce {reason!r} over {axis} is missing{own}",
-        "doubled": f"the all-reduce {reason!r} over {axis} is doubled: sums are summed again",
+        "missing": f"the sum {reason!r} over {axis} is missing{own}",
+        "doubled": f"the sum {reason!r} over {axis} is doubled: sums are summed again",
         "averaged": f"{reason!r} is averaged over {axis}, and should be summed{own}",
     }[what]
     return Cause(reason, what, text, seen)

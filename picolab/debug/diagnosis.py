@@ -7,6 +7,7 @@ that recognises something answers:
 
     moved parameters    whether they changed before the optimizer's turn
     data                which sequences each replica read
+    positions           whether tokens, positions and labels are cut alike
     start               whether parameters are what one process starts from
     count               of valid tokens, that every loss is divided by
     forward, loss       the first tensor in the model that is wrong           (inside_model.py)
@@ -27,7 +28,9 @@ import torch
 from picolab.debug.cause import (
     DATA,
     GRADIENTS,
+    LABELS,
     NORM_MEMBERS,
+    POSITIONS,
     START,
     Cause,
     mean_of_means,
@@ -35,7 +38,8 @@ from picolab.debug.cause import (
 )
 from picolab.debug.evidence import Evidence, ranks_text, slice_of
 from picolab.debug.inside_model import by_backward, by_forward, by_loss
-from picolab.debug.samples import by_sample_weights, only_own
+from picolab.debug.observe import Observation
+from picolab.debug.samples import by_sample_weights
 
 
 def diagnose(evidence: Evidence, *, ledger: bool = True) -> Cause | None:
@@ -88,8 +92,7 @@ def _by_moved_parameters(evidence: Evidence) -> Cause | None:
         "parameters changed between the forward pass and the optimizer's turn, first in step "
         f"{min(steps) + 1}"
     )
-    weights = evidence.sample_weights
-    if weights is not None and only_own(evidence, weights):
+    if evidence.gradient_signature("dp_cp") == "missing":
         seen += ", and gradients were not summed over the replicas"
     return Cause(
         "dp: gradient bucket",
@@ -126,6 +129,30 @@ def _by_data(evidence: Evidence) -> Cause | None:
     return Cause(DATA, "repeated", text, seen)
 
 
+def _by_positions(evidence: Evidence) -> Cause | None:
+    """Whether tokens, positions and labels are the same places of the sequence."""
+    for seen in evidence.ranks:
+        columns, seq = evidence.columns(seen), evidence.recipe.config.seq
+        told, labels = seen.positions, evidence.recipe.part(0, 0, seen.place["dp"])[1]
+        if not torch.equal(told, columns):
+            here = f"rank {seen.rank} has tokens {columns.tolist()} of each sequence and rotates"
+            steps = told[1:] - told[:-1]
+            what = "contiguous" if bool((steps == 1).all()) and len(told) < seq else "other"
+            text = "positions are not those of the tokens: they should be the global ones, by the "
+            text += "same permutation"
+            return Cause(POSITIONS, what, text, f"{here} them as {told.tolist()}")
+        if seen.labels is not None and not torch.equal(seen.labels, labels[:, columns]):
+            text = "labels are not those of the tokens: they should be cut by the same permutation"
+            here = f"rank {seen.rank} has tokens {columns.tolist()} of each sequence"
+            return Cause(LABELS, "other", text, f"{here}, and labels of other ones")
+    for line in evidence.lines("cp"):
+        held = torch.cat([evidence.columns(seen) for seen in line]).sort().values
+        if not torch.equal(held, torch.arange(evidence.recipe.config.seq)):
+            text = "the ranks of cp do not have each token of a sequence once"
+            return Cause(DATA, "shares", text, f"together they have {held.tolist()}")
+    return None
+
+
 def _by_start(evidence: Evidence) -> Cause | None:
     wrong = {
         seen.rank: [
@@ -147,14 +174,14 @@ def _by_start(evidence: Evidence) -> Cause | None:
     def alike(axis: str) -> bool:
         """Whether the ranks along an axis hold the same numbers in all that is wrong."""
         return all(
-            torch.equal(line[0].start[name][1], other.start[name][1])
+            _same_numbers(line[0].start[name][1], other.start[name][1])
             for line in evidence.lines(axis)
             for other in line[1:]
             for name in names
             if name in line[0].start and name in other.start
         )
 
-    if not alike("dp"):
+    if not alike("dp_cp"):
         return Cause(
             START,
             "replicas differ",
@@ -178,7 +205,46 @@ def _by_start(evidence: Evidence) -> Cause | None:
             f"has 1/{tp} of its heads and neurons",
             f"{seen}; along tp they are equal",
         )
+    if _stages_alike(evidence, names):
+        return Cause(
+            START,
+            "stages alike",
+            "every stage starts with the same layers: each drew its own from the same seed, "
+            "counting from its own first one",
+            f"{seen}; they equal the first stage's in the same place",
+        )
     return Cause(START, "other", "parameters do not start from the right values", seen)
+
+
+def _same_numbers(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Whether two tensors were filled by the same generator: shards need not be equally large. (Of
+    a size that 16 does not divide, torch draws the last 16 again.)"""
+    if a.shape == b.shape:
+        return torch.equal(a, b)
+    n = min(a.numel(), b.numel()) - 16
+    return n > 0 and torch.equal(a.flatten()[:n], b.flatten()[:n])
+
+
+def _stages_alike(evidence: Evidence, names: list[str]) -> bool:
+    """Whether the wrong tensors of later stages are those of the first one, layer by layer."""
+    for line in evidence.lines("pp"):
+        first = _by_local_layer(line[0])
+        for seen in line[1:]:
+            for name, tensor in _by_local_layer(seen).items():
+                if name in first and not torch.equal(tensor, first[name]):
+                    return False
+    return evidence.size("pp") > 1 and all(name.startswith("layers.") for name in names)
+
+
+def _by_local_layer(seen: Observation) -> dict[str, torch.Tensor]:
+    """The stage's layers, counted from its own first one."""
+    layers = {name: t for name, (_, t) in seen.start.items() if name.startswith("layers.")}
+    numbers = [int(name.split(".")[1]) for name in layers]
+    names = [name.split(".", 2) for name in layers]
+    return {
+        f"{number - min(numbers)}.{name[2]}": tensor
+        for number, name, tensor in zip(numbers, names, layers.values())
+    }
 
 
 def _by_count(evidence: Evidence) -> Cause | None:
@@ -201,31 +267,33 @@ def _by_count(evidence: Evidence) -> Cause | None:
 
 def _by_gradients(evidence: Evidence) -> Cause | None:
     """What flows through the model is right, forward and back. Are the parameters' gradients?"""
-    wrong: dict[str, object] = {}
-    for name, whole in evidence.reference.gradients.items():
-        found = {s.rank: s.gradients[name][1] for s in evidence.ranks if name in s.gradients}
-        right = {rank: slice_of(evidence.ranks[rank].gradients, name, whole) for rank in found}
-        what = evidence.signature("tp", found, right)
-        if what != "right":
-            wrong[name] = what
+    reference, wrong = evidence.reference, {}
+    for name, whole in reference.gradients.items():
+        held = [seen for seen in evidence.ranks if name in seen.gradients]
+        found = {seen.rank: seen.gradients[name][1] for seen in held}
+        right = {seen.rank: seen.gradients[name][0].take(whole) for seen in held}
+        kinds = {axis: evidence.signature(axis, found, right) for axis in ("tp", "pp")}
+        if set(kinds.values()) != {"right"}:
+            wrong[name] = kinds
     if not wrong:
         return None
-    kinds = set(wrong.values())
-    what = kinds.pop() if len(kinds) == 1 else None
     some = ", ".join(list(wrong)[:3]) + (", ..." if len(wrong) > 3 else "")
     seen = (
         "gradients that flow through the first micro-batch are right, and those of "
         f"{len(wrong)} parameters are not: {some}"
     )
-    how = {
-        "missing": "; what the ranks of tp hold adds up to the right ones",
-        "doubled": "; they are exactly tp times the right ones",
-        "averaged": "; they are exactly 1/tp of the right ones",
+    cut = {
+        n for of in evidence.ranks for n, (piece, _) in of.start.items() if piece.dim is not None
     }
-    if isinstance(what, str):
-        return Cause(
-            GRADIENTS, what, f"the sum over tp is {what} for some gradients", seen + how[what]
-        )
+    for axis, reason, of in (
+        ("tp", "sp: gradients of the norms", evidence.recipe.layout.sp and not cut & set(wrong)),
+        ("pp", "pp: tied embedding gradient", set(wrong) == {"embed.weight"}),
+    ):
+        kinds = {of_name[axis] for of_name in wrong.values()}
+        what = kinds.pop() if len(kinds) == 1 else None
+        if of and isinstance(what, str):
+            sums = "; what the ranks have adds up to the right ones" if what == "missing" else ""
+            return reduction_cause(reason, what, seen + sums)
     return Cause(GRADIENTS, "other", "the gradients of some parameters are wrong", seen)
 
 
@@ -234,53 +302,82 @@ def _by_reported_loss(evidence: Evidence) -> Cause | None:
     found = {
         seen.rank: torch.tensor(seen.losses[0], dtype=torch.float64) for seen in evidence.ranks
     }
-    what = evidence.signature("dp", found, dict.fromkeys(found, right))
-    if what == "right":
-        return None
     told = ", ".join(f"{float(loss):.5g}" for loss in found.values())
     seen = (
         f"gradients are right, and ranks report a loss of {told}, where {float(right):.5g} is right"
     )
-    if isinstance(what, str):
-        return reduction_cause("dp: loss", what, seen)
+    for axis, reason in (("dp_cp", "dp: loss"), ("pp", "pp: loss")):
+        what = evidence.signature(axis, found, dict.fromkeys(found, right))
+        if what == "right":
+            return None
+        if isinstance(what, str):
+            return reduction_cause(reason, what, seen)
     return Cause("dp: loss", "other", "the loss that is reported is wrong", seen)
 
 
 def _by_norm(evidence: Evidence) -> Cause | None:
     """Gradients are right. Of which of them is the norm that is reported?"""
-    reference, tp = evidence.reference, evidence.size("tp")
-    right = reference.norms[0]
+    right = evidence.reference.norms[0]
     found = {seen.rank: seen.norms[0] for seen in evidence.ranks}
     if all(abs(norm - right) <= 100 * evidence.tolerance * right for norm in found.values()):
         return None
-    own, replicas = dict.fromkeys(found, 0.0), dict.fromkeys(found, 0.0)
+    seen = (
+        "gradients are right, and the norm is "
+        f"{', '.join(f'{norm:.5g}' for norm in found.values())}, where {right:.5g} is right"
+    )
+    for (where, what), square in _wrong_norms(evidence).items():
+        if all(abs(norm**2 - square[r]) <= evidence.exact * norm**2 for r, norm in found.items()):
+            seen += "; that is what this mistake gives"
+            if where != NORM_MEMBERS:
+                return reduction_cause(where, what, seen)
+            text = {
+                "replicas": "what all ranks of tp hold is counted once on each",
+                "tied": "the tied embedding is counted on the first stage and again on the last",
+            }[what]
+            return Cause(where, what, f"the gradient norm has too many members: {text}", seen)
+    return Cause("the gradient norm", "other", "the gradient norm is wrong", seen)
+
+
+def _wrong_norms(evidence: Evidence) -> dict[tuple[str, str], dict[int, float]]:
+    """(where, what) -> rank -> the square of the norm that this mistake would report, from the
+    right gradients."""
+    tp, pp = evidence.size("tp"), evidence.size("pp")
+    own, replicas, again = ({seen.rank: 0.0 for seen in evidence.ranks} for _ in range(3))
     for seen in evidence.ranks:
         for name, (piece, _) in seen.gradients.items():
-            part = slice_of(seen.gradients, name, reference.gradients).double()
-            of = replicas if piece.dim is None else own
+            part = slice_of(seen.gradients, name, evidence.reference.gradients).double()
+            copy = name == "embed.weight" and pp > 1 and seen.place["pp"] == pp - 1
+            of = again if copy else replicas if piece.dim is None else own
             of[seen.rank] += float(part.square().sum())
-    shards = {
-        seen.rank: sum(own[other.rank] for other in line)
-        for line in evidence.lines("tp")
-        for seen in line
-    }
-    told = ", ".join(f"{norm:.5g}" for norm in found.values())
-    seen = f"gradients are right, and the norm is {told}, where {right:.5g} is right"
-    reason = "tp: gradient norm"
-    squares = {
-        (reason, "missing"): lambda r: own[r] + replicas[r],
-        (reason, "doubled"): lambda r: tp * shards[r] + replicas[r],
-        (reason, "averaged"): lambda r: shards[r] / tp + replicas[r],
-        (NORM_MEMBERS, "replicas"): lambda r: shards[r] + tp * replicas[r],
-    }
-    for (where, what), square in squares.items() if tp > 1 else ():
-        if all(abs(norm**2 - square(r)) <= evidence.exact * norm**2 for r, norm in found.items()):
-            seen += "; that is what this mistake gives"
-            if where == reason:
-                return reduction_cause(where, what, seen)
-            text = f"the gradient norm counts what all {tp} ranks of tp hold {tp} times"
-            return Cause(where, what, text, seen)
-    return Cause(reason, "other", "the gradient norm is wrong", seen)
+
+    def over(axis: str, values: dict[int, float]) -> dict[int, float]:
+        return {
+            seen.rank: sum(values[other.rank] for other in line)
+            for line in evidence.lines(axis)
+            for seen in line
+        }
+
+    def plus(a: dict[int, float], b: dict[int, float], times: float = 1.0) -> dict[int, float]:
+        return {rank: a[rank] + times * b[rank] for rank in a}
+
+    def times(n: float, a: dict[int, float]) -> dict[int, float]:
+        return {rank: n * value for rank, value in a.items()}
+
+    shards = over("tp", own)
+    stage = plus(shards, replicas)
+    whole = over("pp", stage)
+    wrong: dict[tuple[str, str], dict[int, float]] = {}
+    if tp > 1:
+        wrong["tp: gradient norm", "missing"] = over("pp", plus(own, replicas))
+        wrong["tp: gradient norm", "doubled"] = over("pp", plus(times(tp, shards), replicas))
+        wrong["tp: gradient norm", "averaged"] = over("pp", plus(times(1 / tp, shards), replicas))
+        wrong[NORM_MEMBERS, "replicas"] = over("pp", plus(shards, replicas, tp))
+    if pp > 1:
+        wrong["pp: gradient norm", "missing"] = stage
+        wrong["pp: gradient norm", "doubled"] = times(pp, whole)
+        wrong["pp: gradient norm", "averaged"] = times(1 / pp, whole)
+        wrong[NORM_MEMBERS, "tied"] = plus(whole, over("pp", over("tp", again)))
+    return wrong
 
 
 def _by_later_steps(evidence: Evidence) -> Cause | None:
@@ -307,13 +404,14 @@ def _by_later_steps(evidence: Evidence) -> Cause | None:
         "other",
         "what is wrong comes after the first step's gradients: clipping, the optimizer, or "
         "gradients that were kept from the step before",
-        f"all of the first step is right up to its update; the first number that is wrong is {first}",
+        f"all of the first step is right up to its update; the first wrong number is {first}",
     )
 
 
 _RULES = (
     _by_moved_parameters,
     _by_data,
+    _by_positions,
     _by_start,
     _by_count,
     by_forward,

@@ -51,38 +51,61 @@ class Evidence:
         return EXACT[self.recipe.dtype]
 
     def size(self, axis: str) -> int:
-        return self.recipe.layout.axes[axis]
+        """Ranks of an axis; "dp_cp" is the two together: the ranks that hold equal parameters and
+        see different tokens."""
+        axes = self.recipe.layout.axes
+        return axes["dp"] * axes["cp"] if axis == "dp_cp" else axes[axis]
 
     def lines(self, axis: str) -> list[list[Observation]]:
         """The ranks in groups that differ in this axis only, in the order of the axis."""
+        along = axis.split("_")
         groups: dict[tuple, list[Observation]] = {}
         for seen in self.ranks:
-            key = tuple(index for name, index in seen.place.items() if name != axis)
+            key = tuple(index for name, index in seen.place.items() if name not in along)
             groups.setdefault(key, []).append(seen)
-        return [sorted(group, key=lambda seen: seen.place[axis]) for group in groups.values()]
+        return [sorted(group, key=lambda seen: seen.rank) for group in groups.values()]
+
+    def columns(self, seen: Observation) -> torch.Tensor:
+        """Which places of the replica's sequences this rank has, found by looking for its tokens
+        (of a later stage: for those of the first one). -1 where they are not in the sequences."""
+        (line,) = (line for line in self.lines("pp") if seen in line)
+        tokens = line[0].tokens
+        whole, _ = self.recipe.part(0, 0, seen.place["dp"])
+        if tokens.shape[0] != whole.shape[0]:
+            return torch.full((tokens.shape[1],), -1)
+        same = (tokens.unsqueeze(2) == whole.unsqueeze(1)).all(0)  # (mine, places)
+        return torch.where(same.any(1), same.int().argmax(1), -1)
+
+    def share(self, seen: Observation, whole: torch.Tensor) -> torch.Tensor:
+        """Of (B, S, ...) of the replica what a rank has between the layers: its columns, and of
+        those, under sequence parallelism, its part."""
+        part = whole[:, self.columns(seen)]
+        if self.recipe.layout.sp:
+            part = part.chunk(self.size("tp"), dim=1)[seen.place["tp"]]
+        return part
 
     @cached_property
     def ledger(self) -> list["LedgerLine"]:
-        """What each kind of collective should be in a step, and was, where a rank or a step
-        differs from the formula; the others once."""
-        settings, lines = self.recipe.training, []
-        formula = costs.step_ledger(
-            settings.model,
-            settings.layout,
-            micro_batch=settings.micro_batch,
-            accumulate=settings.accumulate,
-            dtype=settings.dtype,
-            bucket_bytes=settings.bucket_bytes,
-        )
-        measured = [step for seen in self.ranks for step in seen.ledger]
-        for key in dict.fromkeys([*formula, *(key for step in measured for key in step)]):
-            expected = (
-                (formula[key].count, formula[key].payload_bytes) if key in formula else (0, 0)
+        """Each kind of collective in a step, as the formula has it and as it was: of a rank and a
+        step where the two differ, or else of the first rank that has any."""
+        settings, lines = self.recipe.training, {}
+        for seen in self.ranks:
+            formula = costs.step_ledger(
+                settings.model,
+                settings.layout,
+                micro_batch=settings.micro_batch,
+                accumulate=settings.accumulate,
+                dtype=settings.dtype,
+                bucket_bytes=settings.bucket_bytes,
+                rank=seen.rank,
             )
-            found = [step.get(key, (0, 0)) for step in measured]
-            worst = next((one for one in found if one != expected), expected)
-            lines.append(LedgerLine(*key, expected=expected, found=worst))
-        return lines
+            for step in seen.ledger:
+                for key in dict.fromkeys([*formula, *step]):
+                    right = formula.get(key, (0, 0))
+                    line = LedgerLine(*key, expected=tuple(right[:2]), found=step.get(key, (0, 0)))
+                    if key not in lines or (lines[key].ok and not line.ok):
+                        lines[key] = line
+        return list(lines.values())
 
     @cached_property
     def sample_weights(self) -> dict[int, torch.Tensor] | None:
@@ -111,18 +134,23 @@ class Evidence:
             weights[seen.rank] = solution.view(self.recipe.accumulate, -1).T
         return weights
 
-    def signature(self, axis: str, found: dict[int, torch.Tensor], right: dict[int, torch.Tensor]):
+    def signature(
+        self, axis: str, found: dict[int, torch.Tensor], right: dict[int, torch.Tensor]
+    ) -> str | float | None:
         """How tensors (rank -> tensor) that should be a sum over the axis differ from it: "right",
         "missing", "doubled", "averaged", a number if they are that many times as large, or None."""
-        n, kinds = self.size(axis), set()
+        kinds = set()
         for line in self.lines(axis):
             line = [seen.rank for seen in line if seen.rank in found]
             if line:
-                kinds.add(self._signature_of(n, [found[r] for r in line], [right[r] for r in line]))
+                kinds.add(self._signature_of([found[r] for r in line], [right[r] for r in line]))
         kinds -= {"right"} if len(kinds) > 1 else set()
         return kinds.pop() if len(kinds) == 1 else None
 
-    def _signature_of(self, n: int, found: list[torch.Tensor], right: list[torch.Tensor]):
+    def _signature_of(
+        self, found: list[torch.Tensor], right: list[torch.Tensor]
+    ) -> str | float | None:
+        n = len(found)  # of the axis's ranks those that hold the tensor at all
         if all(self.close(a, b) for a, b in zip(found, right)):
             return "right"
         ratios = [self.ratio(a, b) for a, b in zip(found, right)]
@@ -131,9 +159,26 @@ class Evidence:
             if alike and n > 1 and abs(ratios[0] - value) < self.exact * value:
                 return word
         # After "averaged", whose tensors add up to the right one too.
-        if n > 1 and len(found) == n and self.close(sum(a.double() for a in found), right[0]):
+        one_shape = len({tensor.shape for tensor in (*found, *right)}) == 1
+        if n > 1 and one_shape and self.close(sum(a.double() for a in found), right[0]):
             return "missing"
         return ratios[0] if alike else None
+
+    def gradient_signature(self, axis: str) -> str | float | None:
+        """The signature of all gradients of a rank together."""
+        found, right = {}, {}
+        for seen in self.ranks:
+            names = [name for name in seen.gradients if name in self.reference.gradients]
+            if not names:
+                return None
+            found[seen.rank] = torch.cat([seen.gradients[name][1].flatten() for name in names])
+            right[seen.rank] = torch.cat(
+                [
+                    slice_of(seen.gradients, name, self.reference.gradients).flatten()
+                    for name in names
+                ]
+            )
+        return self.signature(axis, found, right)
 
     def close(self, found: torch.Tensor, right: torch.Tensor) -> bool:
         # Looser than the comparison: single activations have fewer digits than whole gradients.

@@ -8,13 +8,12 @@ A fault is switched on inside each rank, before the model is placed, by replacin
 package for the time of the run; the package itself knows of none (no flag, no branch). Most are one
 collective treated wrongly, found by the reason that its caller gives, so they need one line:
 
-    _reduction("dp: gradient bucket", "missing")
+    _reduction("dp-gradients", "dp: gradient bucket", "dp", {"missing": where it was seen})
 
-To add one: write a context manager `(layout) -> None` that patches and restores, and decorate it
-with `@_fault(name, what, where_seen, axis)`. tests/distributed/debug/test_faults.py asks of each
-that the oracle catches it, and lists which cause it must be given. To come with their axes:
-contiguous positions with zig-zag data and no synchronisation with cp but dp=1 (cp), stages
-initialised alike (pp), gradients of norms not reduced (sp).
+To add one that is not: write a generator `(layout)` that patches, yields once and restores, and
+decorate it with `@_fault(name, what, where_seen, needs)`.
+tests/distributed/debug/test_faults.py asks of each that the oracle catches it, and lists which
+cause it must be given.
 """
 
 import difflib
@@ -27,13 +26,35 @@ import torch
 
 from picolab import comm
 from picolab.comm.mesh import Mesh
-from picolab.model import Transformer, parameters
+from picolab.model import parameters
 from picolab.monitoring.table import Table
-from picolab.parallel import data, three_d
+from picolab.parallel import context, data, pipeline, three_d
 from picolab.specs import Layout
 from picolab.training import trainer
 
 Treatment = Literal["missing", "doubled", "averaged"]
+
+
+# What a layout needs for a fault to be possible: in words, as a test, and an example that has it.
+_NEEDS: dict[str, tuple[str, Callable[[Layout], bool], str]] = {
+    "any": ("nothing", lambda layout: True, "dp1"),
+    "dp": ("dp of 2 or more", lambda layout: layout.dp > 1, "dp2"),
+    "dp or cp": ("dp or cp of 2 or more", lambda layout: layout.dp * layout.cp > 1, "dp2"),
+    "tp": ("tp of 2 or more", lambda layout: layout.tp > 1, "tp2"),
+    "tp without sp": (
+        "tp of 2 or more, without sp",
+        lambda layout: layout.tp > 1 and not layout.sp,
+        "tp2",
+    ),
+    "sp": ("sp", lambda layout: layout.sp, "tp2sp"),
+    "cp": ("cp of 2 or more", lambda layout: layout.cp > 1, "cp2"),
+    "cp without dp": (
+        "cp of 2 or more and dp of 1",
+        lambda layout: layout.cp > 1 and layout.dp == 1,
+        "cp2",
+    ),
+    "pp": ("pp of 2 or more", lambda layout: layout.pp > 1, "pp2"),
+}
 
 
 @dataclass(frozen=True)
@@ -45,20 +66,20 @@ class Fault:
     """What is done wrongly, in a sentence."""
     where_seen: str
     """A public report of it, or of its like."""
-    axis: str | None
-    """The axis that must have at least two ranks for it to exist; None: any layout."""
+    needs: str
+    """What a layout must have for it to exist; a key of _NEEDS."""
     applied: Callable[[Layout], AbstractContextManager[None]]
 
     def applies_to(self, layout: Layout | str) -> bool:
-        return self.axis is None or Layout.parse(layout).axes[self.axis] > 1
+        return _NEEDS[self.needs][1](Layout.parse(layout))
 
     def check(self, layout: Layout) -> None:
         """ValueError if there is nothing in this layout that could go wrong in this way."""
         if not self.applies_to(layout):
-            near = replace(layout, **{self.axis: 2})
+            words, _, example = _NEEDS[self.needs]
             raise ValueError(
-                f"the fault {self.name!r} needs {self.axis} of 2 or more, and {layout} has "
-                f"{self.axis}1: there is nothing it could break; try {near}"
+                f"the fault {self.name!r} needs {words}, and there is nothing in {layout} that it "
+                f"could break; try {example}"
             )
 
 
@@ -80,22 +101,22 @@ def find(fault: str | Fault) -> Fault:
 def table(layout: Layout | str | None = None) -> Table:
     """The catalogue, or the part of it that a layout can have."""
     rows = [
-        [fault.name, fault.axis or "any", fault.what, fault.where_seen]
+        [fault.name, _NEEDS[fault.needs][0], fault.what, fault.where_seen]
         for fault in CATALOGUE.values()
         if layout is None or fault.applies_to(layout)
     ]
-    return Table(["fault", "axis", "what is done wrongly", "where it was seen"], rows)
+    return Table(["fault", "needs", "what is done wrongly", "where it was seen"], rows)
 
 
 # -- the two ways to make one --
 
 
-def _fault(name: str, what: str, where_seen: str, axis: str | None):
+def _fault(name: str, what: str, where_seen: str, needs: str):
     """Decorator: a generator that patches, yields once and restores becomes a catalogue entry."""
 
     def register(patch: Callable[[Layout], Iterator[None]]):
-        assert name not in CATALOGUE, name
-        CATALOGUE[name] = Fault(name, what, where_seen, axis, contextmanager(patch))
+        assert name not in CATALOGUE and needs in _NEEDS, (name, needs)
+        CATALOGUE[name] = Fault(name, what, where_seen, needs, contextmanager(patch))
         return patch
 
     return register
@@ -129,13 +150,12 @@ def _treated(reason: str, treatment: Treatment):
     return all_reduce
 
 
-def _reduction(name: str, reason: str, treatments: dict[Treatment, str]) -> None:
+def _reduction(name: str, reason: str, needs: str, treatments: dict[Treatment, str]) -> None:
     """Entries for one reduction of the training step: name-missing, name-doubled, ..."""
-    axis = reason.split(":")[0]
     words = {
         "missing": f"the all-reduce of {reason!r} is left out",
         "doubled": f"the all-reduce of {reason!r} is done twice, the second time on the sums",
-        "averaged": f"{reason!r} is divided by the number of ranks in {axis}, where a sum is meant",
+        "averaged": f"{reason!r} is divided by the number of ranks, where a sum is meant",
     }
     for treatment, where_seen in treatments.items():
 
@@ -143,7 +163,7 @@ def _reduction(name: str, reason: str, treatments: dict[Treatment, str]) -> None
             with _patched(comm, "all_reduce", _treated(reason, treatment)):
                 yield
 
-        _fault(f"{name}-{treatment}", words[treatment], where_seen, axis)(patch)
+        _fault(f"{name}-{treatment}", words[treatment], where_seen, needs)(patch)
 
 
 _PICOTRON = "huggingface/picotron at 59714b1"
@@ -156,8 +176,9 @@ _LIKE = "the same mistake as its neighbours, at this reduction"
 _reduction(
     "dp-gradients",
     "dp: gradient bucket",
+    "dp or cp",
     {
-        "missing": f"{_PICOTRON}, train.py:192 (replicas are never synchronised with cp but dp 1)",
+        "missing": f"{_PICOTRON}, data_parallel.py:39 (gradients stay unequal on the replicas)",
         "doubled": "pytorch issue 160285, NVIDIA/Megatron-LM PR 5956 (gradients exactly doubled)",
         "averaged": _CONTEXT_LOSS,
     },
@@ -165,6 +186,7 @@ _reduction(
 _reduction(
     "dp-count",
     "dp: count of valid tokens",
+    "dp",
     {
         "missing": "pytorch/torchtitan PR 2206 (each rank divided by its own count)",
         "doubled": "huggingface/transformers PR 35438 (a wrong count, the loss off by a factor)",
@@ -173,6 +195,7 @@ _reduction(
 _reduction(
     "dp-loss",
     "dp: loss",
+    "dp or cp",
     {
         "missing": f"{_PICOTRON}, utils.py:94 (ranks log a loss that is not the batch's)",
         "doubled": "pytorch/torchtitan PR 105 (the loss was reduced over the whole mesh)",
@@ -182,6 +205,7 @@ _reduction(
 _reduction(
     "tp-row-output",
     "tp: row-parallel output",
+    "tp without sp",
     {
         "missing": f"{_LEARNING}, RowParallelLinear (it has no all-reduce)",
         "doubled": "huggingface/text-generation-inference issue 1036 (the bias added tp times)",
@@ -191,6 +215,7 @@ _reduction(
 _reduction(
     "tp-input-gradient",
     "tp: column-parallel input gradient",
+    "tp without sp",
     {
         "missing": "NVIDIA/Megatron-LM issue 1446 (gradients of norms differ over tp)",
         "doubled": "tenstorrent/tt-metal PR 31748 (two all-reduces in the backward pass)",
@@ -200,17 +225,20 @@ _reduction(
 _reduction(
     "tp-embedding",
     "tp: embedding output",
+    "tp without sp",
     {"missing": _LIKE, "doubled": _LIKE, "averaged": _LIKE},
 )
 _reduction(
     "tp-loss-maximum",
     "tp: cross entropy maximum",
+    "tp",
     # (Twice is harmless, and an average too: softmax does not depend on what is subtracted.)
     {"missing": f"{_COMPOSED}, finding 1 (every rank has another loss)"},
 )
 _reduction(
     "tp-loss-sums",
     "tp: cross entropy sums",
+    "tp",
     {
         "missing": f"{_COMPOSED}, finding 1 (every rank has another loss)",
         "doubled": f"{_COMPOSED}, finding 2 (the loss is off by log(tp))",
@@ -219,7 +247,32 @@ _reduction(
 _reduction(
     "tp-norm",
     "tp: gradient norm",
+    "tp",
     {"missing": _NORM, "doubled": _LIKE, "averaged": _LIKE},
+)
+
+
+_reduction(
+    "sp-norm-gradients",
+    "sp: gradients of the norms",
+    "sp",
+    {
+        "missing": "NVIDIA/Megatron-LM issue 1446 (gradients of norms differ over tp)",
+        "doubled": _LIKE,
+        "averaged": _LIKE,
+    },
+)
+_reduction(
+    "pp-loss",
+    "pp: loss",
+    "pp",
+    {"missing": f"{_PICOTRON}, utils.py:94 (the loss is 0 on every rank but the last stage's)"},
+)
+_reduction(
+    "pp-norm",
+    "pp: gradient norm",
+    "pp",
+    {"missing": _LIKE, "doubled": _LIKE, "averaged": _LIKE},
 )
 
 
@@ -318,7 +371,7 @@ def _every_micro_batch(layout):
     "micro-batches-not-scaled",
     "gradients are those of the micro-batches' summed means: too large by their number",
     f"{_PICOTRON}, pipeline_parallel.py:107 and 160; pytorch/torchtitan issue 1733",
-    None,
+    "any",
 )
 def _micro_batches_not_scaled(layout):
     class Unscaled(torch.autograd.Function):
@@ -333,16 +386,18 @@ def _micro_batches_not_scaled(layout):
         def backward(ctx, grad):
             return grad * ctx.times, None
 
-    accumulate, real_step, real_loss = [1], trainer.train_step, Transformer.loss
+    real = three_d.ThreeDParallelOptimizer.forward_backward
 
-    def train_step(parallel, optimizer, text, config, lr):
-        accumulate[0] = config.accumulate
-        return real_step(parallel, optimizer, text, config, lr)
+    def forward_backward(self, tokens_MBS, *rest):
+        right = self.model.cross_entropy
 
-    def loss(self, *batch):
-        return Unscaled.apply(real_loss(self, *batch), accumulate[0])
+        def cross_entropy(*batch):
+            return Unscaled.apply(right(*batch), len(tokens_MBS))
 
-    with _patched(trainer, "train_step", train_step), _patched(Transformer, "loss", loss):
+        with _patched(self.model, "cross_entropy", cross_entropy):
+            return real(self, tokens_MBS, *rest)
+
+    with _patched(three_d.ThreeDParallelOptimizer, "forward_backward", forward_backward):
         yield
 
 
@@ -350,7 +405,7 @@ def _micro_batches_not_scaled(layout):
     "micro-batches-forgotten",
     "gradients are cleared before every micro-batch, so only the last one counts",
     "pytorch/torchtitan PR 3575 (zero_grad at each micro-batch)",
-    None,
+    "any",
 )
 def _micro_batches_forgotten(layout):
     real = three_d.ThreeDParallelOptimizer.no_sync
@@ -395,4 +450,115 @@ def _norm_counts_replicas(layout):
         return float(total) ** 0.5
 
     with _patched(three_d.ThreeDParallelOptimizer, "grad_norm", grad_norm):
+        yield
+
+
+@_fault(
+    "cp-not-synchronised",
+    "gradients are summed where dp is split, and not where only cp is",
+    f"{_PICOTRON}, train.py:192 and 32 (wrapped only if dp > 1)",
+    "cp without dp",
+)
+def _cp_not_synchronised(layout):
+    with _patched(comm, "all_reduce", _treated("dp: gradient bucket", "missing")):
+        yield
+
+
+@_fault(
+    "cp-positions-contiguous",
+    "tokens are split zig-zag, and rotated by the positions of a contiguous split",
+    "NVIDIA/Megatron-LM issue 7452 is a list of this kind (a pair of settings that disagree)",
+    "cp",
+)
+def _positions_contiguous(layout):
+    real = three_d.split_batch
+
+    def split_batch(*batch):
+        tokens, labels, positions = real(*batch)
+        first = comm.mesh().rank("cp") * len(positions)
+        return tokens, labels, torch.arange(first, first + len(positions))
+
+    with _patched(three_d, "split_batch", split_batch):
+        yield
+
+
+@_fault(
+    "cp-labels-contiguous",
+    "tokens are split zig-zag, and labels contiguously",
+    _LIKE,
+    "cp",
+)
+def _labels_contiguous(layout):
+    real = three_d.split_batch
+
+    def split_batch(tokens_BS, labels_BS):
+        tokens, _, positions = real(tokens_BS, labels_BS)
+        cp, rank = comm.mesh().size("cp"), comm.mesh().rank("cp")
+        return tokens, labels_BS.chunk(cp, dim=1)[rank].contiguous(), positions
+
+    with _patched(three_d, "split_batch", split_batch):
+        yield
+
+
+@_fault(
+    "cp-key-gradients-lost",
+    "gradients of keys and values that other ranks' queries cause are not added to the owner's",
+    _LIKE,
+    "cp",
+)
+def _key_gradients_lost(layout):
+    real = context.GradientRing.add
+
+    def add(self, owner, block):
+        real(self, owner, block if owner == self._me else None)
+
+    with _patched(context.GradientRing, "add", add):
+        yield
+
+
+@_fault(
+    "pp-stages-alike",
+    "every stage draws its layers from the same seed, counting from its own first one",
+    f"{_PICOTRON}, each stage reseeds and initialises only its own layers",
+    "pp",
+)
+def _stages_alike(layout):
+    real, fill = parameters.draw, three_d.initialise
+    first = [0]
+
+    def initialise(model, *rest):
+        (piece,) = model.layers[0].attention_norm.weight.pieces
+        first[0] = int(piece.name.split(".")[1])
+        return fill(model, *rest)
+
+    def draw(piece, seed):
+        name = piece.name.split(".")
+        if name[0] == "layers":
+            name[1] = str(int(name[1]) - first[0])
+        return real(replace(piece, name=".".join(name)), seed)
+
+    with _patched(three_d, "initialise", initialise), _patched(parameters, "draw", draw):
+        yield
+
+
+@_fault(
+    "pp-tied-gradient-missing",
+    "first and last stage do not add up their gradients of the tied embedding",
+    "NVIDIA/Megatron-LM issue 844 (wrong gradients of a shared embedding under pipelining)",
+    "pp",
+)
+def _tied_gradient_missing(layout):
+    owner = pipeline.PipelineParallelOptimizer
+    with _patched(owner, "sum_tied_gradients", lambda self: None):
+        yield
+
+
+@_fault(
+    "pp-norm-counts-tied-twice",
+    "the gradient norm counts the tied embedding on the first stage and again on the last",
+    f"{_NORM}: the same membership question",
+    "pp",
+)
+def _norm_counts_tied(layout):
+    with _patched(pipeline.PipelineParallelOptimizer, "copy_of_embedding", None):
         yield

@@ -1,4 +1,4 @@
-"""Rules that look inside the model: the first tensor that is wrong, on the way out and on the way back.
+"""Rules that look inside the model: the first tensor that is wrong, on the way out or back.
 
 Every rank noted what left certain points of the model in the first micro-batch (embedding, norms,
 attention, MLP), and later the gradient there; one process did too. Of a wrong tensor, and of a
@@ -8,15 +8,15 @@ which operation is to blame, and the signature over tp (evidence.py) what is wro
 
 import torch
 
+from picolab.costs import even_slices
 from picolab.debug.cause import Cause, reduction_cause
 from picolab.debug.evidence import Evidence, number_text
 from picolab.model.transformer import IGNORED
 
-# Who reads a point through a column-parallel matrix, and what all-reduces the output of one.
+# Who reads a point through a column-parallel matrix, and what sums the output of one.
 _READERS = {"norm": "the head", "attention_norm": "qkv", "mlp_norm": "gate and up"}
-_FORWARD = {"embed": "tp: embedding output"} | dict.fromkeys(
-    ("attention", "mlp"), "tp: row-parallel output"
-)
+_FORWARD = {"embed": "embedding output", "attention": "row-parallel output"}
+_FORWARD["mlp"] = _FORWARD["attention"]
 
 
 def by_forward(evidence: Evidence) -> Cause | None:
@@ -24,61 +24,63 @@ def by_forward(evidence: Evidence) -> Cause | None:
         what = _at(evidence, "forward", point)
         if what == "right":
             continue
-        reason = _FORWARD.get(point.split(".")[-1])
-        seen = f"in the first forward pass everything before the output of {point} is right, and it"
-        if reason and isinstance(what, str):
-            return reduction_cause(reason, what, f"{seen} is not; {_signature_text(what, 'tp')}")
-        times = f" is {number_text(what)} x the right one" if what is not None else " is not"
-        return Cause(point, "forward", f"the forward pass goes wrong at {point}", f"{seen}{times}")
+        kind = point.split(".")[-1]
+        seen = f"in the first forward pass all before the output of {point} is right, and it is not"
+        if kind in _FORWARD and isinstance(what, str):
+            return reduction_cause(f"tp: {_FORWARD[kind]}", what, f"{seen}; {_meaning(what)}")
+        if isinstance(what, float):
+            seen += f": it is {number_text(what)} x the right one"
+        if kind == "attention" and evidence.size("cp") > 1:
+            text = "attention over all ranks' keys and values goes wrong"
+            return Cause("cp: keys and values", "other", text, seen)
+        return Cause(point, "forward", f"the forward pass goes wrong at {point}", seen)
     return None
 
 
 def by_loss(evidence: Evidence) -> Cause | None:
     """Every activation is right. Is the loss that is made of them?"""
-    parts = evidence.reference.sums
     found, right = {}, {}
     for seen in evidence.ranks:
-        found[seen.rank] = torch.tensor(seen.sums, dtype=torch.float64)
-        mine = [parts[seen.place["dp"], micro] for micro in range(len(seen.sums))]
-        right[seen.rank] = torch.tensor(mine, dtype=torch.float64)
+        if seen.sums:  # a stage that computes the loss
+            found[seen.rank] = torch.tensor(seen.sums, dtype=torch.float64)
+            columns = evidence.columns(seen)
+            each = [
+                evidence.reference.token_losses[seen.place["dp"], m][:, columns].double().sum()
+                for m in range(len(seen.sums))
+            ]
+            right[seen.rank] = torch.stack(each)
+    first = min(found)
     if evidence.signature("tp", found, right) == "right":
         return None
-    for (reason, what), value in _loss_candidates(evidence).items():
-        if all(evidence.close(found[r][0], loss) for r, loss in value.items()):
-            return reduction_cause(
-                reason,
-                what,
-                "all activations are right, and the loss is the one that this mistake gives: "
-                f"{float(found[0][0]):.6g} on rank 0, and should be {float(right[0][0]):.6g}",
-            )
-    return Cause(
-        "the loss",
-        "other",
-        "the loss goes wrong",
-        "every activation of the first forward pass is right, and the sum of "
-        f"the losses is {float(found[0][0]):.6g} on rank 0, and should be {float(right[0][0]):.6g}",
+    told = (
+        f"the first micro-batch's losses add up to {float(found[first][0]):.6g} on rank {first}, "
+        f"and should to {float(right[first][0]):.6g}"
     )
+    for (reason, what), value in _loss_candidates(evidence).items():
+        if all(evidence.close(found[r][0], value[r]) for r in found):
+            seen = f"all activations are right, and the loss is what this mistake gives: {told}"
+            return reduction_cause(reason, what, seen)
+    return Cause("the loss", "other", "the loss goes wrong", f"all activations are right; {told}")
 
 
 def _loss_candidates(evidence: Evidence) -> dict[tuple[str, str], dict[int, torch.Tensor]]:
     """What the first micro-batch's loss would be on each rank, if one reduction of the
     vocabulary-parallel loss were wrong; computed from the reference's own logits."""
-    n, table = evidence.size("tp"), evidence.reference.start
+    n, table = evidence.size("tp"), evidence.reference.start["embed.weight"]  # tied to the head
     maximum, sums = "tp: cross entropy maximum", "tp: cross entropy sums"
     candidates: dict[tuple[str, str], dict[int, torch.Tensor]] = {}
-    if n == 1 or "norm" not in next(iter(evidence.reference.forward.values())):
-        return candidates
-    for seen in evidence.ranks:
-        replica = seen.place["dp"]
-        x_BSD = evidence.reference.forward[replica]["norm"].double()
-        logits_BSV = x_BSD @ table["embed.weight"].double().T  # tied to the head
-        labels_BS = evidence.recipe.part(0, 0, replica)[1]
+    cuts = even_slices(len(table), n)
+    for seen in evidence.ranks if n > 1 else ():
+        replica, columns = seen.place["dp"], evidence.columns(seen)
+        x_BSD = evidence.reference.forward[replica]["norm"][:, columns].double()
+        logits_BSV = x_BSD @ table.double().T
+        labels_BS = evidence.recipe.part(0, 0, replica)[1][:, columns]
         counted_BS = labels_BS != IGNORED
-        label_BS1 = labels_BS.clamp(min=0).unsqueeze(-1)
-        shards = logits_BSV.chunk(n, dim=-1)
+        label_BS = labels_BS.clamp(min=0)
+        shards = [logits_BSV[..., cut.start : cut.stop] for cut in cuts]
         whole_BS = logits_BSV.amax(-1)
-        target_BS = logits_BSV.gather(-1, label_BS1).squeeze(-1)
-        owner_BS = label_BS1.squeeze(-1) // shards[0].shape[-1]
+        target_BS = logits_BSV.gather(-1, label_BS.unsqueeze(-1)).squeeze(-1)
+        owner_BS = sum((label_BS >= cut.start).int() for cut in cuts) - 1
         own_BS = torch.stack([shard.amax(-1) for shard in shards])
 
         def loss(total_BS, target_BS, counted_BS=counted_BS):
@@ -89,7 +91,7 @@ def _loss_candidates(evidence: Evidence) -> dict[tuple[str, str], dict[int, torc
 
         all_BS, mine = total(logits_BSV, whole_BS), owner_BS == seen.place["tp"]
         right_BS = target_BS - whole_BS
-        its_BS = own_BS.gather(0, owner_BS.unsqueeze(0)).squeeze(0)
+        its_BS = own_BS.gather(0, owner_BS.long().unsqueeze(0)).squeeze(0)
         values = {
             (maximum, "missing"): loss(
                 sum(total(shard, m) for shard, m in zip(shards, own_BS)), target_BS - its_BS
@@ -113,18 +115,20 @@ def by_backward(evidence: Evidence) -> Cause | None:
         if what == "right":
             continue
         before = f"gradients from the loss down to that of {points[i - 1]}" if i else "the loss"
+        kind = point.split(".")[-1]
         seen = f"the forward pass and {before} are right, and the gradient of {point}'s output"
-        reads = _READERS.get(point.split(".")[-1])
-        if reads and evidence.size("tp") > 1 and isinstance(what, str):
-            return reduction_cause(
-                "tp: column-parallel input gradient",
-                what,
-                f"{seen}, which {reads} reads, is not; {_signature_text(what, 'tp')}",
-            )
-        times = f" is {number_text(what)} x the right one" if what is not None else " is not"
-        return Cause(
-            point, "backward", f"the backward pass goes wrong at {point}", f"{seen}{times}"
-        )
+        if kind in _READERS:
+            seen += f", which {_READERS[kind]} reads,"
+        seen += " is not"
+        if kind in _READERS and isinstance(what, str):
+            reason = "tp: column-parallel input gradient"
+            return reduction_cause(reason, what, f"{seen}; {_meaning(what)}")
+        if isinstance(what, float):
+            seen += f": it is {number_text(what)} x the right one"
+        if kind == "attention_norm" and evidence.size("cp") > 1:
+            text = "gradients of keys and values do not come home from all ranks"
+            return Cause("cp: gradients of keys and values", "other", text, seen)
+        return Cause(point, "backward", f"the backward pass goes wrong at {point}", seen)
     return None
 
 
@@ -135,15 +139,16 @@ def _points(evidence: Evidence) -> list[str]:
 
 def _at(evidence: Evidence, kind: str, point: str):
     """The signature over tp of a tensor at a point of the first forward or backward pass."""
-    found = {s.rank: getattr(s, kind)[point] for s in evidence.ranks if point in getattr(s, kind)}
+    at = [seen for seen in evidence.ranks if point in getattr(seen, kind)]
+    found = {seen.rank: getattr(seen, kind)[point] for seen in at}
     of = getattr(evidence.reference, kind)
-    right = {s.rank: of[s.place["dp"]][point] for s in evidence.ranks if s.rank in found}
+    right = {seen.rank: evidence.share(seen, of[seen.place["dp"]][point]) for seen in at}
     return evidence.signature("tp", found, right) if found else "right"
 
 
-def _signature_text(what: str, axis: str) -> str:
+def _meaning(what: str) -> str:
     return {
-        "missing": f"what the ranks of {axis} hold adds up to the right tensor",
-        "doubled": f"it is exactly {axis} times the right tensor",
-        "averaged": f"it is exactly 1/{axis} of the right tensor",
+        "missing": "what the ranks of tp hold adds up to the right tensor",
+        "doubled": "it is exactly tp times the right tensor",
+        "averaged": "it is exactly 1/tp of the right tensor",
     }[what]

@@ -20,12 +20,13 @@ from functools import lru_cache
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.nn.functional import cross_entropy
 
 from picolab import comm
 from picolab.debug.awkward import AwkwardText, Recipe
 from picolab.model import Piece, Transformer, initialise, slices
 from picolab.model.transformer import IGNORED
-from picolab.parallel import parallelize
+from picolab.parallel import ThreeDParallelOptimizer, parallelize
 from picolab.training import trainer
 
 Held = dict[str, tuple[Piece, torch.Tensor]]  # global name -> which slice, and its values
@@ -47,15 +48,15 @@ class Reference:
     end: dict[str, torch.Tensor] = field(default_factory=dict)
     parts: dict[tuple[int, int], dict[str, torch.Tensor]] = field(default_factory=dict)
     """(replica, micro-batch) -> its summand of the first step's gradients."""
-    sums: dict[tuple[int, int], float] = field(default_factory=dict)
-    """(replica, micro-batch) -> the sum of its losses in the first step."""
+    token_losses: dict[tuple[int, int], torch.Tensor] = field(default_factory=dict)
+    """(replica, micro-batch) -> the loss of each of its tokens in the first step, (B, S)."""
     forward: dict[int, dict[str, torch.Tensor]] = field(default_factory=dict)
     """replica -> point -> its output in the first micro-batch."""
     backward: dict[int, dict[str, torch.Tensor]] = field(default_factory=dict)
     """replica -> point -> the gradient of that output."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Observation:
     """What one rank did. Lists have one entry a step."""
 
@@ -71,11 +72,18 @@ class Observation:
     """Whether a parameter changed before the optimizer's turn."""
     start: Held = field(default_factory=dict)
     gradients: Held = field(default_factory=dict)
+    """Of the first step, before clipping."""
     end: Held = field(default_factory=dict)
     read: list[torch.Tensor] = field(default_factory=list)
-    """The tokens of each micro-batch of the first step, as they entered the model."""
+    """The replica's tokens of each micro-batch of the first step."""
     sums: list[float] = field(default_factory=list)
-    """The sum of losses of each micro-batch of the first step, as it left the model."""
+    """The sum of losses of each of its micro-batches, where this stage computes it."""
+    tokens: torch.Tensor | None = None
+    """Those that the embedding was given in the first micro-batch, where this stage has one."""
+    labels: torch.Tensor | None = None
+    """Those that the loss was given in the first micro-batch, where this stage has one."""
+    positions: torch.Tensor | None = None
+    """The places in the sequence that the rotation was given."""
     forward: dict[str, torch.Tensor] = field(default_factory=dict)
     backward: dict[str, torch.Tensor] = field(default_factory=dict)
 
@@ -110,7 +118,9 @@ def _one_process(recipe: Recipe, device: str) -> Reference:
                 )
                 tokens, labels = (tensor.to(device) for tensor in batch)
                 with _points(model) if step == 0 and micro == 0 else nullcontext() as seen:
-                    loss = model.loss(tokens, labels)
+                    logits = model(tokens)
+                    each = cross_entropy(logits.transpose(1, 2), labels, reduction="none")
+                    loss = each.sum()
                     summands = torch.autograd.grad(loss / count, parameters)
                 total += float(loss.detach())
                 for gradient, summand in zip(gradients, summands):
@@ -118,8 +128,8 @@ def _one_process(recipe: Recipe, device: str) -> Reference:
                 if step == 0:
                     of = dict(zip(parameters, summands))
                     found.parts[replica, micro] = _whole(model, lambda p, of=of: of[p])
-                    found.sums[replica, micro] = float(loss.detach())
-                if seen:
+                    found.token_losses[replica, micro] = each.detach().cpu()
+                if seen is not None:
                     found.forward[replica], found.backward[replica] = seen
         for parameter, gradient in zip(parameters, gradients):
             parameter.grad = gradient
@@ -148,8 +158,48 @@ def observe(recipe: Recipe) -> Observation:
     optimizer = trainer.adamw(model, settings)
     text, device = AwkwardText(recipe), next(model.parameters()).device
     found = Observation(dist.get_rank(), dict(mesh.coordinates), device.type, start=_held(model))
-    finish, loss_of = parallel.finish_gradients, model.loss
     before: list[torch.Tensor] = []
+    _listen(parallel, found, before)
+    with _first_inputs(model, found), _points(model) as (found.forward, found.backward):
+        _step(0, parallel, optimizer, text, recipe, found, before)
+    for step in range(1, recipe.steps):
+        _step(step, parallel, optimizer, text, recipe, found, before)
+    ledger.step = None
+    found.end = _held(model)
+    return found
+
+
+def _step(step, parallel, optimizer, text, recipe: Recipe, found: Observation, before) -> None:
+    ledger, settings = comm.ledger(), recipe.training
+    ledger.step = step
+    before[:] = [parameter.detach().clone() for parameter in parallel.model.parameters()]
+    lr = settings.learning_rate(step)
+    loss, norm, count = trainer.train_step(parallel, optimizer, text, settings, lr)
+    found.losses.append(loss)
+    found.norms.append(norm)
+    found.counts.append(count)
+    entries = ledger.snapshot().where(step=step).by("op", "axis", "reason")
+    found.ledger.append({key: (t.count, t.payload_bytes) for key, t in entries.items()})
+
+
+def _listen(
+    parallel: ThreeDParallelOptimizer, found: Observation, before: list[torch.Tensor]
+) -> None:
+    """Note what enters the step, each loss, and the gradients when they are complete."""
+    model = parallel.model
+    run, finish, loss_of = parallel.forward_backward, parallel.finish_gradients, model.cross_entropy
+
+    def forward_backward(tokens_MBS: torch.Tensor, *rest) -> torch.Tensor:
+        if not found.read:
+            found.read = list(tokens_MBS.cpu())
+        return run(tokens_MBS, *rest)
+
+    def cross_entropy(logits_BSV: torch.Tensor, labels_BS: torch.Tensor) -> torch.Tensor:
+        loss = loss_of(logits_BSV, labels_BS)
+        if not found.losses:  # still the first step
+            found.labels = labels_BS.cpu() if found.labels is None else found.labels
+            found.sums.append(float(loss.detach()))
+        return loss
 
     def finish_gradients() -> None:
         finish()
@@ -158,53 +208,66 @@ def observe(recipe: Recipe) -> Observation:
         if not found.gradients:
             found.gradients = _held(model, lambda p: p.grad)
 
-    def loss(tokens_BS: torch.Tensor, *rest) -> torch.Tensor:
-        if found.losses:  # no longer the first step
-            return loss_of(tokens_BS, *rest)
-        found.read.append(tokens_BS.cpu())
-        with _points(model) if len(found.read) == 1 else nullcontext() as seen:
-            result = loss_of(tokens_BS, *rest)
-        if seen:
-            found.forward, found.backward = seen
-        found.sums.append(float(result.detach()))
-        return result
+    parallel.forward_backward, parallel.finish_gradients = forward_backward, finish_gradients
+    model.cross_entropy = cross_entropy
 
-    parallel.finish_gradients, model.loss = finish_gradients, loss
-    for step in range(recipe.steps):
-        ledger.step = step
-        before[:] = [parameter.detach().clone() for parameter in model.parameters()]
-        lr = settings.learning_rate(step)
-        reported, norm, count = trainer.train_step(parallel, optimizer, text, settings, lr)
-        found.losses.append(reported)
-        found.norms.append(norm)
-        found.counts.append(count)
-        entries = ledger.snapshot().where(step=step).by("op", "axis", "reason")
-        found.ledger.append({key: (t.count, t.payload_bytes) for key, t in entries.items()})
-    ledger.step = None
-    found.end = _held(model)
-    return found
+
+@contextmanager
+def _first_inputs(model: nn.Module, found: Observation) -> Iterator[None]:
+    """While open, the first tokens and positions that the model is given are noted."""
+
+    def tokens(_, inputs) -> None:
+        if found.tokens is None:
+            found.tokens = inputs[0].cpu()
+
+    def positions(_, inputs) -> None:
+        if found.positions is None:
+            length, given = inputs[0], inputs[3] if len(inputs) > 3 else None
+            found.positions = torch.arange(length) if given is None else given.cpu()
+
+    handles = [model.rotary.register_forward_pre_hook(positions)]
+    if model.embed is not None:
+        handles.append(model.embed.register_forward_pre_hook(tokens))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @contextmanager
 def _points(model: nn.Module) -> Iterator[tuple[dict, dict]]:
-    """While open, what leaves each point of the model is noted; its gradient, when it comes."""
+    """While open, what leaves each point of the model the first time is noted; its gradient, when
+    it comes."""
     forward: dict[str, torch.Tensor] = {}
     backward: dict[str, torch.Tensor] = {}
 
     def note(name: str, output: torch.Tensor) -> None:
-        forward[name] = output.detach().to("cpu", copy=True)
-        output.register_hook(lambda grad: backward.update({name: grad.to("cpu", copy=True)}))
+        if name not in forward:
+            forward[name] = output.detach().to("cpu", copy=True)
+            output.register_hook(lambda grad: backward.update({name: grad.to("cpu", copy=True)}))
 
     handles = [
         module.register_forward_hook(lambda _, __, output, name=name: note(name, output))
-        for name, module in model.named_modules()
-        if _POINT.fullmatch(name)
+        for name, module in _named_points(model)
     ]
     try:
         yield forward, backward
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _named_points(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The points by their global names: a later stage counts its own layers from 0."""
+    for name, module in model.named_modules():
+        if not _POINT.fullmatch(name):
+            continue
+        if name.startswith("layers."):
+            _, local, rest = name.split(".")
+            (piece,) = model.layers[int(local)].attention_norm.weight.pieces
+            name = f"layers.{piece.name.split('.')[1]}.{rest}"
+        yield name, module
 
 
 TensorOf = Callable[[nn.Parameter], torch.Tensor | None]

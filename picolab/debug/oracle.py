@@ -38,7 +38,7 @@ import torch
 
 from picolab import launch
 from picolab.debug import faults
-from picolab.debug.awkward import VOCABULARY, Recipe
+from picolab.debug.awkward import Recipe
 from picolab.debug.diagnosis import diagnose
 from picolab.debug.evidence import TOLERANCE, Evidence, difference, ratio, simple
 from picolab.debug.observe import Held, Observation, observe, one_process
@@ -99,10 +99,6 @@ def judge(evidence: Evidence, *, began: float | None = None) -> Verdict:
         f"vocabulary {recipe.config.vocab}; {recipe.accumulate} micro-batches, labels that count "
         f"on each replica: {', '.join(map(str, recipe.counts()))}",
     ]
-    if recipe.config.vocab != VOCABULARY:
-        notes.append(
-            f"vocabulary {recipe.config.vocab}: {recipe.layout} cannot split one of {VOCABULARY}"
-        )
     return Verdict(
         evidence,
         rows,

@@ -3,8 +3,7 @@
 The gradient is a sum of known parts, one for each replica and micro-batch, and every weight in it
 should be 1 (evidence.py finds the weights). Each mistake between the ranks has weights of its own:
 
-    1 for the own replica, 0 for the others    never summed over dp
-    dp everywhere, 1/dp everywhere             summed twice; averaged
+    (missing, doubled and averaged sums have signatures, and are recognised by those first)
     dp^(M-1), ..., dp, 1 along micro-batches   summed after every micro-batch, earlier sums too
     count / own count, and that / dp           divided by the own count; and then averaged
     M everywhere; 0, ..., 0, 1                 micro-batches not scaled; forgotten but the last
@@ -18,11 +17,25 @@ from picolab.debug.evidence import Evidence, number_text
 
 def by_sample_weights(evidence: Evidence) -> Cause | None:
     """How often each sample counts in the gradient, where that explains the gradient."""
+    bucket = "dp: gradient bucket"
+    whole = evidence.gradient_signature("dp_cp")
+    if whole == "right":
+        return None
     weights = evidence.sample_weights
+    seen = ""
+    if weights is not None:
+        all_RM = torch.stack(list(weights.values()))  # (ranks, replicas, micro-batches)
+        seen = f"in the gradient, {_weights_text(all_RM)}, and each should count once"
+    if isinstance(whole, str):
+        told = {
+            "missing": "what ranks with equal parameters have adds up to the right gradients",
+            "doubled": "all gradients are as many times too large as there are ranks to sum over",
+            "averaged": "all gradients are divided by as many as there are ranks to sum over",
+        }[whole]
+        return reduction_cause(bucket, whole, told if weights is None else f"{told}; {seen}")
     if weights is None:
         return None
     recipe, dp, n = evidence.recipe, evidence.size("dp"), evidence.recipe.accumulate
-    all_RM = torch.stack(list(weights.values()))  # (ranks, replicas, micro-batches)
 
     def is_(expected) -> bool:
         expected = torch.as_tensor(expected, dtype=torch.float64)
@@ -30,18 +43,11 @@ def by_sample_weights(evidence: Evidence) -> Cause | None:
 
     if is_(1.0):
         return None
-    seen = f"in the gradient, {_weights_text(all_RM)}, and each should count once"
-    bucket, reason_count = "dp: gradient bucket", "dp: count of valid tokens"
+    reason_count = "dp: count of valid tokens"
     counts = torch.tensor(recipe.counts(), dtype=torch.float64).unsqueeze(1)
-    again = torch.tensor([float(dp) ** (n - 1 - m) for m in range(n)])
+    again = torch.tensor([float(evidence.size("dp_cp")) ** (n - 1 - m) for m in range(n)])
     last = torch.tensor([0.0] * (n - 1) + [1.0])
-    if dp > 1:
-        if only_own(evidence, weights):
-            return reduction_cause(bucket, "missing", seen)
-        if is_(float(dp)):
-            return reduction_cause(bucket, "doubled", seen)
-        if is_(1 / dp):
-            return reduction_cause(bucket, "averaged", seen)
+    if evidence.size("dp_cp") > 1:
         if is_(again):
             return Cause(
                 bucket,
@@ -75,19 +81,6 @@ def by_sample_weights(evidence: Evidence) -> Cause | None:
         times = number_text(float(all_RM.mean()))
         return Cause(SCALE, "other", f"every gradient is {times} times what it should be", seen)
     return Cause(SAMPLES, "other", "the model is right, and samples do not count equally", seen)
-
-
-def only_own(evidence: Evidence, weights: dict[int, torch.Tensor]) -> bool:
-    """Whether each rank's gradient is made of its own replica's samples."""
-    if evidence.size("dp") == 1:
-        return False
-    for seen in evidence.ranks:
-        others = weights[seen.rank].clone()
-        mine = others[seen.place["dp"]].clone()
-        others[seen.place["dp"]] = 0
-        if float(others.abs().max()) > evidence.exact or float(mine.abs().min()) < evidence.exact:
-            return False
-    return True
 
 
 def _weights_text(all_RM: torch.Tensor) -> str:

@@ -22,7 +22,15 @@ from picolab.parallel.tensor import (
     RowParallelLinear,
     TensorParallelOptimizer,
 )
-from picolab.parallel.tensor_comm import column_linear, f, g, g_
+from picolab.parallel.tensor_comm import (
+    column_linear,
+    f,
+    g,
+    g_,
+    gather,
+    gather_linear,
+    scatter_sum,
+)
 from picolab.parallel.three_d import IMPLEMENTED_AXES, ThreeDParallelOptimizer, parallelize
 from picolab.parallel.vocabulary import VocabularyParallelEmbedding, VocabularyParallelLoss
 
@@ -39,6 +47,9 @@ __all__ = [
     "f",
     "g",
     "g_",
+    "gather",
+    "gather_linear",
     "naive_sync",
     "parallelize",
+    "scatter_sum",
 ]

@@ -22,9 +22,14 @@ same bytes in all (tensor_comm.py). The norms are still on every rank, but a ran
 the tokens, so the gradients of their weights are summands, which are summed once a step. To forget
 that is a known bug (Megatron-LM issue 1446): replicas drift apart, and the loss hardly shows it.
 
-What a rank keeps for backward shrinks by (1 - 1/n) of the 2L + 1 inputs of the norms of L layers:
+What a rank keeps for backward shrinks by the share (1 - 1/n) of what the norms of L layers keep, in
+elements
 
-    (2L + 1) * (1 - 1/n) * B * S * (D * bytes of an element + bytes of a norm's 1/sqrt(...))
+    (2L + 1) * (1 - 1/n) * B * S * (k D + 1)
+
+k is 2 where F.rms_norm is made of single operations (on the CPU it keeps x and the normalised x)
+and 1 where it is one kernel; the 1 is 1/sqrt(mean square). The gathered inputs of the matrices are
+kept whole (tensor_comm.py says what else could be done).
 
 Source: arXiv 2205.05198, section 4.2.2. tests/distributed/parallel/test_sequence.py measures both.
 """

@@ -72,7 +72,13 @@ class Panel:
         """Press run; the number of points on the page, at so many looks that saw more of them."""
         before = self.points()
         self.button("Run").click()
-        wait_until(lambda: self.lab.ranks() and self.points() != before, "ranks and first points")
+
+        def begun() -> bool:
+            if not self.lab.ranks() and "is still running" in self.text():
+                self.button("Run").click()  # pressed too soon after a stop, as the panel says
+            return bool(self.lab.ranks()) and self.points() != before
+
+        wait_until(begun, "ranks and first points")
         seen = [self.points()]
 
         def grown() -> bool:
@@ -84,9 +90,15 @@ class Panel:
         wait_until(grown, f"points to arrive while ranks run, saw {seen}")
         return seen
 
+    def text(self) -> str:
+        """What the panel says."""
+        return self.lab.page.locator(".jp-Cell", has=self.button("Run")).inner_text()
+
     def stop(self) -> None:
         self.button("Stop").click()
         wait_until(lambda: not self.lab.ranks(), "ranks to be gone after stop", timeout_s=5)
+        stopped = self.lab.page.locator(".progress-bar-warning")
+        wait_until(stopped.count, "the panel to show that the run was stopped")
 
 
 def wait_until(holds: Callable[[], object], what: str, timeout_s: float = 60) -> None:

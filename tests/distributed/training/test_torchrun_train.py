@@ -42,8 +42,9 @@ def torchrun(layout, *, ranks=2, **settings) -> subprocess.Popen:
 def finished(process) -> tuple[str, str]:
     try:
         return process.communicate(timeout=150)
-    finally:
-        process.kill()
+    except subprocess.TimeoutExpired:
+        process.terminate()  # torchrun ends its ranks
+        raise
 
 
 def home(layout, **settings):

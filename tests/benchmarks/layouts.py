@@ -1,0 +1,284 @@
+"""What parallel code costs: tokens per CPU-second of each layout, as a share of one process.
+
+    python tests/benchmarks/layouts.py [--steps 6] [--only dp2,tp2]
+
+On two cores, four ranks cannot be faster than two, so wall time says nothing. CPU-seconds do: a
+layout's ranks together should spend no more of them on a token than one process does; what is
+missing is overhead (communication, copies, Python). The configuration is the one at which
+picotron was measured: hidden 256, ffn 688, 8 layers, 8/4 heads, vocabulary 4096, sequence 256,
+micro-batch 2, accumulation 4, fp32, one thread a rank. Beside each layout stands torch's own way
+on a plain model of the same shape: DDP, DTensor, `torch.distributed.pipelining`. Everything in
+one run of this program; nothing is asserted."""
+
+import argparse
+import time
+
+import picolab as pico
+
+SHAPE = {
+    "hidden": 256,
+    "ffn": 688,
+    "layers": 8,
+    "heads": 8,
+    "kv_heads": 4,
+    "vocab": 4096,
+    "seq": 256,
+}
+MICRO_BATCH, ACCUMULATE = 2, 4
+LAYOUTS = [
+    "dp1",
+    "dp2",
+    "tp2",
+    "pp2",
+    "cp2",
+    "dp4",
+    "tp4",
+    "pp4",
+    "cp4",
+    "dp2tp2",
+    "dp2pp2",
+    "tp2pp2",
+]
+TARGETS = {"dp2": 97, "dp4": 97, "pp2": 97, "pp4": 97, "cp2": 87, "cp4": 87}  # others 75
+
+
+def ours(layout: str, steps: int) -> tuple[float, float]:
+    """Tokens per CPU-second after the first step, and seconds from the call to the end of the
+    first step.
+    """
+    called = time.time()
+    run = pico.train(
+        layout=layout,
+        data="random",
+        steps=steps,
+        micro_batch=MICRO_BATCH,
+        accumulate=ACCUMULATE,
+        progress=False,
+        **SHAPE,
+    )
+    events = [e for e in run.events if e.kind == "step"]
+    first = max(e.t for e in events if e.data["step"] == 0) - called
+    cpu_s = sum(e.data["cpu_s"] for e in events if e.data["step"] > 0)
+    tokens = sum(run.tokens[1:])
+    return tokens / cpu_s, first
+
+
+def torchs(kind: str, ranks: int, steps: int) -> float:
+    """Tokens per CPU-second of torch's own parallelism on a plain model of the same shape."""
+    spent = pico.run(plain_training, kind, steps, world_size=ranks, quiet=True)
+    replicas = ranks if kind == "DDP" else 1
+    tokens = (steps - 1) * replicas * ACCUMULATE * MICRO_BATCH * SHAPE["seq"]
+    return tokens / sum(spent)
+
+
+def plain_training(kind: str, steps: int) -> float:
+    """In a rank: CPU seconds of all steps but the first."""
+    import torch
+    import torch.distributed as dist
+
+    torch.manual_seed(0)
+    model = plain_llama()
+    step = {"one process": accumulated, "DDP": ddp, "DTensor": dtensor, "pipelining": pipelined}[
+        kind
+    ](model)
+    shape = (ACCUMULATE, MICRO_BATCH, SHAPE["seq"])
+    generator = torch.Generator().manual_seed(dist.get_rank() if kind == "DDP" else 0)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=1e-3, foreach=kind != "DTensor")
+    names = {type(p.data).__name__ for p in parameters}
+    groups = [[p for p in parameters if type(p.data).__name__ == name] for name in names]
+    spent = 0.0
+    for i in range(steps):
+        tokens = torch.randint(0, SHAPE["vocab"], shape, generator=generator)
+        labels = torch.randint(0, SHAPE["vocab"], shape, generator=generator)
+        began = time.process_time()
+        optimizer.zero_grad()
+        step(tokens, labels)
+        for group in groups:  # DTensors and plain ones cannot be clipped in one call
+            torch.nn.utils.clip_grad_norm_(group, 1.0)
+        optimizer.step()
+        if i > 0:
+            spent += time.process_time() - began
+    return spent
+
+
+def plain_llama():
+    """Our shape as anybody would write it: nn.Linear, nothing fused, nothing split."""
+    import torch
+    import torch.nn.functional as F
+    from torch import nn
+
+    hidden, heads, kv = SHAPE["hidden"], SHAPE["heads"], SHAPE["kv_heads"]
+    size = hidden // heads
+
+    def linear(i, o):
+        return nn.Linear(i, o, bias=False)
+
+    frequencies = 10000.0 ** (-torch.arange(0, size, 2).double() / size)
+    angles = torch.outer(torch.arange(SHAPE["seq"]).double(), frequencies).repeat(1, 2)
+    cos, sin = angles.cos().float(), angles.sin().float()
+
+    def rotate(x):
+        a, b = x.chunk(2, -1)
+        return x * cos + torch.cat((-b, a), -1) * sin
+
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.n1, self.n2 = nn.RMSNorm(hidden, eps=1e-5), nn.RMSNorm(hidden, eps=1e-5)
+            self.q, self.o = linear(hidden, hidden), linear(hidden, hidden)
+            self.k, self.v = linear(hidden, kv * size), linear(hidden, kv * size)
+            self.gate, self.up = linear(hidden, SHAPE["ffn"]), linear(hidden, SHAPE["ffn"])
+            self.down = linear(SHAPE["ffn"], hidden)
+
+        def forward(self, x):
+            y = self.n1(x)
+            q, k, v = (
+                m(y).unflatten(-1, (-1, size)).transpose(1, 2) for m in (self.q, self.k, self.v)
+            )
+            z = F.scaled_dot_product_attention(
+                rotate(q), rotate(k), v, is_causal=True, enable_gqa=True
+            )
+            x = x + self.o(z.transpose(1, 2).flatten(2))
+            y = self.n2(x)
+            return x + self.down(F.silu(self.gate(y)) * self.up(y))
+
+    return nn.ModuleDict(
+        {
+            "embed": nn.Embedding(SHAPE["vocab"], hidden),
+            "blocks": nn.Sequential(*(Block() for _ in range(SHAPE["layers"]))),
+            "norm": nn.RMSNorm(hidden, eps=1e-5),
+            "head": linear(hidden, SHAPE["vocab"]),
+        }
+    )
+
+
+def run_plain(model, tokens):
+    return model["head"](model["norm"](model["blocks"](model["embed"](tokens))))
+
+
+def mean_loss(logits, labels):
+    import torch.nn.functional as F
+
+    return F.cross_entropy(logits.flatten(0, 1), labels.flatten())
+
+
+def accumulated(model):
+    def step(tokens, labels):
+        for m in range(ACCUMULATE):
+            (mean_loss(run_plain(model, tokens[m]), labels[m]) / ACCUMULATE).backward()
+
+    return step
+
+
+def ddp(model):
+    from contextlib import nullcontext
+
+    from torch import nn
+
+    class Whole(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.parts = model
+
+        def forward(self, tokens):
+            return run_plain(self.parts, tokens)
+
+    wrapped = nn.parallel.DistributedDataParallel(Whole(), gradient_as_bucket_view=True)
+
+    def step(tokens, labels):
+        for m in range(ACCUMULATE):
+            with nullcontext() if m == ACCUMULATE - 1 else wrapped.no_sync():
+                (mean_loss(wrapped(tokens[m]), labels[m]) / ACCUMULATE).backward()
+
+    return step
+
+
+def dtensor(model):
+    import torch.distributed as dist
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Replicate, Shard
+    from torch.distributed.tensor.parallel import (
+        ColwiseParallel,
+        RowwiseParallel,
+        loss_parallel,
+        parallelize_module,
+    )
+
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    plan = {"embed": RowwiseParallel(input_layouts=Replicate())}
+    plan["head"] = ColwiseParallel(output_layouts=Shard(-1), use_local_output=False)
+    for i in range(SHAPE["layers"]):
+        for name in ("q", "k", "v", "gate", "up"):
+            plan[f"blocks.{i}.{name}"] = ColwiseParallel()
+        for name in ("o", "down"):
+            plan[f"blocks.{i}.{name}"] = RowwiseParallel()
+    parallelize_module(model, mesh, plan)
+
+    def step(tokens, labels):
+        for m in range(ACCUMULATE):
+            with loss_parallel():
+                (mean_loss(run_plain(model, tokens[m]), labels[m]) / ACCUMULATE).backward()
+
+    return step
+
+
+def pipelined(model):
+    import torch
+    import torch.distributed as dist
+    from torch import nn
+    from torch.distributed.pipelining import PipelineStage, Schedule1F1B
+
+    rank, stages = dist.get_rank(), dist.get_world_size()
+    mine = pico.costs.stage_layers(SHAPE["layers"], stages)[rank]
+    blocks = nn.Sequential(*(model["blocks"][i] for i in mine))
+    parts = ([model["embed"]] if rank == 0 else []) + [blocks]
+    parts += [model["norm"], model["head"]] if rank == stages - 1 else []
+    stage = PipelineStage(nn.Sequential(*parts), rank, stages, torch.device("cpu"))
+    schedule = Schedule1F1B(stage, n_microbatches=ACCUMULATE, loss_fn=mean_loss)
+    kept = {id(p) for part in parts for p in part.parameters()}
+    for p in model.parameters():
+        p.requires_grad_(id(p) in kept)
+
+    def step(tokens, labels):
+        if rank == 0:
+            schedule.step(tokens.flatten(0, 1))
+        elif rank == stages - 1:
+            schedule.step(target=labels.flatten(0, 1))
+        else:
+            schedule.step()
+
+    return step
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--only", default=",".join(LAYOUTS))
+    options = parser.parse_args()
+    pico.run(print, world_size=1, quiet=True)  # the rank server is warm from here on
+    single, first = ours("dp1", options.steps)
+    plain = torchs("one process", 1, options.steps)
+    head = f"{'layout':<8} {'tokens/CPU-s':>12} {'share':>7} {'target':>7} {'first step':>11}"
+    print(f"{head}   torch's own")
+    print(f"{'dp1':<8} {single:>12.0f} {'100 %':>7} {'':>7} {first:>9.2f} s   {plain:.0f} (plain)")
+    twins = {"dp": "DDP", "tp": "DTensor", "pp": "pipelining"}
+    for layout in options.only.split(","):
+        if layout == "dp1":
+            continue
+        speed, first = ours(layout, options.steps)
+        twin = twins.get(layout[:2]) if layout[2:].isdigit() else None
+        beside = ""
+        if twin:
+            theirs = torchs(twin, int(layout[2:]), options.steps)
+            beside = f"{theirs:.0f} ({twin}), {100 * theirs / plain:.0f} % of plain"
+        target = f"{TARGETS.get(layout, 75)} %"
+        share = f"{100 * speed / single:.0f} %"
+        print(
+            f"{layout:<8} {speed:>12.0f} {share:>7} {target:>7} {first:>9.2f} s   {beside}",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
