@@ -46,7 +46,8 @@ _SUMMANDS = {
 
 def reduction_cause(reason: str, what: str, seen: str) -> Cause:
     """The cause in which one reduction is wrong: missing, doubled or averaged."""
-    axis = {"sp": "tp"}.get(reason.split(":")[0], reason.split(":")[0])
+    word = reason.split(":")[0]
+    axis = {"dp": "the replicas", "sp": "tp"}.get(word, word)
     own = f" ({_SUMMANDS[reason]})" if reason in _SUMMANDS else ""
     text = {
         "missing": f"the sum {reason!r} over {axis} is missing{own}",

@@ -69,8 +69,13 @@ def _by_ledger(evidence: Evidence) -> Cause | None:
     (count, payload), (found, found_payload) = first.expected, first.found
     seen = f"the formula has {count} a step on each rank, the ledger {found}"
     if len(wrong) > 1:
-        others = [f"{line.reason!r} ({line.found[0]} for {line.expected[0]})" for line in wrong]
-        seen += f"; all that differ: {', '.join(others)}"
+        others = [
+            f"{line.reason!r} ({line.found[0]} for {line.expected[0]}, {line.found[1]:,} bytes for "
+            f"{line.expected[1]:,})"
+            for line in wrong
+            if line is not first
+        ]
+        seen += f"; others differ too: {', '.join(others)}"
     if not found:
         return reduction_cause(first.reason, "missing", seen)
     if count and (found, found_payload) == (2 * count, 2 * payload):

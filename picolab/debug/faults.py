@@ -329,6 +329,8 @@ def _replicas_differ(layout):
     "dp",
 )
 def _weights_averaged(layout):
+    axis = "dp" if layout.cp == 1 else "dp_cp"
+
     def hooked(self, bucket_bytes):
         for parameter in self._trainable:
             parameter.register_post_accumulate_grad_hook(average)
@@ -336,8 +338,8 @@ def _weights_averaged(layout):
     @torch.no_grad()
     def average(parameter):
         if parameter.grad is not None:
-            comm.all_reduce(parameter, "dp", "dp: gradient of one parameter")
-            parameter.div_(comm.mesh().size("dp"))
+            comm.all_reduce(parameter, axis, "dp: gradient of one parameter")
+            parameter.div_(comm.mesh().size(axis))
 
     def not_again(self, parameter):
         """The package's own hook has nothing to do: there are no buckets."""
@@ -361,7 +363,7 @@ def _every_micro_batch(layout):
         with real(self):
             yield
         for bucket in self._buckets:
-            comm.all_reduce(bucket.flat, "dp", "dp: gradient bucket")
+            comm.all_reduce(bucket.flat, self.axis, "dp: gradient bucket")
 
     with _patched(data.DataParallelOptimizer, "no_sync", no_sync):
         yield

@@ -16,9 +16,9 @@ How equal is equal. Both sides add the same numbers in another order. Write u fo
 1.1e-16 in fp64 and 6.0e-8 in fp32. A sum of k terms, in whatever order, is off by about sqrt(k) u;
 along the longest path of this model, some 15 products forward and 15 back with sums of 8 to 96
 terms, independent errors add up to about sqrt(30 * 30) u = 30 u of one element, and to half of that
-in a tensor's norm (measured: 9 to 18 u in a gradient). AdamW then divides by the size of each
+in a tensor's norm (measured: up to 16 u in a gradient). AdamW then divides by the size of each
 element: its first update is lr * g / (|g| + eps), of slope lr / eps = 1e3 where g is near zero. The
-clipped gradient has norm 0.1 over 15,000 elements, 8e-4 each; an error of 15 u of it is 0.012 u,
+clipped gradient has norm 0.1 over 14,000 elements, 8e-4 each; an error of 15 u of it is 0.012 u,
 which becomes 12 u in the 1 % of elements that are within eps of zero and less elsewhere, so 1 to
 2 u overall, against parameters of size 0.18: 10 u a step at the very most. (That is why the clip is
 so low: at 0.5, the errors are five times as large against the same eps, and a parameter in fp32 was

@@ -137,9 +137,9 @@ class Panel(Shown):
         self._widgets.paint(state)
 
     def _end(self, state: RunState) -> None:
+        said = state.sentence() + (f"\n{state.error}" if state.error else "")
         try:
             self._measured[str(self._run_layout)] = state.traffic()
-            self._say(state.sentence() + (f"\n{state.error}" if state.error else ""))
             picture = Message(state.sentence()) if state.is_empty else training_figure(state)
             self._picture.replace(picture)
             if self._widgets:
@@ -148,9 +148,10 @@ class Panel(Shown):
             else:
                 self.replace(self.table())
         except Exception:
-            self._say(f"the picture could not be drawn:\n{traceback.format_exc()}")
-        finally:
-            self._busy = False
+            said = f"the picture could not be drawn:\n{traceback.format_exc()}"
+        # Said last: whoever reads that the run has ended can start the next one.
+        self._busy = False
+        self._say(said)
 
     # -- what is to be seen --
 

@@ -294,5 +294,5 @@ def _check_implemented(layout: Layout) -> None:
     if missing:
         raise ValueError(
             f"{layout} has {' and '.join(missing)}, and training runs "
-            f"{' and '.join(IMPLEMENTED_AXES)} so far; leave {' and '.join(missing)} out"
+            f"{', '.join(IMPLEMENTED_AXES)} so far; leave {' and '.join(missing)} out"
         )

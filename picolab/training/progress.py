@@ -10,8 +10,29 @@ from tqdm import tqdm
 from picolab.monitoring import Event
 
 
+class _NoLock:
+    """Only the collecting thread draws. It is a daemon: if the program ends while it holds tqdm's
+    lock, the bar's destructor would wait for that lock for ever.
+    """
+
+    def acquire(self, *_, **__) -> bool:
+        return True
+
+    def release(self) -> None:
+        pass
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_) -> None:
+        pass
+
+
 class _Bar(tqdm):
     monitor_interval = 0  # tqdm's own thread, which would outlive the run, is not needed
+
+
+_Bar.set_lock(_NoLock())
 
 
 class Progress:

@@ -306,13 +306,14 @@ def test_shards_differ_and_replicas_agree():
 @pytest.mark.parametrize(
     "layout, reason",
     [
-        ("pp2", "pp2 has pp, and training runs dp and tp so far; leave pp out"),
-        ("cp2", "has cp"),
-        ("dp2ep2", "has ep"),
-        ("tp2sp", "has sp"),
+        ("dp2ep2", "dp2ep2 has ep, and training runs dp, tp, pp, cp, sp so far; leave ep out"),
         ("dp2zero1", "has zero"),
-        ("dp2pp2cp2", "has pp and cp"),
-        ("tp3", "tp=3 does not divide heads"),
+        ("dp2ep2zero1", "has ep and zero"),
+        ("cp2", "cp=2 cuts a sequence into 2 . cp = 4 equal chunks, and seq is 10"),
+        ("tp4sp", "sp splits a sequence into tp = 4 equal parts, and seq is 10"),
+        ("dp2sp", "tp is 1; the nearest layout of 2 ranks that works is dp2$"),
+        ("pp3", "pp=3 is more stages than the model has layers"),
+        ("tp5", r"tp=5 leaves ranks with nothing of kv_heads \(4\)"),
     ],
 )
 def test_what_does_not_work_is_refused_before_anything_starts(layout, reason):

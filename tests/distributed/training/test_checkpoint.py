@@ -29,7 +29,16 @@ from picolab.training.text import Text
 SHAPE = dict(hidden=32, ffn=48, layers=2, heads=8, kv_heads=4, vocab=256, seq=16)
 RUN = dict(steps=8, lr=1e-2, eps=1e-5, clip=0.5, warmup=2)
 # The same eight sequences a step: layout -> (micro_batch, accumulate).
-BATCH = {"dp1": (4, 2), "dp2": (2, 2), "dp4": (2, 1), "tp2": (4, 2), "dp2tp2": (1, 4)}
+BATCH = {
+    "dp1": (4, 2),
+    "dp2": (2, 2),
+    "dp4": (2, 1),
+    "tp2": (4, 2),
+    "tp3": (4, 2),
+    "dp2tp2": (1, 4),
+    "dp2cp2": (1, 4),
+    "tp2pp2": (2, 4),
+}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -69,8 +78,8 @@ def worst(found, expected) -> float:
 
 @pytest.fixture(scope="module")
 def unbroken():
-    """One process, from the first step to the last."""
-    return train("dp1")
+    """One process, from the first step to the last; by whether its head is tied."""
+    return {tied: train("dp1", tied=tied) for tied in (False, True)}
 
 
 @pytest.fixture(scope="module")
@@ -96,13 +105,22 @@ def test_the_same_layout_goes_on_bit_for_bit(layout, dtype, tmp_path):
     assert all(map(torch.equal, rest.state_dict().values(), whole.state_dict().values()))
 
 
-def test_from_layout_to_layout(unbroken, tmp_path):
-    """dp4, cut off after two steps; tp2 for two more; dp2tp2 for two more; one process."""
-    chain = ["dp4", "tp2", "dp2tp2", "dp1"]
-    resume = None
+CHAINS = [
+    ["dp4", "tp2", "dp2tp2", "dp1"],
+    ["dp4", "tp2pp2", "dp1"],
+    ["tp2pp2", "tp3", "dp2cp2", "dp2"],
+]
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+@pytest.mark.parametrize("chain", CHAINS, ids=map("-".join, CHAINS))
+def test_from_layout_to_layout(chain, tied, unbroken, tmp_path):
+    """Each layout is cut off two steps after it began, and the next one goes on from there."""
+    unbroken, resume = unbroken[tied], None
     for i, layout in enumerate(chain):
         folder = tmp_path / layout
-        found = train(layout, checkpoint=folder, save_every=2, keep=9, resume=resume)
+        settings = dict(checkpoint=folder, save_every=2, keep=9, tied=tied)
+        found = train(layout, resume=resume, **settings)
         assert found.first_step == 2 * i
         assert worst(found, unbroken) < 1e-12, layout
         resume = folder / f"step-{2 * i + 2}"

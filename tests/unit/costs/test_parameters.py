@@ -166,14 +166,26 @@ def test_a_tied_head_is_counted_once(config):
 # ---- what a rank holds
 
 
-def check_shares(local_parameters, config, tp):
-    """Over the tp ranks the shards make the whole, and what is not sharded is there each time."""
-    held = local_parameters(config, Layout(tp=tp))
-    sharded = sum(parameter.numel for parameter in held if parameter.sharded)
-    whole = sum(parameter.numel for parameter in held if not parameter.sharded)
+def check_shares(local_parameters, config, tp, pp=1):
+    """Over tp and pp the shards make the whole; what is not sharded is there once for each of tp.
+    Stages hold different layers, and the last a tied head once more."""
+    layout = Layout(tp=tp, pp=pp)
+    ranks = [local_parameters(config, layout, rank) for rank in range(layout.world)]
+    sharded = sum(parameter.numel for held in ranks for parameter in held if parameter.sharded)
+    whole = sum(parameter.numel for held in ranks for parameter in held if not parameter.sharded)
     count = costs.parameters(config)
-    assert whole == count.norm
-    assert sharded * tp + whole == count.total
+    assert whole == count.norm * tp
+    again = config.vocab * config.hidden if config.tied and pp > 1 else 0
+    assert sharded + count.norm == count.total + again
+    names = [parameter.name for held in ranks[::tp] for parameter in held]
+    assert len(set(names)) == len(names)
+    # Shares of a matrix differ by no more than one key-value head, row of ffn or token.
+    for stage in range(pp):
+        for shares in zip(*ranks[stage * tp : (stage + 1) * tp]):
+            sizes = [share.numel for share in shares]
+            unit = max(config.hidden * 2, config.hidden * config.head_dim)
+            groups = config.heads // config.kv_heads + 2
+            assert max(sizes) - min(sizes) <= unit * groups
 
 
 @given(llamas())
@@ -181,35 +193,51 @@ def test_one_rank_holds_everything(config):
     check_shares(costs.local_parameters, config, 1)
 
 
-@given(config=llamas(), tp=st.integers(1, 4))
-def test_tp_divides_matrices_and_not_norms(config, tp):
-    config = config.replace(
-        hidden=config.hidden * tp, ffn=config.ffn * tp, heads=config.heads * tp,
-        kv_heads=config.kv_heads * tp, vocab=config.vocab * tp,
-    )  # fmt: skip
-    check_shares(costs.local_parameters, config, tp)
+@given(config=llamas(), data=st.data())
+def test_tp_deals_out_matrices_and_not_norms_and_pp_layers(config, data):
+    tp = data.draw(st.integers(1, min(config.kv_heads, config.ffn, config.vocab)))
+    check_shares(costs.local_parameters, config, tp, data.draw(st.integers(1, config.layers)))
 
 
-def sharded_by_substring(config, layout):
+def sharded_by_substring(config, layout, rank=0):
     """Wrong: "attention" is found in "attention_norm" too."""
     words = ("embed", "attention", "mlp.", "head")
     return [
         parameter._replace(sharded=any(word in parameter.name for word in words))
-        for parameter in costs.local_parameters(config, layout)
+        for parameter in costs.local_parameters(config, layout, rank)
     ]
 
 
-def norms_sharded_too(config, layout):
+def norms_sharded_too(config, layout, rank):
     return [
         parameter if parameter.sharded else parameter._replace(numel=parameter.numel // layout.tp)
-        for parameter in costs.local_parameters(config, layout)
+        for parameter in costs.local_parameters(config, layout, rank)
     ]
 
 
-@pytest.mark.parametrize("wrong", [sharded_by_substring, norms_sharded_too])
+def every_rank_like_the_first(config, layout, rank):
+    return costs.local_parameters(config, layout, 0)
+
+
+def tied_head_only_on_the_first_stage(config, layout, rank):
+    held = costs.local_parameters(config, layout, rank)
+    return [parameter for parameter in held if parameter.name != "head.weight"]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        sharded_by_substring,
+        norms_sharded_too,
+        every_rank_like_the_first,
+        tied_head_only_on_the_first_stage,
+    ],
+)
 def test_a_wrong_share_is_caught(wrong):
+    config = TINY.replace(vocab=257, layers=3, tied=True)
+    check_shares(costs.local_parameters, config, 2, 2)
     with pytest.raises(AssertionError):
-        check_shares(wrong, TINY, 2)
+        check_shares(wrong, config, 2, 2)
 
 
 def test_counting_by_name_is_wrong_by_the_attention_norms():
@@ -234,6 +262,10 @@ def test_names_and_order():
     ]
     tied = costs.local_parameters(TINY.replace(layers=1, tied=True), "dp1")
     assert [parameter.name for parameter in tied] == names[:-1]
+    last = costs.local_parameters(TINY.replace(layers=3, tied=True), "pp2", rank=1)
+    assert [parameter.name for parameter in last] == [
+        *(name.replace("layers.0", "layers.2") for name in names[1:])
+    ]
 
 
 @pytest.mark.parametrize(
@@ -241,9 +273,8 @@ def test_names_and_order():
     [
         ("mixtral-8x7b", "dp1", "mixtral-8x7b has experts; this formula is for plain Llama"),
         ("deepseek-v3", "dp1", "has experts and latent attention"),
-        ("tiny", "tp8", "tp=8 does not divide kv_heads"),
-        ("tiny", "pp2", "pp2: local_parameters describes ranks that all hold the same"),
-        ("tiny", "dp2zero3", "leave out pp and zero3"),
+        ("tiny", "tp8", "tp=8 leaves ranks with nothing of kv_heads"),
+        ("tiny", "dp2zero3", "describes whole replicas, and zero3 splits them; leave zero3 out"),
     ],
 )
 def test_what_is_not_described_is_refused(model, layout, sentence):

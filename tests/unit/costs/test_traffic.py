@@ -1,8 +1,9 @@
-"""The predicted ledger of a step, counted by hand for dp2, tp2 and dp2tp2 on `tiny`; and buckets.
+"""The predicted ledger of a step, counted by hand on `tiny` for each axis; and buckets.
 
 Wrong versions these tests catch, kept below as mutants: buckets in forward order, over their limit,
 or reduced every micro-batch; the head's input gradient forgotten; one cross-entropy reduction too
-many; activations in the wrong dtype. That a *run* gives the same ledger is tested with real ranks.
+many; activations in the wrong dtype; K and V sent once; every stage taken for the first. That a
+*run* gives the same ledger is tested with real ranks.
 """
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from picolab import costs
-from picolab.specs import ModelConfig
+from picolab.specs import Layout, ModelConfig
 
 TINY = ModelConfig.preset("tiny")
 STEP = dict(micro_batch=2, accumulate=3, seq=64)
@@ -40,12 +41,52 @@ TP2 = {
 DP2TP2 = {**DP2, **TP2, entry("dp", "gradient bucket"): (2, 402_560 * 4)}
 
 
+TP2SP = {
+    ("reduce_scatter", "tp", "sp: embedding output"): (3, 3 * ACTIVATION),
+    ("all_gather", "tp", "sp: gather input"): (27, 27 * ACTIVATION),
+    ("reduce_scatter", "tp", "sp: scatter output"): (24, 24 * ACTIVATION),
+    ("all_gather", "tp", "sp: gather output gradient"): (27, 27 * ACTIVATION),  # 24, embedding 3
+    ("reduce_scatter", "tp", "sp: scatter input gradient"): (27, 27 * ACTIVATION),
+    ("all_reduce", "tp", "sp: gradients of the norms"): (1, 9 * 128 * 4),
+    **{key: value for key, value in TP2.items() if "cross entropy" in key[2] or "norm" in key[2]},
+}
+PP2 = {entry("pp", "loss"): (1, 8), entry("pp", "gradient norm"): (1, 8)}
+PP2_FIRST = PP2 | {
+    ("send", "pp", "pp: activations"): (3, 3 * ACTIVATION),
+    ("recv", "pp", "pp: gradients of activations"): (3, 3 * ACTIVATION),
+}
+PP2_LAST = PP2 | {
+    ("recv", "pp", "pp: activations"): (3, 3 * ACTIVATION),
+    ("send", "pp", "pp: gradients of activations"): (3, 3 * ACTIVATION),
+}
+# K and V of 2 x 32 tokens, 4 heads x 16, 4 bytes: 32,768. One hop, 4 layers, 3 micro-batches.
+KEYS, GRADIENTS = "cp: keys and values", "cp: gradients of keys and values"
+CP2 = {
+    **{(op, "cp", KEYS): (24, 24 * 32_768) for op in ("send", "recv")},  # forward and backward
+    **{(op, "cp", GRADIENTS): (12, 12 * 32_768) for op in ("send", "recv")},
+    ("all_reduce", "cp", "dp: gradient bucket"): DP2[entry("dp", "gradient bucket")],
+    ("all_reduce", "cp", "dp: loss"): (1, 8),
+}
+BY_HAND = [
+    ("dp1", 0, {}),
+    *(("dp2", rank, DP2) for rank in (0, 1)),
+    *(("tp2", rank, TP2) for rank in (0, 1)),
+    ("dp2tp2", 3, DP2TP2),
+    *(("tp2sp", rank, TP2SP) for rank in (0, 1)),
+    ("pp2", 0, PP2_FIRST),
+    ("pp2", 1, PP2_LAST),
+    *(("cp2", rank, CP2) for rank in (0, 1)),
+]
+# What one of two ranks sends of a payload.
+SENT = {"all_reduce": 1, "all_gather": 0.5, "reduce_scatter": 0.5, "send": 1, "recv": 0}
+
+
 def check_step(step_ledger):
-    for layout, by_hand in (("dp1", {}), ("dp2", DP2), ("tp2", TP2), ("dp2tp2", DP2TP2)):
-        predicted = step_ledger(TINY, layout, **STEP)
+    for layout, rank, by_hand in BY_HAND:
+        predicted = step_ledger(TINY, layout, rank=rank, **STEP)
         assert {key: value[:2] for key, value in predicted.items()} == by_hand, layout
-        for expected in predicted.values():
-            assert expected.ring_bytes == expected.payload_bytes  # 2(n-1)/n is 1 for two ranks
+        for (op, _, _), expected in predicted.items():
+            assert expected.ring_bytes == SENT[op] * expected.payload_bytes
 
 
 def test_a_step_counted_by_hand():
@@ -79,9 +120,18 @@ MUTANTS = {
     "dtype taken for bf16": lambda config, layout, **step: costs.step_ledger(
         config, layout, dtype="bf16", **step
     ),
+    "every stage like the first": lambda config, layout, rank, **step: costs.step_ledger(
+        config, layout, **step
+    ),
+    "K and V sent once": changed(("send", "cp", KEYS), 0.5, 0.5),
+    "heads of the queries sent": changed(("send", "cp", KEYS), 1, 2),
+    "whole activations between stages": changed(("send", "pp", "pp: activations"), 1, 2),
+    "gradients of the norms one by one": changed(
+        ("all_reduce", "tp", "sp: gradients of the norms"), 9
+    ),
     "gradients of the unsharded model": lambda config, layout, **step: {
         **costs.step_ledger(config, layout, **step),
-        **(costs.step_ledger(config, "dp2", **step) if "dp2" in layout else {}),
+        **(costs.step_ledger(config, "dp2", **step | {"rank": 0}) if "dp2" in layout else {}),
     },
 }
 
@@ -98,6 +148,36 @@ def test_gradients_do_not_depend_on_the_batch():
     large = costs.step_ledger(TINY, "dp4", micro_batch=16, accumulate=8)
     assert small[key] == large[key]
     assert small[key].ring_bytes == 1.5 * small[key].payload_bytes  # 2(n-1)/n for four ranks
+
+
+@pytest.mark.parametrize("layout", ["tp2", "tp4", "dp2tp2", "tp2pp2", "tp2cp2"])
+def test_sp_sends_what_tp_sends_and_less_between_stages(layout):
+    for rank in range(Layout.parse(layout).world):
+        whole, split = (
+            costs.step_ledger(TINY, text, rank=rank, **STEP) for text in (layout, f"{layout}sp")
+        )
+        over_tp = [
+            sum(expected.ring_bytes for key, expected in ledger.items() if key[1] == "tp")
+            for ledger in (whole, split)
+        ]
+        norms = split["all_reduce", "tp", "sp: gradients of the norms"].ring_bytes
+        # On each stage too: an embedding's two halves are on the first, a head's on the last.
+        assert over_tp[1] - norms == pytest.approx(over_tp[0], rel=1e-15)
+        for key, expected in whole.items():
+            if key[1] == "pp" and "activations" in key[2]:
+                assert split[key].payload_bytes * 2 == expected.payload_bytes
+
+
+def test_ranks_send_what_they_hold():
+    """257 tokens, 3 kv heads: the first rank of tp has 129 and 2, the second 128 and 1."""
+    config = TINY.replace(hidden=96, vocab=257, heads=6, kv_heads=3, tied=True)
+    first, second = (
+        costs.step_ledger(config, "tp2pp2cp2", rank=rank, micro_batch=2, seq=64) for rank in (0, 1)
+    )
+    tie = ("send", "pp", "pp: tied embedding gradient")
+    assert (first[tie].payload_bytes, second[tie].payload_bytes) == (129 * 384, 128 * 384)
+    ring = ("send", "cp", KEYS)
+    assert first[ring].payload_bytes == 2 * second[ring].payload_bytes
 
 
 def test_seq_is_the_configs_unless_given():
@@ -152,10 +232,16 @@ def test_tensor_parallel_layer_by_the_textbook():
 @pytest.mark.parametrize(
     ("layout", "step", "sentence"),
     [
-        ("pp2", {}, "step_ledger predicts dp and tp, and pp2 also has pp; leave it out"),
-        ("dp2cp2zero1", {}, "also has cp and zero; leave them out"),
-        ("tp2sp", {}, "also has sp"),
-        ("tp8", {}, "tp=8 does not divide kv_heads"),
+        (
+            "dp2zero1",
+            {},
+            "predicts dp, tp, sp, pp and cp, and dp2zero1 also has zero; leave it out",
+        ),
+        ("dp2ep2zero1", {}, "also has ep and zero; leave them out"),
+        ("tp8", {}, "tp=8 leaves ranks with nothing of kv_heads"),
+        ("cp2", dict(seq=10), "= 4 equal chunks, and seq is 10"),
+        ("tp4sp", dict(seq=10), "tp = 4 equal parts, and seq is 10"),
+        ("dp2", dict(rank=2), "rank 2 is not in dp2"),
         ("dp2", dict(micro_batch=0), "micro_batch is 0; it must be an integer of 1 or more"),
         ("dp2", dict(accumulate=-1), "accumulate is -1"),
         ("dp2", dict(seq=0), "seq is 0"),

@@ -167,5 +167,5 @@ def test_a_buffer_survives_or_is_refused():
 def test_a_parameter_without_pieces_is_refused():
     with pytest.raises(ValueError, match="'weight' of Linear does not say what it holds"):
         initialise(nn.Linear(2, 2, bias=False))
-    with pytest.raises(ValueError, match="cannot be cut into 3 equal slices"):
-        Piece("head.weight", (40, 32)).shard(0, 0, 3)
+    with pytest.raises(ValueError, match=r"3 blocks \(dim 0\) cannot be dealt out to 4"):
+        Piece("layers.0.attention.k.weight", (24, 32), blocks=3).shard(0, 0, 4)

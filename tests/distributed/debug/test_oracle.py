@@ -1,0 +1,86 @@
+"""The oracle passes every layout that is right: 2 and 4 ranks and three of 8 in fp64, 4 ranks in
+fp32.
+
+A comparison of two models that stand still, or without clipping, would pass whatever is wrong with
+it; so what is compared is looked at too. What the oracle must not pass is in test_faults.py.
+"""
+
+import json
+
+import pytest
+import torch
+
+from picolab.debug import main_verify, verify
+
+TWO = ["dp2", "tp2", "tp2sp", "pp2", "cp2"]
+FOUR = [
+    *("dp4", "tp4", "tp4sp", "pp4", "pp4:gpipe", "cp4"),
+    *(
+        "dp2tp2",
+        "dp2tp2sp",
+        "dp2pp2",
+        "dp2cp2",
+        "tp2pp2",
+        "tp2pp2sp",
+        "tp2cp2",
+        "tp2cp2sp",
+        "pp2cp2",
+    ),
+]
+EIGHT = ["dp2tp2pp2", "dp2cp2tp2", "tp2cp2pp2"]
+
+
+@pytest.mark.parametrize(
+    ("layout", "dtype"),
+    [(layout, "fp64") for layout in ["dp1", *TWO, *FOUR, *EIGHT]]
+    + [(layout, "fp32") for layout in FOUR],
+)
+def test_a_layout_equals_one_process(layout, dtype):
+    verdict = verify(layout, dtype=dtype)
+    assert verdict.ok and verdict.cause is None, str(verdict)
+    assert verdict.worst.allowed == {"fp64": 1e-12, "fp32": 2e-6}[dtype]
+    assert {row.kind for row in verdict.rows} == {
+        *("start", "loss", "gradient norm", "gradient", "parameter")
+    }
+
+
+def test_what_is_compared_is_worth_comparing():
+    verdict = verify("dp2")
+    recipe, reference = verdict.evidence.recipe, verdict.evidence.reference
+    assert len(reference.losses) == 5 and len(set(reference.losses)) == 5
+    assert min(reference.norms) > 2 * recipe.training.clip
+    for name, start in reference.start.items():
+        assert float((reference.end[name] - start).norm() / start.norm()) > 1e-3, name
+    assert reference.gradients.keys() == reference.end.keys() == reference.start.keys()
+    counts = [len(verdict.evidence.ranks[r].read) for r in (0, 1)]
+    assert counts == [recipe.accumulate] * 2 and recipe.counts()[0] != recipe.counts()[1]
+    # Every summand of the gradient is there, and they add up to it.
+    for name, whole in reference.gradients.items():
+        total = sum(part[name] for part in reference.parts.values())
+        assert torch.allclose(total, whole, rtol=1e-12, atol=1e-15)
+
+
+def test_a_verdict_can_be_read_and_parsed():
+    verdict = verify("dp2", steps=2)
+    text = str(verdict)
+    assert text.startswith("dp2 in fp64 equals one process") and "gradients at step 1" in text
+    assert "most likely cause" not in text and bool(verdict)
+    assert "dp2 in fp64 equals one process" in verdict._repr_html_()
+    assert len(verdict.table().rows) == len(verdict.rows)
+    told = json.loads(verdict.to_json())
+    assert told["ok"] is True and told["cause"] is None and told["layout"] == "dp2"
+    assert all(row["difference"] <= row["allowed"] for row in told["rows"])
+
+
+def test_the_commands_function():
+    text, status = main_verify("dp2", dtype="fp32")
+    assert status == 0 and "equals one process" in text
+    told, status = main_verify("dp2", fault="dp-gradients-averaged", as_json=True)
+    cause = json.loads(told)["cause"]
+    assert status == 1 and (cause["where"], cause["what"]) == ("dp: gradient bucket", "averaged")
+
+
+def test_a_seed_of_its_own_and_the_same_bits_twice():
+    first, again, other = verify("tp2"), verify("tp2"), verify("tp2", seed=8)
+    assert first.evidence.ranks[1].losses == again.evidence.ranks[1].losses
+    assert other.ok and other.evidence.ranks[1].losses != first.evidence.ranks[1].losses
