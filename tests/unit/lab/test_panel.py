@@ -31,7 +31,9 @@ def live(**options):
 
 def test_the_sliders_offer_only_what_works():
     shown, widgets = live(steps=2, max_world=4)
-    assert widgets.dp.options == (1, 2, 3, 4) and widgets.tp.options == (1, 2, 4)
+    assert widgets.dp.options == (1, 2, 3, 4) and widgets.tp.options == (1, 2, 3, 4)
+    _, fewer = live(steps=2, max_world=4, kv_heads=2)  # a key-value head stays on one rank
+    assert fewer.tp.options == (1, 2)
     assert (widgets.dp.description, widgets.tp.description) == ("dp", "tp")
     widgets.tp.value = 2
     widgets.dp.value = 2
