@@ -26,6 +26,7 @@ from picolab.comm.collectives import (
     recv,
     reduce_scatter,
     send,
+    shift,
 )
 from picolab.comm.mesh import Mesh, build_mesh, mesh
 from picolab.comm.raw import watch
@@ -47,5 +48,6 @@ __all__ = [
     "reduce_scatter",
     "ring_all_reduce",
     "send",
+    "shift",
     "watch",
 ]

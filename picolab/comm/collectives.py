@@ -208,6 +208,32 @@ def exchange(
     return incoming
 
 
+def shift(x: torch.Tensor, axis: str, reason: str) -> torch.Tensor:
+    """Every rank of the axis gives x to its right neighbour; returns what came from the left.
+
+    The same shape on every rank. Two entries, a send and a recv, as of `exchange`; but all ranks of
+    the axis must call it, and so it can be an all-to-all whose other blocks are empty. gloo does
+    that with a third of the CPU time of a send and a receive (0.2 to 0.5 ms against 0.8 to 2.8 ms
+    for 256 KB between two ranks): its thread spins while a message waits to be received.
+    """
+    m = mesh()
+    n, me, ranks = m.size(axis), m.rank(axis), m.ranks(axis)
+    if n == 1:
+        return x
+    right, left = (me + 1) % n, (me - 1) % n
+    outgoing = x.contiguous().view(-1)
+    incoming = torch.empty_like(outgoing)
+    sizes = {right: outgoing.numel()}, {left: incoming.numel()}
+    to, source = ([size.get(rank, 0) for rank in range(n)] for size in sizes)
+    sent = _entry("send", axis, m, outgoing, _bytes(outgoing), reason)
+    received = _entry("recv", axis, m, incoming, _bytes(incoming), reason)
+    start = _enter(sent, x, f" to {ranks[right]} while receiving from {ranks[left]}")
+    _all_to_all(incoming, outgoing, source, to, group=m.group(axis))
+    _done(sent, start, None)
+    current.record(*received, current.now(), 0.0, 0.0)
+    return incoming.view_as(x)
+
+
 def barrier(axis: str = "world", reason: str = "barrier") -> None:
     """No rank of the axis leaves before all have entered."""
     m = mesh()

@@ -1,7 +1,8 @@
 """Debugging parallel training: is it right, and if not, what is wrong?
 
     oracle.py      verify(layout): equal to one process, or which reduction is missing
-    faults.py      the fault catalogue: real bugs that can be switched on
+    faults.py      the fault catalogue: real bugs that can be switched on (its entries are in
+                   reduction_faults.py and other_faults.py)
     awkward.py     the model and the batch in which bugs have nowhere to hide
     observe.py     the two trainings, and what is noted of them
     evidence.py    how what differs is compared
@@ -19,6 +20,7 @@ except ImportError as error:
         "picolab.debug needs PyTorch, which is not installed here: pip install 'picolab[torch]'"
     ) from error
 
+from picolab.debug import other_faults, reduction_faults  # noqa: F401 (they fill the catalogue)
 from picolab.debug.cause import Cause
 from picolab.debug.diagnosis import diagnose
 from picolab.debug.evidence import Evidence

@@ -5,11 +5,13 @@ travels by value (cloudpickle), closures and the notebook globals it uses includ
 travels along, so that a traceback in the rank can show the cell's line. Results come back with
 tensors moved to the CPU."""
 
+import importlib
 import io
 import linecache
 import os
 import pickle
 import sys
+import types
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,12 +39,31 @@ def pack(fn, args: tuple, kwargs: dict) -> bytes:
         cloudpickle.register_pickle_by_value(module)
     try:
         payload = Payload(fn, args, kwargs, _cell_sources(), dict(os.environ))
-        return cloudpickle.dumps(payload)
+        return _dumps(payload)
     except Exception as error:
         raise ValueError(_what_cannot_travel(fn, args, kwargs, error)) from error
     finally:
         if by_value:
             cloudpickle.unregister_pickle_by_value(module)
+
+
+def _dumps(value) -> bytes:
+    buffer = io.BytesIO()
+    _PayloadPickler(buffer, protocol=pickle.HIGHEST_PROTOCOL).dump(value)
+    return buffer.getvalue()
+
+
+class _PayloadPickler(cloudpickle.Pickler):
+    """Sends modules of a class of their own by name, as it sends others.
+
+    A function that mentions `dist` and anything called `config` would otherwise take the object
+    `torch.distributed.config` along, which no pickle can carry.
+    """
+
+    def reducer_override(self, obj):
+        if isinstance(obj, types.ModuleType) and sys.modules.get(obj.__name__) is obj:
+            return importlib.import_module, (obj.__name__,)
+        return super().reducer_override(obj)
 
 
 def unpack(blob: bytes) -> Payload:
@@ -115,7 +136,7 @@ def _what_cannot_travel(fn, args, kwargs, error) -> str:
     culprit = "the call"
     for name, value in reversed(candidates.items()):
         try:
-            cloudpickle.dumps(value)
+            _dumps(value)
         except Exception as why:
             culprit, error = name, why
     detail = ""
@@ -143,7 +164,7 @@ def _captured(fn) -> dict:
 
 def _travels(value) -> bool:
     try:
-        cloudpickle.dumps(value)
+        _dumps(value)
     except Exception:
         return False
     return True

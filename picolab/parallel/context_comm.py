@@ -30,7 +30,7 @@ K' is K, or c where there are fewer key-value heads than ranks. In messages: c -
 (they tend to those of all of K and V); Ulysses' do.
 
 Sources: ring attention, arXiv 2310.01889, section 3; DeepSpeed Ulysses, arXiv 2309.14509, section
-3. Leaves out the overlap: `comm.exchange` returns when both messages are through, so a transfer and
+3. Leaves out the overlap: `comm.shift` returns when both messages are through, so a transfer and
 the block's compute come one after the other. `key_value_ring` asks for the next block before it
 hands out the present one, which is where an asynchronous exchange would go.
 """
@@ -50,9 +50,7 @@ TO_SEQUENCE = "cp: heads to sequence"
 
 def pass_on(x: torch.Tensor, axis: str, reason: str) -> torch.Tensor:
     """Give x to the right and return what comes from the left (the same shape on every rank)."""
-    mesh = comm.mesh()
-    n, me = mesh.size(axis), mesh.rank(axis)
-    return comm.exchange(x, (me + 1) % n, torch.empty_like(x), (me - 1) % n, axis, reason)
+    return comm.shift(x, axis, reason)
 
 
 def key_value_ring(

@@ -82,11 +82,11 @@ def test_defaults_are_those_of_pico_train():
     "words, sentence",
     [
         (["--layout", "dp2xx3"], "'xx' is not an axis"),
-        (["--layout", "tp3"], "3"),
+        (["--layout", "tp5"], "5"),
         (["--model", "huge"], "huge"),
         (["--steps", "0"], "steps"),
         (["--data", "no/such/text"], "no/such/text"),
-        (["--layout", "pp2"], "pp"),
+        (["--layout", "dp2zero1"], "zero"),
         (["--dtype", "int3"], "int3"),
         (["--backend", "smoke"], "smoke"),
     ],

@@ -143,3 +143,22 @@ def test_a_wrong_axis_and_a_wrong_world_get_a_sentence():
 def test_outside_a_rank_a_collective_says_where_it_belongs():
     with pytest.raises(RuntimeError, match="no process group here"):
         comm.all_reduce(torch.ones(1), "world", "r")
+
+
+def test_a_shift_round_the_ring_is_a_send_and_a_receive():
+    def round_trip():
+        m = comm.mesh()
+        x = torch.full((2, 3), float(m.rank("world")))
+        seen = []
+        for _ in range(m.size("world")):
+            x = comm.shift(x, "world", "round")
+            seen.append(int(x[0, 0]))
+        return seen
+
+    run = pico.run(round_trip, world_size=3)
+    assert list(run) == [[2, 1, 0], [0, 2, 1], [1, 0, 2]]
+    mine = run.ledger.rank(0)
+    assert [(e.op, e.payload_bytes, e.ring_bytes) for e in mine] == [
+        ("send", 24, 24.0),
+        ("recv", 24, 0.0),
+    ] * 3

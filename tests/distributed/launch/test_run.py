@@ -194,6 +194,20 @@ def test_what_cannot_be_sent_is_named():
         pico.run(print, 1, handle)
 
 
+def test_a_module_of_a_class_of_its_own_travels_by_name():
+    """`torch.distributed.config` is such a module, and cloudpickle takes it for a submodule in
+    use.
+    """
+
+    class Settings:
+        config = 5
+
+    def mentions_both():
+        return dist.get_rank() + Settings.config
+
+    assert list(pico.run(mentions_both, world_size=2)) == [5, 6]
+
+
 def test_a_rank_cannot_start_ranks():
     def nested():
         try:

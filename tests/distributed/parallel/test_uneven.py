@@ -169,7 +169,7 @@ def apart():
 
 
 def test_mutant_queries_apart_from_their_keys_does_not_even_run():
-    with pytest.raises(pico.RankFailure):
+    with pytest.raises(pico.RankFailure, match="heads in key and value must divide"):
         pico.run(apart, world_size=2, quiet=True)
 
 

@@ -139,7 +139,7 @@ real_batch = Text.batch
 
 
 class NoLossReduction:
-    """`comm`, as a trainer sees it that logs the loss of its own tokens."""
+    """`comm`, as one sees it who logs the loss of its own tokens."""
 
     def __getattr__(self, name):
         return getattr(comm, name)
@@ -159,11 +159,13 @@ MUTANTS = {
 
 def train_wrongly(config, changes):
     """In a fresh rank: the trainer with some of its parts replaced."""
+    from picolab.parallel import three_d
     from picolab.training import trainer
 
     trainer.next_batch = mask_labels
     for name, wrong in changes.items():
-        setattr(Text if name == "batch" else trainer, name, wrong)
+        where = {"batch": Text, "comm": three_d}.get(name, trainer)
+        setattr(where, name, wrong)
     return trainer.train_rank(config)
 
 

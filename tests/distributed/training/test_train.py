@@ -245,8 +245,8 @@ def test_a_loss_that_is_no_number_stops_the_run(layout):
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        (dict(layout="dp2pp2"), "also has pp"),
-        (dict(layout="tp3"), "nearest layout"),
+        (dict(layout="dp2zero1"), "also has zero"),
+        (dict(layout="tp5"), "nearest layout"),
         (dict(data="/no/such/text"), "no file or folder"),
         (dict(vocab=100), "vocabulary of 100"),
         (dict(model="llama-3-70b", data="random"), "this machine has"),
