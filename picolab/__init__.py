@@ -25,6 +25,8 @@ _PUBLIC = {
     "Hardware": "picolab.specs:Hardware",
     "train": "picolab.training:train",
     "TrainResult": "picolab.training:TrainResult",
+    "verify": "picolab.debug:verify",
+    "dry_run": "picolab.debug:dry_run",
     "parallelize": "picolab.parallel:parallelize",
     "guess": "picolab.lab:guess",
     "compare": "picolab.lab:compare",
@@ -45,6 +47,7 @@ _ROOMS = (
     "model",
     "parallel",
     "training",
+    "debug",
     "lab",
 )
 

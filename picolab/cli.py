@@ -123,6 +123,28 @@ class Train:
 
 
 @dataclass(frozen=True)
+class Verify:
+    """Train a small, awkward model in one process and in a layout, and compare everything. On a
+    mismatch: the parameter, the ratio, and the most likely cause."""
+
+    layout: str = "dp2tp2"
+    """which layout; its ranks run here"""
+    dtype: Literal["fp64", "fp32"] = "fp64"
+    """fp64 tells a bug from rounding: rounding shrinks, a bug does not"""
+    fault: str | None = None
+    """switch on a fault of the catalogue, and see it named"""
+    json: bool = False
+    """print one JSON object"""
+
+    def run(self) -> int:
+        from picolab.debug import main_verify
+
+        text, status = main_verify(self.layout, self.dtype, self.fault, self.json)
+        print(text)
+        return status
+
+
+@dataclass(frozen=True)
 class Runs:
     """List or remove run directories; picolab itself keeps the newest 20."""
 
@@ -192,6 +214,7 @@ def _listing(rundirs, as_json: bool):
 Command = (
     Annotated[Doctor, subcommand("doctor")]
     | Annotated[Train, subcommand("train")]
+    | Annotated[Verify, subcommand("verify")]
     | Annotated[Runs, subcommand("runs")]
 )
 

@@ -1,5 +1,6 @@
 """Debugging parallel training: is it right, and if not, what is wrong?
 
+    dry_run.py     one process as rank 0 of thousands: shapes and counts, no values
     oracle.py      verify(layout): equal to one process, or which reduction is missing
     faults.py      the fault catalogue: real bugs that can be switched on (its entries are in
                    reduction_faults.py and other_faults.py)
@@ -23,6 +24,7 @@ except ImportError as error:
 from picolab.debug import other_faults, reduction_faults  # noqa: F401 (they fill the catalogue)
 from picolab.debug.cause import Cause
 from picolab.debug.diagnosis import diagnose
+from picolab.debug.dry_run import DryRun, dry_run
 from picolab.debug.evidence import Evidence
 from picolab.debug.faults import CATALOGUE, Fault
 from picolab.debug.oracle import judge, main_verify, verify
@@ -31,11 +33,13 @@ from picolab.debug.verdict import Row, Verdict
 __all__ = [
     "CATALOGUE",
     "Cause",
+    "DryRun",
     "Evidence",
     "Fault",
     "Row",
     "Verdict",
     "diagnose",
+    "dry_run",
     "judge",
     "main_verify",
     "verify",

@@ -51,6 +51,7 @@ class Collector:
         timeout: float,
         run_dir: Path,
         answers=None,
+        pretend: int | None = None,
     ):
         self._blob, self._world, self._backend = blob, world_size, backend
         self._timeout, self._run_dir = timeout, run_dir
@@ -59,6 +60,7 @@ class Collector:
         self._selector = selectors.DefaultSelector()
         self._wake_r, self._wake_w = os.pipe()
         self._stopping = False
+        self._pretend = pretend
         self._answers, self._asked = answers, 0  # a World's calls: see `ask`
         self._failed_at: float | None = None
         self._progress_at = time.monotonic()
@@ -128,7 +130,9 @@ class Collector:
             listener.listen(self._world + 16)
             port = listener.getsockname()[1]
             for number in range(self._world):
-                spec = RankSpec(number, self._world, self._backend, port, self._run_dir)
+                spec = RankSpec(
+                    number, self._world, self._backend, port, self._run_dir, self._pretend
+                )
                 ours, theirs = Pipe()
                 read_end, write_end = os.pipe()
                 store = _Descriptor(listener.fileno()) if number == 0 else None

@@ -51,6 +51,7 @@ def run(
     progress: Callable[[Event], None] | None = None,
     transform: Callable[[RunResult], Any] | None = None,
     answers: Callable[[int, bytes], None] | None = None,
+    pretend: int | None = None,
     **kwargs,
 ):
     """Call `fn(*args, **kwargs)` on `world_size` fresh ranks.
@@ -66,6 +67,7 @@ def run(
     progress    called with each event, in the thread that collects them
     transform   makes the result out of a `RunResult`
     answers     used by `World`, whose ranks answer more than once
+    pretend     used by `pico.dry_run`: one process that is rank 0 of so many
 
     Returns a `RunResult`. Raises RankFailure (the failing rank's own traceback), RankHang (every
     rank's stack), ValueError for arguments that cannot work, RunDirectoryError if nothing can be
@@ -82,6 +84,7 @@ def run(
         progress=progress,
         transform=transform,
         answers=answers,
+        pretend=pretend,
     )
     return job.result() if wait else job
 
@@ -107,6 +110,7 @@ class Job:
         progress,
         transform,
         answers,
+        pretend,
     ):
         self.id, self.name, self.world_size = next(_numbers), name, world_size
         self.state: State = "waiting"
@@ -122,6 +126,7 @@ class Job:
             timeout=timeout,
             run_dir=self.run_dir,
             answers=answers,
+            pretend=pretend,
         )
         self.backend = backend
         self._quiet, self._transform = quiet, transform

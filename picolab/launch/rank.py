@@ -44,6 +44,7 @@ class RankSpec:
     backend: str  # "auto", "gloo" or "nccl"
     port: int  # of the store, on the loopback address
     run_dir: Path
+    pretend: int | None = None  # be rank 0 of so many, of which the others do not exist
 
 
 def main(spec: RankSpec, blob: bytes, connection, output, listener) -> None:
@@ -120,6 +121,11 @@ def _join(spec: RankSpec, listener, send) -> None:
     for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
         os.environ.setdefault(variable, loopback_interface())
     torch.set_num_threads(1)
+    if spec.pretend is not None:
+        from torch.testing._internal.distributed.fake_pg import FakeStore
+
+        dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=spec.pretend)
+        return
     backend, why = choose_backend(spec.backend, world, torch)
     if rank == 0:
         send("backend", backend, why)
