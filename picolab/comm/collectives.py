@@ -77,8 +77,41 @@ def all_reduce(
         return Pending(None, x, 0.0, ()) if async_op else x
     entry = _entry("all_reduce", axis, m, x, _bytes(x), reason)
     start = _enter(entry, x)
+    if not async_op and _goes_in_pairs(m, axis, x, op):
+        _exchange_and_combine(m, axis, x, op)
+        return _done(entry, start, x)
     work = _all_reduce(x, op=_REDUCE[op], group=m.group(axis), async_op=async_op)
     return Pending([work], x, start, entry) if async_op else _done(entry, start, x)
+
+
+# Up to this size two ranks do better to swap their tensors than to run gloo's all-reduce: measured
+# on two cores, CPU ms a rank, 128 KB 0.06 against 0.11, 512 KB 0.12 against 0.16, 1 MB 0.46 against
+# 0.23 (tests/benchmarks/pairs.py prints the table).
+PAIR_BYTES = 512 * 1024
+
+
+def _goes_in_pairs(m, axis: str, x: torch.Tensor, op: str) -> bool:
+    return (
+        m.size(axis) == 2
+        and op in ("sum", "max")
+        and _bytes(x) <= PAIR_BYTES
+        and x.device.type == "cpu"
+        and x.is_contiguous()
+        and x.numel() > 0
+    )
+
+
+def _exchange_and_combine(m, axis: str, x: torch.Tensor, op: str) -> None:
+    """An all-reduce between two ranks: each gives the other its x (the bytes a ring would send,
+    too) and combines. a + b is b + a to the last bit, so both end with the same. """
+    flat = x.view(-1)
+    theirs = torch.empty_like(flat)
+    sizes = [flat.numel(), 0] if m.rank(axis) == 1 else [0, flat.numel()]
+    _all_to_all(theirs, flat, sizes, sizes, group=m.group(axis))
+    if op == "sum":
+        flat += theirs
+    else:
+        torch.maximum(flat, theirs, out=flat)
 
 
 def all_gather(x: torch.Tensor, axis: str, reason: str, dim: int = 0) -> torch.Tensor:

@@ -10,10 +10,9 @@ import socket
 import struct
 import sys
 
-# Where tcpi_bytes_acked (u64) and tcpi_bytes_sent (u64) lie in Linux's struct tcp_info
-# (include/uapi/linux/tcp.h).
-_ACKED = 120
-_SENT = 200
+# Where tcpi_bytes_acked, tcpi_bytes_sent and tcpi_bytes_retrans (u64 each) lie in Linux's struct
+# tcp_info (include/uapi/linux/tcp.h).
+_ACKED, _SENT, _RETRANSMITTED = 120, 200, 208
 
 
 def bytes_sent() -> int | None:
@@ -33,8 +32,10 @@ def bytes_sent() -> int | None:
                 info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
         except OSError:
             continue  # closed in the meantime, or not a TCP connection
-        if len(info) >= _SENT + 8:
+        if len(info) >= _RETRANSMITTED + 8:
+            # What a busy machine had to repeat (64 KB at a time) is not the operation's.
             total += struct.unpack_from("=Q", info, _SENT)[0]
+            total -= struct.unpack_from("=Q", info, _RETRANSMITTED)[0]
         elif len(info) >= _ACKED + 8:
             total += struct.unpack_from("=Q", info, _ACKED)[0]
         else:

@@ -162,3 +162,27 @@ def test_a_shift_round_the_ring_is_a_send_and_a_receive():
         ("send", 24, 24.0),
         ("recv", 24, 0.0),
     ] * 3
+
+
+def test_a_pair_swaps_below_a_size_and_computes_the_same():
+    """Between two ranks small all-reduces are a swap and an addition: the same bits as gloo's."""
+    from picolab.comm import collectives
+
+    def both():
+        torch.manual_seed(dist.get_rank())
+        limit, worst = collectives.PAIR_BYTES // 8, []
+        for n, op in ((1, "sum"), (7, "max"), (limit, "sum"), (limit + 1, "sum")):
+            x = torch.randn(n, dtype=torch.float64)
+            expected = x.clone()
+            kind = dist.ReduceOp.SUM if op == "sum" else dist.ReduceOp.MAX
+            collectives._all_reduce(expected, op=kind)
+            pairs = collectives._goes_in_pairs(comm.mesh(), "world", x, op)
+            comm.all_reduce(x, "world", "r", op=op)
+            gathered = comm.all_gather(x, "world", "same on both")
+            worst.append((pairs, torch.equal(x, expected), torch.equal(*gathered.chunk(2))))
+        return worst
+
+    run = pico.run(both, world_size=2)
+    assert list(run) == [[(True, True, True)] * 3 + [(False, True, True)]] * 2
+    first = run.ledger.rank(0).where(op="all_reduce").entries[0]
+    assert (first.payload_bytes, first.ring_bytes) == (8, 8.0)  # booked as what it is
