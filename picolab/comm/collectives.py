@@ -103,10 +103,12 @@ def _goes_in_pairs(m, axis: str, x: torch.Tensor, op: str) -> bool:
 
 def _exchange_and_combine(m, axis: str, x: torch.Tensor, op: str) -> None:
     """An all-reduce between two ranks: each gives the other its x (the bytes a ring would send,
-    too) and combines. a + b is b + a to the last bit, so both end with the same. """
-    flat = x.view(-1)
+    too) and combines. a + b is b + a to the last bit, so both end with the same."""
+    # As torch's collectives do it: in place, without telling autograd (the caller does that).
+    flat = x.data.view(-1)
     theirs = torch.empty_like(flat)
-    sizes = [flat.numel(), 0] if m.rank(axis) == 1 else [0, flat.numel()]
+    second = dist.get_rank() == m.ranks(axis)[1]
+    sizes = [flat.numel(), 0] if second else [0, flat.numel()]
     _all_to_all(theirs, flat, sizes, sizes, group=m.group(axis))
     if op == "sum":
         flat += theirs

@@ -2,7 +2,7 @@
 
 Wrong versions these catch: gradients too large by the number of micro-batches (picotron), a tied
 embedding whose two gradients are never added, stages that all start alike (picotron), activations
-kept after they were sent, a bubble that is drawn and not measured. """
+kept after they were sent, a bubble that is drawn and not measured."""
 
 import pytest
 import torch
@@ -161,7 +161,7 @@ def test_what_was_sent_is_freed_and_one_f_one_b_keeps_fewer():
 @pytest.mark.parametrize("name", ["1f1b", "gpipe"])
 def test_the_bubble_in_real_spans_is_the_simulators(name):
     """With a fixed cost a stage the measured bubble is within 5 % of the simulated one."""
-    forward, backward = 0.05, 0.1
+    forward, backward = 0.08, 0.16  # long against what a step costs besides
     run = pico.train(
         layout=pico.Layout(pp=4, schedule=name),
         steps=4,

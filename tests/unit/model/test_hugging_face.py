@@ -330,9 +330,7 @@ def test_a_disk_that_takes_no_more_leaves_nothing(tmp_path):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, before[1]))
     try:
-        with pytest.raises(
-            OSError, match=r"cannot be written to .*ours: .*unharmed"
-        ):
+        with pytest.raises(OSError, match=r"cannot be written to .*ours: .*unharmed"):
             save_hf(model, model.config, tmp_path / "ours")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
