@@ -8,6 +8,8 @@ import html
 
 from picolab.monitoring.guess_figure import value_text
 
+_EXAMPLES = {"bytes": "3.3e6", "%": "12.5"}
+
 
 def form(guess):
     """The widget for a `Guess`."""
@@ -25,7 +27,7 @@ def form(guess):
     else:
         field = widgets.Text(
             value="" if guess.value is None else str(guess.value),
-            placeholder=f"a number{f' of {guess.unit}' if guess.unit else ''}, such as 3.3e6",
+            placeholder=f"a number, such as {_EXAMPLES.get(guess.unit, 3)}",
             continuous_update=False,
             layout={"width": "22em"},
         )

@@ -1,8 +1,10 @@
-"""`pico.panel()`: choose dp and tp, press Run, watch, press Stop.
+"""`pico.panel()`: choose dp, tp, pp and cp, press Run, watch, press Stop.
 
-The sliders offer only what works: every value of one fits some value of the other, and when the
-product would be too many ranks, the slider that was not touched gives way. Beside them stands
-what the formulas say about the chosen layout, and after a run what was measured.
+The sliders offer only what works: every value of one fits some values of the others, and when the
+product would be too many ranks, the sliders that were not touched give way. Under them stands what
+the formulas say about the chosen layout, beside its rank grid, and after a run what was measured.
+All layouts train on the same global batch, so a run can be held against an earlier one of another
+layout: the panel says how far apart their losses are.
 
 No callback waits: a run is a background job, its end is reported by the thread that sees it, and
 Stop asks in a thread of its own. While ranks run, the live figure is in the panel; when they end,
@@ -10,12 +12,19 @@ a light static one takes its place under the panel. Headless, no widget is made:
 table of its choices, and with autorun=True it runs its first layout once.
 """
 
+import dataclasses
 import threading
 import traceback
 
 from picolab.lab.follower import Follower
 from picolab.lab.front_end import Message, Shown, has_front_end
-from picolab.lab.layout_choice import choices_table, formula_table, working_layouts
+from picolab.lab.layout_choice import (
+    accumulated,
+    choices_table,
+    formula_table,
+    nearest,
+    working_layouts,
+)
 from picolab.lab.panel_widgets import PanelWidgets
 from picolab.monitoring.figures import training_figure
 from picolab.monitoring.run_state import RunState
@@ -23,6 +32,7 @@ from picolab.monitoring.table import Table
 from picolab.specs import Layout, ModelConfig
 
 _LAUNCH_OPTIONS = ("backend", "timeout", "run_dir")
+_COMPARED = 20  # first losses of two runs; later ones drift apart by rounding
 
 
 def panel(
@@ -35,13 +45,14 @@ def panel(
     live: bool | None = None,
     **options,
 ) -> "Panel":
-    """Sliders for dp and tp, formulas, Run and Stop, progress, and the live dashboard.
+    """Sliders for dp, tp, pp and cp, formulas, Run and Stop, progress, and the live dashboard.
 
     max_world   the most ranks it will start
-    layout      where the sliders stand at first
+    layout      where the sliders stand at first; its schedule and sp are kept when they move
     autorun     headless only: run that layout once and show its picture
     live        True or False instead of finding out whether there is a front end with widgets
-    options     whatever `pico.train` takes: data, micro_batch, accumulate, seed, ...
+    options     whatever `pico.train` takes: data, micro_batch, seed, ...; without `accumulate`,
+                a step has 12 micro-batches over all replicas, so that every layout sees the same
 
     Returns a `Panel`, which has shown itself: `.layout`, `.job`, `.result`, `.run()`, `.stop()`.
     """
@@ -61,24 +72,23 @@ class Panel(Shown):
         self.config, self.layout = config.model, config.layout
         self._step = {
             "micro_batch": config.micro_batch,
-            "accumulate": config.accumulate,
+            "accumulate": options.get("accumulate"),
             "dtype": config.dtype,
             "bucket_bytes": config.bucket_bytes,
         }
-        self._choices = working_layouts(self.config, max_world)
+        self._choices = working_layouts(self.config, max_world, like=self.layout)
         self._max_world = max_world
-        if self.layout.tp not in self._choices.get(self.layout.dp, ()):
-            offered = [str(Layout(dp=d, tp=t)) for d, tps in self._choices.items() for t in tps]
-            raise ValueError(
-                f"{self.layout} is not among the layouts of this panel: {', '.join(offered)}"
-            )
+        if self.layout not in self._choices.values():
+            offered = ", ".join(map(str, self._choices.values()))
+            raise ValueError(f"{self.layout} is not among the layouts of this panel: {offered}")
         self.job = None
         self._run_layout = self.layout
         self.message = "choose a layout and press Run"
-        self._measured: dict[str, dict] = {}  # layout -> reason -> (collectives, payload bytes)
+        self._measured: dict[str, dict] = {}  # layout -> reason -> (operations, payload bytes)
+        self._losses: dict[str, dict[int, float]] = {}  # layout -> step -> loss, of its last run
         self._lock = threading.Lock()
         self._busy = False
-        self._widgets = PanelWidgets(self, self._choices, steps) if live else None
+        self._widgets = PanelWidgets(self, self._choices.values(), steps) if live else None
         self.show()
         self._picture = Shown()  # under the panel: the last run
         if live or autorun:
@@ -103,7 +113,7 @@ class Panel(Shown):
                 steps=self._steps,
                 wait=False,
                 progress=False,
-                **self._options,
+                **{**self._options, "accumulate": self._accumulated(self.layout)},
             )
         except Exception as error:
             self._busy = False
@@ -139,6 +149,7 @@ class Panel(Shown):
     def _end(self, state: RunState) -> None:
         said = state.sentence() + (f"\n{state.error}" if state.error else "")
         try:
+            said = self._against_others(said, state)
             self._measured[str(self._run_layout)] = state.traffic()
             picture = Message(state.sentence()) if state.is_empty else training_figure(state)
             self._picture.replace(picture)
@@ -153,6 +164,35 @@ class Panel(Shown):
         self._busy = False
         self._say(said)
 
+    def _against_others(self, said: str, state: RunState) -> str:
+        """How far the first losses are from those of one process, or of another layout that ran on
+        the same batches.
+        """
+        mine = self._run_layout
+        others = [
+            name
+            for name in self._losses
+            if name != str(mine) and self._batch(name) == self._batch(mine)
+        ]
+        self._losses[str(mine)] = dict(state.losses)
+        if not others or not state.losses:
+            return said
+        other = "dp1" if "dp1" in others else others[0]
+        steps = sorted(state.losses.keys() & self._losses[other].keys())[:_COMPARED]
+        if not steps:
+            return said
+        apart = max(abs(state.losses[step] - self._losses[other][step]) for step in steps)
+        of = "one process" if other == "dp1" else other
+        return f"{said}\nthe first {len(steps)} losses are those of {of}, {apart:.1e} apart at most"
+
+    def _accumulated(self, layout: Layout) -> int:
+        return accumulated(layout, self._step["accumulate"])
+
+    def _batch(self, layout: Layout | str) -> int:
+        """Micro-batches of all replicas in a step."""
+        layout = Layout.parse(layout)
+        return layout.dp * self._accumulated(layout)
+
     # -- what is to be seen --
 
     @property
@@ -166,20 +206,17 @@ class Panel(Shown):
             self.config, self.layout, self._measured.get(str(self.layout)), **self._step
         )
 
-    def choose(self, dp: int | None = None, tp: int | None = None) -> Layout:
-        """Move a slider. If both together are too many ranks, the other one gives way."""
-        dp_now, tp_now = dp or self.layout.dp, tp or self.layout.tp
-        if tp_now not in self._choices.get(dp_now, ()):
-            if tp is None:
-                tp_now = max(t for t in self._choices[dp_now] if t <= tp_now)
-            else:
-                dp_now = max(d for d, fitting in self._choices.items() if tp_now in fitting)
-            self._say(
-                f"the most this panel starts is {self._max_world} ranks: dp {dp_now}, tp {tp_now}"
-            )
-        self.layout = Layout(dp=dp_now, tp=tp_now)
+    def choose(self, **axis: int) -> Layout:
+        """Move a slider: `choose(pp=2)`. If that is too many ranks, the other sliders give way."""
+        [(name, size)] = axis.items()
+        layout = nearest(self._choices, self.layout, name, size)
+        if layout is None:
+            raise ValueError(f"this panel has no layout with {name}={size}")
+        if layout != dataclasses.replace(self.layout, **axis, sp=layout.sp):
+            self._say(f"the most this panel starts is {self._max_world} ranks: {layout}")
+        self.layout = layout
         self._refresh()
-        return self.layout
+        return layout
 
     def _refresh(self) -> None:
         if self._widgets:
@@ -194,10 +231,10 @@ class Panel(Shown):
     def content(self):
         if self._widgets:
             return self._widgets.box
-        return choices_table(self.config, self._max_world, **self._step)
+        return choices_table(self.config, self._choices, **self._step)
 
     def __repr__(self) -> str:
-        choices = choices_table(self.config, self._max_world, **self._step)
+        choices = choices_table(self.config, self._choices, **self._step)
         return f"{choices!r}\n{self.layout}: {self.message}"
 
 

@@ -5,51 +5,73 @@ the next ones. Between runs it is hidden, not taken out: plotly's view of a figu
 out goes on listening, and complains of every update.
 """
 
+from collections.abc import Iterable
+
+from picolab.lab.layout_choice import SLIDERS
 from picolab.lab.live_view import LiveView, sentence_html
+from picolab.monitoring.rank_grid_figure import grid_table
 from picolab.monitoring.run_state import RunState
+from picolab.specs import Layout
 
 _STYLES = {"done": "success", "failed": "danger", "stopped": "warning"}
 
 
 class PanelWidgets:
-    def __init__(self, panel, choices: dict[int, list[int]], steps: int):
+    def __init__(self, panel, choices: Iterable[Layout], steps: int):
         import ipywidgets as widgets
 
-        self._panel = panel
-        tps = sorted({tp for fitting in choices.values() for tp in fitting})
-        self.dp = _slider("dp", list(choices), panel.layout.dp)
-        self.tp = _slider("tp", tps, panel.layout.tp)
+        self._panel, self._moving, choices = panel, False, list(choices)
+        self.sliders = {
+            axis: _slider(
+                axis,
+                sorted({getattr(layout, axis) for layout in choices}),
+                getattr(panel.layout, axis),
+            )
+            for axis in SLIDERS
+        }
         self.run = widgets.Button(description="Run", button_style="primary", icon="play")
         self.stop = widgets.Button(description="Stop", icon="stop")
         self.progress = widgets.IntProgress(min=0, max=steps, description="steps")
         self.steps = widgets.Label(f"0 of {steps}")
         self.message = widgets.HTML(sentence_html(panel.message))
-        self.formulas = widgets.HTML(_compact(panel.table()))
+        self.formulas, self.grid = widgets.HTML(), widgets.HTML()
+        self.show_formulas()
         self.live = widgets.VBox()
         self._view: LiveView | None = None
         self.box = widgets.VBox(
             [
-                widgets.HBox([self.dp, self.tp]),
+                widgets.HBox(list(self.sliders.values()), layout={"flex_flow": "row wrap"}),
                 widgets.HBox([self.run, self.stop, self.progress, self.steps]),
                 self.message,
-                self.formulas,
+                widgets.HBox(
+                    [self.formulas, self.grid],
+                    layout={"flex_flow": "row wrap", "grid_gap": "0 32px"},
+                ),
                 self.live,
             ]
         )
-        self.dp.observe(lambda change: self._moved(dp=change.new), "value")
-        self.tp.observe(lambda change: self._moved(tp=change.new), "value")
+        for axis, slider in self.sliders.items():
+            slider.observe(lambda change, axis=axis: self._moved(axis, change.new), "value")
         self.run.on_click(lambda _: panel.run())
         self.stop.on_click(lambda _: panel.stop())
 
-    def _moved(self, **axis: int) -> None:
-        layout = self._panel.choose(**axis)
-        self.dp.value, self.tp.value = layout.dp, layout.tp
+    def _moved(self, axis: str, size: int) -> None:
+        if self._moving:
+            return  # the panel moves the others itself
+        self._moving = True
+        try:
+            layout = self._panel.choose(**{axis: size})
+            for name, slider in self.sliders.items():
+                slider.value = getattr(layout, name)
+        finally:
+            self._moving = False
 
     def say(self, text: str) -> None:
         self.message.value = sentence_html(text)
 
     def show_formulas(self) -> None:
         self.formulas.value = _compact(self._panel.table())
+        self.grid.value = _compact(grid_table(self._panel.layout))
 
     def begin(self) -> None:
         """A run has been started: an empty live figure, no progress."""
@@ -79,7 +101,10 @@ class PanelWidgets:
 
 def _compact(table) -> str:
     """A table's HTML in lines of text height: a widget's own lines are as high as its buttons."""
-    style = "<style>.picolab-compact td,.picolab-compact th{padding:1px 14px 1px 0}</style>"
+    style = (
+        "<style>.picolab-compact td,.picolab-compact th{padding:1px 14px 1px 0}"
+        ".picolab-compact caption{white-space:nowrap}</style>"
+    )
     return (
         f'{style}<div class="picolab-compact" style="line-height:18px">{table._repr_html_()}</div>'
     )
@@ -90,4 +115,10 @@ def _slider(name: str, values: list[int], value: int):
     import ipywidgets as widgets
 
     kind = widgets.SelectionSlider if len(values) > 1 else widgets.Dropdown
-    return kind(options=values, value=value, description=name)
+    return kind(
+        options=values,
+        value=value,
+        description=name,
+        style={"description_width": "28px"},
+        layout={"width": "225px"},
+    )

@@ -6,13 +6,14 @@ and returns a `LabFigure`. A figure's title is what it found, not what it shows.
 the same four panels as plain arrays, in a fixed order of traces, which is what the live dashboard
 assigns at each paint.
 
-The lessons' figures (`ring_all_reduce_frames`, `rank_grid_figure`, `guess_figure`) live beside
-this file and are offered here too.
+The lessons' figures (`ring_all_reduce_frames`, `rank_grid_figure`, `schedule_slider`, `gantt`,
+`ring_attention_frames`, `guess_figure`) live beside this file and are offered here too.
 """
 
 import math
 from typing import NamedTuple
 
+from picolab.monitoring.gantt_figure import gantt
 from picolab.monitoring.guess_figure import guess_figure
 from picolab.monitoring.picture import (
     BLUE,
@@ -24,19 +25,24 @@ from picolab.monitoring.picture import (
     template,
 )
 from picolab.monitoring.rank_grid_figure import rank_grid_figure
+from picolab.monitoring.ring_attention_figure import ring_attention_frames
 from picolab.monitoring.ring_figure import ring_all_reduce_frames
 from picolab.monitoring.run_state import RunState, decimate
+from picolab.monitoring.schedule_slider import schedule_slider
 from picolab.monitoring.table import Table, bytes_text
 
 __all__ = [
     "LabFigure",
     "Panels",
+    "gantt",
     "guess_figure",
     "ledger_figure",
     "loss_figure",
     "panels",
     "rank_grid_figure",
     "ring_all_reduce_frames",
+    "ring_attention_frames",
+    "schedule_slider",
     "split_figure",
     "throughput_figure",
     "training_figure",
@@ -314,7 +320,8 @@ def _pattern(name: str) -> dict:
 
 def _axes(panel: int, rows: int) -> tuple[dict, dict]:
     """The x and y axis of a panel; `rows` is how many reasons the ledger shows."""
-    step = {"title": {"text": "step"}, "rangemode": "tozero", "tickformat": ",d", "nticks": 8}
+    # Few ticks, and none rounded: of four steps more than six would stand at halves.
+    step = {"title": {"text": "step"}, "rangemode": "tozero", "tickformat": ",~r", "nticks": 6}
     return [
         (step, {"title": {"text": "loss (nats per token)"}, "nticks": 6}),
         (step, {"title": {"text": "tokens/s"}, "rangemode": "tozero", "nticks": 6}),

@@ -6,6 +6,7 @@ the edge with an arrow. A choice has no distance: right is at 1, wrong at the ed
 cross.
 """
 
+import html
 import math
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -26,6 +27,13 @@ class Answered(NamedTuple):
     formula: float | str | None = None
     unit: str = ""
     note: str = ""  # "default" or "skipped"
+
+
+class _Sentence(LabFigure):
+    """Nothing to draw yet: a cell shows the text instead of empty axes. It can still be saved."""
+
+    def _repr_mimebundle_(self, include=None, exclude=None) -> dict:
+        return {"text/plain": self.text, "text/html": f"<div>{html.escape(self.text)}</div>"}
 
 
 def value_text(value, unit: str = "") -> str:
@@ -65,8 +73,10 @@ def guess_figure(rows: Iterable[Answered]) -> LabFigure:
         f"{near} of {len(guessed)} {'guess' if len(guessed) == 1 else 'guesses'} within "
         f"{NEAR:.0%} of what was measured".replace("%", " %")
         if guessed
-        else "no guess has met its measurement yet"
+        else "No guess has met its measurement yet: answer a question, then run this cell again."
     )
+    if not rows:
+        return _Sentence(title, lambda: _build(rows, title))
     columns = ["question", "guess", "formula", "measured", "guess / measured"]
     lines = []
     for row in rows:

@@ -101,6 +101,10 @@ class LabFigure:
                     "drawing needs plotly: pip install 'picolab[lab]'. The text form works without"
                 )
             self._figure = self._build()
+            for frame in self._figure.frames:
+                # JupyterLab's view forgets the height it was given; a frame with a layout of its
+                # own then shrinks the figure to a line.
+                frame.layout.height = self._figure.layout.height
         return self._figure
 
     def __repr__(self) -> str:

@@ -134,14 +134,19 @@ class RunState:
         return statistics.median(values) if values else None
 
     def slowest(self) -> tuple[int, float] | None:
-        """The rank that the others wait for and how long they do in a step, if it is noticeable."""
+        """The rank that the others wait for and how long they do in a step, if it is noticeable.
+
+        It must compute noticeably longer than they do: stages of a pipeline wait for one another
+        without any of them being slow.
+        """
         split = self.split()
         if len(split) < 2:
             return None
         rank = max(split, key=lambda r: split[r].compute_s)
         others = [parts.waiting_s for r, parts in split.items() if r != rank]
         waited = sum(others) / len(others)
-        excess = waited - split[rank].waiting_s
+        typical = statistics.median(p.compute_s for r, p in split.items() if r != rank)
+        excess = min(waited - split[rank].waiting_s, split[rank].compute_s - typical)
         mean = sum(parts.seconds for parts in split.values()) / len(split)
         return (rank, waited) if excess > _NOTICEABLE * mean else None
 

@@ -14,6 +14,8 @@ import difflib
 from dataclasses import dataclass
 from typing import Any, Literal
 
+_CHANGED = " (changed)"
+
 
 @dataclass(frozen=True, kw_only=True)
 class LatentAttention:
@@ -157,7 +159,8 @@ class ModelConfig:
         return tuple(name for name, there in present.items() if there)
 
     def replace(self, **changes: Any) -> "ModelConfig":
-        """The same shape with some fields changed; it is called "custom" unless a name is given.
+        """The same shape with some fields changed; `tiny` is then called "tiny (changed)", unless a
+        name is given.
 
         A head_dim that followed from hidden and heads follows the new ones.
         """
@@ -168,7 +171,8 @@ class ModelConfig:
             )
         if all(getattr(self, field) == value for field, value in changes.items()):
             return self
-        changes.setdefault("name", "custom")
+        if self.name != "custom":
+            changes.setdefault("name", f"{self.name.removesuffix(_CHANGED)}{_CHANGED}")
         if self.head_dim * self.heads == self.hidden:
             changes.setdefault("head_dim", None)
         return dataclasses.replace(self, **changes)

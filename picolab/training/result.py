@@ -130,7 +130,7 @@ class TrainResult:
             and place.items() <= self.layout.coordinates(event.rank).items()
             for kind, stage, micro_batch, start, end in event.data["spans"]
         ]
-        return Timeline(spans, name=f"{self.layout}, measured")
+        return Timeline(spans, name=str(self.layout))
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """The trained parameters, whole, by their global names, on the CPU: the same names and

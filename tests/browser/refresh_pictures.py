@@ -1,6 +1,6 @@
 """Take the README's picture: chapter 1 in JupyterLab, with ranks training (`make refresh`).
 
-Nothing is staged: the chapter runs from top to bottom, the panel's tp slider moves one step, Run is
+Nothing is staged: the chapter runs from top to bottom, the panel's pp slider moves one step, Run is
 pressed, and the picture is taken while ranks are alive and points arrive.
 """
 
@@ -25,7 +25,7 @@ def take(picture: Path) -> None:
             lab.run_all()
             lab.wait_idle(240)
             panel = Panel(lab)
-            panel.move("tp", "ArrowRight")
+            panel.move("pp", "ArrowRight")
             panel.run_and_watch(looks=30)
             # Sliders at the top of the window, the figure under them.
             panel.slider("dp").evaluate("slider => slider.scrollIntoView({block: 'start'})")

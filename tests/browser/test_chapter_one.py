@@ -1,8 +1,9 @@
 """Chapter 1 as a reader meets it: JupyterLab, a real browser, sliders, run, stop, run again.
 
 Catches a panel whose callbacks are dead, a figure that stays empty or fills only at the end, a stop
-that leaves ranks behind, a second run that shows the first one's data, an error in the browser's
-console, and a driver that would see none of this.
+that leaves ranks behind, a second run that shows the first one's data, a lesson's figure that
+shrinks to a line when its slider is moved, an error in the browser's console, and a driver that
+would see none of this.
 """
 
 import importlib.util
@@ -31,8 +32,11 @@ pytestmark = [
 ]
 
 
+LESSONS = ("ring_all_reduce_frames(", "schedule_slider(", "ring_attention_frames(")
+
+
 class Panel:
-    """The panel on the page: two sliders, two buttons, a live figure in the same cell."""
+    """The panel on the page: four sliders, two buttons, a live figure in the same cell."""
 
     def __init__(self, lab: Lab):
         self.lab = lab
@@ -51,11 +55,19 @@ class Panel:
         """Press an arrow key on a slider; its reading before and after."""
         slider = self.slider(name)
         readout = slider.locator(".widget-readout")
-        before = readout.inner_text()
+        # A readout that is being written is empty for a moment.
+        wait_until(readout.inner_text, f"slider {name} to show its value")
+        seen = [readout.inner_text()]
         slider.locator(".noUi-handle").focus()
         self.lab.page.keyboard.press(key)
-        wait_until(lambda: readout.inner_text() != before, f"slider {name} to leave {before}")
-        return before, readout.inner_text()
+
+        def left() -> bool:
+            if (now := readout.inner_text()) not in ("", seen[0]):
+                seen.append(now)
+            return len(seen) > 1
+
+        wait_until(left, f"slider {name} to leave {seen[0]}")
+        return seen[0], seen[1]
 
     def data(self) -> list[list[float]]:
         """The values of every trace of the panel's figures, as the browser holds them."""
@@ -101,6 +113,35 @@ class Panel:
         wait_until(stopped.count, "the panel to show that the run was stopped")
 
 
+class Lesson:
+    """A figure with sliders of its own, made of frames."""
+
+    def __init__(self, lab: Lab, call: str):
+        self.page = lab.page
+        lab.show_cell(call)
+        cell = lab.page.locator(".jp-CodeCell", has_text=call)
+        self.figure = cell.locator(".js-plotly-plot")
+        self.figure.locator(".slider-rail-touch-rect").first.wait_for(timeout=30_000)
+
+    def look(self) -> tuple[float, str]:
+        """Its height on the page, and the numbers that it shows."""
+        return (
+            self.figure.bounding_box()["height"],
+            self.figure.evaluate("figure => JSON.stringify(figure._fullData.map(t => [t.x, t.z]))"),
+        )
+
+    def move(self) -> None:
+        """Every slider to its last step; then the figure must be as high, and show other things."""
+        height, numbers = self.look()
+        for rail in self.figure.locator(".slider-rail-touch-rect").all():
+            rail.scroll_into_view_if_needed()
+            box = rail.bounding_box()
+            self.page.mouse.click(box["x"] + box["width"] - 8, box["y"] + box["height"] / 2)
+            time.sleep(0.5)
+        wait_until(lambda: self.look()[1] != numbers, "the figure to show another step", 10)
+        assert self.look()[0] == height > 100
+
+
 def wait_until(holds: Callable[[], object], what: str, timeout_s: float = 60) -> None:
     deadline = time.monotonic() + timeout_s
     while not holds():
@@ -117,9 +158,14 @@ def test_chapter_one_in_a_browser(tmp_path):
         assert lab.cell_errors() == []
         wait_until(lambda: not lab.ranks(), "the chapter's own ranks to be gone")
 
+        for call in LESSONS:
+            Lesson(lab, call).move()
+
         panel = Panel(lab)
-        before, after = panel.move("tp", "ArrowRight")
-        assert int(after) > int(before)
+        for axis in ("tp", "pp"):  # the second makes the first give way
+            before, after = panel.move(axis, "ArrowRight")
+            assert int(after) > int(before)
+        assert "pp: activations" in panel.text() and "pp 1" in panel.text()
 
         panel.run_and_watch()
         first = panel.data()

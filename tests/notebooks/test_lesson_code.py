@@ -7,6 +7,7 @@ an exercise check that says "right" to a wrong answer. The mutants are edits of 
 
 import json
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -20,10 +21,12 @@ from picolab.parallel import (
     ColumnParallelLinear,
     DataParallelOptimizer,
     RowParallelLinear,
+    context,
     f,
     g,
     naive_sync,
 )
+from picolab.parallel.attention_block import attend
 from picolab.specs import ModelConfig
 
 CHAPTER = Path(__file__).resolve().parents[2] / "notebooks" / "01_4d_basics.ipynb"
@@ -275,3 +278,135 @@ def test_a_wrong_split_is_told_apart(mutant):
     except pico.RankFailure:
         return  # it does not even run
     assert not all(max(apart) < EXACT and all(same) for apart, same in of_ranks)
+
+
+# --- pipeline ---------------------------------------------------------------------------------
+
+ORDER_MUTANTS = {
+    "one forward too few before the first backward": ("stages - 1 - stage", "stages - 2 - stage"),
+    # What torch 2.13 prints as its order: on the last stage the forwards count from 1.
+    "takes the newest micro-batch back": ('("B", i - warmup)', '("B", i)'),
+    "forgets the last backwards": ("range(micro_batches - warmup, micro_batches)", "range(0)"),
+    "warms up with more than there are": ("min(stages - 1 - stage, micro_batches)", "stages - 1"),
+}
+SIZES = [(p, m) for p in (1, 2, 3, 4, 8) for m in (1, 2, 3, 4, 8, 9)]
+
+
+def orders(**how):
+    """Whether the lesson's order is the package's, for every stage of every size."""
+    names = lesson("pp-order", **how)
+    return [
+        names["one_f_one_b"](stage, p, m) == [(a.kind, a.micro_batch) for a in row]
+        for p, m in SIZES
+        for stage, row in enumerate(pico.schedules.make("1f1b", p, m).actions)
+    ]
+
+
+def test_the_order_is_the_packages():
+    assert all(orders())
+
+
+@pytest.mark.parametrize("mutant", ORDER_MUTANTS.values(), ids=ORDER_MUTANTS)
+def test_a_wrong_order_is_told_apart(mutant):
+    assert not all(orders(mutant=mutant))
+
+
+# --- context ----------------------------------------------------------------------------------
+
+RING_CELLS = ("cp-merge", "cp-ring")
+MERGE_MUTANTS = {
+    "adds the outputs": ("out + weight * (other - out)", "out + other"),
+    "weighs both alike": ("torch.sigmoid(other_lse - lse)", "torch.full_like(lse, 0.5)"),
+    "weighs the wrong one": ("torch.sigmoid(other_lse - lse)", "torch.sigmoid(lse - other_lse)"),
+    "keeps the first's log-sum-exp": ("torch.logaddexp(lse, other_lse)", "lse"),
+}
+ATTENTION_MUTANTS = {
+    **MERGE_MUTANTS,
+    "passes nothing on": (
+        'kv = pico.comm.shift(kv, "cp", "cp: keys and values")',
+        'pico.comm.shift(kv, "cp", "cp: keys and values")',
+    ),
+    "takes the owner from the right": ("(me - hop) % cp", "(me + hop) % cp"),
+    "one hop too many": ("if hop < cp - 1:", "if True:"),
+    "attends without a mask": ("their_k, their_v, causal)", "their_k, their_v, False)"),
+}
+
+
+def attentions(cell_ids, mutant):
+    """The lesson's names, with one edit, and without the primer's own check if there is one."""
+    text = "\n\n".join(map(source, cell_ids))
+    if mutant is not None:
+        assert mutant[0] in text, f"the lesson no longer says {mutant[0]!r}: renew the mutant"
+        text = text.replace(*mutant, 1).replace("assert apart < 1e-13", "pass")
+    names = {"__name__": "__main__", "pico": pico, "torch": torch, "dist": dist}
+    exec(compile(text, "lesson", "exec"), names)
+    return names
+
+
+def merges(mutant=None) -> float:
+    """The lesson's merge against the package's, on random blocks."""
+    merge = attentions(["cp-merge"], mutant)["merge"]
+    drawn = torch.Generator().manual_seed(1)
+    out, other = (torch.randn(2, 3, 5, 8, dtype=torch.float64, generator=drawn) for _ in "ab")
+    lse, other_lse = (5 * torch.randn(2, 3, 5, dtype=torch.float64, generator=drawn) for _ in "ab")
+    expected = context.merge(out.clone(), lse, other, other_lse)
+    return apart(list(merge(out, lse, other, other_lse)), list(expected))
+
+
+def test_the_merge_is_the_packages():
+    assert merges() < EXACT
+
+
+@pytest.mark.parametrize("mutant", MERGE_MUTANTS.values(), ids=MERGE_MUTANTS)
+def test_a_wrong_merge_is_told_apart(mutant):
+    assert not merges(mutant) < EXACT
+    with pytest.raises(AssertionError):  # the primer notices by itself
+        lesson("cp-merge", mutant=mutant)
+
+
+def rings_of_attention(lesson_ring):
+    """For each cut: the lesson's ring against the package's, and what both sent."""
+    size = dist.get_world_size()
+    comm.build_mesh(pico.Layout(cp=size))
+    me, found = comm.mesh().rank("cp"), []
+    drawn = torch.Generator().manual_seed(2)
+    shapes = (2, 4, 8 * size, 8), (2, 2, 8 * size, 8), (2, 2, 8 * size, 8)
+    whole = [torch.randn(shape, dtype=torch.float64, generator=drawn) for shape in shapes]
+    for split in ("contiguous", "zigzag"):
+        q, k, v = (context.split_sequence(x, me, size, 2, split) for x in whole)
+        since = len(comm.ledger().kept)
+        expected = context.ring_attention(q, k, v, split=split)
+        between = len(comm.ledger().kept)
+        out = lesson_ring(q, k, v, split, attend)
+        same = booked(since)[: between - since] == booked(between)
+        found.append((apart([out], [expected]), same))
+    return found
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_ring_attention_is_the_packages(world):
+    ring = lesson(*RING_CELLS)["ring_attention"]
+    for comparisons in pico.run(rings_of_attention, ring, world_size=world):
+        for difference, same_entries in comparisons:
+            assert difference < EXACT and same_entries, comparisons
+
+
+@pytest.mark.parametrize("mutant", ATTENTION_MUTANTS.values(), ids=ATTENTION_MUTANTS)
+def test_a_wrong_ring_attention_is_told_apart(mutant):
+    ring = attentions(RING_CELLS, mutant)["ring_attention"]
+    try:
+        of_ranks = pico.run(rings_of_attention, ring, world_size=WORLD, timeout=30)
+    except pico.RankFailure:
+        return  # it does not even run
+    assert not all(d < EXACT and same for of_rank in of_ranks for d, same in of_rank)
+
+
+def test_the_experiments_counts_are_exact():
+    """What the chapter counts on real ranks, against a mask over the whole sequence."""
+    names = lesson(*RING_CELLS, "cp-experiment", time=time, WORLD_SIZE=1, gloo={"world_size": 1})
+    seq, visible = 32, torch.ones(32, 32).tril()
+    for split in ("contiguous", "zigzag"):
+        ranks = pico.run(names["attention_work"], split, seq, world_size=WORLD)
+        for rank, (scores, _, difference) in enumerate(ranks):
+            rows = context.positions(rank, WORLD, seq, split)
+            assert scores == int(visible[rows].sum()) and difference < 1e-5

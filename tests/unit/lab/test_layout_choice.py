@@ -1,7 +1,9 @@
 """What a panel may offer, and the formulas beside it.
 
 Wrong versions these tests catch: offering a layout that `Layout.check` refuses or that is too many
-ranks, leaving out one that works, a table whose numbers are not those of `costs`.
+ranks, leaving out one that works, a table whose numbers are not those of `costs`, the first stage's
+numbers shown for all stages, layouts that are compared on different batches, a pipeline with fewer
+micro-batches than stages, a slider that moves more than it has to.
 """
 
 import itertools
@@ -9,7 +11,15 @@ import itertools
 import pytest
 
 from picolab import costs
-from picolab.lab.layout_choice import choices_table, formula_table, working_layouts
+from picolab.lab.layout_choice import (
+    MICRO_BATCHES,
+    accumulated,
+    choices_table,
+    formula_rows,
+    formula_table,
+    nearest,
+    working_layouts,
+)
 from picolab.specs import Layout, ModelConfig
 
 TINY = ModelConfig.preset("tiny")
@@ -17,16 +27,64 @@ STEP = {"micro_batch": 4, "accumulate": 2}
 
 
 @pytest.mark.parametrize("max_world", [1, 2, 3, 4, 8])
-@pytest.mark.parametrize("config", [TINY, TINY.replace(heads=6, kv_heads=3, hidden=96)])
+@pytest.mark.parametrize(
+    "config", [TINY, TINY.replace(heads=6, kv_heads=3, hidden=96, layers=2, seq=120)]
+)
 def test_exactly_what_works_is_offered(config, max_world):
-    offered = {(dp, tp) for dp, tps in working_layouts(config, max_world).items() for tp in tps}
-    for dp, tp in itertools.product(range(1, max_world + 1), repeat=2):
+    offered = working_layouts(config, max_world)
+    for dp, tp, pp, cp in itertools.product(range(1, max_world + 1), repeat=4):
+        layout = Layout(dp=dp, tp=tp, pp=pp, cp=cp)
         try:
-            Layout(dp=dp, tp=tp).check(config)
-            works = dp * tp <= max_world
+            layout.check(config)
+            works = layout.world <= max_world
         except ValueError:
             works = False
-        assert ((dp, tp) in offered) == works
+        assert offered.get((dp, tp, pp, cp)) == (layout if works else None)
+
+
+def test_schedule_and_sp_are_kept_where_they_can_be():
+    offered = set(map(str, working_layouts(TINY, 4, like="tp2sp:gpipe").values()))
+    assert {"tp2sp:gpipe", "tp4sp:gpipe", "dp2tp2sp:gpipe", "pp4:gpipe"} <= offered
+    assert "tp2:gpipe" not in offered and "pp4sp:gpipe" not in offered
+
+
+@pytest.mark.parametrize(
+    "now, axis, size, then",
+    [
+        ("dp2", "tp", 2, "dp2tp2"),  # there is room for both
+        ("dp2tp2", "dp", 4, "dp4"),
+        ("dp2tp2", "pp", 2, "dp2pp2"),  # one of two has to give way: dp comes first
+        ("tp2cp2", "cp", 4, "cp4"),
+        ("dp4", "cp", 2, "dp2cp2"),
+        ("dp2tp2", "tp", 3, "tp3"),
+    ],
+)
+def test_the_nearest_layout_gives_way(now, axis, size, then):
+    assert str(nearest(working_layouts(TINY, 4), Layout.parse(now), axis, size)) == then
+
+
+def test_a_size_that_nothing_has_is_none():
+    assert nearest(working_layouts(TINY, 4), Layout(), "pp", 5) is None
+
+
+def test_all_layouts_see_one_batch_and_no_stage_is_left_without_work():
+    for layout in working_layouts(TINY, 4).values():
+        assert layout.dp * accumulated(layout) == MICRO_BATCHES
+        assert accumulated(layout) >= layout.pp
+    assert accumulated(Layout(dp=2, pp=8)) == 8
+    assert accumulated(Layout(dp=2, pp=8), given=3) == 3
+
+
+def test_the_stages_of_a_pipeline_are_averaged():
+    layout = Layout(pp=4)
+    rows = formula_rows(TINY, layout, **STEP)
+    ranks = [costs.step_ledger(TINY, layout, rank=rank, **STEP) for rank in range(4)]
+    sent = sum(e.payload_bytes for of in ranks for k, e in of.items() if k[2] == "pp: activations")
+    assert rows["pp: activations"] == (3.0, sent / 4)  # 2 x (1 + 2 + 2 + 1) / 4
+    # The mutant shows the first stage's, which only sends: 2.
+    assert ranks[0]["send", "pp", "pp: activations"].count == 2
+    table = formula_table(TINY, layout, **STEP)
+    assert ["pipeline bubble, of the total", "60.0 %, 2 micro-batches"] in table.rows
 
 
 @pytest.mark.parametrize("max_world", [0, -1, 2.0, True])
@@ -54,6 +112,20 @@ def test_measured_stands_beside_the_formula_even_if_no_formula_expects_it():
     assert rows["dp: loss"][2] == "none"
 
 
+def test_parameters_are_those_of_the_ranks():
+    rows = {row[0]: row[1] for row in formula_table(TINY, Layout(pp=2), **STEP).rows}
+    held = [
+        sum(p.numel for p in costs.local_parameters(TINY, Layout(pp=2), rank)) for rank in (0, 1)
+    ]
+    total = costs.parameters(TINY).total
+    assert rows["parameters"] == f"{min(held):,} to {max(held):,} of {total:,}"
+
+
 def test_one_rank_talks_to_nobody():
     assert "talks to nobody" in repr(formula_table(TINY, Layout(), **STEP))
-    assert choices_table(TINY, 4, **STEP).rows[0] == ["dp1", 1, costs.parameters(TINY).total, 0]
+    assert choices_table(TINY, working_layouts(TINY, 4), **STEP).rows[0] == [
+        "dp1",
+        1,
+        costs.parameters(TINY).total,
+        0,
+    ]

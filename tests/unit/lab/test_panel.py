@@ -3,9 +3,11 @@
 Wrong versions these tests catch: a combination of sliders that cannot run, a callback that waits
 for its run, a second press that starts a second run, a stop that needs something to stop, a
 failure that says nothing, numbers of one layout shown for another, a live figure that stays when
-the run ends.
+the run ends, layouts whose losses cannot be compared, a grid that does not follow the sliders.
 """
 
+import itertools
+import re
 import time
 
 import pytest
@@ -30,36 +32,49 @@ def live(**options):
 
 
 def test_the_sliders_offer_only_what_works():
-    shown, widgets = live(steps=2, max_world=4)
-    assert widgets.dp.options == (1, 2, 3, 4) and widgets.tp.options == (1, 2, 3, 4)
+    shown, widgets = live(steps=2, max_world=4, layers=2)
+    sliders = widgets.sliders
+    assert [slider.description for slider in sliders.values()] == ["dp", "tp", "pp", "cp"]
+    assert sliders["dp"].options == sliders["tp"].options == (1, 2, 3, 4)
+    assert sliders["pp"].options == (1, 2)  # of two layers
+    assert sliders["cp"].options == (1, 2, 4)  # 6 does not divide a sequence of 32
     _, fewer = live(steps=2, max_world=4, kv_heads=2)  # a key-value head stays on one rank
-    assert fewer.tp.options == (1, 2)
-    assert (widgets.dp.description, widgets.tp.description) == ("dp", "tp")
-    widgets.tp.value = 2
-    widgets.dp.value = 2
-    assert str(shown.layout) == "dp2tp2"
-    widgets.dp.value = 4  # eight ranks would be too many: tp gives way
-    assert str(shown.layout) == "dp4" and widgets.tp.value == 1
+    assert fewer.sliders["tp"].options == (1, 2)
+    sliders["tp"].value = 2
+    sliders["dp"].value = 2
+    assert str(shown.layout) == "dp2tp2" and "the most" not in widgets.message.value
+    assert "dp 1" in widgets.grid.value and "tp 1" in widgets.grid.value
+    sliders["dp"].value = 4  # eight ranks would be too many: tp gives way
+    assert str(shown.layout) == "dp4" and sliders["tp"].value == 1
     assert "the most this panel starts is 4 ranks" in widgets.message.value
-    widgets.tp.value = 4
-    assert str(shown.layout) == "tp4" and widgets.dp.value == 1
+    sliders["tp"].value = 4
+    assert str(shown.layout) == "tp4" and sliders["dp"].value == 1
+    assert "dp 1" not in widgets.grid.value and "tp 3" in widgets.grid.value
 
 
 @pytest.mark.parametrize("max_world", [2, 3, 4, 6])
 def test_every_way_through_the_sliders_ends_in_a_layout_that_works(max_world):
-    shown, widgets = live(steps=2, max_world=max_world)
-    for dp in widgets.dp.options:
-        for tp in widgets.tp.options:
-            widgets.dp.value = dp
-            widgets.tp.value = tp
-            assert shown.layout.tp == tp and shown.layout.world <= max_world
-            assert (widgets.dp.value, widgets.tp.value) == (shown.layout.dp, shown.layout.tp)
+    shown, widgets = live(steps=2, max_world=max_world, layers=3)
+    for one, other in itertools.permutations(widgets.sliders, 2):
+        for a, b in itertools.product(*(widgets.sliders[n].options for n in (one, other))):
+            widgets.sliders[one].value = a
+            widgets.sliders[other].value = b
+            assert getattr(shown.layout, other) == b and shown.layout.world <= max_world
+            standing = {name: slider.value for name, slider in widgets.sliders.items()}
+            assert standing == {name: getattr(shown.layout, name) for name in standing}
             shown.layout.check(shown.config)
+
+
+def test_a_size_that_is_not_offered_is_refused():
+    shown, _ = live(steps=2)
+    with pytest.raises(ValueError, match="no layout with pp=2"):  # it has one layer
+        shown.choose(pp=2)
 
 
 def test_a_single_choice_is_no_slider():
     _, widgets = live(steps=2, max_world=1)
-    assert widgets.dp.options == (1,) and type(widgets.dp).__name__ == "Dropdown"
+    dp = widgets.sliders["dp"]
+    assert dp.options == (1,) and type(dp).__name__ == "Dropdown"
 
 
 def test_the_buttons_are_called_run_and_stop():
@@ -84,8 +99,39 @@ def test_a_run_from_beginning_to_end():
     assert shown.result.losses == list(first.result().losses)
     rows = {row[0]: row for row in shown.table().rows}
     assert rows["dp: gradient bucket"][1] == rows["dp: gradient bucket"][2]
-    widgets.dp.value = 3  # what dp2 measured is not shown for dp3
+    widgets.sliders["dp"].value = 3  # what dp2 measured is not shown for dp3
     assert "measured" not in widgets.formulas.value
+
+
+def test_layouts_see_the_same_batches_and_their_losses_are_held_together():
+    shown, widgets = live(steps=4, layers=2, eps=1e-5)
+    messages = {}
+    for layout in ("dp1", "pp2", "dp2cp2"):
+        for axis, slider in widgets.sliders.items():
+            slider.value = getattr(pico.Layout.parse(layout), axis)
+        assert shown.layout == pico.Layout.parse(layout)
+        widgets.run.click()
+        shown.wait()
+        until(lambda: not shown._busy, "the end")
+        messages[layout] = shown.message
+        rows = {row[0]: row for row in shown.table().rows}
+        traffic = [name for name in rows if ": " in name]
+        assert all(rows[name][1] == rows[name][2] for name in traffic), rows
+    assert "are those of" not in messages["dp1"]
+    for layout in ("pp2", "dp2cp2"):
+        said = messages[layout]
+        assert "the first 4 losses are those of one process" in said
+        assert float(re.search(r"([\d.e-]+) apart", said)[1]) < 1e-5
+
+
+def test_other_batches_are_not_compared():
+    shown, _ = live(steps=2, accumulate=2)  # of each replica, so dp2 sees twice as many
+    for dp in (1, 2):
+        shown.choose(dp=dp)
+        shown.run()
+        shown.wait()
+        until(lambda: not shown._busy, "the end")
+    assert shown.result.config.accumulate == 2 and "are those of" not in shown.message
 
 
 def test_stop_and_run_again():
@@ -148,6 +194,7 @@ def test_headless_it_is_a_table_and_runs_if_asked():
     [
         ({"steps": 0}, "steps"),
         ({"layout": "dp4tp4"}, "not among the layouts of this panel"),
+        ({"layout": "dp2pp4", "layers": 4}, "not among the layouts of this panel"),
         ({"layout": "dp2xx3"}, "'xx' is not an axis"),
         ({"max_world": 0}, "1 or more"),
         ({"model": "huge"}, "huge"),

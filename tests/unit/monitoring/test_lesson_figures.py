@@ -12,7 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from picolab.monitoring import ring_figure
-from picolab.monitoring.figures import guess_figure, rank_grid_figure, ring_all_reduce_frames
+from picolab.monitoring.figures import (
+    guess_figure,
+    rank_grid_figure,
+    ring_all_reduce_frames,
+    ring_attention_frames,
+    schedule_slider,
+)
 from picolab.monitoring.guess_figure import Answered, is_near
 from picolab.monitoring.rank_grid_figure import groups
 from picolab.monitoring.ring_figure import RingStep, simulate_ring
@@ -127,6 +133,23 @@ def test_a_grid_that_cannot_be_read_is_refused():
     )
 
 
+@pytest.mark.parametrize(
+    "shown",
+    [
+        ring_all_reduce_frames(4),
+        rank_grid_figure(Layout.parse("dp2tp2")),
+        ring_attention_frames(4),
+        schedule_slider(),
+    ],
+    ids=["ring", "grid", "attention", "schedule"],
+)
+def test_every_frame_says_how_high_the_figure_is(shown):
+    """JupyterLab's view forgets it otherwise: at the first move of the slider it is gone."""
+    figure = shown.figure
+    assert {frame.layout.height for frame in figure.frames} == {figure.layout.height}
+    assert figure.layout.height > 100
+
+
 def test_the_scoreboard():
     rows = [
         Answered("a.near", 95, 100, 100, "bytes"),
@@ -147,4 +170,6 @@ def test_the_scoreboard():
 
 def test_an_empty_scoreboard_can_be_drawn():
     shown = guess_figure([])
-    assert shown.figure.layout.title.text == "no guess has met its measurement yet"
+    assert "No guess has met its measurement yet" in shown.figure.layout.title.text
+    # The mutant shows empty axes.
+    assert set(shown._repr_mimebundle_()) == {"text/plain", "text/html"}

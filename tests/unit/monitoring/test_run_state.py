@@ -129,3 +129,23 @@ def test_decimation_survives_losses_that_are_not_numbers():
     values = [math.nan] * 1000
     x, y = decimate(list(range(1000)), values)
     assert 0 < len(x) <= 600 and all(math.isnan(v) for v in y)
+
+
+def test_stages_of_a_pipeline_wait_without_any_of_them_being_slow():
+    """All compute equally long and wait for one another in turn: nobody is slow."""
+    events = []
+    for rank in range(4):
+        waits = 0.1 * rank  # at the end of the step, for the first stage's last backward
+        last = entry(
+            rank, 0, "all_reduce", "pp", range(4), 8, 1.4 - waits, waits + 1e-3, "pp: loss"
+        )
+        seconds = 1.0 + 0.3 + 1e-3
+        received = entry(
+            rank, 0, "recv", "pp", (rank,), 8, 1.0, 0.3 - waits, "pp: gradients of activations"
+        )
+        events.append(Event("ledger", rank, 0.0, {"entries": [received, last]}))
+        events.append(Event("step", rank, 0.0, {"step": 0, "loss": 1.0, "seconds": seconds}))
+    state = RunState(events)
+    split = state.split()
+    assert split[3].waiting_s == pytest.approx(0.3) and split[0].waiting_s == pytest.approx(0)
+    assert state.slowest() is None  # the mutant, which looks at the waiting alone, names rank 0

@@ -95,7 +95,7 @@ def test_latent_attention_is_checked_too():
 def test_replace_moves_the_derived_head_dim_along():
     tiny = ModelConfig.preset("tiny")
     wider = tiny.replace(hidden=256)
-    assert (wider.head_dim, wider.name) == (32, "custom")
+    assert (wider.head_dim, wider.name) == (32, "tiny (changed)")
     assert dataclasses.replace(tiny, hidden=256).head_dim == 16  # the wrong version
     assert tiny.replace(heads=4, kv_heads=2).head_dim == 32
     assert tiny.replace(hidden=256, head_dim=16).head_dim == 16
@@ -106,7 +106,8 @@ def test_replace_moves_the_derived_head_dim_along():
 def test_replace_keeps_the_name_only_if_nothing_changed():
     tiny = ModelConfig.preset("tiny")
     assert tiny.replace() == tiny == tiny.replace(layers=4)
-    assert tiny.replace(layers=2).name == "custom"
+    assert tiny.replace(layers=2).replace(seq=64).name == "tiny (changed)"
+    assert ModelConfig(**SHAPE).replace(layers=2).name == "custom"
     assert tiny.replace(layers=2, name="short").name == "short"
     with pytest.raises(ValueError, match="no field 'hiden'; did you mean 'hidden'"):
         tiny.replace(hiden=3)
