@@ -20,7 +20,7 @@ _WRAPPERS = (os.path.join("comm", "raw.py"), "c10d_logger.py")  # no news to a r
 _OWN = os.path.join("picolab", "launch", "rank.py")
 
 
-def ask(pids: dict[int, int], run_dir: Path, patience: float = 0.5) -> dict[int, str]:
+def ask(pids: dict[int, int], run_dir: Path, patience: float = 1.5) -> dict[int, str]:
     """The stack of each rank, as text. pids: rank -> process id."""
     marks, answers = {}, {}
     for rank, pid in pids.items():

@@ -165,7 +165,8 @@ def test_chapter_one_in_a_browser(tmp_path):
         for axis in ("tp", "pp"):  # the second makes the first give way
             before, after = panel.move(axis, "ArrowRight")
             assert int(after) > int(before)
-        assert "pp: activations" in panel.text() and "pp 1" in panel.text()
+        for said in ("pp: activations", "pp 1"):  # once the kernel has heard of the sliders
+            wait_until(lambda said=said: said in panel.text(), f"the panel to say {said!r}")
 
         panel.run_and_watch()
         first = panel.data()

@@ -31,6 +31,14 @@ def endless():
         time.sleep(0.01)
 
 
+@pytest.fixture(autouse=True)
+def no_job_is_left():
+    """A job that a failed test leaves running would make every later test wait for its turn."""
+    yield
+    for job in pico.jobs():
+        job.stop()
+
+
 def wait_for(condition, seconds=30):
     deadline = time.monotonic() + seconds
     while not condition():
