@@ -11,7 +11,7 @@ import threading
 from picolab.monitoring.figures import panels, training_layout, training_traces
 from picolab.monitoring.run_state import RunState
 
-_CLOSE_AFTER_S = 10.0
+_CLOSE_AFTER_S = 60.0
 
 
 class LiveView:
