@@ -11,6 +11,7 @@ import threading
 from picolab.monitoring.figures import panels, training_layout, training_traces
 from picolab.monitoring.run_state import RunState
 
+# A busy front end may build a view long after it was told to; 10 s were not always enough.
 _CLOSE_AFTER_S = 60.0
 
 
