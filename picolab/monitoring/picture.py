@@ -164,3 +164,26 @@ def contrast(one: str, other: str) -> float:
     """WCAG contrast ratio of two colours, 1 to 21."""
     bright, dark = sorted((luminance(one), luminance(other)), reverse=True)
     return (bright + 0.05) / (dark + 0.05)
+
+
+def frame_slider(names: list[str], pad: int) -> dict:
+    """A plotly slider over a figure's frames, which have these names; `pad` pixels below the plot.
+
+    It works without a kernel and in exported HTML.
+    """
+    jump = {
+        "mode": "immediate",
+        "frame": {"duration": 0, "redraw": True},  # bars and heat maps are not redrawn otherwise
+        "transition": {"duration": 0},
+    }
+    return {
+        "currentvalue": {"prefix": "step "},
+        "pad": {"t": pad},
+        "len": 1.0,
+        "x": 0,
+        "bordercolor": GRID,
+        "bgcolor": GRID,
+        "activebgcolor": TEXT,
+        "tickcolor": TEXT,
+        "steps": [{"method": "animate", "label": name, "args": [[name], jump]} for name in names],
+    }

@@ -16,7 +16,7 @@ plain plotly frames behind a slider: it needs no kernel.
 
 from typing import NamedTuple
 
-from picolab.monitoring.picture import GRID, HATCH, TEXT, TIME, LabFigure, template
+from picolab.monitoring.picture import GRID, HATCH, TIME, LabFigure, frame_slider, template
 from picolab.monitoring.table import Table
 
 MAX_RANKS = 8
@@ -233,25 +233,7 @@ def _frame_layout(n: int, runs: dict[str, list[AttentionStep]], i: int) -> dict:
 def _build(n: int, runs: dict[str, list[AttentionStep]]):
     import plotly.graph_objects as go
 
-    jump = {
-        "mode": "immediate",
-        "frame": {"duration": 0, "redraw": True},
-        "transition": {"duration": 0},
-    }
-    slider = {
-        "currentvalue": {"prefix": "step "},
-        "pad": {"t": 52},
-        "len": 1.0,
-        "x": 0,
-        "bordercolor": GRID,
-        "bgcolor": GRID,
-        "activebgcolor": TEXT,
-        "tickcolor": TEXT,
-        "steps": [
-            {"method": "animate", "label": str(i + 1), "args": [[str(i + 1)], jump]}
-            for i in range(n)
-        ],
-    }
+    slider = frame_slider([str(i + 1) for i in range(n)], pad=52)
     return go.Figure(
         data=_data(n, runs, 0),
         frames=[

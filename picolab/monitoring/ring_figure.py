@@ -14,7 +14,7 @@ After 2(n-1) steps every chunk on every rank holds all n contributions, and each
 
 from typing import NamedTuple
 
-from picolab.monitoring.picture import GRID, TEXT, LabFigure, template
+from picolab.monitoring.picture import LabFigure, frame_slider, template
 from picolab.monitoring.table import Table
 
 MAX_RANKS = 16  # 30 steps; more is no longer a picture
@@ -153,25 +153,7 @@ def _build(n: int, steps: list[RingStep]):
         }
         for step in steps
     ]
-    jump = {
-        "mode": "immediate",
-        "frame": {"duration": 0, "redraw": True},
-        "transition": {"duration": 0},
-    }
-    slider = {
-        "currentvalue": {"prefix": "step "},
-        "pad": {"t": 30},
-        "len": 1.0,
-        "x": 0,
-        "bordercolor": GRID,
-        "bgcolor": GRID,
-        "activebgcolor": TEXT,
-        "tickcolor": TEXT,
-        "steps": [
-            {"method": "animate", "label": str(step.step), "args": [[str(step.step)], jump]}
-            for step in steps
-        ],
-    }
+    slider = frame_slider([str(step.step) for step in steps], pad=30)
     height = 215 + 46 * n
     return go.Figure(
         data=data(steps[0]),
