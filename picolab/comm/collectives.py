@@ -249,7 +249,7 @@ def shift(x: torch.Tensor, axis: str, reason: str) -> torch.Tensor:
     The same shape on every rank. Two entries, a send and a recv, as of `exchange`; but all ranks of
     the axis must call it, and so it can be an all-to-all whose other blocks are empty. gloo does
     that with a third of the CPU time of a send and a receive (0.2 to 0.5 ms against 0.8 to 2.8 ms
-    for 256 KB between two ranks): its thread spins while a message waits to be received.
+    for 256 KB between two ranks); why its threads burn any while they wait, io_threads.py says.
     """
     m = mesh()
     n, me, ranks = m.size(axis), m.rank(axis), m.ranks(axis)

@@ -16,6 +16,7 @@ compares."""
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
+from picolab.comm import io_threads
 from picolab.specs import Layout
 
 AXES = ("pp", "dp", "cp", "tp")  # outermost first
@@ -117,6 +118,7 @@ def build_mesh(layout: Layout | str, device_type: str | None = None) -> Mesh:
     if device_type is None:
         device_type = "cuda" if dist.get_backend() == "nccl" else "cpu"
     _current = Mesh(Layout.parse(layout), device_type)
+    io_threads.give_way()
     return _current
 
 
