@@ -13,8 +13,8 @@ picture of the whole run takes its place when the run ends, before `job.result()
 from pathlib import Path
 
 from picolab.lab.follower import Follower, RunDirectory
-from picolab.lab.front_end import Message, Shown, has_front_end
 from picolab.monitoring.figures import LabFigure, run_state, training_figure
+from picolab.monitoring.front_end import Message, Shown, has_front_end
 from picolab.monitoring.run_state import ENDED, RunState
 
 

@@ -5,12 +5,14 @@
     measured=total.payload_bytes)
 
 A number one has guessed is remembered, a number one was told is not. So `compare` keeps its numbers
-covered until there is a guess, or the guess was skipped. It does not keep quiet about a mistake,
-though: if formula and measurement disagree beyond the stated tolerance it raises, guessed or not.
+covered until there is a guess, or the guess was skipped, and with them what would give them away
+(`compared.also(figure)`). It does not keep quiet about a mistake, though: if formula and
+measurement disagree beyond the stated tolerance it raises, guessed or not.
 
 Three words, everywhere: the *guess* is the reader's, the *formula* is from `picolab.costs`, the
 *measured* value is from a run. A `default` lets a notebook run from top to bottom without anybody
-to ask; it counts as a guess, and every table says that it was the default.
+to ask; it counts as a guess, and every table says that it was the default. (It stands in the cell
+that asks, for the reader to see: so let it be a first thought and not the answer.)
 
 In a front end, answers are also kept in a small file beside the run directories, so that the
 scoreboard covers all chapters. Headless, that file is neither read nor written.
@@ -22,8 +24,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from picolab.lab.front_end import Message, Shown, has_front_end
 from picolab.launch import rundirs
+from picolab.monitoring.front_end import Message, Shown, has_front_end
 from picolab.monitoring.guess_figure import Answered, guess_figure, value_text
 from picolab.monitoring.picture import LabFigure, write_beside
 from picolab.monitoring.table import Table, show
@@ -84,7 +86,8 @@ def compare(
     note        a sentence under the table
 
     Raises Disagreement (an AssertionError) if formula and measured disagree beyond the tolerance,
-    whether or not there is a guess. Without a formula, only the guess is compared.
+    whether or not there is a guess. Without a formula, only the guess is compared. What else gives
+    the numbers away goes into `.also(...)` of what is returned.
     """
     compared = Comparison(id, _plain(formula), _plain(measured), tolerance, unit, note)
     compared.check()
@@ -95,10 +98,11 @@ def compare(
 
 
 def scoreboard() -> LabFigure:
-    """All guesses so far against what was measured, as one picture: `.save("guesses.html")`.
+    """All guesses so far against what was measured, as one log-log picture with a table under it.
 
-    Questions whose guess or measurement is still open are left out. In a front end, the answers of
-    earlier chapters are in it too.
+    `.save("guesses.html")` writes a page that works offline, `.save("guesses.png")` an image (with
+    a Chromium or Chrome; RuntimeError without). Questions whose guess or measurement is still open
+    are left out. In a front end, the answers of earlier chapters are in it too.
     """
     rows = {}
     if has_front_end():
@@ -204,6 +208,7 @@ class Comparison(Shown):
             )
         self.id, self.formula, self.measured = id, formula, measured
         self.tolerance, self.note, self._unit = tolerance, note, unit
+        self._beside: list[_Beside] = []
 
     @property
     def guess(self) -> Guess | None:
@@ -234,6 +239,18 @@ class Comparison(Shown):
         """Called when the guess is given: show the numbers in place of the cover."""
         self.keep()
         self.replace()
+        for beside in self._beside:
+            beside.replace()
+
+    def also(self, shown) -> "_Beside":
+        """Show a table or a figure that gives the numbers away: covered as long as they are.
+
+        It appears under the cell that calls this, which may be a later one than `compare`'s.
+        """
+        beside = _Beside(self, shown)
+        self._beside.append(beside)
+        beside.show()
+        return beside
 
     def keep(self) -> None:
         if self.uncovered:
@@ -242,7 +259,9 @@ class Comparison(Shown):
     def row(self) -> Answered:
         note = self.guess.how if self.guess.how in ("default", "skipped") else ""
         value = self.guess.value
-        return Answered(self.id, value, self.measured, self.formula, self.unit, note)
+        return Answered(
+            self.id, value, self.measured, self.formula, self.unit, note, self.guess.question
+        )
 
     def table(self) -> Table:
         """The three numbers; ValueError while they are covered."""
@@ -286,6 +305,19 @@ class Comparison(Shown):
         if not self.uncovered:
             return Message(self._cover())
         return _Noted(self.table(), self.note)
+
+    def __repr__(self) -> str:
+        return repr(self.content())
+
+
+class _Beside(Shown):
+    """What goes with a comparison, a table or a figure: covered and uncovered together with it."""
+
+    def __init__(self, compared: Comparison, shown):
+        self.compared, self.shown = compared, shown
+
+    def content(self):
+        return self.shown if self.compared.uncovered else Message(self.compared._cover())
 
     def __repr__(self) -> str:
         return repr(self.content())
@@ -400,6 +432,5 @@ def _answered(id: str, kept: dict) -> Answered | None:
     if kept.get("how") not in ("reader", "skipped") or kept.get("measured") is None:
         return None
     note = "skipped" if kept["how"] == "skipped" else ""
-    return Answered(
-        id, kept.get("guess"), kept["measured"], kept.get("formula"), kept.get("unit", ""), note
-    )
+    values = kept.get("guess"), kept["measured"], kept.get("formula")
+    return Answered(id, *values, kept.get("unit", ""), note, kept.get("question", ""))

@@ -17,7 +17,6 @@ import threading
 import traceback
 
 from picolab.lab.follower import Follower
-from picolab.lab.front_end import Message, Shown, has_front_end
 from picolab.lab.layout_choice import (
     accumulated,
     choices_table,
@@ -27,6 +26,7 @@ from picolab.lab.layout_choice import (
 )
 from picolab.lab.panel_widgets import PanelWidgets
 from picolab.monitoring.figures import training_figure
+from picolab.monitoring.front_end import Message, Shown, has_front_end
 from picolab.monitoring.run_state import RunState
 from picolab.monitoring.table import Table
 from picolab.specs import Layout, ModelConfig

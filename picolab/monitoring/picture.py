@@ -130,24 +130,40 @@ class LabFigure:
         return page.replace("<head>", f"<head>{style}", 1)
 
     def save(self, path: str | Path) -> Path:
-        """Write it as .html (the picture), .json (plotly's own format) or .txt (the text form)."""
+        """Write it as .html (the picture), .png, .json (plotly's format) or .txt (the text form).
+
+        A .png is drawn by an installed Chromium or Chrome; RuntimeError where there is none. The
+        others need nothing.
+        """
         path = Path(path).expanduser()
         writers = {
             ".html": self.to_html,
+            ".png": self._png,
             ".json": lambda: self.figure.to_json(),
             ".txt": lambda: self.text + "\n",
         }
         if path.suffix not in writers:
-            raise ValueError(f"cannot save a figure as {path.name}: end it in .html, .json or .txt")
+            *most, last = writers
+            raise ValueError(
+                f"cannot save a figure as {path.name}: end it in {', '.join(most)} or {last}"
+            )
         write_beside(path, writers[path.suffix]())
         return path
 
+    def _png(self) -> bytes:
+        from picolab.monitoring.png import png
 
-def write_beside(path: Path, text: str) -> None:
-    """Write a text file so that nobody ever sees half of it: beside, then renamed."""
+        return png(self.figure)
+
+
+def write_beside(path: Path, content: str | bytes) -> None:
+    """Write a file so that nobody ever sees half of it: beside, then renamed. Text is UTF-8."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        beside.write_text(text, encoding="utf-8")
+        if isinstance(content, str):
+            beside.write_text(content, encoding="utf-8")
+        else:
+            beside.write_bytes(content)
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)

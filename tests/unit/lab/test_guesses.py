@@ -1,8 +1,9 @@
 """Guess, formula, measured: covered until guessed, never silent about a disagreement.
 
 Wrong versions these tests catch (mutants below): a compare that raises only after a guess, one that
-takes the tolerance as absolute, one that lets NaN pass, one that shows numbers before a guess, a
-default that cannot be told from the reader's own answer, a stored file that headless runs read.
+takes the tolerance as absolute, one that lets NaN pass, one that shows numbers before a guess (or
+the table that goes with them), a default that cannot be told from the reader's own answer, a stored
+file that headless runs read.
 """
 
 import json
@@ -10,8 +11,9 @@ import math
 
 import pytest
 
-from picolab.lab import front_end, guesses
+from picolab.lab import guesses
 from picolab.lab.guesses import Disagreement, compare, guess, parse_number, scoreboard
+from picolab.monitoring import Table, front_end
 
 
 @pytest.fixture(autouse=True)
@@ -48,6 +50,25 @@ def test_a_skip_uncovers_too():
     asked.skip()
     assert "guess (skipped)" in repr(shown) and "measured" in repr(shown)
     assert repr(shown).endswith("Two forward, two backward.")
+
+
+def check_what_goes_with_it(also):
+    asked = guess("c.t.also", "How many?")
+    compared = compare("c.t.also", formula=4321, measured=4321)
+    table = Table(["", "count"], [["in all", 4321]])
+    beside = also(compared, table)
+    assert "4,321" not in repr(beside) and "covered until you guess" in repr(beside)
+    asked.answer(4000)
+    assert repr(beside) == repr(table) and beside.content() is table
+
+
+def test_what_goes_with_the_numbers_is_covered_with_them():
+    check_what_goes_with_it(lambda compared, table: compared.also(table))
+
+
+def test_a_table_beside_the_cover_is_noticed():
+    with pytest.raises(AssertionError):
+        check_what_goes_with_it(lambda compared, table: table)
 
 
 def test_a_default_uncovers_and_says_that_it_is_one():
@@ -181,15 +202,15 @@ def test_the_scoreboard_shows_only_what_is_uncovered():
     compare("c.t.a", formula=4, measured=4)
     compare("c.t.b", formula=7, measured=7)
     text = repr(scoreboard())
-    assert "1 of 1 guess within 10 %" in text
+    assert text.startswith("1 guess (all by default): 1 within 10 %")
     assert "c.t.a" in text and "c.t.b" not in text
 
 
 def test_the_scoreboard_can_be_exported(tmp_path):
-    guess("c.t.a", "?", default=4)
+    guess("c.t.a", "How many, in words?", default=4)
     compare("c.t.a", formula=4, measured=4)
     page = scoreboard().save(tmp_path / "board.html").read_text(encoding="utf-8")
-    assert "c.t.a" in page
+    assert "c.t.a" in page and "How many, in words?" in page
 
 
 def test_headless_nothing_is_kept(tmp_path):
@@ -223,6 +244,8 @@ def test_a_readers_answer_outlives_the_session(monkeypatch, reader):
     monkeypatch.setattr(guesses, "_guesses", {})
     monkeypatch.setattr(guesses, "_comparisons", {})
     assert "c.t.a" in repr(scoreboard()) and "c.t.default" not in repr(scoreboard())
+    kept["c.t.a"]["question"] = "How many, in words?"
+    assert guesses._answered("c.t.a", kept["c.t.a"]).question == "How many, in words?"
     again = guess("c.t.a", "?", unit="bytes", default=1)
     assert (again.value, again.how) == (3, "reader")
     assert guess("c.t.b", "?", default=1).how == "default"

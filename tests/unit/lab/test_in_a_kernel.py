@@ -202,6 +202,20 @@ def test_a_form_is_shown_and_a_comparison_uncovers_itself(front_end):
     assert "+25 %" in update["data"]["text/plain"]
 
 
+def test_what_goes_with_a_comparison_is_uncovered_in_its_own_cell(front_end):
+    front_end.run(
+        "import picolab as pico\n"
+        "g = pico.guess('c.t.n', 'How many?')\n"
+        "c = pico.compare('c.t.n', formula=4, measured=4)"
+    )
+    beside = "c.also(pico.monitoring.Table(['', 'count'], [['in all', 4321]]))"
+    (covered,) = of(front_end.run(beside), "display_data")  # once, though it ends the cell
+    assert "4,321" not in covered["data"]["text/plain"]
+    updates = of(front_end.run("g.answer(5)"), "update_display_data")
+    assert updates[1]["transient"] == covered["transient"]
+    assert "4,321" in updates[1]["data"]["text/plain"]
+
+
 def test_the_same_kernel_without_cells_makes_no_widgets(front_end):
     said = front_end.run(
         "import picolab as pico\ng = pico.guess('c.t.n', 'How many?')", names_its_cell=False

@@ -1,8 +1,8 @@
-"""The lessons' figures: the ring, the rank grid, guesses against what was measured.
+"""The lessons' figures: the ring and the rank grid.
 
 Wrong versions these tests catch: a ring that sends the wrong chunk, one that adds in the second
 half (contributions counted twice), one that passes on what arrived in the same step; groups along
-the wrong axis; a scoreboard that counts far guesses as near.
+the wrong axis.
 """
 
 import itertools
@@ -13,13 +13,11 @@ from hypothesis import strategies as st
 
 from picolab.monitoring import ring_figure
 from picolab.monitoring.figures import (
-    guess_figure,
     rank_grid_figure,
     ring_all_reduce_frames,
     ring_attention_frames,
     schedule_slider,
 )
-from picolab.monitoring.guess_figure import Answered, is_near
 from picolab.monitoring.rank_grid_figure import groups
 from picolab.monitoring.ring_figure import RingStep, simulate_ring
 from picolab.specs import Layout
@@ -148,28 +146,3 @@ def test_every_frame_says_how_high_the_figure_is(shown):
     figure = shown.figure
     assert {frame.layout.height for frame in figure.frames} == {figure.layout.height}
     assert figure.layout.height > 100
-
-
-def test_the_scoreboard():
-    rows = [
-        Answered("a.near", 95, 100, 100, "bytes"),
-        Answered("a.far", 1, 4, 4),
-        Answered("a.word", "norm", "norm"),
-        Answered("a.wrong", "loss", "norm"),
-        Answered("a.off", 1e9, 1.0, 1.0, "ms", "default"),
-        Answered("a.zero", 3.0, 0.0),
-        Answered("a.skipped", None, 7, 7, "", "skipped"),
-    ]
-    assert [is_near(row) for row in rows] == [True, False, True, False, False, False, False]
-    shown = guess_figure(rows)
-    assert shown.figure.layout.title.text == "2 of 6 guesses within 10 % of what was measured"
-    guesses = next(trace for trace in shown.figure.data if trace.name == "guess")
-    assert list(guesses.marker.symbol) == ["diamond"] * 3 + ["x", "triangle-right", "x"]
-    assert "skipped" in repr(shown) and "(default)" in repr(shown)
-
-
-def test_an_empty_scoreboard_can_be_drawn():
-    shown = guess_figure([])
-    assert "No guess has met its measurement yet" in shown.figure.layout.title.text
-    # The mutant shows empty axes.
-    assert set(shown._repr_mimebundle_()) == {"text/plain", "text/html"}

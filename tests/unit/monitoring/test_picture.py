@@ -121,7 +121,7 @@ def test_saving(tmp_path):
     page = figure.save(tmp_path / "f.html").read_text(encoding="utf-8")
     assert "prefers-color-scheme" in page and "Plotly.newPlot" in page
     assert "<script src=" not in page  # offline
-    with pytest.raises(ValueError, match=r"\.html, \.json or \.txt"):
+    with pytest.raises(ValueError, match=r"\.html, \.png, \.json or \.txt"):
         figure.save(tmp_path / "f.bmp")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["f.html", "f.txt"]
 
