@@ -46,7 +46,8 @@ class Beacon:
         _COUNTER.pack_into(self._map, 0, self._entered)
 
     def leave(self) -> None:
-        self._left += 1
+        # An exchange is entered once and recorded twice, as a send and as a receive.
+        self._left = min(self._left + 1, self._entered)
         _COUNTER.pack_into(self._map, 8, self._left)
 
 

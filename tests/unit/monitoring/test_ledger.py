@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from picolab.monitoring import Entry, Event, Ledger, Table, emit, events
 from picolab.monitoring.beacon import Beacon, read
 from picolab.monitoring.ledger import RankLedger
-from picolab.monitoring.table import bytes_text
+from picolab.monitoring.table import bytes_text, show
 
 
 def entry(rank=0, step=None, op="all_reduce", axis="tp", payload=100, reason="why", exposed=0.5):
@@ -112,9 +112,24 @@ def test_a_table_reads_the_same_as_text_and_as_html():
     ]
     html = table._repr_html_()
     assert "a &lt;b&gt;" in html and "1,234,567" in html and "<b>" not in html
+    floats = [0.123456, 999.5, 2730.7, 12_345.6]  # thousands are set apart in every column
+    assert [show(value) for value in floats] == ["0.1235", "999.5", "2,731", "12,346"]
     assert [bytes_text(n) for n in (0, 999, 3_200_000, 2.5e9)] == [
         "0 B",
         "999 B",
         "3.2 MB",
         "2.5 GB",
     ]
+
+
+def test_what_is_left_twice_does_not_hide_the_next_one(tmp_path):
+    """An exchange is entered once and recorded twice. Mutant: counting both, which made the rank
+    look as if it were outside in every collective that followed.
+    """
+    beacon = Beacon(tmp_path / "beacon")
+    beacon.enter("send")
+    beacon.leave()
+    beacon.leave()
+    assert not read(tmp_path / "beacon").inside
+    beacon.enter("recv")
+    assert read(tmp_path / "beacon").inside
