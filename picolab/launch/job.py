@@ -277,7 +277,7 @@ class Job:
 
     def _say_backend(self, backend: str, why: str) -> None:
         self.backend = backend
-        if (backend, why) not in _told_backends:
+        if why and (backend, why) not in _told_backends:
             _told_backends.add((backend, why))
             self._say(f"backend {backend}: {why}")
 

@@ -139,8 +139,8 @@ def _join(spec: RankSpec, listener, send) -> None:
 
 
 def choose_backend(wanted: str, world: int, torch) -> tuple[str, str]:
-    """("nccl" or "gloo", the reason in words). ValueError if NCCL is asked for and there are too
-    few GPUs.
+    """("nccl" or "gloo", the reason in words: "" where it was asked for). ValueError if NCCL is
+    asked for and there are too few GPUs.
     """
     gpus = torch.cuda.device_count() if torch.distributed.is_nccl_available() else 0
     if wanted == "nccl" and gpus < world:
@@ -149,7 +149,7 @@ def choose_backend(wanted: str, world: int, torch) -> tuple[str, str]:
             "use backend='gloo' or 'auto'"
         )
     if wanted != "auto":
-        return wanted, "as you asked"
+        return wanted, ""  # as asked: nothing to tell
     if gpus >= world:
         return "nccl", f"{gpus} GPU(s) for {world} rank(s)"
     if gpus:

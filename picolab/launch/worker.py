@@ -76,7 +76,7 @@ def join(backend: str = "auto", timeout_s: float | None = None) -> None:
     if chosen == "nccl":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     if os.environ["RANK"] == "0":
-        print(f"backend {chosen}: {why}", file=sys.stderr)
+        print(f"backend {chosen}{f': {why}' if why else ''}", file=sys.stderr)
     settings = {} if timeout_s is None else {"timeout": timedelta(seconds=timeout_s)}
     dist.init_process_group(chosen, **settings)
 

@@ -9,6 +9,7 @@ notebook, 5 MB a figure, even when they are closed.
 
 import contextvars
 import html
+import re
 import sys
 
 _seen = False
@@ -94,7 +95,7 @@ class Shown:
 
 
 class Message:
-    """Text for a cell's output, in the page's own font and colours."""
+    """Text for a cell's output, in the page's own font and colours; `code` stands in backticks."""
 
     def __init__(self, text: str):
         self.text = text
@@ -103,4 +104,6 @@ class Message:
         return self.text
 
     def _repr_html_(self) -> str:
-        return f'<div style="white-space:pre-wrap">{html.escape(self.text)}</div>'
+        style = "white-space:pre-wrap;margin-bottom:.6em"
+        text = re.sub("`([^`\n]+)`", r"<code>\1</code>", html.escape(self.text))
+        return f'<div style="{style}">{text}</div>'

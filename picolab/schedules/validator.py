@@ -77,7 +77,7 @@ def _each_once(schedule: Schedule) -> None:
                 raise ScheduleError(rank, action, f"there are {schedule.stages} stages, from 0")
             if not 0 <= micro_batch < schedule.micro_batches:
                 count = schedule.micro_batches
-                raise ScheduleError(rank, action, f"there are {count} micro-batches, from 0")
+                raise ScheduleError(rank, action, f"micro-batches are numbered 0 to {count - 1}")
             if (right := schedule.rank_of(stage)) != rank:
                 raise ScheduleError(rank, action, f"stage {stage} is on rank {right}")
             if action in seen:

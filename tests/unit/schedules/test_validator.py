@@ -95,7 +95,7 @@ def test_the_published_one():
 def test_the_displayed_one():
     error = refused(displayed_by_torch(4, 8))
     assert (error.rank, error.action) == (3, Action("F", 3, 8))
-    assert "there are 8 micro-batches" in error.reason
+    assert "numbered 0 to 7" in error.reason
 
 
 def test_a_pair_swapped_on_one_rank():
@@ -135,7 +135,7 @@ def test_1f1b_needs_sends_that_do_not_block(p, m):
         (("F0 B0", "F0"), 1, 1, "B0 of stage 1", "backward is never done"),
         (("F0 F1 B0", "F0 B0 F1 B1"), 2, 0, "B1 of stage 0", "never done"),
         (("F0 1B0", "F0 B0"), 1, 0, "B0 of stage 1", "is on rank 1"),
-        (("F0 B0 B1", "F0 B0"), 1, 0, "B1 of stage 0", "1 micro-batches"),
+        (("F0 B0 B1", "F0 B0"), 1, 0, "B1 of stage 0", "numbered 0 to 0"),
         (("F0 B0 7F0", "F0 B0"), 1, 0, "F0 of stage 7", "2 stages"),
         (("F0 B0 W0", "F0 W0 B0"), 1, 1, "W0 of stage 1", "before its backward"),
         (("F0 B0 W0", "F0 B0"), 1, 1, "W0 of stage 1", "weight gradient is never done"),

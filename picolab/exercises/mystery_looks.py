@@ -1,0 +1,323 @@
+"""The five looks at a mystery run: each puts the run beside a right one.
+
+    loss, norm    beside one process; and beside them, how far a right run of the layout is from it
+    ledger        beside the formula (`costs.step_ledger`), which a right run equals to the byte
+    shards        beside a right run: are copies equal, and do shards differ?
+    spans         beside a right run: where each rank's mean step went
+
+A look says what was measured, and leaves the judgement to the reader. `found` makes it, for the
+explanation of a closed case: which looks differ from the right run by more than rounding.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import combinations
+from typing import NamedTuple
+
+from picolab import costs
+from picolab.exercises.mystery_cases import LOOKS
+from picolab.exercises.mystery_runs import Held, RankRecord, Recording
+from picolab.monitoring.table import Table
+
+# Right layouts of these runs differ from one process by a few units of roundoff (6e-8 in fp32): by
+# up to 4e-7. Of the suspects that show in a look, each does so by 5e-5 or more.
+ROUNDING = 2e-6
+ALIKE = 0.1  # shards of independent random numbers differ by sqrt(2) of their norm
+_ROWS = 9  # steps in a table
+
+
+@dataclass
+class Trial:
+    """Three recordings: the run in question, the same layout done right, and one process."""
+
+    this: Recording
+    right: Recording
+    one: Recording
+
+    @property
+    def layout(self) -> str:
+        return str(self.this.config.layout)
+
+    @cached_property
+    def copies(self) -> tuple[list["Pair"], list["Pair"]]:
+        return pairs(self.this.ranks), pairs(self.right.ranks)
+
+    @cached_property
+    def collectives(self) -> list["Line"]:
+        return lines(self.this)
+
+
+def look(trial: Trial, name: str) -> Table:
+    return {"loss": _loss, "norm": _norm, "ledger": _ledger, "shards": _shards, "spans": _spans}[
+        name
+    ](trial)
+
+
+def found(trial: Trial) -> set[str]:
+    """The looks that show more than rounding. Of spans nothing is said: time is noisy."""
+    return {name for name in LOOKS if name != "spans" and _shows(trial, name)}
+
+
+def summary(trial: Trial, name: str) -> str:
+    """What a look has to show, in a sentence."""
+    if name in ("loss", "norm"):
+        this, right, one = _series(trial, name)
+        ratios = [a / b for a, b in zip(this, one)]
+        text = f"off by up to {_off(max(_relative(this, one)))}"
+        constant = max(ratios) - min(ratios) < 1e-4 * max(ratios) and abs(ratios[0] - 1) > 1e-2
+        times = f", {ratios[0]:.4g} times one process's in every step" if constant else ""
+        return f"{text}{times} (a right {trial.layout}: {_off(max(_relative(right, one)))})"
+    if name == "ledger":
+        wrong = [line for line in trial.collectives if line.differs]
+        if not wrong:
+            return "equal to the formula in count and bytes"
+        return "; ".join(
+            f"{line.reason} ({line.op}): {line.count} for {line.formula_count}, "
+            f"{line.bytes:,} bytes for {line.formula_bytes:,}"
+            for line in wrong
+        )
+    if name == "shards":
+        wrong = [pair for pair in trial.copies[0] if pair.wrong]
+        if not wrong:
+            return "copies are equal, and shards differ"
+        return "; ".join(
+            f"{pair.group}, {pair.kind}: {_off(pair.start)} apart at the start, "
+            f"{_off(pair.end)} at the end"
+            for pair in wrong
+        )
+    parts = [
+        f"rank {rank} computes {1e3 * of.compute_s:.0f} ms a step and waits "
+        f"{1e3 * of.waiting_s:.0f} ms"
+        for rank, of in trial.this.split.items()
+    ]
+    return "; ".join(parts)
+
+
+def _shows(trial: Trial, name: str) -> bool:
+    if name in ("loss", "norm"):
+        this, _, one = _series(trial, name)
+        return max(_relative(this, one)) > ROUNDING
+    if name == "ledger":
+        return any(line.differs for line in trial.collectives)
+    return any(pair.wrong for pair in trial.copies[0])
+
+
+# -- loss and norm
+
+
+def _series(trial: Trial, name: str) -> tuple[list[float], list[float], list[float]]:
+    """Of this run, of the right one, of one process."""
+    kind = {"loss": "losses", "norm": "norms"}[name]
+    return tuple(getattr(run, kind) for run in (trial.this, trial.right, trial.one))
+
+
+def _relative(values: list[float], right: list[float]) -> list[float]:
+    return [abs(a - b) / abs(b) for a, b in zip(values, right)]
+
+
+def _off(value: float) -> str:
+    return f"{value:.1e}" if value else "0"
+
+
+def _loss(trial: Trial) -> Table:
+    return _steps_table(
+        trial,
+        "loss",
+        f"Loss (nats a token). Compare how far this run is from one process, relatively, with how "
+        f"far a right {trial.layout} is: that much is rounding. Step 1 is before any update.",
+    )
+
+
+def _norm(trial: Trial) -> Table:
+    return _steps_table(
+        trial,
+        "norm",
+        f"Gradient norm, before clipping. Compare how far this run is from one process, "
+        f"relatively, with how far a right {trial.layout} is; is 'this / one' the same throughout?",
+    )
+
+
+def _steps_table(trial: Trial, name: str, title: str) -> Table:
+    this, right, one = _series(trial, name)
+    off, usual = _relative(this, one), _relative(right, one)
+    last = len(one) - 1
+    chosen = sorted({round(i * last / (_ROWS - 1)) for i in range(_ROWS)})
+    columns = ["step", "this run", "one process"]
+    columns += ["this / one"] if name == "norm" else []
+    columns += ["this run is off by", f"a right {trial.layout} is off by"]
+    rows = []
+    for i in chosen:
+        row = [i + 1, f"{this[i]:.8f}", f"{one[i]:.8f}"]
+        row += [f"{this[i] / one[i]:.4f}"] if name == "norm" else []
+        rows.append([*row, _off(off[i]), _off(usual[i])])
+    return Table(columns, rows, title)
+
+
+# -- ledger
+
+
+class Line(NamedTuple):
+    """One kind of collective of one rank in one step: expected and done."""
+
+    op: str
+    reason: str
+    formula_count: int
+    count: int
+    formula_bytes: int
+    bytes: int
+
+    @property
+    def differs(self) -> bool:
+        return (self.formula_count, self.formula_bytes) != (self.count, self.bytes)
+
+
+def lines(run: Recording) -> list[Line]:
+    """Of the first rank and step that differ from the formula, or else of the first that has it."""
+    kept: dict[tuple, Line] = {}
+    config = run.config
+    for rank in range(config.layout.world):
+        formula = costs.step_ledger(
+            config.model,
+            config.layout,
+            micro_batch=config.micro_batch,
+            accumulate=config.accumulate,
+            dtype=config.dtype,
+            bucket_bytes=config.bucket_bytes,
+            rank=rank,
+        )
+        entries = run.ledger.rank(rank)
+        for step in range(config.steps):
+            done = entries.step(step).by("op", "axis", "reason")
+            for key in dict.fromkeys([*formula, *done]):
+                expected = tuple(formula.get(key, (0, 0)))[:2]
+                was = tuple(done.get(key, (0, 0)))[:2]
+                line = Line(key[0], key[2], expected[0], was[0], expected[1], was[1])
+                if key not in kept or (line.differs and not kept[key].differs):
+                    kept[key] = line
+    return sorted(kept.values(), key=lambda line: -max(line.bytes, line.formula_bytes))
+
+
+def _ledger(trial: Trial) -> Table:
+    rows = [
+        [line.reason, line.op, *line[2:], "NO" if line.differs else "yes"]
+        for line in trial.collectives
+    ]
+    return Table(
+        [
+            "reason",
+            "operation",
+            "formula: count",
+            "this run: count",
+            "formula: bytes",
+            "this run: bytes",
+            "equal?",
+        ],
+        rows,
+        f"The collectives of one rank in one step. Compare the formula with this run; in a right "
+        f"{trial.layout} they are equal, to the byte.",
+    )
+
+
+# -- shards
+
+
+class Pair(NamedTuple):
+    """Tensors of one group of parameters on ranks that differ in one axis only.
+
+    Of copies the largest difference over all tensors and pairs of ranks, of shards the smallest,
+    as a part of their norm.
+    """
+
+    group: str
+    kind: str  # "copies over dp"
+    start: float
+    end: float
+
+    @property
+    def wrong(self) -> bool:
+        if self.kind.startswith("copies"):
+            return max(self.start, self.end) > ROUNDING
+        return min(self.start, self.end) < ALIKE
+
+
+def pairs(ranks: list[RankRecord]) -> list[Pair]:
+    found: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    for a, b in combinations(ranks, 2):
+        axes = [axis for axis in a.place if a.place[axis] != b.place[axis]]
+        if len(axes) != 1:
+            continue
+        for name, are_copies in _shared(a.start, b.start):
+            kind = f"{'copies' if are_copies else 'shards'} over {axes[0]}"
+            both = _apart(a.start, b.start, name), _apart(a.end, b.end, name)
+            found.setdefault((_group(name), kind), []).append(both)
+    return [
+        Pair(group, kind, *map(max if kind.startswith("copies") else min, zip(*values)))
+        for (group, kind), values in found.items()
+    ]
+
+
+def _shared(a: Held, b: Held) -> Iterator[tuple[str, bool]]:
+    """Names of which both hold something, and whether it is the same slice. Slices of different
+    sizes are left out: they cannot be alike."""
+    for name in a:
+        if name in b:
+            same = a[name][0] == b[name][0]
+            if same or a[name][1].shape == b[name][1].shape:
+                yield name, same
+
+
+def _apart(a: Held, b: Held, name: str) -> float:
+    one, other = a[name][1].double(), b[name][1].double()
+    return float((one - other).norm() / other.norm())
+
+
+def _group(name: str) -> str:
+    """ "layers.0.attention.q.weight" -> "attention"."""
+    parts = name.split(".")
+    part = parts[2] if parts[0] == "layers" else parts[0]
+    return (
+        "norms" if part.endswith("norm") else {"embed": "embedding", "mlp": "MLP"}.get(part, part)
+    )
+
+
+def _shards(trial: Trial) -> Table:
+    this, right = trial.copies
+    usual = {(pair.group, pair.kind): pair for pair in right}
+    rows = []
+    for pair in this:
+        same = usual[pair.group, pair.kind]
+        should = "equal" if pair.kind.startswith("copies") else "different"
+        rows.append([pair.group, pair.kind, should, pair.start, pair.end, same.start, same.end])
+    return Table(
+        [
+            "parameters",
+            "held as",
+            "should be",
+            "this run: start",
+            "this run: end",
+            f"a right {trial.layout}: start",
+            f"a right {trial.layout}: end",
+        ],
+        rows,
+        f"What the ranks hold: how far two ranks' tensors are apart, relatively (of copies the "
+        f"largest difference, of shards the smallest). Compare with what it should be, and with a "
+        f"right {trial.layout}. Equal is 0; independent random numbers are 1.4 apart.",
+    )
+
+
+# -- spans
+
+
+def _spans(trial: Trial) -> Table:
+    rows = [
+        [run, f"rank {rank}", *(round(1e3 * part, 1) for part in parts)]
+        for run, recording in (("this run", trial.this), (f"a right {trial.layout}", trial.right))
+        for rank, parts in recording.split.items()
+    ]
+    return Table(
+        ["run", "rank", "computing ms", "communicating ms", "waiting ms"],
+        rows,
+        f"Where each rank's mean step went. Compare the ranks with each other, and this run with "
+        f"a right {trial.layout}. Waiting is for the last rank to arrive. Some ms are noise.",
+    )
