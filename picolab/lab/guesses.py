@@ -317,7 +317,9 @@ class _Beside(Shown):
         self.compared, self.shown = compared, shown
 
     def content(self):
-        return self.shown if self.compared.uncovered else Message(self.compared._cover())
+        if self.compared.uncovered:
+            return self.shown
+        return Message(f"{self.compared.id}: also covered until you guess, or skip")
 
     def __repr__(self) -> str:
         return repr(self.content())

@@ -30,7 +30,9 @@ size of a head. Sources: arXiv 2310.01889 (ring attention), 2311.09431 (the imba
 attention as a cure), 2309.14509 (Ulysses); zig-zag is Megatron-LM's, and Llama 3's (arXiv
 2407.21783, section 3.3.2). Twin in torch: `F.scaled_dot_product_attention` on one process, which
 tests/distributed/parallel/test_context.py compares; torch's own context parallelism has no rule for
-the CPU's kernel. Leaves out: dropout, packed documents, sequences that do not divide.
+the CPU's kernel. Packed documents, several texts in one sequence of which each sees only itself,
+need a mask that no rectangle of blocks has: `gathered_attention(documents_BS=)` takes it, the other
+two do not (chapter 1 has a ring that does). Leaves out: dropout, sequences that do not divide.
 """
 
 from collections.abc import Sequence
@@ -294,17 +296,32 @@ def gathered_attention(
     v_BKSE: torch.Tensor,
     axis: str = "cp",
     split: Split = "zigzag",
+    documents_BS: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The simple version: every rank fetches all keys and values and masks by global position.
 
     It computes all S * c*S scores, also those that the mask throws away, and holds all of K and V.
-    No order is needed: the mask compares positions, whatever the permutation.
+    No order is needed: the mask compares positions, whatever the permutation. That is why Llama 3
+    gathers (arXiv 2407.21783, section 3.3.2): any mask can be had, that of packed documents too.
+
+    documents_BS: which document each token belongs to, of the *whole* sequences in their order
+    (integers, the same on all ranks); a token then sees its own document only. Raises ValueError
+    if it has another shape than (B, c*S).
     """
     _check(q_BNSE, k_BKSE, v_BKSE, split)
     mesh, device = comm.mesh(), q_BNSE.device
     cp, seq = mesh.size(axis), mesh.size(axis) * q_BNSE.shape[2]
     places = [positions(rank, cp, seq, split, device) for rank in range(cp)]
-    mask = places[mesh.rank(axis)].unsqueeze(1) >= torch.cat(places)
+    mine, all_of_them = places[mesh.rank(axis)], torch.cat(places)
+    mask = mine.unsqueeze(1) >= all_of_them
+    if documents_BS is not None:
+        if documents_BS.shape != (len(q_BNSE), seq):
+            raise ValueError(
+                f"documents_BS has the shape {tuple(documents_BS.shape)}; it names a document for "
+                f"each token of the whole sequences, on every rank: {(len(q_BNSE), seq)}"
+            )
+        same = documents_BS[:, mine].unsqueeze(2) == documents_BS[:, all_of_them].unsqueeze(1)
+        mask = (mask & same).unsqueeze(1)  # (B, 1, S, c*S): the same for all heads
     k, v = (gather_sequence(x, axis) for x in (k_BKSE, v_BKSE))
     grouped = q_BNSE.shape[1] != k.shape[1]
     return F.scaled_dot_product_attention(q_BNSE, k, v, attn_mask=mask, enable_gqa=grouped)

@@ -2,7 +2,7 @@
 
 nbval runs them as they are saved (the suite's own step, `pytest --nbval-lax notebooks`). Catches a
 cell that needs a screen, a front end or the author's kernel, a parameter that no cell uses, a rank
-that outlives its notebook, and a notebook that writes beside itself.
+that outlives its notebook, a notebook that writes beside itself, and a stub that is judged.
 """
 
 import json
@@ -82,8 +82,12 @@ def text_of(notebook: dict) -> str:
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("path", sorted(NOTEBOOKS.glob("*.ipynb")), ids=lambda path: path.name)
 def test_notebook_runs(path, tmp_path):
-    """With the questions answered by their defaults, so that every comparison is shown."""
-    execute(path, tmp_path / "here", DEFAULT_GUESSES=True)
+    """With the questions answered by their defaults, so that every comparison is shown; an
+    exercise says that it is not written yet, and nothing of its solution.
+    """
+    executed = execute(path, tmp_path / "here", DEFAULT_GUESSES=True)
+    checks = [c for c in executed["cells"] if ".check(my_" in "".join(c["source"])]
+    assert text_of(executed).count("Not written yet: ") == len(checks)
 
 
 @pytest.mark.timeout(600)

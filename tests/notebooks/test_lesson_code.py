@@ -16,6 +16,7 @@ import torch.distributed as dist
 
 import picolab as pico
 from picolab import comm
+from picolab.exercises.definition import source_of
 from picolab.model import SwiGLU, initialise
 from picolab.parallel import (
     ColumnParallelLinear,
@@ -96,36 +97,50 @@ def rings(lesson_ring, sizes):
     return verdicts
 
 
+RING = pico.exercise("4d.ring.all-reduce")
+
+
+def worked(mutant: tuple[str, str] | None = None):
+    """The exercise's worked solution, from the text that a reader is shown."""
+    text = source_of(RING.solution_function)
+    if mutant is not None:
+        assert mutant[0] in text, f"the solution no longer says {mutant[0]!r}: renew the mutant"
+        text = text.replace(*mutant, 1)
+    names = {"__name__": "__main__"}
+    exec(compile(text, "solution", "exec"), names)
+    return names[RING.solution_function.__name__]
+
+
 @pytest.mark.parametrize("world", [2, 3, 4])
 def test_the_ring_is_the_packages(world):
-    ring = lesson("ring-solution")["ring_all_reduce"]
-    for verdicts in pico.run(rings, ring, [1, 5, 12, 1001], world_size=world):
+    for verdicts in pico.run(rings, worked(), [1, 5, 12, 1001], world_size=world):
         assert all(right and same for right, same in verdicts), verdicts
 
 
 @pytest.mark.parametrize("mutant", RING_MUTANTS.values(), ids=RING_MUTANTS)
 def test_a_wrong_ring_is_told_apart(mutant):
-    ring = lesson("ring-solution", mutant=mutant)["ring_all_reduce"]
-    verdicts = pico.run(rings, ring, [12], world_size=WORLD)
+    verdicts = pico.run(rings, worked(mutant), [12], world_size=WORLD)
     assert not all(right and same for of_rank in verdicts for right, same in of_rank)
 
 
-def checked(ring) -> list[str]:
-    """What the chapter's own check says to this answer, rank by rank."""
-    names = lesson("ring-exercise-check", my_ring_all_reduce=ring, WORLD_SIZE=WORLD)
-    return pico.run(names["verdict"], ring, world_size=WORLD, timeout=30).values
+def checked(ring):
+    """What the chapter's own check cell says to this answer."""
+    cell = "verdict = " + source("ring-exercise-check")
+    names = {"ring_exercise": RING, "my_ring_all_reduce": ring}
+    exec(cell, names)
+    return names["verdict"]
 
 
 def test_the_exercise_says_right_only_to_what_is_right():
     stub = lesson("ring-exercise-stub")["my_ring_all_reduce"]
-    assert checked(stub) == ["not written yet"] * WORLD
-    assert checked(lesson("ring-solution")["ring_all_reduce"]) == ["right, in 6 sends"] * WORLD
+    assert checked(stub).status == "todo"
+    assert checked(worked()).status == "pass"
     for mutant in RING_MUTANTS.values():
-        said = checked(lesson("ring-solution", mutant=mutant)["ring_all_reduce"])
-        assert any("wrong sum" in verdict for verdict in said), (mutant, said)
-    # The sum by other means is found out by its sends.
+        said = checked(worked(mutant))
+        assert said.status == "fail" and "x is wrong" in said.text, (mutant, said)
+    # The sum by other means is found out by what it sends.
     shortcut = checked(lambda x: comm.all_reduce(x, "world", "not a ring"))
-    assert all("0 sends instead of 6" in verdict for verdict in shortcut)
+    assert "it uses all-reduces" in shortcut.text
 
 
 # --- data parallel ----------------------------------------------------------------------------
@@ -203,6 +218,37 @@ def test_wrong_buckets_are_told_apart(mutant):
         return  # it does not even run
     verdicts = [buckets for buckets, _ in of_ranks]
     assert not all(difference < EXACT and same for difference, same in verdicts)
+
+
+SUM_MUTANTS = {
+    # SGD forgives no factor: then the loss must differ.
+    "steps with SGD": (
+        "torch.optim.AdamW(model.parameters(), lr=1e-3)",
+        "torch.optim.SGD(model.parameters(), lr=1e-1)",
+    ),
+    "divides in any case": ("        if divide:", "        if True:"),
+}
+
+
+def norm_and_loss(**how) -> tuple[float, float]:
+    """Summed against averaged, as the chapter says it: the norm's factor, and how far losses go."""
+    trainer = lesson("dp-buckets", "dp-sum-trainer", **how)["lesson_trainer"]
+    ways = [pico.run(trainer, divide, 4, world_size=WORLD)[0] for divide in (True, False)]
+    (good, good_norms), (bad, bad_norms) = ways
+    moved = max(abs(a - b) for a, b in zip(good, bad))
+    return bad_norms[0] / good_norms[0], moved / good[0]
+
+
+def test_under_adamw_the_norm_sees_the_factor_and_the_loss_does_not():
+    """What is true has no formula in the chapter (its cell would give it away), so it is here."""
+    factor, moved = norm_and_loss()
+    assert factor == pytest.approx(WORLD, rel=1e-4) and moved < 0.01
+
+
+@pytest.mark.parametrize("mutant", SUM_MUTANTS.values(), ids=SUM_MUTANTS)
+def test_another_trainer_does_otherwise(mutant):
+    factor, moved = norm_and_loss(mutant=mutant)
+    assert not (factor == pytest.approx(WORLD, rel=1e-4) and moved < 0.01)
 
 
 # --- tensor parallel --------------------------------------------------------------------------
@@ -410,3 +456,86 @@ def test_the_experiments_counts_are_exact():
         for rank, (scores, _, difference) in enumerate(ranks):
             rows = context.positions(rank, WORLD, seq, split)
             assert scores == int(visible[rows].sum()) and difference < 1e-5
+
+
+# --- packed documents -------------------------------------------------------------------------
+
+DOCUMENT_CELLS = ("cp-merge", "cp-documents-ring")
+DOCUMENT_MUTANTS = {
+    "forgets documents": (" & (document[theirs] == document[mine])", ""),
+    "takes ids in the order of the cut": (
+        "document[theirs] ==",
+        "document[theirs - theirs.min()] ==",
+    ),
+    "looks ahead in a document": ("(theirs <= mine) & ", ""),
+    "does not see itself": ("theirs <= mine", "theirs < mine"),
+    "divides nothing by nothing": ("-1e30", "-torch.inf"),
+    "takes the owner from the right": ("(me - hop) % cp", "(me + hop) % cp"),
+    "passes nothing on": ("kv = pico.comm.shift", "pico.comm.shift"),
+    "keeps the last block only": ("merge(*so_far, *found)", "found"),
+}
+PACKINGS = ([32], [7, 9, 16], [3, 26, 3], [1] * 32)
+
+
+def rings_over_documents(lesson_ring):
+    """For each packing, against SDPA with the whole mask, and against the package's."""
+    size = dist.get_world_size()
+    comm.build_mesh(pico.Layout(cp=size))
+    me, found = comm.mesh().rank("cp"), []
+    drawn = torch.Generator().manual_seed(4)
+    whole = [torch.randn(2, n, 32, 8, dtype=torch.float64, generator=drawn) for n in (4, 2, 2)]
+    for lengths in PACKINGS:
+        document = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
+        mask = (document.unsqueeze(1) == document).tril()
+        right = torch.nn.functional.scaled_dot_product_attention(
+            *whole, attn_mask=mask, enable_gqa=True
+        )
+        *mine, expected = (context.split_sequence(x, me, size, 2) for x in (*whole, right))
+        packaged = context.gathered_attention(*mine, documents_BS=document.expand(2, -1))
+        out = lesson_ring(*mine, document)
+        found.append(max(apart([out], [expected]), apart([out], [packaged])))
+    return found
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_the_ring_over_documents_is_attention_with_a_block_diagonal_mask(world):
+    ring = lesson(*DOCUMENT_CELLS)["ring_over_documents"]
+    for differences in pico.run(rings_over_documents, ring, world_size=world):
+        assert max(differences) < 1e-12, differences
+
+
+@pytest.mark.parametrize("mutant", DOCUMENT_MUTANTS.values(), ids=DOCUMENT_MUTANTS)
+def test_a_wrong_ring_over_documents_is_told_apart(mutant):
+    ring = lesson(*DOCUMENT_CELLS, mutant=mutant)["ring_over_documents"]
+    try:
+        of_ranks = pico.run(rings_over_documents, ring, world_size=WORLD, timeout=30)
+    except pico.RankFailure:
+        return  # it does not even run
+    assert not all(difference < 1e-12 for of_rank in of_ranks for difference in of_rank)
+
+
+def test_nothing_is_predicted_across_documents():
+    """Every label is the next token of its own document; the last of each document has none."""
+    packed = lesson("cp-documents-pack")["packed"]
+    tokens, labels, document, positions = packed([4, 1, 7], rows=3, seed=5)
+    assert document.tolist() == [0] * 4 + [1] + [2] * 7
+    assert positions.tolist() == [0, 1, 2, 3, 0, 0, 1, 2, 3, 4, 5, 6]
+    last = [3, 4, 11]
+    assert (labels[:, last] == -100).all() and (labels >= 0).sum() == 3 * (12 - len(last))
+    inside = [i for i in range(12) if i not in last]
+    assert torch.equal(labels[:, inside], tokens[:, [i + 1 for i in inside]])
+
+
+def test_losses_on_ranks_see_the_forgotten_boundaries_and_only_those():
+    """The experiment with an untrained model: equal with the mask, and with one document."""
+    names = lesson(*RING_CELLS, "cp-documents-ring", "cp-documents-pack")
+    model = pico.model.Transformer(ModelConfig.preset("tiny"), device="cpu")
+    text = source("cp-documents-run").partition("\n\n\nfound = ")[0]
+    names["learnt"] = model
+    exec(compile(text, "lesson", "exec"), names)
+    for lengths, one_document in (([5, 20, 7], False), ([32], True)):
+        batch = names["packed"](lengths, rows=2, seed=9)
+        ranks = pico.run(names["losses_on_ranks"], model.state_dict(), *batch, world_size=WORLD)
+        for right, ring, forgetful in ranks:
+            assert ring == pytest.approx(right, rel=1e-12)
+            assert (forgetful == pytest.approx(right, rel=1e-12)) == one_document

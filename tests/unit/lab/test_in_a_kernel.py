@@ -87,7 +87,7 @@ def test_headless_guesses(executed):
     assert "no guess yet" in text(cells["guess"])
     assert "guess (default)" in text(cells["compare"]) and "equal" in text(cells["compare"])
     assert "77" not in text(cells["compare"])
-    assert "0 of 1 guess within 10 %" in text(cells["board"])
+    assert "1 guess (all by default): 0 within 10 %" in text(cells["board"])
 
 
 def test_headless_panel_ran_once(executed):
