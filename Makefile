@@ -16,7 +16,7 @@ setup = VENV='$(VENV)' PYTHON='$(PYTHON)' CONSTRAINTS='$(CONSTRAINTS)' TORCH_IND
 as_root = $(if $(filter 0,$(shell id -u)),--allow-root)
 no_browser = $(if $(filter no,$(BROWSER)),--no-browser)
 
-.PHONY: help lab test lint format refresh clean
+.PHONY: help lab test lint format refresh release-check clean
 .DEFAULT_GOAL := help
 
 help:
@@ -24,7 +24,8 @@ help:
 	@echo "make test     set up once, then run the whole suite, notebooks included"
 	@echo "make lint     ruff and the import contract"
 	@echo "make format   put code and notebooks into the house format"
-	@echo "make refresh  draw the pictures of the README again (needs Chromium)"
+	@echo "make refresh  draw the pictures, the cheat sheet and the index of questions again (needs Chromium)"
+	@echo "make release-check  what may wait until a release: translations that are older than their English"
 	@echo "make clean    remove .venv and caches; never work/"
 	@echo
 	@echo "options: TORCH_INDEX=<url> a CPU-only torch; PYTHON=<path>; VENV=<folder> ($(VENV));"
@@ -56,6 +57,10 @@ format:
 refresh:
 	@$(setup) test
 	'$(VENV)/bin/python' tests/browser/refresh_pictures.py
+
+release-check:
+	@$(setup) test
+	'$(VENV)/bin/picolab' quiz lint --strict
 
 clean:
 	rm -rf .venv build dist htmlcov .pytest_cache .ruff_cache .hypothesis .import_linter_cache .coverage .coverage.*

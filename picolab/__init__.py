@@ -28,11 +28,15 @@ _PUBLIC = {
     "verify": "picolab.debug:verify",
     "dry_run": "picolab.debug:dry_run",
     "parallelize": "picolab.parallel:parallelize",
+    "exercise": "picolab.exercises:exercise",
+    "mystery": "picolab.exercises.mystery:mystery",
+    "progress": "picolab.exercises:progress",
     "guess": "picolab.lab:guess",
     "compare": "picolab.lab:compare",
     "scoreboard": "picolab.lab:scoreboard",
     "panel": "picolab.lab:panel",
     "dashboard": "picolab.lab:dashboard",
+    "quiz": "picolab.lab:quiz",
     "doctor": "picolab.lab:doctor",
     "timetable": "picolab.lab:timetable",
 }
@@ -48,6 +52,7 @@ _ROOMS = (
     "parallel",
     "training",
     "debug",
+    "exercises",
     "lab",
 )
 

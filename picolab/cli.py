@@ -1,4 +1,4 @@
-"""The command `picolab`: doctor, train, runs.
+"""The command `picolab`: doctor, train, verify, quiz, progress, runs.
 
 Each command is a small frozen dataclass whose fields are its flags, and a `run` that does the work
 with imports of its own: `picolab --help` takes no torch. What a program may want to read goes to
@@ -10,6 +10,7 @@ be met as it was put, 130 interrupted.
 
 import contextlib
 import json
+import os
 import sys
 import time
 from dataclasses import asdict, dataclass
@@ -145,6 +146,110 @@ class Verify:
 
 
 @dataclass(frozen=True)
+class Quiz:
+    """Practise for interviews: questions whose numbers are computed, and come again when due.
+
+    Alone, it asks up to five: due ones first, then new ones. With --minutes 45 it is a mock
+    interview, with a report. `quiz show ID` shows a question with its answer, `quiz stats` what is
+    known and what comes, `quiz lint` checks the banks, `quiz export anki out.apkg` makes a deck."""
+
+    action: Annotated[
+        Positional[tuple[str, ...]], arg(metavar="[show ID | stats | lint | export anki FILE]")
+    ] = ()
+    """nothing: practise"""
+    topic: str | None = None
+    """of one bank only, for instance 4d_basics"""
+    level: int | None = None
+    """3 explain, 4 quantify, 5 design, 6 diagnose"""
+    due: bool = False
+    """only what is due"""
+    n: Annotated[int, arg(aliases=["-n"])] = 5
+    """how many questions"""
+    minutes: int | None = None
+    """a mock interview of so many minutes"""
+    lang: str = "en"
+    """en or zh"""
+    until: Annotated[str | None, arg(metavar="DATE")] = None
+    """the day of an interview, as 2027-03-01: everything comes before it"""
+    report: Annotated[str | None, arg(metavar="FILE")] = None
+    """where the mock interview's report goes"""
+    strict: bool = False
+    """lint: warnings are errors"""
+    bank: Annotated[
+        str | None, arg(metavar="FOLDER", help_behavior_hint="(default: the installed one)")
+    ] = None
+    """a folder of question banks"""
+    log: Annotated[
+        str | None, arg(metavar="FILE", help_behavior_hint="(default: in your data folder)")
+    ] = None
+    """where grades are kept, and read from"""
+
+    def run(self) -> int:
+        from pathlib import Path
+
+        from picolab.interview import bank, reviews, terminal
+        from picolab.interview.session import day
+
+        what, *rest = self.action or ("practise",)
+        wanted = {"practise": 0, "show": 1, "stats": 0, "lint": 0, "export": 2}
+        if what not in wanted or len(rest) != wanted[what]:
+            raise ValueError(
+                f"picolab quiz {' '.join(self.action)}: write picolab quiz, or one of show ID, "
+                "stats, lint, export anki FILE"
+            )
+        if self.minutes is not None and (self.level is not None or self.due):
+            raise ValueError(
+                "a mock interview (--minutes) chooses levels and questions itself; leave out "
+                "--level and --due"
+            )
+        folder = Path(self.bank) if self.bank else bank.bank_folder()
+        if what == "lint":
+            from picolab.interview.lint import main_lint
+
+            return main_lint(folder, self.strict)
+        questions = bank.load(folder)
+        if what == "export":
+            from picolab.interview.anki import export
+
+            if rest[0] != "anki":
+                raise ValueError(f"only anki can be exported to, not {rest[0]!r}")
+            count = export(questions, Path(rest[1]), self.lang, self.topic)
+            print(f"{count} questions in {rest[1]}")
+            return 0
+        log = reviews.ReviewLog(Path(self.log) if self.log else None)
+        face = terminal.Terminal(questions, log, self.lang)
+        if what == "show":
+            face.show(rest[0])
+        elif what == "stats":
+            face.stats()
+        elif self.minutes is not None:
+            report = Path(self.report) if self.report else None
+            face.interview(self.minutes, self.topic, report, day(self.until))
+        else:
+            face.practise(self.topic, self.level, self.due, self.n, day(self.until))
+        return 0
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Which exercises are done, tried or open, over all sessions in a notebook."""
+
+    chapter: str | None = None
+    """of one chapter only: 4d"""
+    json: bool = False
+    """print one JSON object"""
+
+    def run(self) -> int:
+        from picolab.exercises.record import progress, standing
+
+        if self.json:
+            print(json.dumps({"exercises": standing(self.chapter, kept=True)}))
+        else:
+            print(progress(self.chapter, kept=True))
+        return 0
+
+
+@dataclass(frozen=True)
 class Runs:
     """List or remove run directories; picolab itself keeps the newest 20."""
 
@@ -215,12 +320,16 @@ Command = (
     Annotated[Doctor, subcommand("doctor")]
     | Annotated[Train, subcommand("train")]
     | Annotated[Verify, subcommand("verify")]
+    | Annotated[Quiz, subcommand("quiz")]
+    | Annotated[Progress, subcommand("progress")]
     | Annotated[Runs, subcommand("runs")]
 )
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Parse, run, and turn what went wrong into one sentence and an exit status."""
+    if os.environ.get("NO_COLOR"):  # tyro asks TERM only; older ones have no such option
+        getattr(tyro, "_experimental_options", {})["ansi_codes"] = False
     command = tyro.cli(
         Command,
         prog="picolab",

@@ -1,4 +1,4 @@
-"""The notebook's face: guess and compare, the live dashboard, the panel, the timetable.
+"""The notebook's face: guess and compare, the live dashboard, the panel, the quiz, the timetable.
 
 Light to import: ipywidgets and plotly are imported when something is drawn, torch when something
 runs.
@@ -7,6 +7,7 @@ runs.
 from picolab.lab.dashboard import Dashboard, dashboard
 from picolab.lab.guesses import Comparison, Disagreement, Guess, compare, guess, scoreboard
 from picolab.lab.panel import Panel, panel
+from picolab.lab.quiz_card import Quiz, quiz
 from picolab.lab.timetable import timetable
 from picolab.launch import doctor
 
@@ -19,11 +20,13 @@ __all__ = [
     "Disagreement",
     "Guess",
     "Panel",
+    "Quiz",
     "compare",
     "dashboard",
     "doctor",
     "guess",
     "panel",
+    "quiz",
     "scoreboard",
     "timetable",
 ]

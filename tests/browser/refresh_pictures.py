@@ -1,11 +1,12 @@
-"""Draw the pictures again and write the cheat sheet again (`make refresh`).
+"""Draw the pictures, write the cheat sheet and the list of questions again (`make refresh`).
 
 Nothing is staged: chapter 1 runs from top to bottom in JupyterLab, light, with the default guesses.
 Its five best figures are taken as the browser shows them, cropped to the figure. Then the panel's
 pp slider moves one step, Run is pressed, and the README's picture is taken while ranks are alive
 and points arrive. Either all pictures are replaced or none.
 
-The cheat sheet (summary/cheatsheet.md and .html) needs no browser and is written first.
+The cheat sheet (summary/cheatsheet.md and .html) needs no browser and is written first; so is the
+list of all questions (interview_questions/README.md), and new ids are appended to ids.lock.
 """
 
 import shutil
@@ -18,6 +19,7 @@ from typing import NamedTuple
 from lab_driver import Lab, find_browser
 from test_chapter_one import NOTEBOOK, Panel, wait_until
 
+from picolab.interview import bank, index, lint
 from picolab.lab import cheatsheet
 
 SUMMARY = NOTEBOOK.parents[1] / "summary"
@@ -125,6 +127,8 @@ def take_all(images: Path) -> None:
 if __name__ == "__main__":
     for path in cheatsheet.write(SUMMARY):
         print(f"wrote {path.name}")
+    new_ids = lint.update_lock(bank.bank_folder())
+    print(f"wrote {index.write(bank.bank_folder())}, new ids: {', '.join(new_ids) or 'none'}")
     if find_browser() is None:
         sys.exit("no Chromium or Chrome here (apt-get install chromium)")
     take_all(IMAGES)

@@ -2,7 +2,7 @@
 doctor, the import contract.
 
 Catches a dependency added to pyproject.toml alone, a pin outside its range, a wheel without the
-chapters, and an import that goes up the house.
+chapters or the question banks, and an import that goes up the house.
 """
 
 import json
@@ -94,12 +94,12 @@ def test_the_doctor_checks_for_what_pyproject_asks():
     assert pyproject_requirements()["torch"].specifier == Requirement(f"x>={low},<{high}").specifier
 
 
-def test_the_wheel_carries_the_chapters(tmp_path):
+def test_the_wheel_carries_the_chapters_and_the_banks(tmp_path):
     """Built in a copy, so that no build output lands in the checkout; needs no network."""
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tmp_path)
     ignore = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints")
-    for name in ("picolab", "notebooks"):
+    for name in ("picolab", "notebooks", "interview_questions"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=ignore)
     subprocess.run(
         [sys.executable, "-m", "hatchling", "build", "-t", "wheel"],
@@ -111,6 +111,8 @@ def test_the_wheel_carries_the_chapters(tmp_path):
     inside = set(zipfile.ZipFile(wheel).namelist())
     chapters = {f"picolab/_notebooks/{path.name}" for path in (ROOT / "notebooks").glob("*.ipynb")}
     assert chapters and chapters <= inside
+    banks = (ROOT / "interview_questions").iterdir()
+    assert {f"picolab/_interview_questions/{path.name}" for path in banks} <= inside
     assert {"picolab/cli.py", "picolab/lab/workcopy.py"} <= inside
     assert not [name for name in inside if name.startswith(("tests/", "work/"))]
 

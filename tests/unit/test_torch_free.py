@@ -79,8 +79,20 @@ def test_the_block_blocks():
         """
         from picolab.lab.workcopy import make_copies
         """,
+        """
+        import pathlib, tempfile
+        import picolab.interview.index, picolab.interview.lint, picolab.interview.mock
+        import picolab.interview.statistics, picolab.interview.terminal
+        from picolab.interview import anki, bank, reviews, session
+        folder = pathlib.Path(tempfile.mkdtemp())
+        questions = bank.load()
+        practice = session.Session(questions, reviews.ReviewLog(folder / "reviews.jsonl"))
+        practice.draw(), practice.reveal(), practice.propose([0]), practice.grade("good")
+        assert anki.export(questions, folder / "out.apkg") == len(questions.questions()) > 0
+        picolab.interview.lint.lint(bank.bank_folder())
+        """,
     ],
-    ids=["specs", "costs", "monitoring", "launch", "cli", "workcopy"],
+    ids=["specs", "costs", "monitoring", "launch", "cli", "workcopy", "interview"],
 )
 def test_rooms_without_torch(code, tmp_path):
     asked = run_without_torch(

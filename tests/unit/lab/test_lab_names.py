@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-NAMES = "guess compare scoreboard panel dashboard doctor timetable"
+NAMES = "guess compare scoreboard panel dashboard doctor timetable quiz exercise mystery progress"
 
 
 def python(code: str) -> str:

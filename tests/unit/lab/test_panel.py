@@ -1,9 +1,10 @@
 """The panel, with real widgets and real runs.
 
 Wrong versions these tests catch: a combination of sliders that cannot run, a callback that waits
-for its run, a second press that starts a second run, a stop that needs something to stop, a
-failure that says nothing, numbers of one layout shown for another, a live figure that stays when
-the run ends, layouts whose losses cannot be compared, a grid that does not follow the sliders.
+for its run, a second press that starts a second run, a stop that needs something to stop, a failure
+that says nothing, numbers of one layout shown for another, a live figure that stays when the run
+ends, a run that is said to be starting while it trains, layouts whose losses cannot be compared, a
+grid that does not follow the sliders.
 """
 
 import itertools
@@ -140,6 +141,7 @@ def test_stop_and_run_again():
     assert "nothing is running" in widgets.message.value
     widgets.run.click()
     until(lambda: widgets.progress.value > 2, "steps on the progress bar")
+    assert shown.message == "dp2 is running; press Stop to end it"  # no longer "starting"
     began = time.monotonic()
     widgets.stop.click()
     widgets.stop.click()

@@ -1,0 +1,66 @@
+"""What the log says about its owner: how much is known, what comes, and whether confidence is
+earned.
+"""
+
+from collections import Counter, defaultdict
+from datetime import datetime, timedelta
+
+from picolab.interview.bank import Bank
+from picolab.interview.reviews import Review, State, states
+from picolab.interview.session import CONFIDENCE
+from picolab.monitoring.table import Table
+
+
+def by_area(bank: Bank, reviews: list[Review]) -> Table:
+    """For each area: questions, seen, passed at the last review, mean score of the last."""
+    found = states([q.id for q in bank.questions()], reviews)
+    areas: dict[str, list[State]] = defaultdict(list)
+    for question in bank.questions():
+        areas[question.area].append(found[question.id])
+    rows = []
+    for area, held in areas.items():
+        last = [state.reviews[-1] for state in held if state.reviews]
+        passed = sum(review.rating != "again" for review in last)
+        score = 100 * sum(r.score for r in last) / len(last) if last else None
+        rows.append([area, len(held), len(last), passed, score])
+    seen, total = sum(row[2] for row in rows), sum(row[1] for row in rows)
+    columns = ["area", "questions", "seen", "passed last time", "score, %"]
+    return Table(columns, rows, f"{seen} of {total} questions seen, {len(reviews)} reviews")
+
+
+def forecast(bank: Bank, reviews: list[Review], at: datetime, days: int = 7) -> Table:
+    """How many come due on each of the next days; what is overdue counts as today."""
+    found = states([q.id for q in bank.questions()], reviews)
+    due = Counter(
+        max(0, (state.due.date() - at.date()).days) for state in found.values() if state.due
+    )
+    rows = [[f"{at.date() + timedelta(days=day)}", due[day]] for day in range(days)]
+    return Table(["day", "due"], rows, "What comes")
+
+
+def calibration(reviews: list[Review]) -> Table:
+    """Said before the answer was shown, against how it went: passed means hard or better."""
+    rows = []
+    for level, word in CONFIDENCE.items():
+        held = [review for review in reviews if review.confidence == level]
+        passed = sum(review.rating != "again" for review in held)
+        share = 100 * passed / len(held) if held else None
+        score = 100 * sum(r.score for r in held) / len(held) if held else None
+        rows.append([f"{level} {word}", len(held), share, score])
+    columns = ["confidence", "answers", "passed, %", "score, %"]
+    return Table(columns, rows, calibration_sentence(reviews))
+
+
+def calibration_sentence(reviews: list[Review]) -> str:
+    """One sentence: over- or underconfident, or too little to say."""
+    sure = [r for r in reviews if r.confidence in (3, 4)]
+    unsure = [r for r in reviews if r.confidence in (1, 2)]
+    if len(sure) < 5:
+        return "Confidence against result (five answers given with confidence 3 or 4 tell more)"
+    passed = sum(r.rating != "again" for r in sure) / len(sure)
+    if passed < 0.7:
+        return f"Overconfident: of {len(sure)} answers you were sure of, {passed:.0%} passed"
+    low = sum(r.rating != "again" for r in unsure) / len(unsure) if len(unsure) >= 5 else 0.0
+    if low > 0.8:
+        return f"Underconfident: of {len(unsure)} answers you doubted, {low:.0%} passed"
+    return f"Well calibrated: of {len(sure)} answers you were sure of, {passed:.0%} passed"

@@ -1,0 +1,464 @@
+"""A practice session without a face: what is drawn, what counts, and what is written.
+
+Catches new cards before due ones, a chain that is asked out of order or in a row, one area or level
+that is asked all the time, a confidence that is given after the answer was seen, a second try that
+hides the first, a grade that counts although it could not be written, and a session that does not
+replay.
+
+The mutants: a draw that takes the bank's order, and one that does not look at chains.
+"""
+
+import os
+import random
+from collections import Counter
+from datetime import UTC, date, datetime, timedelta
+
+import pytest
+
+from picolab.interview.reviews import Review, ReviewLog
+from picolab.interview.session import Session, day
+
+AT = datetime(2026, 11, 24, 9, 0, tzinfo=UTC)
+
+
+class Clock:
+    """Goes on only when it is told to."""
+
+    def __init__(self):
+        self.now = AT
+
+    def __call__(self):
+        return self.now
+
+    def wait(self, seconds: float):
+        self.now += timedelta(seconds=seconds)
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def log(tmp_path):
+    return ReviewLog(tmp_path / "reviews.jsonl")
+
+
+@pytest.fixture
+def bank(bank_files, make):
+    """Eight questions of eight areas and four levels; 2, 4 and 6 are a chain."""
+    chain = {2: 1, 4: 2, 6: 3}
+    return bank_files(
+        *(
+            make.question(n, chain={"name": "deeper", "step": chain[n]} if n in chain else None)
+            for n in range(1, 9)
+        )
+    ).bank()
+
+
+@pytest.fixture
+def start(bank, log, clock):
+    def session(kind=Session, seed=0, **more):
+        more.setdefault("bank", bank)
+        return kind(log=log, clock=clock, rng=random.Random(seed), **more)
+
+    return session
+
+
+def graded(session, clock, rating="good", take: int | None = None) -> list[str]:
+    """Draw and grade to the end, or `take` times; the ids in their order."""
+    drawn = []
+    while (take is None or len(drawn) < take) and (question := session.draw()) is not None:
+        drawn.append(question.id)
+        clock.wait(60)
+        session.reveal()
+        session.grade(rating)
+    return drawn
+
+
+def reviewed(log, name: str, days_ago: float, rating="good"):
+    log.append(Review(name, AT - timedelta(days=days_ago), rating, 1.0))
+
+
+# --- one question ---------------------------------------------------------------------------------
+
+
+def test_the_way_of_one_question(start, clock, log):
+    session = start()
+    question = session.draw()
+    assert session.phase == "thinking" and question is session.question
+    session.set_confidence(3)
+    clock.wait(240)
+    assert session.seconds() == 240 and session.time_left() == 60
+    verdict = session.answer_number(0, "17.9 %")
+    assert verdict.right
+    assert session.reveal() is question and session.phase == "revealed"
+    clock.wait(500)
+    assert session.seconds() == 240, "reading the answer is not thinking"
+    session.notes = "the ramps"
+    proposal = session.propose([0, 1, 2])
+    assert (proposal.score, proposal.rating) == (0.8, "good")
+    review = session.grade("good", ticks=[2, 0, 1], flags=[0])
+    assert session.phase == "idle" and log.reviews() == [review]
+    assert review == Review(
+        question.id,
+        clock(),
+        "good",
+        0.8,
+        confidence=3,
+        seconds=240,
+        ticks=(0, 1, 2),
+        flags=(0,),
+        numbers=(str(verdict.value),),
+        notes="the ramps",
+    )
+
+
+def test_longer_than_planned_is_no_end(start, clock):
+    session = start()
+    session.draw()
+    clock.wait(3600)
+    assert session.time_left() == 300 - 3600
+    assert session.reveal()
+
+
+def test_the_first_answer_counts(start):
+    """Mutant: a second try that replaces the first would hide that the number was wrong."""
+    session = start()
+    session.draw()
+    wrong = session.answer_number(0, "21.9 %")
+    assert not wrong.right and wrong.reason == "This is the share of the ideal time."
+    assert session.answer_number(0, "17.9 %").right
+    assert session.verdicts == {0: wrong}
+    session.reveal()
+    assert session.propose(range(4)).rating == "hard"
+
+
+def test_what_is_no_number_does_not_count(start):
+    session = start()
+    session.draw()
+    with pytest.raises(ValueError, match="is a time"):
+        session.answer_number(0, "17 s")
+    assert session.verdicts == {}
+    with pytest.raises(ValueError, match=r"asks for 1 number\(s\)"):
+        session.answer_number(1, "17 %")
+
+
+def test_the_dates_that_are_shown_are_those_that_come(start, clock, log, bank):
+    reviewed(log, "s-001", 3)
+    session = start(until=date(2026, 12, 3))
+    assert session.draw().id == "s-001"
+    session.reveal()
+    shown = {rating: session.would_come(rating) for rating in ("again", "hard", "good", "easy")}
+    assert list(shown.values()) == sorted(shown.values())
+    assert shown["easy"] == datetime(2026, 12, 2, tzinfo=UTC), "the day before the interview"
+    session.grade("hard")
+    assert session.states()["s-001"].due == shown["hard"]
+
+
+def test_skipping_writes_nothing(start, log, clock):
+    session = start(count=20)
+    first = session.draw().id
+    session.skip()
+    assert log.reviews() == []
+    assert first not in graded(session, clock)
+    with pytest.raises(RuntimeError, match="the session is over"):
+        session.skip()
+
+
+def test_notes_in_halves_of_characters_are_no_hindrance(start, log):
+    """What a terminal that is not UTF-8 hands over cannot be written as it is."""
+    session = start()
+    session.draw()
+    session.notes = b"stra\xdfe".decode("utf-8", "surrogateescape")
+    session.reveal()
+    session.grade("good")
+    assert log.reviews()[0].notes == "stra?e" == session.reviews[0].notes
+
+
+# --- out of order ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "phase, call, says",
+    [
+        ("idle", lambda s: s.reveal(), "not now: draw a question first"),
+        ("idle", lambda s: s.grade("good"), "draw a question first"),
+        ("idle", lambda s: s.skip(), "draw a question first"),
+        ("idle", lambda s: s.set_confidence(1), "draw a question first"),
+        ("thinking", lambda s: s.draw(), "reveal the answer first"),
+        ("thinking", lambda s: s.deepen(), "reveal the answer first"),
+        ("thinking", lambda s: s.grade("good"), "reveal the answer first"),
+        ("thinking", lambda s: s.propose([0]), "reveal the answer first"),
+        ("revealed", lambda s: s.draw(), "grade or skip this question first"),
+        ("revealed", lambda s: s.set_confidence(4), "grade or skip"),
+        ("revealed", lambda s: s.answer_number(0, "17.9"), "grade or skip"),
+    ],
+)
+def test_what_comes_first_is_told(start, phase, call, says):
+    session = start()
+    if phase != "idle":
+        session.draw()
+    if phase == "revealed":
+        session.reveal()
+    with pytest.raises(RuntimeError, match=says):
+        call(session)
+    assert session.phase == phase
+
+
+@pytest.mark.parametrize(
+    "more, says",
+    [
+        ({"topic": "moe"}, "no topic 'moe'"),
+        ({"level": 7}, r"no question has level 7; there are \[3, 4, 5, 6\]"),
+        ({"count": 0}, "at least one question, not 0"),
+        ({"language": "de"}, "no language 'de'"),
+        ({"until": date(2026, 11, 24)}, "2026-11-24 is not in the future"),
+    ],
+)
+def test_a_session_that_cannot_be(start, more, says):
+    with pytest.raises(ValueError, match=says):
+        start(**more)
+
+
+def test_confidence_and_grades_that_are_none(start):
+    session = start()
+    session.draw()
+    with pytest.raises(ValueError, match="confidence is one of 1 no idea, 2 unsure"):
+        session.set_confidence(5)
+    session.reveal()
+    with pytest.raises(ValueError, match="a grade is again, hard, good or easy, not 'perfect'"):
+        session.grade("perfect")
+    with pytest.raises(ValueError, match="no point 9"):
+        session.grade("good", ticks=[8])
+    assert session.phase == "revealed"
+
+
+# --- a full disk ----------------------------------------------------------------------------------
+
+
+def test_a_full_disk_leaves_the_question_to_be_graded_again(start, tmp_path, clock):
+    """/dev/full takes no byte. With room again, the same grade is written, once."""
+    if not os.path.exists("/dev/full"):
+        pytest.skip("there is no /dev/full here")
+    session = start()
+    session.log.path.symlink_to("/dev/full")
+    question = session.draw()
+    session.reveal()
+    with pytest.raises(OSError):
+        session.grade("good")
+    assert session.phase == "revealed" and session.question is question
+    assert session.reviews == [] and session.states()[question.id].is_new
+    session.log.path.unlink()
+    review = session.grade("good")
+    assert session.phase == "idle" and session.log.reviews() == [review]
+
+
+# --- which question -------------------------------------------------------------------------------
+
+
+class InOrder(Session):
+    """The mutant: takes the bank's order."""
+
+    def _choose(self):
+        left = [name for name in self._questions if not self._seen_now(name)]
+        return left[0] if left else None
+
+
+class Unchained(Session):
+    """The mutant: does not look at chains."""
+
+    def _in_chain(self, question_id, chain):
+        return False
+
+    def _chain_ready(self, question_id, found):
+        return True
+
+
+def due_first(session) -> bool:
+    return [session.draw().id] == ["s-007"]
+
+
+def test_due_ones_first_and_the_most_overdue_before_the_others(start, log, clock):
+    reviewed(log, "s-005", 3)
+    reviewed(log, "s-007", 30)
+    reviewed(log, "s-008", 1)  # not due yet
+    session = start(count=20)
+    assert session.due() == ["s-007", "s-005"]
+    drawn = graded(session, clock)
+    assert drawn[:2] == ["s-007", "s-005"]
+    assert set(drawn) == {f"s-{n:03d}" for n in range(1, 8)}, "and s-008 is neither due nor new"
+    assert not due_first(start(InOrder))
+
+
+def test_due_only(start, log, clock):
+    reviewed(log, "s-005", 3)
+    assert graded(start(due_only=True, count=20), clock) == ["s-005"]
+    assert start(due_only=True).draw() is None
+
+
+def test_the_count_is_the_end(start, clock):
+    session = start(count=3)
+    assert len(graded(session, clock)) == 3 and session.phase == "finished"
+    assert session.draw() is None
+
+
+def chain_order(session, clock) -> tuple[bool, bool]:
+    """Of 2, 4, 6: each after the one before it; no two in a row while there are others."""
+    drawn = graded(session, clock)
+    places = [drawn.index(f"s-00{n}") for n in (2, 4, 6)]
+    others_left = [any(one not in ("s-002", "s-004", "s-006") for one in drawn[p:]) for p in places]
+    in_a_row = any(b - a == 1 and left for a, b, left in zip(places, places[1:], others_left[1:]))
+    return places == sorted(places), in_a_row
+
+
+def test_a_chain_is_asked_in_order_and_not_in_a_row(start, clock, tmp_path, bank):
+    wrong = 0
+    for seed in range(30):
+        log = ReviewLog(tmp_path / f"{seed}.jsonl")
+        session = Session(bank, log, count=8, clock=clock, rng=random.Random(seed))
+        assert chain_order(session, clock) == (True, False), seed
+        log = ReviewLog(tmp_path / f"unchained-{seed}.jsonl")
+        session = Unchained(bank, log, count=8, clock=clock, rng=random.Random(seed))
+        wrong += chain_order(session, clock) != (True, False)
+    assert wrong > 10
+
+
+def test_due_ones_of_a_chain_are_kept_apart_by_new_ones(start, log, clock):
+    reviewed(log, "s-002", 30)
+    reviewed(log, "s-004", 20)
+    drawn = graded(start(count=3), clock)
+    assert drawn[0] == "s-002" and drawn[1] not in ("s-004", "s-006") and drawn[2] == "s-004"
+    assert graded(start(count=1, due_only=True), clock) == []
+
+
+def test_where_only_the_chain_is_left_it_is_asked(start, log, clock):
+    reviewed(log, "s-002", 30)
+    reviewed(log, "s-004", 20)
+    assert graded(start(count=3, due_only=True), clock) == ["s-002", "s-004"]
+
+
+def test_deepen_asks_the_next_of_the_chain_at_once(start, log, clock):
+    reviewed(log, "s-002", 30)
+    session = start(count=20)
+    assert session.deepen() is None, "nothing was asked yet"
+    assert graded(session, clock, take=1) == ["s-002"]
+    for name in ("s-004", "s-006"):
+        assert session.deeper() == name and session.phase == "idle"
+        assert session.deepen().id == name
+        session.reveal()
+        session.grade("good")
+    assert session.deepen() is None and session.deeper() is None
+    assert set(graded(session, clock)) == {f"s-00{n}" for n in (1, 3, 5, 7, 8)}
+
+
+def test_deepen_asks_nothing_twice_and_not_in_an_interview(start, log, clock):
+    for name, days in (("s-002", 10), ("s-004", 30)):
+        reviewed(log, name, days)
+    session = start(due_only=True)
+    assert graded(session, clock) == ["s-004", "s-002"]
+    assert session.deeper() == "s-006", "s-004 was asked in this session"
+    planned = start(plan=["s-002", "s-001"])
+    assert graded(planned, clock, take=1) == ["s-002"] and planned.deepen() is None
+
+
+def test_new_ones_are_spread_over_areas_and_levels(bank_files, make, tmp_path, clock):
+    """Twelve questions of one area and level, and one of each of three others."""
+    same = [make.plain(n, area="tensor", level=4) for n in range(9, 21)]
+    others = [
+        make.plain(n, area=area, level=5) for n, area in enumerate(("data", "4d", "context"), 1)
+    ]
+    bank = bank_files(*same, *others).bank()
+    for seed in range(10):
+        log = ReviewLog(tmp_path / f"{seed}.jsonl")
+        drawn = graded(Session(bank, log, count=4, clock=clock, rng=random.Random(seed)), clock)
+        areas = Counter(bank.find(name).area for name in drawn)
+        assert areas == {"tensor": 1, "data": 1, "4d": 1, "context": 1}, seed
+    log = ReviewLog(tmp_path / "order.jsonl")
+    mutant = graded(InOrder(bank, log, count=4, clock=clock, rng=random.Random(0)), clock)
+    assert Counter(bank.find(name).area for name in mutant) == {"tensor": 4}
+
+
+def test_inside_a_stratum_it_is_by_chance(bank_files, make, tmp_path, clock):
+    bank = bank_files(*(make.plain(n, area="tensor", level=4) for n in range(1, 7))).bank()
+    first = {
+        Session(bank, ReviewLog(tmp_path / "x"), clock=clock, rng=random.Random(seed)).draw().id
+        for seed in range(40)
+    }
+    assert len(first) == 6
+
+
+def test_the_same_clock_and_seed_replay_the_session(bank, tmp_path):
+    def played(seed):
+        clock, log = Clock(), ReviewLog(tmp_path / f"{random.random()}.jsonl")
+        session = Session(bank, log, count=20, clock=clock, rng=random.Random(seed))
+        graded(session, clock)
+        return log.path.read_text()
+
+    assert played(1) == played(1) == played(1)
+    assert len({played(seed) for seed in range(6)}) > 1
+
+
+def test_a_level_alone(start, clock, bank):
+    drawn = graded(start(level=4, count=20), clock)
+    assert [bank.find(name).level for name in drawn] == [4, 4]
+
+
+def test_a_plan_is_followed(start, log, clock):
+    reviewed(log, "s-001", 30)
+    plan = ["s-006", "s-003", "s-001"]
+    assert graded(start(plan=plan, count=20), clock) == plan
+    session = start(plan=plan, count=20)
+    session.draw()
+    session.skip()
+    assert graded(session, clock) == ["s-003", "s-001"]
+
+
+def test_what_was_graded_in_another_window_is_no_hindrance(start, log, clock):
+    session = start()
+    reviewed(log, "s-001", 0)
+    assert session.draw() is not None
+
+
+def test_the_language(start):
+    assert "流水线" in start(language="zh").draw().question
+
+
+def test_the_quota_of_a_session(start):
+    assert start().quota() is None
+    assert start(until=date(2026, 11, 28)).quota() == 2
+
+
+def test_everything_is_seen_before_the_interview(bank, tmp_path):
+    """Through sessions, as somebody practises: each day what is due, and the quota."""
+    clock, log = Clock(), ReviewLog(tmp_path / "reviews.jsonl")
+    until = date(2026, 11, 28)
+    while clock().date() < until:
+        session = Session(bank, log, until=until, count=1, clock=clock, rng=random.Random(0))
+        session.count = len(session.due()) + session.quota() or 1
+        graded(session, clock)
+        clock.now = (clock.now + timedelta(days=1)).replace(hour=9, minute=0)
+    assert {one.id for one in log.reviews()} == {f"s-{n:03d}" for n in range(1, 9)}
+
+
+def test_how_many_are_left(start, log, clock):
+    reviewed(log, "s-001", 30)
+    assert start(due_only=True).left() == 1 and start(count=3).left() == 3
+    session = start(count=20)
+    assert session.left() == 8
+    session.draw()
+    assert session.left() == 7, "beside the one that is open"
+    session.skip()
+    assert session.left() == 7
+    graded(session, clock, take=2)
+    assert session.left() == 5
+    planned = start(plan=["s-001", "s-002", "s-003"])
+    planned.draw()
+    assert planned.left() == 2
+
+
+def test_the_day_of_an_interview():
+    assert day("2027-03-01") == day(date(2027, 3, 1)) == date(2027, 3, 1) and day(None) is None
+    for text in ("tomorrow", "2027-13-01", "01.03.2027", ""):
+        with pytest.raises(ValueError, match="is no date; write it as 2027-03-01"):
+            day(text)
