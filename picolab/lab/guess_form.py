@@ -16,7 +16,8 @@ def form(guess):
     import ipywidgets as widgets
 
     question = widgets.HTML(
-        f'<div style="font-weight:600;white-space:pre-wrap">{html.escape(guess.question)}</div>'
+        '<div style="font-weight:600;white-space:pre-wrap;line-height:1.5">'
+        f"{html.escape(guess.question)}</div>"
     )
     if guess.choices is not None:
         field = widgets.RadioButtons(
@@ -33,7 +34,7 @@ def form(guess):
         )
     send = widgets.Button(description="Guess", button_style="primary", layout={"width": "6em"})
     skip = widgets.Button(description="Skip", layout={"width": "6em"})
-    unit = widgets.Label(guess.unit if guess.choices is None else "")
+    unit = widgets.Label(guess.unit if guess.choices is None else "", layout={"margin": "2px 8px"})
     status = widgets.HTML()
 
     def say(text: str) -> None:

@@ -22,9 +22,13 @@ class LiveView:
 
         self._drawn = panels(RunState())
         self.sentence = ipywidgets.HTML()
+        # Drawn before it has a place, it is 700 pixels wide. With autosize, every later change of
+        # the layout measures the place again.
         self.figure = go.FigureWidget(
-            data=training_traces(self._drawn), layout=training_layout(self._drawn)
+            data=training_traces(self._drawn),
+            layout={**training_layout(self._drawn), "autosize": True},
         )
+        self.figure._config = {"displaylogo": False}
         self.box = ipywidgets.VBox([self.sentence, self.figure])
         self.say("waiting for the first event")
 
@@ -64,8 +68,8 @@ class LiveView:
 
 def sentence_html(text: str) -> str:
     return (
-        '<div style="font-size:15px;color:var(--jp-ui-font-color1,inherit);padding:4px 0">'
-        f"{html.escape(text)}</div>"
+        '<div style="font-size:15px;line-height:1.4;color:var(--jp-ui-font-color1,inherit);'
+        f'padding:4px 0">{html.escape(text)}</div>'
     )
 
 

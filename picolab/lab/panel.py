@@ -84,6 +84,7 @@ class Panel(Shown):
         self.job = None
         self._run_layout = self.layout
         self.message = "choose a layout and press Run"
+        self._starting = ""  # what was said at the start of the run, until its first step
         self._measured: dict[str, dict] = {}  # layout -> reason -> (operations, payload bytes)
         self._losses: dict[str, dict[int, float]] = {}  # layout -> step -> loss, of its last run
         self._lock = threading.Lock()
@@ -105,7 +106,8 @@ class Panel(Shown):
             if self._busy:
                 return self._say(f"{self._run_layout} is still running; press Stop to end it")
             self._busy, self._run_layout = True, self.layout
-        self._say(f"starting {_ranks(self.layout)} for {self.layout}")
+        self._starting = f"starting {_ranks(self.layout)} for {self.layout}"
+        self._say(self._starting)
         try:
             self.job = self._train(
                 self._model,
@@ -144,6 +146,8 @@ class Panel(Shown):
     # -- in the threads of the run --
 
     def _paint(self, state: RunState) -> None:
+        if self.message == self._starting and state.losses:
+            self._say(f"{self._run_layout} is running; press Stop to end it")
         self._widgets.paint(state)
 
     def _end(self, state: RunState) -> None:

@@ -101,10 +101,7 @@ class PanelWidgets:
 
 def _compact(table) -> str:
     """A table's HTML in lines of text height: a widget's own lines are as high as its buttons."""
-    style = (
-        "<style>.picolab-compact td,.picolab-compact th{padding:1px 14px 1px 0}"
-        ".picolab-compact caption{white-space:nowrap}</style>"
-    )
+    style = "<style>.picolab-compact td,.picolab-compact th{padding:1px 14px 1px 0}</style>"
     return (
         f'{style}<div class="picolab-compact" style="line-height:18px">{table._repr_html_()}</div>'
     )
@@ -120,5 +117,5 @@ def _slider(name: str, values: list[int], value: int):
         value=value,
         description=name,
         style={"description_width": "28px"},
-        layout={"width": "225px"},
+        layout={"width": "172px"},
     )

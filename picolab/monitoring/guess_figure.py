@@ -373,7 +373,7 @@ def _table(rows: list[Answered], floor: float) -> dict:
     return {
         "type": "table",
         "domain": {"x": [0, 1], "y": [0, floor]},
-        "columnwidth": [0.25, 1.6, 1.7, 1.7, 1],
+        "columnwidth": [0.25, 1.4, 1.9, 1.9, 0.7],
         "header": {**cell, "values": [f"<b>{name}</b>" for name, _ in columns], "height": _ROW},
         "cells": {**cell, "values": [values for _, values in columns], "height": _ROW},
     }

@@ -49,7 +49,10 @@ GROUPS = (BLUE, RUST, GREEN, PURPLE, OCHRE)  # for things that are only told apa
 
 HATCH = "/"
 _MIME = "application/vnd.plotly.v1+json"
-_CONFIG = {"displaylogo": False, "responsive": True}
+# Not "responsive": plotly then gives the figure the height of its place, and JupyterLab the place
+# the height of its figure, so that at the next change of the page's width both shrink to a line.
+# JupyterLab's view follows the page's width by itself.
+_CONFIG = {"displaylogo": False}
 
 
 def template() -> dict:
@@ -60,6 +63,7 @@ def template() -> dict:
         "linecolor": GRID,
         "tickcolor": GRID,
         "automargin": True,
+        "ticklabelstandoff": 3,
         "title": {"standoff": 6, "font": {"size": 12}},
         "tickfont": {"size": 12},
     }
@@ -101,10 +105,14 @@ class LabFigure:
                     "drawing needs plotly: pip install 'picolab[lab]'. The text form works without"
                 )
             self._figure = self._build()
+            # JupyterLab's view forgets the height it was given: a frame or a slider's step that
+            # changes the layout says it again.
+            height = self._figure.layout.height
             for frame in self._figure.frames:
-                # JupyterLab's view forgets the height it was given; a frame with a layout of its
-                # own then shrinks the figure to a line.
-                frame.layout.height = self._figure.layout.height
+                frame.layout.height = height
+            for step in [step for slider in self._figure.layout.sliders for step in slider.steps]:
+                if step.method == "update":
+                    step.args = [step.args[0], {**step.args[1], "height": height}]
         return self._figure
 
     def __repr__(self) -> str:
@@ -121,7 +129,9 @@ class LabFigure:
         link.
         """
         page = self.figure.to_html(
-            include_plotlyjs=include_plotlyjs, config=_CONFIG, auto_play=False
+            include_plotlyjs=include_plotlyjs,
+            config={**_CONFIG, "responsive": True},
+            auto_play=False,
         )
         style = (
             "<style>:root{color-scheme:light dark}body{background:#fff}"

@@ -114,7 +114,7 @@ def _shares(ends: list[AttentionStep], between: str) -> str:
 
 def _title(n: int, steps: list[AttentionStep]) -> str:
     if steps[0].step == n:
-        return f"All {n} steps done: the busiest rank had {_shares(steps, ', ')} (simulated)"
+        return f"Busiest rank after {n} steps: {_shares(steps, ', ')} (simulated)"
     ends = dict(zip(SPLITS, steps))
     spread = [
         f"{_NAMES[s]} {min(e.work):g}" + (f" to {max(e.work):g}" if len(set(e.work)) > 1 else "")

@@ -177,9 +177,9 @@ class RunState:
             parts.append(f"{speed:,.0f} tokens/s")
         if (slowest := self.slowest()) is not None:
             rank, waited = slowest
-            parts.append(f"slowest is rank {rank}: the others wait {waited * 1e3:.0f} ms for it")
+            parts.append(f"the others wait {waited * 1e3:.0f} ms for rank {rank}")
         elif len(self.ranks) > 1 and self.complete_steps():
-            parts.append("no rank is much slower than the others")
+            parts.append("no rank is much slower")
         return ", ".join(parts)
 
 

@@ -36,11 +36,10 @@ class Table:
             "<tr>" + "".join(cell("td", i, show(value)) for i, value in enumerate(row)) + "</tr>"
             for row in self.rows
         )
-        caption = (
-            f'<caption style="text-align:left;caption-side:top">{html.escape(self.title)}</caption>'
-        )
-        caption = caption if self.title else ""
-        return f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        # Not a caption: that is wrapped to the width of its table, however narrow.
+        style = "text-align:left;font-size:var(--jp-ui-font-size1,13px)"
+        title = f'<div style="{style}">{html.escape(self.title)}</div>' if self.title else ""
+        return f"{title}<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
     def _numeric(self, i: int) -> bool:
         values = [row[i] for row in self.rows if row[i] is not None]
@@ -56,7 +55,7 @@ def show(value) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     if isinstance(value, float):
-        return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.4g}"
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
     return str(value)
 
 

@@ -215,10 +215,12 @@ class TrainResult:
         loss, held = f"{self.losses[0]:.3f}", self.memory[0]
         if len(self.losses) > 1:
             loss += f" at the first step, {self.losses[-1]:.3f} at the last"
-        median = statistics.median(self.step_s[1:] or self.step_s)
+        steps = list(zip(self.tokens, self.step_s))[1:] or list(zip(self.tokens, self.step_s))
+        seconds = statistics.median(taken for _, taken in steps)
+        speed = statistics.median(tokens / taken for tokens, taken in steps)
         return {
             "loss": loss,
-            "speed": f"{self.tokens_per_s:,.0f} tokens/s, {median * 1e3:.0f} ms a step (median)",
+            "speed": f"{speed:,.0f} tokens/s, {seconds * 1e3:.0f} ms a step (medians)",
             "parameters": f"{self.params:,}, of which rank 0 held {bytes_text(held['parameters'])}",
             "ledger": f"{self.ledger.rank(0).total().count:,} collectives of rank 0",
             "time": f"{self.seconds:.1f} s; {self.cpu_s:.1f} CPU seconds in all ranks' steps",

@@ -2,8 +2,8 @@
 
 Catches a panel whose callbacks are dead, a figure that stays empty or fills only at the end, a stop
 that leaves ranks behind, a second run that shows the first one's data, a lesson's figure that
-shrinks to a line when its slider is moved, an error in the browser's console, and a driver that
-would see none of this.
+shrinks to a line when its slider is moved or the page gets wider, an error in the browser's
+console, and a driver that would see none of this.
 """
 
 import importlib.util
@@ -41,10 +41,12 @@ class Panel:
     def __init__(self, lab: Lab):
         self.lab = lab
         lab.show_cell("pico.panel(")
+        # Other cells have a Stop as well.
+        self.cell = lab.page.locator(".jp-CodeCell", has_text="pico.panel(")
         self.button("Run").wait_for(timeout=30_000)
 
     def button(self, name: str):
-        found = self.lab.page.locator("button.jupyter-button")
+        found = self.cell.locator("button.jupyter-button")
         return found.filter(has_text=re.compile(rf"^\s*{name}\s*$"))
 
     def slider(self, name: str):
@@ -104,7 +106,7 @@ class Panel:
 
     def text(self) -> str:
         """What the panel says."""
-        return self.lab.page.locator(".jp-Cell", has=self.button("Run")).inner_text()
+        return self.cell.inner_text()
 
     def stop(self) -> None:
         self.button("Stop").click()
@@ -117,7 +119,7 @@ class Lesson:
     """A figure with sliders of its own, made of frames."""
 
     def __init__(self, lab: Lab, call: str):
-        self.page = lab.page
+        self.lab, self.page = lab, lab.page
         lab.show_cell(call)
         cell = lab.page.locator(".jp-CodeCell", has_text=call)
         self.figure = cell.locator(".js-plotly-plot")
@@ -131,15 +133,24 @@ class Lesson:
         )
 
     def move(self) -> None:
-        """Every slider to its last step; then the figure must be as high, and show other things."""
+        """Every slider to its last step, then a page of another width. After each the figure must
+        be as high, and at the end show other things.
+        """
         height, numbers = self.look()
         for rail in self.figure.locator(".slider-rail-touch-rect").all():
             rail.scroll_into_view_if_needed()
             box = rail.bounding_box()
             self.page.mouse.click(box["x"] + box["width"] - 8, box["y"] + box["height"] / 2)
             time.sleep(0.5)
+            assert self.look()[0] == height > 100  # the next slider may give it its height back
         wait_until(lambda: self.look()[1] != numbers, "the figure to show another step", 10)
-        assert self.look()[0] == height > 100
+        width = self.figure.bounding_box()["width"]
+        self.lab.command("application:toggle-left-area")
+        wait_until(
+            lambda: self.figure.bounding_box()["width"] != width, "the figure to change its width"
+        )
+        time.sleep(1)  # plotly measures a moment later
+        assert self.look()[0] == height
 
 
 def wait_until(holds: Callable[[], object], what: str, timeout_s: float = 60) -> None:

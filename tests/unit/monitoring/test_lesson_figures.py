@@ -146,3 +146,6 @@ def test_every_frame_says_how_high_the_figure_is(shown):
     figure = shown.figure
     assert {frame.layout.height for frame in figure.frames} == {figure.layout.height}
     assert figure.layout.height > 100
+    for step in (step for slider in figure.layout.sliders for step in slider.steps):
+        if step.method == "update":  # it sets the layout itself, without a frame
+            assert step.args[1]["height"] == figure.layout.height

@@ -113,6 +113,8 @@ def test_a_figure_is_a_picture_and_a_text():
     assert drawn["data"][0]["type"] == "bar"
     layout = drawn["layout"]["template"]["layout"]
     assert layout["paper_bgcolor"] == layout["plot_bgcolor"] == "rgba(0,0,0,0)"
+    assert "responsive" not in drawn["config"]  # it shrinks to a line when JupyterLab's page widens
+    assert '"responsive": true' in figure.to_html(include_plotlyjs="cdn")
 
 
 def test_saving(tmp_path):

@@ -132,8 +132,7 @@ def test_the_frames_and_the_text():
     assert all("simulated" in frame.layout.title.text for frame in figure.frames)
     last = figure.frames[-1]
     assert last.layout.title.text == (
-        "All 4 steps done: the busiest rank had 43.8 % of the work contiguous, "
-        "25.0 % zig-zag (simulated)"
+        "Busiest rank after 4 steps: 43.8 % of the work contiguous, 25.0 % zig-zag (simulated)"
     )
     assert "contiguous 0.5 to 2.5, zig-zag 1.5" in figure.frames[2].layout.title.text
     for frame in figure.frames:  # each frame changes every trace

@@ -36,7 +36,7 @@ def test_the_split_names_the_slow_rank():
     for rank in (0, 1, 3):
         assert split[rank].waiting_s == pytest.approx(0.030)
     assert state.slowest() == (2, pytest.approx(0.030))
-    assert "slowest is rank 2: the others wait 30 ms for it" in state.sentence()
+    assert "the others wait 30 ms for rank 2" in state.sentence()
 
 
 def test_nobody_is_named_if_nobody_waits():
