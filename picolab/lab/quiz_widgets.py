@@ -197,7 +197,9 @@ class QuizWidgets:
             field.verdict.value = alert_html(spoken(str(error), session.language))
 
     def _noted(self, change) -> None:
-        if not self._asking and self._session.phase == "thinking":
+        # After the answer is shown nobody can type here any more, but the last keys may still be on
+        # their way: a front end holds text back while the kernel is busy, and a click overtakes it.
+        if not self._asking and self._session.phase in ("thinking", "revealed"):
             self._session.notes = change.new
 
     def _said_how_sure(self, change) -> None:
