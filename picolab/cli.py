@@ -174,7 +174,7 @@ class Quiz:
     report: Annotated[str | None, arg(metavar="FILE")] = None
     """where the mock interview's report goes"""
     strict: bool = False
-    """lint: warnings are errors"""
+    """lint: a translation that is behind its English is an error"""
     bank: Annotated[
         str | None, arg(metavar="FOLDER", help_behavior_hint="(default: the installed one)")
     ] = None

@@ -54,17 +54,19 @@ def parse(text: str, unit: str) -> tuple[float, bool]:
     typed = match[2]
     if not typed:
         return value, False
+    import pint  # takes a third of a second: only once a unit is typed
+
     units = _units()
     try:
         found = value * units.Unit(_spelled(typed))
-    except Exception:
+    except Exception:  # pint's parser raises a dozen kinds; whatever it is, the text is no unit
         asked = unit or "a pure number"
         raise ValueError(f"{typed!r} is no unit that is known here; asked for is {asked}") from None
     try:
         return float(
             found.to(units.Unit(_spelled(unit) if unit else "dimensionless")).magnitude
         ), True
-    except Exception:
+    except pint.DimensionalityError:
         raise ValueError(
             f"{text.strip()} is {_dimension(found)}, and asked for is "
             f"{_dimension(1 * units.Unit(_spelled(unit) if unit else 'dimensionless'))}"

@@ -28,6 +28,8 @@ from typing import TYPE_CHECKING
 
 import psutil
 
+from picolab.monitoring.png import find_browser
+
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
@@ -53,15 +55,6 @@ _READY = """() => {
     return !!kernel && kernel.connectionStatus === 'connected' && kernel.status === 'idle';
 }"""
 _FIGURES = "[...document.querySelectorAll('.js-plotly-plot')]"
-
-
-def find_browser() -> str | None:
-    """A Chromium that is installed, or None."""
-    for name in ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"):
-        if path := shutil.which(name):
-            return path
-    mac = Path("/Applications/Google Chrome.app/Contents/MacOS/Google Chrome")
-    return str(mac) if mac.exists() else None
 
 
 class Lab:

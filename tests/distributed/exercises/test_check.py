@@ -7,7 +7,9 @@ package's own stack in place of the learner's line, bytes that go round the ledg
 """
 
 import os
+import signal
 import sys
+import threading
 import time
 
 import psutil
@@ -77,6 +79,12 @@ def exits_at_once(x):
     os._exit(3)
 
 
+def is_killed(x):
+    if dist.get_rank() == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    dist.all_reduce(x)
+
+
 def takes_two(x, y):
     right(x)
 
@@ -93,6 +101,7 @@ def takes_two(x, y):
         (leaves_on_one_rank, ["rank 0 returned, and rank 1 still waits for it in all_reduce"]),
         (exits, ["called sys.exit(0)", "sys.exit(0)"]),
         (exits_at_once, ["exited with code 3 before its function returned"]),
+        (is_killed, ["rank 1 failed: killed (SIGKILL)"]),
         (wrong_on_one_rank, ["rank 1: x is wrong: at [0]"]),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
@@ -117,6 +126,18 @@ def test_output_without_end_is_ended(monkeypatch):
     while _processes() - before and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not _processes() - before
+
+
+def test_stop_in_the_middle_leaves_no_rank():
+    assert RING.check(right)  # the rank server is there from here on
+    before = _processes()
+    button = threading.Timer(2.0, os.kill, (os.getpid(), signal.SIGINT))
+    button.start()
+    with pytest.raises(KeyboardInterrupt):
+        RING.check(never_returns)
+    button.join()
+    assert not _processes() - before
+    assert RING.check(right)
 
 
 def _processes() -> set[int]:
