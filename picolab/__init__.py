@@ -16,6 +16,7 @@ _PUBLIC = {
     "jobs": "picolab.launch:jobs",
     "emit": "picolab.launch:emit",
     "expect_failure": "picolab.launch:expect_failure",
+    "Observer": "picolab.monitoring:Observer",
     "Job": "picolab.launch:Job",
     "RunResult": "picolab.launch:RunResult",
     "RankFailure": "picolab.launch:RankFailure",

@@ -28,7 +28,8 @@ from picolab.comm.collectives import (
     send,
     shift,
 )
-from picolab.comm.mesh import Mesh, build_mesh, mesh
+from picolab.comm.json_gather import all_gather_json
+from picolab.comm.mesh import Mesh, axis_size, build_mesh, device, mesh
 from picolab.comm.raw import watch
 from picolab.comm.ring import ring_all_reduce
 
@@ -36,11 +37,14 @@ __all__ = [
     "Mesh",
     "Pending",
     "all_gather",
+    "all_gather_json",
     "all_reduce",
     "all_to_all",
+    "axis_size",
     "barrier",
     "broadcast",
     "build_mesh",
+    "device",
     "exchange",
     "ledger",
     "mesh",

@@ -10,14 +10,17 @@ axis:
           dp 1      2     3
 
 torch's DeviceMesh makes the groups from the grid; axes of size 1 get none, since nothing travels
-along them. Twin in torch: `torch.distributed.device_mesh.init_device_mesh`, whose ranks the test
-compares."""
+along them. Some axes are regroupings of others (dp_cp: all ranks with the same parameters); they
+are one table, `specs.layout.DERIVED`. Twin in torch:
+`torch.distributed.device_mesh.init_device_mesh`, whose ranks the test compares."""
 
+import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
 from picolab.comm import io_threads
 from picolab.specs import Layout
+from picolab.specs.layout import DERIVED
 
 AXES = ("pp", "dp", "cp", "tp")  # outermost first
 
@@ -49,32 +52,25 @@ class Mesh:
             axis: tuple(dist.get_process_group_ranks(group)) if group else (dist.get_rank(),)
             for axis, group in self._groups.items()
         }
-        if layout.dp > 1 and layout.cp > 1:
-            self._add_dp_cp()
         self._ranks["world"] = tuple(range(world))
         self._sizes["world"] = world
         self._groups["world"] = dist.group.WORLD
+        for axis in DERIVED:
+            self._derive(axis)
         self._mine = {axis: ranks.index(dist.get_rank()) for axis, ranks in self._ranks.items()}
 
-    def _add_dp_cp(self) -> None:
-        """The axis "dp_cp": all ranks that hold the same parameters. Every rank makes every
-        group.
-        """
-        blocks = [block for plane in self.layout.grid() for block in _by_tp(plane)]
-        for ranks in blocks:
-            group = dist.new_group(ranks)
-            if dist.get_rank() in ranks:
-                self._groups["dp_cp"], self._ranks["dp_cp"] = group, tuple(ranks)
-                self._sizes["dp_cp"] = len(ranks)
-
-    @property
-    def data_axis(self) -> str:
-        """The axis over which ranks hold the same parameters and see other tokens: what gradients
-        are summed over. "dp", "cp", or "dp_cp" where both are split.
-        """
-        if self.layout.cp == 1:
-            return "dp"
-        return "cp" if self.layout.dp == 1 else "dp_cp"
+    def _derive(self, axis: str) -> None:
+        """The group of a derived axis, which may be one that is there already. Every rank makes
+        every group."""
+        lines, size, me = self.layout.lines(axis), self.layout.size(axis), dist.get_rank()
+        same = [known for known in self._ranks if self.layout.lines(known) == lines]
+        self._groups[axis] = self._groups[same[0]] if same else None
+        for line in lines if size > 1 and not same else ():
+            group = dist.new_group(line)
+            if me in line:
+                self._groups[axis] = group
+        (self._ranks[axis],) = (line for line in lines if me in line)
+        self._sizes[axis] = size
 
     def size(self, axis: str) -> int:
         return self._look_up(self._sizes, axis)
@@ -99,12 +95,6 @@ class Mesh:
             return table[axis]
         except KeyError:
             raise ValueError(f"the mesh has no axis {axis!r}; it has {', '.join(table)}") from None
-
-
-def _by_tp(plane: list) -> list[list[int]]:
-    """plane[dp][cp][tp] of one pipeline stage -> for each tp index, its ranks over dp and cp."""
-    flat = [ranks for row in plane for ranks in row]
-    return [list(column) for column in zip(*flat)]
 
 
 _current: Mesh | None = None
@@ -132,3 +122,15 @@ def mesh() -> Mesh:
             )
         build_mesh(Layout(dp=dist.get_world_size()))
     return _current
+
+
+def axis_size(axis: str) -> int:
+    """Ranks along an axis of the current mesh; 1 in a process that is alone, without a group."""
+    return mesh().size(axis) if dist.is_initialized() else 1
+
+
+def device() -> torch.device:
+    """Where this rank's tensors belong: its GPU under NCCL, else the CPU."""
+    if dist.is_initialized() and dist.get_backend() == "nccl":
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")

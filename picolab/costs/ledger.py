@@ -87,13 +87,12 @@ def step_ledger(
 
     step = _Step(config, layout, rank, micro_batch, accumulate, dtype_bytes(dtype))
     parameters = local_parameters(config, layout, rank)
-    # As `comm.Mesh.data_axis`: the ranks that hold the same parameters and see other tokens.
-    data_axis = "dp" if layout.cp == 1 else "cp" if layout.dp == 1 else "dp_cp"
+    data_axis = layout.data_axis
 
     step.add("all_reduce", "dp", "dp: count of valid tokens", [8])
     if layout.sp:
         step.sequence_parallel()
-        norms = sum(parameter.numel for parameter in parameters if not parameter.sharded)
+        norms = sum(parameter.numel for parameter in parameters if "tp" not in parameter.axes)
         step.add("all_reduce", "tp", "sp: gradients of the norms", [norms * step.size])
     else:
         step.tensor_parallel()
@@ -105,8 +104,7 @@ def step_ledger(
     step.add("all_reduce", data_axis, "dp: gradient bucket", filled)
     step.add("all_reduce", data_axis, "dp: loss", [8])
     step.add("all_reduce", "pp", "pp: loss", [8])
-    step.add("all_reduce", "tp", "tp: gradient norm", [8])
-    step.add("all_reduce", "pp", "pp: gradient norm", [8])
+    step.gradient_norm({parameter.axes for parameter in parameters})
     return step.expected
 
 
@@ -124,7 +122,6 @@ class _Step:
     ):
         place = layout.coordinates(rank)
         self.config, self.layout, self.accumulate, self.size = config, layout, accumulate, size
-        self.axes = {**layout.axes, "dp_cp": layout.dp * layout.cp}
         self.tp_rank = place["tp"]
         self.first, self.last = place["pp"] == 0, place["pp"] == layout.pp - 1
         self.layers = len(stage_layers(config.layers, layout.pp)[place["pp"]])
@@ -133,7 +130,7 @@ class _Step:
         self.expected: dict[tuple[str, str, str], Expected] = {}
 
     def add(self, op: str, axis: str, reason: str, payloads: Sequence[int]) -> None:
-        n = self.axes[axis]
+        n = self.layout.size(axis)
         if n > 1 and payloads:
             ring = sum(ring_bytes(op, payload, n) for payload in payloads)
             self.expected[op, axis, reason] = Expected(len(payloads), sum(payloads), ring)
@@ -195,6 +192,14 @@ class _Step:
             table = self.share(self.config.vocab) * self.config.hidden * self.size
             self.add("send", "pp", "pp: tied embedding gradient", [table])
             self.add("recv", "pp", "pp: tied embedding gradient", [table])
+
+    def gradient_norm(self, cut_along: set[frozenset[str]]) -> None:
+        """Axis by axis: the sums of squares of what is cut along it, side by side, 8 bytes each."""
+        for axis in sorted({axis for axes in cut_along for axis in axes}):
+            squares = [axes for axes in cut_along if axis in axes]
+            self.add("all_reduce", axis, f"{axis}: gradient norm", [8 * len(squares)])
+            cut_along = {axes - {axis} for axes in cut_along}
+        self.add("all_reduce", "pp", "pp: gradient norm", [8])
 
 
 def _refuse_others(layout: Layout) -> None:

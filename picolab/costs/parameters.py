@@ -130,7 +130,11 @@ def _inner_norms(config: ModelConfig) -> int:
 class LocalParameter(NamedTuple):
     name: str
     numel: int  # of this rank's shard
-    sharded: bool  # split over tp; otherwise every tp rank holds all of it
+    axes: frozenset[str]  # along which it is cut, as a model's pieces are; equal on all others
+
+    @property
+    def sharded(self) -> bool:
+        return bool(self.axes)
 
 
 def local_parameters(
@@ -164,20 +168,21 @@ def local_parameters(
     keys = kv_heads * config.head_dim
     table = mine(config.vocab) * hidden
     first, last = place["pp"] == 0, place["pp"] == layout.pp - 1
-    found = [LocalParameter("embed.weight", table, True)] if first else []
+    cut, whole = frozenset({"tp"}), frozenset()
+    found = [LocalParameter("embed.weight", table, cut)] if first else []
     for i in stage_layers(config.layers, layout.pp)[place["pp"]]:
         found += [
-            LocalParameter(f"layers.{i}.attention_norm.weight", hidden, False),
-            LocalParameter(f"layers.{i}.attention.qkv.weight", (queries + 2 * keys) * hidden, True),
-            LocalParameter(f"layers.{i}.attention.o.weight", hidden * queries, True),
-            LocalParameter(f"layers.{i}.mlp_norm.weight", hidden, False),
-            LocalParameter(f"layers.{i}.mlp.gate_up.weight", 2 * ffn * hidden, True),
-            LocalParameter(f"layers.{i}.mlp.down.weight", hidden * ffn, True),
+            LocalParameter(f"layers.{i}.attention_norm.weight", hidden, whole),
+            LocalParameter(f"layers.{i}.attention.qkv.weight", (queries + 2 * keys) * hidden, cut),
+            LocalParameter(f"layers.{i}.attention.o.weight", hidden * queries, cut),
+            LocalParameter(f"layers.{i}.mlp_norm.weight", hidden, whole),
+            LocalParameter(f"layers.{i}.mlp.gate_up.weight", 2 * ffn * hidden, cut),
+            LocalParameter(f"layers.{i}.mlp.down.weight", hidden * ffn, cut),
         ]
     if last:
-        found.append(LocalParameter("norm.weight", hidden, False))
+        found.append(LocalParameter("norm.weight", hidden, whole))
         if not (config.tied and first):
-            found.append(LocalParameter("head.weight", table, True))
+            found.append(LocalParameter("head.weight", table, cut))
     return found
 
 

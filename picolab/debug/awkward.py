@@ -132,3 +132,6 @@ class AwkwardText:
         self._step += 1
         tokens_MBS, labels_MBS = map(torch.stack, zip(*parts))
         return tokens_MBS, labels_MBS
+
+    def state_dict(self) -> dict:
+        return {"step": self._step}

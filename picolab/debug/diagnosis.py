@@ -21,6 +21,7 @@ The ledger is asked beside them: a collective that the formula has and the ranks
 twice, is named at once, whatever came of it in the numbers. It goes first where both answer.
 """
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
@@ -194,22 +195,16 @@ def _by_start(evidence: Evidence) -> Cause | None:
             "and nobody made them equal; summed gradients cannot bring them together again",
             seen,
         )
-    tp = evidence.size("tp")
-    cut = {
-        name
-        for of in evidence.ranks
-        for name, (piece, _) in of.start.items()
-        if piece.dim is not None
-    }
-    if tp > 1 and set(names) <= cut and alike("tp"):
-        return Cause(
-            START,
-            "shards alike",
-            "every shard starts with the same numbers: each rank filled its own part from the same "
-            "seed. Equal shards get equal gradients, so they stay copies for ever, and the model "
-            f"has 1/{tp} of its heads and neurons",
-            f"{seen}; along tp they are equal",
-        )
+    for axis, cut in evidence.cut_along.items():
+        if set(names) <= cut and alike(axis):
+            return Cause(
+                START,
+                "shards alike",
+                "every shard starts with the same numbers: each rank filled its own part from the "
+                "same seed. Equal shards get equal gradients, so they stay copies for ever, and "
+                f"the model has 1/{evidence.size(axis)} of its heads and neurons",
+                f"{seen}; along {axis} they are equal",
+            )
     if _stages_alike(evidence, names):
         return Cause(
             START,
@@ -287,9 +282,7 @@ def _by_gradients(evidence: Evidence) -> Cause | None:
         "gradients that flow through the first micro-batch are right, and those of "
         f"{len(wrong)} parameters are not: {some}"
     )
-    cut = {
-        n for of in evidence.ranks for n, (piece, _) in of.start.items() if piece.dim is not None
-    }
+    cut = evidence.cut_along.get("tp", set())
     for axis, reason, of in (
         ("tp", "sp: gradients of the norms", evidence.recipe.layout.sp and not cut & set(wrong)),
         ("pp", "pp: tied embedding gradient", set(wrong) == {"embed.weight"}),
@@ -330,59 +323,65 @@ def _by_norm(evidence: Evidence) -> Cause | None:
         "gradients are right, and the norm is "
         f"{', '.join(f'{norm:.5g}' for norm in found.values())}, where {right:.5g} is right"
     )
-    for (where, what), square in _wrong_norms(evidence).items():
+    for where, what, axis, square in _wrong_norms(evidence):
         if all(abs(norm**2 - square[r]) <= evidence.exact * norm**2 for r, norm in found.items()):
             seen += "; that is what this mistake gives"
             if where != NORM_MEMBERS:
                 return reduction_cause(where, what, seen)
-            text = {
-                "replicas": "what all ranks of tp hold is counted once on each",
-                "tied": "the tied embedding is counted on the first stage and again on the last",
-            }[what]
+            text = "the tied embedding is counted on the first stage and again on the last"
+            if what == "replicas":
+                text = f"what all ranks of {axis} hold is counted once on each"
             return Cause(where, what, f"the gradient norm has too many members: {text}", seen)
     return Cause("the gradient norm", "other", "the gradient norm is wrong", seen)
 
 
-def _wrong_norms(evidence: Evidence) -> dict[tuple[str, str], dict[int, float]]:
-    """(where, what) -> rank -> the square of the norm that this mistake would report, from the
+Squares = dict[int, dict[frozenset[str], float]]  # rank -> axes of a cut -> sum of squares
+
+
+def _wrong_norms(evidence: Evidence) -> Iterator[tuple[str, str, str, dict[int, float]]]:
+    """(where, what, axis, rank -> the square of the norm that this mistake would report), from the
     right gradients."""
-    tp, pp = evidence.size("tp"), evidence.size("pp")
-    own, replicas, again = ({seen.rank: 0.0 for seen in evidence.ranks} for _ in range(3))
+    own: Squares = {seen.rank: {} for seen in evidence.ranks}
+    with_copies: Squares = {seen.rank: {} for seen in evidence.ranks}
     for seen in evidence.ranks:
         for name, (piece, _) in seen.gradients.items():
             part = slice_of(seen.gradients, name, evidence.reference.gradients).double()
-            copy = name == "embed.weight" and pp > 1 and seen.place["pp"] == pp - 1
-            of = again if copy else replicas if piece.dim is None else own
-            of[seen.rank] += float(part.square().sum())
-
-    def over(axis: str, values: dict[int, float]) -> dict[int, float]:
-        return {
-            seen.rank: sum(values[other.rank] for other in line)
-            for line in evidence.lines(axis)
-            for seen in line
+            for squares in (with_copies,) if piece.copy else (own, with_copies):
+                of = squares[seen.rank]
+                of[piece.axes] = of.get(piece.axes, 0.0) + float(part.square().sum())
+    axes = sorted(evidence.cut_along)
+    for axis in [*axes, "pp"] if evidence.size("pp") > 1 else axes:
+        n = evidence.size(axis)
+        for what, times in (("missing", None), ("doubled", n), ("averaged", 1 / n)):
+            yield f"{axis}: gradient norm", what, axis, _norms(evidence, own, {axis: times})
+    for axis in axes:
+        everywhere = {
+            rank: {frozenset({axis}): sum(squares.values())} for rank, squares in own.items()
         }
+        yield NORM_MEMBERS, "replicas", axis, _norms(evidence, everywhere, {})
+    if with_copies != own:
+        yield NORM_MEMBERS, "tied", "pp", _norms(evidence, with_copies, {})
 
-    def plus(a: dict[int, float], b: dict[int, float], times: float = 1.0) -> dict[int, float]:
-        return {rank: a[rank] + times * b[rank] for rank in a}
 
-    def times(n: float, a: dict[int, float]) -> dict[int, float]:
-        return {rank: n * value for rank, value in a.items()}
-
-    shards = over("tp", own)
-    stage = plus(shards, replicas)
-    whole = over("pp", stage)
-    wrong: dict[tuple[str, str], dict[int, float]] = {}
-    if tp > 1:
-        wrong["tp: gradient norm", "missing"] = over("pp", plus(own, replicas))
-        wrong["tp: gradient norm", "doubled"] = over("pp", plus(times(tp, shards), replicas))
-        wrong["tp: gradient norm", "averaged"] = over("pp", plus(times(1 / tp, shards), replicas))
-        wrong[NORM_MEMBERS, "replicas"] = over("pp", plus(shards, replicas, tp))
-    if pp > 1:
-        wrong["pp: gradient norm", "missing"] = stage
-        wrong["pp: gradient norm", "doubled"] = times(pp, whole)
-        wrong["pp: gradient norm", "averaged"] = times(1 / pp, whole)
-        wrong[NORM_MEMBERS, "tied"] = plus(whole, over("pp", over("tp", again)))
-    return wrong
+def _norms(
+    evidence: Evidence, squares: Squares, wrong: dict[str, float | None]
+) -> dict[int, float]:
+    """The sum that `square_norm` takes, on each rank; over an axis in `wrong` it is so many times
+    too large, or (None) not taken."""
+    found = {rank: dict(of) for rank, of in squares.items()}
+    for axis in [*sorted(evidence.cut_along), "pp"]:
+        before = {rank: dict(of) for rank, of in found.items()}
+        times = wrong.get(axis, 1.0)
+        for line in evidence.lines(axis):
+            for seen in line:
+                added = found[seen.rank] = {}
+                for cut in {cut for other in line for cut in before[other.rank]}:
+                    own = before[seen.rank].get(cut, 0.0)
+                    if axis == "pp" or axis in cut:
+                        whole = sum(before[other.rank].get(cut, 0.0) for other in line)
+                        own = own if times is None else times * whole
+                    added[cut - {axis}] = added.get(cut - {axis}, 0.0) + own
+    return {rank: sum(of.values()) for rank, of in found.items()}
 
 
 def _by_later_steps(evidence: Evidence) -> Cause | None:

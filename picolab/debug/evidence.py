@@ -51,19 +51,26 @@ class Evidence:
         return EXACT[self.recipe.dtype]
 
     def size(self, axis: str) -> int:
-        """Ranks of an axis; "dp_cp" is the two together: the ranks that hold equal parameters and
-        see different tokens."""
-        axes = self.recipe.layout.axes
-        return axes["dp"] * axes["cp"] if axis == "dp_cp" else axes[axis]
+        """Ranks of an axis, derived ones included."""
+        return self.recipe.layout.size(axis)
 
     def lines(self, axis: str) -> list[list[Observation]]:
         """The ranks in groups that differ in this axis only, in the order of the axis."""
-        along = axis.split("_")
-        groups: dict[tuple, list[Observation]] = {}
+        by_rank = {seen.rank: seen for seen in self.ranks}
+        return [
+            [by_rank[rank] for rank in line if rank in by_rank]
+            for line in self.recipe.layout.lines(axis)
+        ]
+
+    @cached_property
+    def cut_along(self) -> dict[str, set[str]]:
+        """axis -> the names of the tensors that are cut along it."""
+        found: dict[str, set[str]] = {}
         for seen in self.ranks:
-            key = tuple(index for name, index in seen.place.items() if name not in along)
-            groups.setdefault(key, []).append(seen)
-        return [sorted(group, key=lambda seen: seen.rank) for group in groups.values()]
+            for name, (piece, _) in seen.start.items():
+                for axis in piece.axes:
+                    found.setdefault(axis, set()).add(name)
+        return found
 
     def columns(self, seen: Observation) -> torch.Tensor:
         """Which places of the replica's sequences this rank has, found by looking for its tokens

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from picolab import comm
+from picolab.monitoring import Observer
 from picolab.monitoring.table import Table
 from picolab.specs import Layout
 
@@ -75,6 +76,16 @@ class Fault:
                 f"the fault {self.name!r} needs {words}, and there is nothing in {layout} that it "
                 f"could break; try {example}"
             )
+
+
+class Injection(Observer):
+    """Switches a fault on in a run: from before the model is built until the run is over."""
+
+    def __init__(self, fault: Fault):
+        self._fault = fault
+
+    def begin(self, run) -> None:
+        run.until_end(self._fault.applied(run.config.layout))
 
 
 CATALOGUE: dict[str, Fault] = {}

@@ -2,9 +2,9 @@
 
     one_process(recipe)    one process, no ranks, no code of `parallel`, `comm` or the trainer's
                            step: a loop as short as a first lesson's
-    observe(recipe)        one rank of the layout: the package's own `parallelize` and `train_step`
+    observe(recipe)        one rank of the layout: the package's own `train_rank`, with an observer
 
-The rank changes nothing about the step; it listens. Beside the numbers that are compared (losses,
+The rank changes nothing about the run; it listens. Beside the numbers that are compared (losses,
 norms, gradients, parameters) it notes what a diagnosis needs: which sequences it was given, what
 flowed through the first forward and backward pass, whether parameters moved before the optimizer
 did, and the ledger.
@@ -13,7 +13,7 @@ did, and the ledger.
 import math
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -26,7 +26,7 @@ from picolab import comm
 from picolab.debug.awkward import AwkwardText, Recipe
 from picolab.model import Piece, Transformer, initialise, slices
 from picolab.model.transformer import IGNORED
-from picolab.parallel import ThreeDParallelOptimizer, parallelize
+from picolab.monitoring import Observer, StepReport
 from picolab.training import trainer
 
 Held = dict[str, tuple[Piece, torch.Tensor]]  # global name -> which slice, and its values
@@ -60,9 +60,9 @@ class Reference:
 class Observation:
     """What one rank did. Lists have one entry a step."""
 
-    rank: int
-    place: dict[str, int]
-    device: str
+    rank: int = 0
+    place: dict[str, int] = field(default_factory=dict)
+    device: str = "cpu"
     losses: list[float] = field(default_factory=list)
     norms: list[float] = field(default_factory=list)
     counts: list[int] = field(default_factory=list)
@@ -74,6 +74,8 @@ class Observation:
     gradients: Held = field(default_factory=dict)
     """Of the first step, before clipping."""
     end: Held = field(default_factory=dict)
+    state: dict[str, torch.Tensor] | None = None
+    """The gathered parameters after the last step, where this rank has them (rank 0)."""
     read: list[torch.Tensor] = field(default_factory=list)
     """The replica's tokens of each micro-batch of the first step."""
     sums: list[float] = field(default_factory=list)
@@ -103,7 +105,7 @@ def one_process(recipe: Recipe, device: str = "cpu") -> Reference:
 def _one_process(recipe: Recipe, device: str) -> Reference:
     settings, model = recipe.training, Transformer(recipe.config)
     initialise(model, recipe.seed, device, settings.torch_dtype)
-    optimizer = trainer.adamw(model, settings)
+    optimizer = trainer.adamw(model.parameters(), settings)
     found = Reference(start=_whole(model, lambda p: p), count=sum(recipe.counts()))
     parameters = list(model.parameters())
     for step in range(recipe.steps):
@@ -147,74 +149,60 @@ def _one_process(recipe: Recipe, device: str) -> Reference:
     return found
 
 
-def observe(recipe: Recipe) -> Observation:
-    """Train the recipe as one rank of its layout; torch.distributed must be initialised."""
-    settings, ledger = recipe.training, comm.ledger()
-    mesh = comm.build_mesh(recipe.layout)
-    model = Transformer(recipe.config, dtype=settings.torch_dtype)
-    parallel = parallelize(
-        model, recipe.layout, seed=recipe.seed, bucket_bytes=settings.bucket_bytes
-    )
-    optimizer = trainer.adamw(model, settings)
-    text, device = AwkwardText(recipe), next(model.parameters()).device
-    found = Observation(dist.get_rank(), dict(mesh.coordinates), device.type, start=_held(model))
-    before: list[torch.Tensor] = []
-    _listen(parallel, found, before)
-    with _first_inputs(model, found), _points(model) as (found.forward, found.backward):
-        _step(0, parallel, optimizer, text, recipe, found, before)
-    for step in range(1, recipe.steps):
-        _step(step, parallel, optimizer, text, recipe, found, before)
-    ledger.step = None
-    found.end = _held(model)
+def observe(recipe: Recipe, *others: Observer) -> Observation:
+    """Train the recipe as one rank of its layout; torch.distributed must be initialised. others:
+    observers that come first."""
+    found = Observation()
+    observers = [*others, Listener(found)]
+    report = trainer.train_rank(recipe.training, observers=observers, text=AwkwardText(recipe))
+    found.state = report.state
     return found
 
 
-def _step(step, parallel, optimizer, text, recipe: Recipe, found: Observation, before) -> None:
-    ledger, settings = comm.ledger(), recipe.training
-    ledger.step = step
-    before[:] = [parameter.detach().clone() for parameter in parallel.model.parameters()]
-    lr = settings.learning_rate(step)
-    loss, norm, count = trainer.train_step(parallel, optimizer, text, settings, lr)
-    found.losses.append(loss)
-    found.norms.append(norm)
-    found.counts.append(count)
-    entries = ledger.snapshot().where(step=step).by("op", "axis", "reason")
-    found.ledger.append({key: (t.count, t.payload_bytes) for key, t in entries.items()})
+class Listener(Observer):
+    """Notes what the oracle compares and what a diagnosis needs. It changes nothing."""
 
+    def __init__(self, found: Observation):
+        self._found, self._before, self._first = found, [], ExitStack()
 
-def _listen(
-    parallel: ThreeDParallelOptimizer, found: Observation, before: list[torch.Tensor]
-) -> None:
-    """Note what enters the step, each loss, and the gradients when they are complete."""
-    model = parallel.model
-    run, finish, loss_of = parallel.forward_backward, parallel.finish_gradients, model.cross_entropy
+    def start(self, run) -> None:
+        found, model = self._found, run.model
+        found.rank, found.place = dist.get_rank(), dict(comm.mesh().coordinates)
+        found.device, found.start = run.device.type, held(model)
+        self._remember(model)
+        # Of the first step, what flows through the model.
+        self._first.enter_context(_first_inputs(model, found))
+        found.forward, found.backward = self._first.enter_context(_points(model))
 
-    def forward_backward(tokens_MBS: torch.Tensor, *rest) -> torch.Tensor:
-        if not found.read:
-            found.read = list(tokens_MBS.cpu())
-        return run(tokens_MBS, *rest)
-
-    def cross_entropy(logits_BSV: torch.Tensor, labels_BS: torch.Tensor) -> torch.Tensor:
-        loss = loss_of(logits_BSV, labels_BS)
-        if not found.losses:  # still the first step
-            found.labels = labels_BS.cpu() if found.labels is None else found.labels
-            found.sums.append(float(loss.detach()))
-        return loss
-
-    def finish_gradients() -> None:
-        finish()
-        now = list(model.parameters())
-        found.moved.append(any(not torch.equal(a, b) for a, b in zip(before, now, strict=True)))
+    def gradients(self, run) -> None:
+        found, now = self._found, list(run.model.parameters())
+        pairs = zip(self._before, now, strict=True)
+        found.moved.append(any(not torch.equal(a, b) for a, b in pairs))
         if not found.gradients:
-            found.gradients = _held(model, lambda p: p.grad)
+            found.read = list(run.tokens_MBS.cpu())
+            found.gradients = held(run.model, lambda p: p.grad)
 
-    parallel.forward_backward, parallel.finish_gradients = forward_backward, finish_gradients
-    model.cross_entropy = cross_entropy
+    def step(self, run, report: StepReport) -> None:
+        found = self._found
+        self._first.close()
+        self._remember(run.model)
+        found.losses.append(report.loss)
+        found.norms.append(report.grad_norm)
+        found.counts.append(report.tokens)
+        entries = comm.ledger().snapshot().where(step=report.step).by("op", "axis", "reason")
+        found.ledger.append({key: (t.count, t.payload_bytes) for key, t in entries.items()})
+
+    def end(self, run) -> None:
+        self._found.end = held(run.model)
+
+    def _remember(self, model: nn.Module) -> None:
+        self._before = [parameter.detach().clone() for parameter in model.parameters()]
 
 
 @contextmanager
 def _first_inputs(model: nn.Module, found: Observation) -> Iterator[None]:
-    """While open, the first tokens and positions that the model is given are noted."""
+    """While open, the first tokens, positions and labels that the model is given are noted, and
+    each loss."""
 
     def tokens(_, inputs) -> None:
         if found.tokens is None:
@@ -225,7 +213,13 @@ def _first_inputs(model: nn.Module, found: Observation) -> Iterator[None]:
             length, given = inputs[0], inputs[3] if len(inputs) > 3 else None
             found.positions = torch.arange(length) if given is None else given.cpu()
 
+    def losses(_, inputs, loss) -> None:
+        if found.labels is None:
+            found.labels = inputs[1].cpu()
+        found.sums.append(float(loss.detach()))
+
     handles = [model.rotary.register_forward_pre_hook(positions)]
+    handles.append(model.cross_entropy.register_forward_hook(losses))
     if model.embed is not None:
         handles.append(model.embed.register_forward_pre_hook(tokens))
     try:
@@ -273,7 +267,7 @@ def _named_points(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 TensorOf = Callable[[nn.Parameter], torch.Tensor | None]
 
 
-def _held(model: nn.Module, tensor_of: TensorOf = lambda p: p.detach()) -> Held:
+def held(model: nn.Module, tensor_of: TensorOf = lambda p: p.detach()) -> Held:
     """What this rank holds of each global tensor. Nothing is gathered: a collective would be one
     more thing that may be wrong, and who holds what is evidence."""
     found: Held = {}
@@ -286,4 +280,4 @@ def _held(model: nn.Module, tensor_of: TensorOf = lambda p: p.detach()) -> Held:
 
 
 def _whole(model: nn.Module, tensor_of: TensorOf) -> dict[str, torch.Tensor]:
-    return {name: tensor for name, (_, tensor) in _held(model, tensor_of).items()}
+    return {name: tensor for name, (_, tensor) in held(model, tensor_of).items()}

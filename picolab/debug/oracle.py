@@ -31,7 +31,6 @@ Leaves out: which ranks would be slow, or hang.
 
 import time
 from collections.abc import Iterable
-from contextlib import nullcontext
 from typing import Literal
 
 import torch
@@ -118,8 +117,7 @@ def main_verify(
 
 
 def _rank(recipe: Recipe, fault: faults.Fault | None) -> Observation:
-    with fault.applied(recipe.layout) if fault else nullcontext():
-        return observe(recipe)
+    return observe(recipe, *([faults.Injection(fault)] if fault else []))
 
 
 def _recipe(layout: Layout, dtype: str, steps: int, seed: int) -> Recipe:
@@ -206,11 +204,9 @@ def _row(
 
 def _complete(pieces: list[Piece]) -> bool:
     """Whether these slices, some held by several ranks, make up the whole tensor."""
-    if not pieces or pieces[0].dim is None:
-        return bool(pieces)
-    covered = 0
-    for start, stop in sorted({(piece.start, piece.stop) for piece in pieces}):
-        if start > covered:
-            return False
-        covered = max(covered, stop)
-    return covered == pieces[0].shape[pieces[0].dim]
+    if not pieces:
+        return False
+    missing = torch.ones(pieces[0].shape, dtype=torch.bool)
+    for piece in pieces:
+        piece.take(missing).fill_(False)
+    return not missing.any()

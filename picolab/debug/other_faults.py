@@ -1,6 +1,6 @@
 """Faults of the catalogue that are no single sum: data, starts, divisors, positions, members."""
 
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
 import torch
@@ -68,7 +68,7 @@ def _replicas_differ(layout):
     "dp",
 )
 def _weights_averaged(layout):
-    axis = "dp" if layout.cp == 1 else "dp_cp"
+    axis = layout.data_axis
 
     def hooked(self, bucket_bytes):
         for parameter in self._trainable:
@@ -130,13 +130,14 @@ def _micro_batches_not_scaled(layout):
     real = three_d.ThreeDParallelOptimizer.forward_backward
 
     def forward_backward(self, tokens_MBS, *rest):
-        right = self.model.cross_entropy
+        def unscaled(_, __, loss):
+            return Unscaled.apply(loss, len(tokens_MBS))
 
-        def cross_entropy(*batch):
-            return Unscaled.apply(right(*batch), len(tokens_MBS))
-
-        with patched(self.model, "cross_entropy", cross_entropy):
+        handle = self.model.cross_entropy.register_forward_hook(unscaled)
+        try:
             return real(self, tokens_MBS, *rest)
+        finally:
+            handle.remove()
 
     with patched(three_d.ThreeDParallelOptimizer, "forward_backward", forward_backward):
         yield
@@ -185,14 +186,13 @@ def _shards_alike(layout):
     "tp",
 )
 def _norm_counts_replicas(layout):
-    def grad_norm(self):
-        twice = self.pipeline.copy_of_embedding if self.pipeline is not None else None
-        gradients = [p.grad for p in self.model.parameters() if p is not twice]
-        total = comm.all_reduce(three_d._square_sum(gradients), "tp", "tp: gradient norm")
-        total = comm.all_reduce(total, "pp", "pp: gradient norm")
-        return float(total) ** 0.5
+    real = three_d.square_norm
 
-    with patched(three_d.ThreeDParallelOptimizer, "grad_norm", grad_norm):
+    def square_norm(of_model):
+        with patched(parameters.Piece, "axes", frozenset({"tp"})):
+            return real(of_model)
+
+    with patched(three_d, "square_norm", square_norm):
         yield
 
 
@@ -303,5 +303,14 @@ def _tied_gradient_missing(layout):
     "pp",
 )
 def _norm_counts_tied(layout):
-    with patched(pipeline.PipelineParallelOptimizer, "copy_of_embedding", None):
+    real = three_d.square_norm
+
+    def square_norm(of_model):
+        with ExitStack() as stack:
+            for parameter in of_model:
+                pieces = tuple(replace(piece, copy=False) for piece in parameter.pieces)
+                stack.enter_context(patched(parameter, "pieces", pieces))
+            return real(of_model)
+
+    with patched(three_d, "square_norm", square_norm):
         yield

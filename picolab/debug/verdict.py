@@ -135,12 +135,13 @@ class Verdict:
     @property
     def pattern(self) -> str:
         """Which of the first step's gradients differ, in words."""
-        sharded = {
-            name
+        cut = {
+            name: piece.axes
             for seen in self.evidence.ranks
             for name, (piece, _) in seen.gradients.items()
-            if piece.dim is not None
+            if piece.cuts
         }
+        sharded, axes = set(cut), " and ".join(sorted({a for of in cut.values() for a in of}))
         rows = [row for row in self.rows if row.kind == "gradient"]
         wrong = {row.name for row in rows if not row.ok}
         everything = {row.name for row in rows}
@@ -153,9 +154,9 @@ class Verdict:
             return f"all {len(rows)} gradients{alike}"
         if sharded and wrong <= sharded:
             kind = "all" if wrong == sharded else "only"
-            return f"{kind} tensors that are split over tp ({len(wrong)} of {len(rows)})"
+            return f"{kind} tensors that are split over {axes} ({len(wrong)} of {len(rows)})"
         if sharded and wrong <= replicated:
-            return f"only tensors that every rank of tp holds ({len(wrong)} of {len(rows)})"
+            return f"only tensors that every rank of {axes} holds ({len(wrong)} of {len(rows)})"
         right = sorted(everything - wrong)
         return f"{len(wrong)} of {len(rows)} gradients; right are {', '.join(right[:3])}" + (
             ", ..." if len(right) > 3 else ""

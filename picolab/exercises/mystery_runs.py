@@ -3,34 +3,27 @@
     recording = record(config, fault)        # real ranks; what each one saw and held
 
 Three such recordings make a case: the run in question, the same layout without the fault, and one
-process on the same global batch. The loop is that of `training.train_rank`; beside it, each rank
-keeps a copy of what it holds before the first step and after the last one. Nothing is gathered by
-the ranks: a collective would be one more thing that may be wrong.
+process on the same global batch. Each rank runs `training.train_rank`, with an observer that
+keeps a copy of what it holds before the first step and after the last one. What is compared is not
+gathered by the ranks: a collective would be one more thing that may be wrong.
 """
 
-import time
-from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 
-import torch
-
 from picolab import comm, launch
-from picolab.debug.faults import Fault
-from picolab.model import Piece, Transformer, slices
-from picolab.monitoring import Event, Ledger, events
+from picolab.debug.faults import Fault, Injection
+from picolab.debug.observe import Held, held
+from picolab.monitoring import Event, Ledger, Observer
 from picolab.monitoring.figures import run_state
 from picolab.monitoring.step_split import StepSplit
-from picolab.parallel import parallelize
-from picolab.training import TrainConfig, trainer
-
-Held = dict[str, tuple[Piece, torch.Tensor]]  # global name -> which slice, and its values
+from picolab.training import TrainConfig, train_rank
 
 
 @dataclass
 class RankRecord:
     """What one rank saw and held. Lists have one entry a step."""
 
-    place: dict[str, int]
+    place: dict[str, int] = field(default_factory=dict)
     losses: list[float] = field(default_factory=list)
     norms: list[float] = field(default_factory=list)
     start: Held = field(default_factory=dict)
@@ -73,7 +66,8 @@ def record(config: TrainConfig, fault: Fault | None = None) -> Recording:
         name="mystery",
         quiet=True,
     )
-    return Recording(config, list(run), run.events, run.ledger)
+    of_steps = Ledger(entry for entry in run.ledger if entry.step is not None)
+    return Recording(config, list(run), run.events, of_steps)
 
 
 def one_process(config: TrainConfig) -> TrainConfig:
@@ -83,43 +77,21 @@ def one_process(config: TrainConfig) -> TrainConfig:
 
 
 def _rank(config: TrainConfig, fault: Fault | None) -> RankRecord:
-    with fault.applied(config.layout) if fault else nullcontext():
-        return _train(config)
-
-
-def _train(config: TrainConfig) -> RankRecord:
-    mesh, ledger = comm.build_mesh(config.layout), comm.ledger()
-    text = trainer.open_text(config)
-    model = Transformer(config.model, dtype=config.torch_dtype)
-    parallel = parallelize(model, config.layout, seed=config.seed, bucket_bytes=config.bucket_bytes)
-    optimizer = trainer.adamw(model, config)
-    found = RankRecord(dict(mesh.coordinates), start=_held(model))
-    for step in range(config.steps):
-        ledger.step, began = step, time.perf_counter()
-        lr = config.learning_rate(step)
-        loss, norm, tokens = trainer.train_step(parallel, optimizer, text, config, lr)
-        seconds = time.perf_counter() - began
-        found.losses.append(loss)
-        found.norms.append(norm)
-        ledger.flush()
-        events.write(
-            "step",
-            step=step,
-            steps=config.steps,
-            loss=loss,
-            grad_norm=norm,
-            tokens=tokens,
-            seconds=seconds,
-            layout=str(config.layout),
-        )
-    ledger.step = None
-    found.end = _held(model)
+    found = RankRecord()
+    observers = [Keeper(found), *([Injection(fault)] if fault else [])]
+    report = train_rank(config, observers=observers)
+    found.losses, found.norms = report.losses, report.grad_norms
     return found
 
 
-def _held(model: torch.nn.Module) -> Held:
-    found: Held = {}
-    for parameter in model.parameters():
-        for piece, part in slices(parameter, parameter.detach()):
-            found[piece.name] = piece, part.to("cpu", copy=True)
-    return found
+class Keeper(Observer):
+    """Keeps a copy of what the rank holds before the first step and after the last one."""
+
+    def __init__(self, found: RankRecord):
+        self._found = found
+
+    def start(self, run) -> None:
+        self._found.place, self._found.start = dict(comm.mesh().coordinates), held(run.model)
+
+    def end(self, run) -> None:
+        self._found.end = held(run.model)

@@ -234,12 +234,9 @@ class _Files:
 
     def read(self, piece: Piece, name: str) -> torch.Tensor:
         """The piece's slice of the tensor of this name, and no other byte of it."""
-        whole = self._slice(name)
-        if piece.dim is None:
-            return whole[:]
-        if piece.start == piece.stop:  # a rank beyond the end of an uneven split
+        if 0 in piece.local_shape:  # a rank beyond the end of an uneven split
             return torch.empty(piece.local_shape)
-        return whole[(slice(None),) * piece.dim + (slice(piece.start, piece.stop),)]
+        return self._slice(name)[tuple(slice(held.start, held.stop) for held in piece.ranges)]
 
     def _slice(self, name: str):
         return self._open[self._file_of[name]].get_slice(name)

@@ -8,8 +8,13 @@ copies for ever. So a parameter here is made of pieces:
 
     Piece   one global tensor of the model ("layers.0.attention.q.weight"), and the slice of it
             that is held here
+    Cut     how the slice came about: along which dim, over which axis of the mesh, who holds what
 
-and it is filled by drawing the *whole* global tensor from a generator that is seeded by (seed,
+A piece may be cut several times, by rows over one axis and by columns over another, or twice by
+rows; what is left is always a rectangle. Nobody outside asks "is it tensor parallel?": the gradient
+norm sums over the axes of a piece's cuts, gathering undoes them, checkpoints write the rectangle.
+
+A parameter is filled by drawing the *whole* global tensor from a generator that is seeded by (seed,
 name), and keeping the slice. Any sharding, on any device, in any order of construction starts from
 the same model.
 
@@ -33,6 +38,33 @@ from picolab.costs import even_slices
 
 
 @dataclass(frozen=True)
+class Cut:
+    """A tensor dealt out along one of its dims over the ranks of an axis."""
+
+    axis: str
+    """Of the mesh: "tp"."""
+    dim: int
+    """Of the tensor."""
+    ends: tuple[int, ...]
+    """n + 1 places along `dim` of the global tensor: rank i has ends[i] ... ends[i+1]-1."""
+    index: int
+    """My place on the axis."""
+
+    @property
+    def start(self) -> int:
+        return self.ends[self.index]
+
+    @property
+    def stop(self) -> int:
+        return self.ends[self.index + 1]
+
+    @property
+    def sizes(self) -> list[int]:
+        """How much of `dim` each rank of the axis has."""
+        return [stop - start for start, stop in zip(self.ends, self.ends[1:])]
+
+
+@dataclass(frozen=True)
 class Piece:
     """One global tensor, and which slice of it is held here."""
 
@@ -43,43 +75,45 @@ class Piece:
     init: Literal["normal", "ones"] = "normal"
     std: float = 1.0
     """Standard deviation of the initial values, where init is "normal" (mean 0)."""
-    dim: int | None = None
-    """The dim that is cut, or None if the tensor is held whole."""
-    start: int = 0
-    stop: int | None = None
-    """The slice [start, stop) along `dim`."""
+    cuts: tuple[Cut, ...] = ()
+    """How it was cut, in order; () if it is held whole."""
     blocks: int | None = None
-    """The dim that may be cut consists of so many equal blocks, which stay whole (an attention
-    head's rows). None: of single rows."""
+    """What tensor parallelism cuts consists of so many equal blocks, which stay whole (an attention
+    head's rows). None: of single rows or columns."""
+    copy: bool = False
+    """Another stage of the pipeline holds the same slice and answers for it: this one is not
+    counted in the gradient norm and not gathered (the tied head)."""
+
+    @property
+    def axes(self) -> frozenset[str]:
+        """The axes it is cut along: over these its squares are summed."""
+        return frozenset(cut.axis for cut in self.cuts)
+
+    @property
+    def ranges(self) -> tuple[range, ...]:
+        """The slice along each dim: a rectangle of the global tensor."""
+        found = [range(size) for size in self.shape]
+        for cut in self.cuts:  # the later cut of a dim lies within the earlier one
+            found[cut.dim] = range(cut.start, cut.stop)
+        return tuple(found)
 
     @property
     def local_shape(self) -> tuple[int, ...]:
-        if self.dim is None:
-            return self.shape
-        return (*self.shape[: self.dim], self.stop - self.start, *self.shape[self.dim + 1 :])
+        return tuple(len(held) for held in self.ranges)
 
     def take(self, whole: torch.Tensor) -> torch.Tensor:
         """My slice of the global tensor (a view)."""
-        return (
-            whole
-            if self.dim is None
-            else whole.narrow(self.dim, self.start, self.stop - self.start)
-        )
+        return whole[tuple(slice(held.start, held.stop) for held in self.ranges)]
 
-    def cuts(self, dim: int, n: int) -> list[range]:
-        """The slices of all n ranks along `dim`: as even as they go, whole blocks, larger first."""
-        return even_slices(self.shape[dim], n, self.blocks)
-
-    def shard(self, dim: int, index: int, n: int) -> "Piece":
-        """The index-th of n slices along `dim`. ValueError if there are fewer blocks than ranks."""
-        assert self.dim is None, f"{self.name} is cut already, along dim {self.dim}"
-        cut = self.cuts(dim, n)[index]
-        if not self.cuts(dim, n)[-1]:
-            raise ValueError(
-                f"{self.name}: {self.blocks or self.shape[dim]} blocks (dim {dim}) cannot be dealt "
-                f"out to {n} ranks, one would have none"
-            )
-        return replace(self, dim=dim, start=cut.start, stop=cut.stop)
+    def shard(
+        self, axis: str, dim: int, index: int, n: int, *, blocks: int | None = None
+    ) -> "Piece":
+        """The index-th of n slices along `dim` of what is held, as even as they go, the larger
+        first; `blocks` of them stay whole. Slices may be empty."""
+        held = self.ranges[dim]
+        slices = even_slices(len(held), n, blocks)
+        ends = (held.start, *(held.start + part.stop for part in slices))
+        return replace(self, cuts=(*self.cuts, Cut(axis, dim, ends, index)))
 
 
 def meta_parameter(pieces: tuple[Piece, ...], dtype: torch.dtype) -> nn.Parameter:
@@ -151,7 +185,7 @@ def global_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
     tensors = {}
     for parameter in module.parameters():
         for piece, part in slices(parameter):
-            assert piece.dim is None, f"{piece.name} is a shard here"
+            assert not piece.cuts, f"{piece.name} is a shard here"
             tensors[piece.name] = part.to("cpu", copy=True)
     return tensors
 

@@ -32,6 +32,8 @@ from picolab.specs import ModelConfig
 
 IGNORED = -100  # a label that is not counted (padding, the prompt of an instruction)
 
+Tables = tuple[torch.Tensor, torch.Tensor]  # cos and sin
+RunBlock = Callable[[nn.Module, torch.Tensor, Tables], torch.Tensor]
 Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 FeedForward = Callable[[ModelConfig, int, torch.dtype], nn.Module]
 
@@ -66,19 +68,29 @@ class Transformer(nn.Module):
         if config.tied:
             self.head.weight = self.embed.weight
         self.rotary = RotaryTables(config.head_dim, config.rope_theta)
-        self.cross_entropy: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = cross_entropy
+        # A module, so that whoever wants to listen can hook it; replaced where logits are cut.
+        self.cross_entropy: nn.Module = CrossEntropy()
+        # Ranks that share what lies between the layers, along the sequence (sequence parallelism).
+        self.sequence_shares = 1
+        # How a block is run: replaced by whoever recomputes it or moves what it keeps.
+        self.run_block: RunBlock = run_block
         if torch.device(device).type != "meta":
             initialise(self, seed, device)
 
-    def forward(
-        self, tokens_BS: torch.Tensor, positions_S: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """Logits (B, S, V). `positions_S`: each token's place in the sequence, if not 0 ... S-1."""
-        x_BSD = self.embed(tokens_BS)
-        tables = self.rotary(tokens_BS.shape[1], x_BSD.device, x_BSD.dtype, positions_S)
+    def forward(self, x: torch.Tensor, positions_S: torch.Tensor | None = None) -> torch.Tensor:
+        """tokens (B, S) -> logits (B, S, V). `positions_S`: each token's place in the sequence, if
+        not 0 ... S-1.
+
+        A pipeline stage is a model without its embedding, its head or both (None), and some of the
+        layers: it takes what the stage before gave, (B, S, D), and returns the same.
+        """
+        if self.embed is not None:
+            x = self.embed(x)
+        length = x.shape[1] * self.sequence_shares
+        tables = self.rotary(length, x.device, x.dtype, positions_S)
         for block in self.layers:
-            x_BSD = block(x_BSD, tables)
-        return self.head(self.norm(x_BSD))
+            x = self.run_block(block, x, tables)
+        return x if self.head is None else self.head(self.norm(x))
 
     def loss(
         self,
@@ -103,9 +115,7 @@ class Block(nn.Module):
         self.mlp_norm = RMSNorm(f"{name}.mlp_norm.weight", size, eps, dtype)
         self.mlp = feed_forward(config, layer, dtype)
 
-    def forward(
-        self, x_BSD: torch.Tensor, tables: tuple[torch.Tensor, torch.Tensor]
-    ) -> torch.Tensor:
+    def forward(self, x_BSD: torch.Tensor, tables: Tables) -> torch.Tensor:
         x_BSD = x_BSD + self.attention(self.attention_norm(x_BSD), tables)
         return x_BSD + self.mlp(self.mlp_norm(x_BSD))
 
@@ -134,9 +144,7 @@ class Attention(nn.Module):
         std = (queries * 2 * config.layers) ** -0.5
         self.o = Linear([Piece(f"{name}.o.weight", (size, queries), std=std, blocks=groups)], dtype)
 
-    def forward(
-        self, x_BSD: torch.Tensor, tables: tuple[torch.Tensor, torch.Tensor]
-    ) -> torch.Tensor:
+    def forward(self, x_BSD: torch.Tensor, tables: Tables) -> torch.Tensor:
         # The heads held here: all of them, or a tensor-parallel rank's share.
         heads, kv_heads, _ = (size // self.head_dim for size in self.qkv.sizes)
         heads_BSHE = self.qkv(x_BSD).unflatten(-1, (-1, self.head_dim))
@@ -179,6 +187,17 @@ class SwiGLU(nn.Module):
     def forward(self, x_BSD: torch.Tensor) -> torch.Tensor:
         gate_BSF, up_BSF = self.gate_up(x_BSD).split(self.gate_up.sizes, dim=-1)
         return self.down(F.silu(gate_BSF) * up_BSF)
+
+
+def run_block(block: nn.Module, x_BSD: torch.Tensor, tables: Tables) -> torch.Tensor:
+    return block(x_BSD, tables)
+
+
+class CrossEntropy(nn.Module):
+    """`cross_entropy`, as a layer."""
+
+    def forward(self, logits_BSV: torch.Tensor, labels_BS: torch.Tensor) -> torch.Tensor:
+        return cross_entropy(logits_BSV, labels_BS)
 
 
 def cross_entropy(logits_BSV: torch.Tensor, labels_BS: torch.Tensor) -> torch.Tensor:

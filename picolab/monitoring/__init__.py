@@ -8,9 +8,10 @@ import importlib
 
 from picolab.monitoring.events import Event, emit
 from picolab.monitoring.ledger import Entry, Ledger, Totals
+from picolab.monitoring.observer import Observer, StepReport
 from picolab.monitoring.table import Table
 
-__all__ = ["Entry", "Event", "Ledger", "Table", "Totals", "emit"]
+__all__ = ["Entry", "Event", "Ledger", "Observer", "StepReport", "Table", "Totals", "emit"]
 
 
 def __getattr__(name):

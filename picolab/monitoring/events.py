@@ -4,6 +4,7 @@ An event is a kind, the rank, the time and a flat dictionary. The kinds in use:
 
     values      what `pico.emit(loss=..., step=...)` was given
     step        one optimizer step of the trainer: loss, grad_norm, tokens, seconds, compute_s, ...
+    eval        the loss on held-out text after so many steps: step, loss
     ledger      the collectives since the last such event (see `ledger.Entry`)
     status      a sentence about the run: "warming up", "waiting for job 2"
 

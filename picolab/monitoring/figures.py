@@ -55,7 +55,7 @@ _SMOOTH_FROM = 40  # points: fewer need no smoothed line
 
 
 class Panels(NamedTuple):
-    """What the four panels show now: eight traces' arrays, in the order of `_traces`, and the
+    """What the four panels show now: nine traces' arrays, in the order of `_traces`, and the
     titles.
     """
 
@@ -153,12 +153,16 @@ def _loss(state: RunState):
     x, y = _arrays(*decimate(steps, values))
     smooth = _ema(values) if len(values) >= _SMOOTH_FROM else []
     sx, sy = _arrays(*decimate(steps[: len(smooth)], smooth))
+    # After so many steps: comparable with the training loss of the step that comes next.
+    ex, ey = _arrays(list(state.eval_losses), list(state.eval_losses.values()))
     title = "loss: no step yet"
     if len(values) == 1:
         title = f"loss {values[0]:.3f} after the first step"
     elif values:
         title = f"loss {values[0]:.3f} → {values[-1]:.3f} in {len(values)} steps"
-    return [{"x": x, "y": y}, {"x": sx, "y": sy}], title
+    if state.eval_losses:
+        title += f"; held-out text {state.eval_losses[max(state.eval_losses)]:.3f} ◆"
+    return [{"x": x, "y": y}, {"x": sx, "y": sy}, {"x": ex, "y": ey}], title
 
 
 def _speed(state: RunState):
@@ -264,6 +268,15 @@ def _traces() -> list[tuple[int, dict]]:
                 "mode": "lines",
                 "line": {"color": GREY, "width": 2.5},
                 "hoverinfo": "skip",
+            },
+        ),
+        (
+            0,
+            {
+                **line,
+                "mode": "markers",
+                "marker": {"size": 9, "symbol": "diamond", "color": TEXT},
+                "hovertemplate": "after %{x} steps: %{y:.4f} on held-out text<extra></extra>",
             },
         ),
         (
@@ -417,7 +430,7 @@ def training_layout(drawn: Panels, heading: str = "") -> dict:
 
 
 def training_traces(drawn: Panels) -> list[dict]:
-    """The eight traces with their data, each on its panel's axes."""
+    """The nine traces with their data, each on its panel's axes."""
     traces = []
     for (panel, trace), data in zip(_traces(), drawn.traces):
         number = "" if panel == 0 else str(panel + 1)

@@ -33,6 +33,7 @@ class RunState:
         self.layout = ""
         self.steps: int | None = None  # how many there will be
         self.losses: dict[int, float] = {}  # step -> value
+        self.eval_losses: dict[int, float] = {}  # steps done -> loss on held-out text
         self.tokens_per_s: dict[int, float] = {}
         self.ranks: set[int] = set()
         self._seconds: dict[int, dict[int, float]] = defaultdict(dict)  # step -> rank -> seconds
@@ -57,6 +58,8 @@ class RunState:
         self.ranks.add(event.rank)
         if event.kind == "step":
             self._add_step(event.rank, data)
+        elif event.kind == "eval":
+            self.eval_losses[data["step"]] = float(data["loss"])
         elif event.kind == "values":
             self._add_values(data)
         elif event.kind == "ledger":

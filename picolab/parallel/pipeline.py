@@ -27,6 +27,7 @@ rank."""
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -34,35 +35,43 @@ from torch import nn
 from picolab import comm, costs, schedules
 from picolab.model import Transformer
 from picolab.monitoring import events
+from picolab.parallel.placement import Batch, Placement
 
-Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
-
-class PipelineParallelOptimizer:
+class PipelineParallelOptimizer(Placement):
     """Places a model's layers on the ranks of an axis and runs schedules on them. Not a
     `torch.optim` optimizer.
 
-    The model must still be on the meta device; afterwards a rank holds its stage alone. With it a
-    rank holds 1/p of the layers; without it, all. sequence_shares: how many ranks of a stage share
-    the sequence between the layers (tp, under sequence parallelism); stages exchange such shares.
+    model: it is cut at once; None: `parallelize` does it. It must still be on the meta device;
+    afterwards a rank holds its stage alone, which is a model without its embedding, its head or
+    both. With it a rank holds 1/p of the layers; without it, all.
 
     Raises ValueError if there are fewer layers than stages.
     """
 
-    def __init__(self, model: Transformer, axis: str = "pp", sequence_shares: int = 1):
+    def __init__(self, model: Transformer | None = None, axis: str = "pp"):
+        self.axis = axis
+        # What a forward pass leaves for its backward pass: (stage, micro-batch) -> input, output.
+        self._kept: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = {}
+        self._sending: list[tuple[comm.Pending, torch.Tensor]] = []
+        if model is not None:
+            self.shard(model)
+
+    def shard(self, model: Transformer) -> None:
         mesh = comm.mesh()
-        self.model, self.axis, self.sequence_shares = model, axis, sequence_shares
-        self.stages, self.stage = mesh.size(axis), mesh.rank(axis)
+        self.model = model
+        self.stages, self.stage = mesh.size(self.axis), mesh.rank(self.axis)
         self.first, self.last = self.stage == 0, self.stage == self.stages - 1
         mine = costs.stage_layers(model.config.layers, self.stages)[self.stage]
-        self._kept: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # of the micro-batches here
-        self._sending: list[tuple[comm.Pending, torch.Tensor]] = []
         self.tied = model.config.tied and self.stages > 1
         model.layers = nn.ModuleList(model.layers[i] for i in mine)
         if not self.first:
             model.embed = None  # a tied head keeps the weight, which is why it is dropped by name
         if not self.last:
             model.norm = model.head = None
+        elif self.tied:
+            weight = model.head.weight
+            weight.pieces = tuple(replace(piece, copy=True) for piece in weight.pieces)
 
     def run(
         self,
@@ -82,41 +91,39 @@ class PipelineParallelOptimizer:
         count         what each loss is divided by: the global number of valid tokens
         no_sync       wraps every backward but the last of this rank
         stage_cost_s  seconds slept in each forward and backward, for lessons: on two cores the
-        stages of a real
-                      pipeline take turns, while sleeping ones overlap as on real devices
+                      stages of a real pipeline take turns, while sleeping ones overlap as on real
+                      devices
 
         Returns the sum of the divided losses (fp64 scalar), which is zero on all stages but the
         last.
         """
         self._refuse(schedule, tokens_MBS)
-        _, rows, length = tokens_MBS.shape
-        shape = (rows, length // self.sequence_shares, self.model.config.hidden)
         parameter = next(self.model.parameters())
         total = torch.zeros((), dtype=torch.float64, device=parameter.device)
         mine = schedule.actions[self.stage]
         final = max(i for i, action in enumerate(mine) if action.kind == "B")
         spans = []
-        for i, (kind, _, m) in enumerate(mine):
+        for i, (kind, stage, m) in enumerate(mine):
             if kind == "F":
-                x = tokens_MBS[m] if self.first else self._receive(parameter.new_empty(shape), -1)
+                x = tokens_MBS[m] if self.first else self._receive(self._buffer(tokens_MBS[m]), -1)
                 began = time.monotonic()
-                y = self._forward(x, length, positions_S)
+                y = self.model(x, positions_S)
                 if self.last:
                     y = self.model.cross_entropy(y, labels_MBS[m]) / count
                     total += y.detach()
                 time.sleep(stage_cost_s[0])
-                spans.append((kind, self.stage, m, began, time.monotonic()))
-                self._kept[m] = x, y
+                spans.append((kind, stage, m, began, time.monotonic()))
+                self._kept[stage, m] = x, y
                 if not self.last:
                     self._send(y, self.stage + 1, "pp: activations")
             else:
-                dy = None if self.last else self._receive(parameter.new_empty(shape), +1)
+                dy = None if self.last else self._receive(self._buffer(tokens_MBS[m]), +1)
                 began = time.monotonic()
-                x, y = self._kept.pop(m)
+                x, y = self._kept.pop((stage, m))
                 with nullcontext() if i == final else no_sync():
                     torch.autograd.backward(y, dy)
                 time.sleep(stage_cost_s[1])
-                spans.append((kind, self.stage, m, began, time.monotonic()))
+                spans.append((kind, stage, m, began, time.monotonic()))
                 if not self.first:
                     self._send(x.grad, self.stage - 1, "pp: gradients of activations")
             self._free_what_was_sent()
@@ -125,12 +132,23 @@ class PipelineParallelOptimizer:
         events.write("spans", step=step, spans=spans, schedule=schedule.name)
         return total
 
-    @property
-    def copy_of_embedding(self) -> nn.Parameter | None:
-        """The tied head of the last stage: the same tensor as the first stage's embedding, once
-        more.
-        """
-        return self.model.head.weight if self.tied and self.last else None
+    @torch.no_grad()
+    def forward_only(self, batch: Batch, count: int) -> torch.Tensor:
+        """The sum of the divided losses without a backward pass, as `run` returns it."""
+        parameter = next(self.model.parameters())
+        total = torch.zeros((), dtype=torch.float64, device=parameter.device)
+        for tokens_BS, labels_BS in zip(batch.tokens_MBS, batch.labels_MBS):
+            x = tokens_BS if self.first else self._receive(self._buffer(tokens_BS), -1)
+            y = self.model(x, batch.positions_S)
+            if self.last:
+                total += self.model.cross_entropy(y, labels_BS) / count
+            else:
+                self._send(y, self.stage + 1, "pp: activations")
+        self._free_what_was_sent(wait=True)
+        return total
+
+    def finish_gradients(self) -> None:
+        self.sum_tied_gradients()
 
     def sum_tied_gradients(self) -> None:
         """Once a step, after the gradients are summed over the replicas: first and last stage add
@@ -145,19 +163,11 @@ class PipelineParallelOptimizer:
         comm.exchange(mine, other, theirs, other, self.axis, "pp: tied embedding gradient")
         weight.grad.add_(theirs)
 
-    def _forward(
-        self, x: torch.Tensor, length: int, positions_S: torch.Tensor | None
-    ) -> torch.Tensor:
-        """The stage's layers. x: tokens (B, S) on the first stage, (B, S, D) on the others; with
-        sequence parallelism (B, S / tp, D), while attention still sees all S = length tokens.
-        """
-        model = self.model
-        if self.first:
-            x = model.embed(x)
-        tables = model.rotary(length, x.device, x.dtype, positions_S)
-        for block in model.layers:
-            x = block(x, tables)
-        return model.head(model.norm(x)) if self.last else x
+    def _buffer(self, tokens_BS: torch.Tensor) -> torch.Tensor:
+        """For what two stages exchange: (B, S, D), of which a rank of sp has its share."""
+        rows, length = tokens_BS.shape
+        shape = (rows, length // self.model.sequence_shares, self.model.config.hidden)
+        return next(self.model.parameters()).new_empty(shape)
 
     def _receive(self, buffer: torch.Tensor, side: int) -> torch.Tensor:
         forward = side < 0

@@ -34,13 +34,21 @@ kept whole (tensor_comm.py says what else could be done).
 Source: arXiv 2205.05198, section 4.2.2. tests/distributed/parallel/test_sequence.py measures both.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from picolab import comm
-from picolab.model import Linear, SwiGLU, Transformer
+from picolab.model import Attention, Linear, RMSNorm, SwiGLU, Transformer
+from picolab.parallel.placement import Placement
 from picolab.parallel.tensor_comm import column_linear, g_, gather_linear, scatter_sum
-from picolab.parallel.vocabulary import VocabularyParallelEmbedding, VocabularyParallelLoss
+from picolab.parallel.vocabulary import (
+    VocabularyParallelEmbedding,
+    VocabularyParallelLoss,
+    shard,
+)
 from picolab.specs import Layout
 
 NORM_GRADIENTS = "sp: gradients of the norms"
@@ -77,45 +85,80 @@ class RowParallelLinear(Linear):
         return scatter_sum(y, self.axis) if self.sequence else g_(y, self.axis)
 
 
-class TensorParallelOptimizer:
+def split_attention(attention: Attention, axis: str, sequence: bool) -> None:
+    attention.qkv = ColumnParallelLinear(attention.qkv, axis, sequence)
+    attention.o = RowParallelLinear(attention.o, axis, sequence)
+
+
+def split_mlp(mlp: SwiGLU, axis: str, sequence: bool) -> None:
+    mlp.gate_up = ColumnParallelLinear(mlp.gate_up, axis, sequence)
+    mlp.down = RowParallelLinear(mlp.down, axis, sequence)
+
+
+def replicate(module: nn.Module, axis: str, sequence: bool) -> None:
+    """Every rank holds it whole."""
+
+
+Rule = Callable[[nn.Module, str, bool], None]
+# What a block consists of, and how each is split. A new type of layer is a row here.
+RULES: dict[type[nn.Module], Rule] = {
+    Attention: split_attention,
+    SwiGLU: split_mlp,
+    RMSNorm: replicate,
+}
+
+
+class TensorParallelOptimizer(Placement):
     """Places one model on the ranks of an axis: puts the parallel versions of its layers into it.
 
-    The model must still be on the meta device. Afterwards `initialise` gives each rank its slices
-    of the same global values. With it a rank holds 1/n of every matrix and does two all-reduces a
-    layer in each direction; without it, all of every matrix and none. Not a `torch.optim`
-    optimizer.
+    model: it is split at once; None: `parallelize` does it. It must still be on the meta device.
+    Afterwards `initialise` gives each rank its slices of the same global values. With it a rank
+    holds 1/n of every matrix and does two all-reduces a layer in each direction; without it, all of
+    every matrix and none. Not a `torch.optim` optimizer.
 
     sequence: activations between the matrices are split along the sequence too; then
-    `sum_norm_gradients` must be called once a step. Raises ValueError if a rank would be without
-    key-value heads, ffn or vocabulary, or the model has values already.
+    `sum_norm_gradients` must be called once a step. rules: how each type of layer is split. Raises
+    ValueError if a rank would be without key-value heads, ffn or vocabulary, the model has values
+    already, or there is no rule for a layer.
     """
 
-    def __init__(self, model: Transformer, axis: str = "tp", sequence: bool = False):
-        size = comm.mesh().size(axis)
+    def __init__(
+        self,
+        model: Transformer | None = None,
+        axis: str = "tp",
+        sequence: bool = False,
+        rules: dict[type[nn.Module], Rule] = RULES,
+    ):
+        self.axis, self.sequence, self.rules = axis, sequence, rules
+        if model is not None:
+            self.shard(model)
+
+    def shard(self, model: Transformer) -> None:
+        axis, sequence, size = self.axis, self.sequence, comm.mesh().size(self.axis)
         Layout(tp=size).check(model.config)
         if not all(parameter.is_meta for parameter in model.parameters()):
             raise ValueError(
                 "tensor parallelism splits a model before it has values: build it on the meta "
                 "device, Transformer(config), split it, and then initialise it"
             )
-        self.model, self.axis, self.sequence = model, axis, sequence
+        self.model = model
         if size == 1:
             return
         model.embed = VocabularyParallelEmbedding(model.embed, axis, sequence)
-        for block in model.layers:
-            if not isinstance(block.mlp, SwiGLU):
-                raise ValueError(f"there is no rule to split a {type(block.mlp).__name__}")
-            block.attention.qkv = ColumnParallelLinear(block.attention.qkv, axis, sequence)
-            block.attention.o = RowParallelLinear(block.attention.o, axis, sequence)
-            block.mlp.gate_up = ColumnParallelLinear(block.mlp.gate_up, axis, sequence)
-            block.mlp.down = RowParallelLinear(block.mlp.down, axis, sequence)
+        for module in [part for block in model.layers for part in block.children()]:
+            if type(module) not in self.rules:
+                raise ValueError(f"there is no rule to split a {type(module).__name__}")
+            self.rules[type(module)](module, axis, sequence)
         model.head = ColumnParallelLinear(model.head, axis, sequence)
         if model.config.tied:
             model.head.weight = model.embed.weight
-        (piece,) = model.head.weight.pieces
-        model.cross_entropy = VocabularyParallelLoss(
-            model.config.vocab, piece.start, piece.stop, axis
-        )
+        rows = model.head.weight.pieces[0].ranges[0]
+        vocab = model.config.vocab
+        model.cross_entropy = VocabularyParallelLoss(vocab, rows.start, rows.stop, axis)
+        model.sequence_shares = size if sequence else 1
+
+    def finish_gradients(self) -> None:
+        self.sum_norm_gradients()
 
     def sum_norm_gradients(self) -> None:
         """Once a step, with `sequence`: the gradients of replicated parameters, which every rank
@@ -126,7 +169,8 @@ class TensorParallelOptimizer:
         gradients = [
             parameter.grad
             for parameter in self.model.parameters()
-            if parameter.grad is not None and all(piece.dim is None for piece in parameter.pieces)
+            if parameter.grad is not None
+            and not any(p.axes & {self.axis} for p in parameter.pieces)
         ]
         if not gradients:
             return
@@ -139,6 +183,5 @@ class TensorParallelOptimizer:
 
 def _shard(linear: Linear, dim: int, axis: str):
     """The pieces of this rank, and their dtype."""
-    mesh, weight = comm.mesh(), linear.weight
-    pieces = [piece.shard(dim, mesh.rank(axis), mesh.size(axis)) for piece in weight.pieces]
-    return pieces, weight.dtype
+    pieces = [shard(piece, dim, axis) for piece in linear.weight.pieces]
+    return pieces, linear.weight.dtype

@@ -41,8 +41,6 @@ weight's gradient. Megatron-LM keeps the 1/n and gathers again in backward, whic
 a layer and micro-batch instead of 8.
 """
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
@@ -115,25 +113,6 @@ def gather_linear(x: torch.Tensor, w_local: torch.Tensor, axis: str = "tp") -> t
     tests/distributed/parallel/test_sequence.py holds the two equal.
     """
     return _GatherLinear.apply(x, w_local, axis)
-
-
-def gather_shards(
-    x: torch.Tensor, cuts: Sequence[range], axis: str, reason: str, dim: int = 0
-) -> torch.Tensor:
-    """The whole tensor from shards of unequal sizes. cuts: every rank's slice of `dim`, in order.
-
-    An all-gather wants the same shape of all: smaller shards are padded and cut again.
-    """
-    sizes = [len(cut) for cut in cuts]
-    missing = max(sizes) - x.shape[dim]
-    if missing:
-        shape = (*x.shape[:dim], missing, *x.shape[dim + 1 :])
-        x = torch.cat((x, x.new_zeros(shape)), dim)
-    whole = comm.all_gather(x.contiguous(), axis, reason, dim=dim)
-    if len(set(sizes)) == 1:
-        return whole
-    parts = whole.split(max(sizes), dim)
-    return torch.cat([part.narrow(dim, 0, size) for part, size in zip(parts, sizes)], dim)
 
 
 class _F(torch.autograd.Function):

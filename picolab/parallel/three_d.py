@@ -4,33 +4,53 @@
     loss = parallel.forward_backward(tokens, labels)     # all micro-batches; gradients are complete
     norm = parallel.clip(1.0)
 
-Here, and only here, is known which ranks hold what: which parameters are shards (their squares are
-summed over tp for the norm) and which are replicas (counted once), and what a checkpoint has to
-gather. Everything that leaves has global, unfused names.
+It composes, and does nothing else: which placements a layout asks for, in which order. What each of
+them does is in its own file; gathering and the norm follow from the pieces (whole.py). Everything
+that leaves has global, unfused names.
 
 Twin: torchtitan's `parallelize.py`. Leaves out, so far: expert parallelism and ZeRO.
 """
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from functools import partial
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 
 import torch
 import torch.distributed as dist
-from torch import nn
 
 from picolab import comm, costs, schedules
-from picolab.model import Transformer, initialise, slices
-from picolab.model.transformer import IGNORED
-from picolab.parallel.context import ring_attention, split_batch
+from picolab.model import Transformer, initialise
+from picolab.parallel import micro_batches
+from picolab.parallel.context_parallel import ContextParallelOptimizer
 from picolab.parallel.data import DataParallelOptimizer
+from picolab.parallel.micro_batches import count_valid
 from picolab.parallel.pipeline import PipelineParallelOptimizer
+from picolab.parallel.placement import Batch, Placement
 from picolab.parallel.tensor import TensorParallelOptimizer
-from picolab.parallel.tensor_comm import gather_shards
+from picolab.parallel.whole import gather_all, square_norm
 from picolab.specs import Layout
 
 IMPLEMENTED_AXES = ("dp", "tp", "pp", "cp", "sp")
+
+
+def placements(layout: Layout, bucket_bytes: int, find_unused: bool) -> list[Placement]:
+    """What a layout asks for, in the order in which it is put on the model."""
+    found: list[Placement] = []
+    # While there are only shapes: a rank never holds a whole matrix.
+    if layout.tp > 1:
+        found.append(TensorParallelOptimizer(axis="tp", sequence=layout.sp))
+    # Stages are picked out after the split, which knows the whole model.
+    if layout.pp > 1:
+        found.append(PipelineParallelOptimizer(axis="pp"))
+    # It changes no parameter, only what attention does and which tokens a rank has.
+    if layout.cp > 1:
+        found.append(ContextParallelOptimizer(axis="cp"))
+    # Last: its buffers have the size and the place of the final parameters. Ranks of cp hold the
+    # same parameters and see other tokens, just as those of dp do.
+    if layout.dp * layout.cp > 1:
+        axis = layout.data_axis
+        found.append(DataParallelOptimizer(None, axis, bucket_bytes, find_unused))
+    return found
 
 
 def parallelize(
@@ -88,29 +108,19 @@ class ThreeDParallelOptimizer:
         if not alone and comm.mesh().layout.axes != layout.axes:
             comm.build_mesh(layout)
 
-        # 2. Tensor parallelism while there are only shapes: a rank never holds a whole matrix.
-        self.tensor = TensorParallelOptimizer(model, "tp", layout.sp) if layout.tp > 1 else None
+        # 2. Everything is cut while the model is on the meta device.
+        self.placements = placements(layout, bucket_bytes, find_unused)
+        for placement in self.placements:
+            placement.shard(model)
 
-        # 3. The stage's layers are picked out after the split, which knows the whole model.
-        #    Under sp a stage hands on only its rank's share of each sequence.
-        shares = layout.tp if layout.sp else 1
-        self.pipeline = PipelineParallelOptimizer(model, "pp", shares) if layout.pp > 1 else None
-
-        # 4. Context parallelism changes no parameter, only what attention does.
-        if layout.cp > 1:
-            for block in model.layers:
-                block.attention.attend = partial(ring_attention, axis="cp", split="zigzag")
-
-        # 5. Values after the splits, because only then is it known which slices to keep.
+        # 3. Values after the cuts, because only then is it known which slices to keep.
         if any(parameter.is_meta for parameter in model.parameters()):
-            initialise(model, seed, device or _own_device(), dtype)
+            initialise(model, seed, device or comm.device(), dtype)
 
-        # 6. Data parallelism last: its buffers have the size and the place of the final parameters,
-        #    and `initialise` makes new parameters, on which older hooks would never be called.
-        #    Ranks of cp hold the same parameters and see other tokens, just as those of dp do.
-        self.data, self.data_axis = None, "dp" if alone else comm.mesh().data_axis
-        if layout.dp * layout.cp > 1:
-            self.data = DataParallelOptimizer(model, self.data_axis, bucket_bytes, find_unused)
+        # 4. Hooks and buffers at the end: `initialise` makes new parameters, on which older hooks
+        #    would never be called.
+        for placement in self.placements:
+            placement.attach(model)
 
     def forward_backward(
         self,
@@ -125,95 +135,84 @@ class ThreeDParallelOptimizer:
         valid tokens, None to sum it. Returns the mean loss of the global batch (fp64 scalar), the
         same on every rank. stage_cost_s: see `PipelineParallelOptimizer.run`.
         """
-        if count is None:
-            count = self.count_valid(labels_MBS)
-        positions_S = None
-        if self.layout.cp > 1:
-            shares = [split_batch(*batch) for batch in zip(tokens_MBS, labels_MBS)]
-            tokens_MBS, labels_MBS = (torch.stack([s[i] for s in shares]) for i in (0, 1))
-            positions_S = shares[0][2]
-        if self.pipeline is not None:
+        count = count_valid(labels_MBS) if count is None else count
+        batch = self._split(tokens_MBS, labels_MBS)
+        if self.pipeline is None:
+            total = micro_batches.run(self.model, batch, count, self.no_sync)
+        else:
             total = self.pipeline.run(
                 schedules.make(self.layout.schedule, self.layout.pp, len(tokens_MBS)),
-                tokens_MBS,
-                labels_MBS,
+                batch.tokens_MBS,
+                batch.labels_MBS,
                 count,
                 no_sync=self.no_sync,
-                positions_S=positions_S,
+                positions_S=batch.positions_S,
                 stage_cost_s=stage_cost_s,
             )
-        else:
-            device = next(self.model.parameters()).device
-            total = torch.zeros((), dtype=torch.float64, device=device)
-            last = len(tokens_MBS) - 1
-            for m, (tokens_BS, labels_BS) in enumerate(zip(tokens_MBS, labels_MBS)):
-                # Gradients go over dp once a step, while the last backward pass is running.
-                with nullcontext() if m == last else self.no_sync():
-                    loss = self.model.loss(tokens_BS, labels_BS, positions_S) / count
-                    loss.backward()
-                total += loss.detach()
         self.finish_gradients()
+        return self._over_all_ranks(total, "loss")
+
+    def evaluate(self, tokens_MBS: torch.Tensor, labels_MBS: torch.Tensor) -> torch.Tensor:
+        """The mean loss of the global batch, as `forward_backward` returns it, and no gradients."""
+        count, batch = count_valid(labels_MBS), self._split(tokens_MBS, labels_MBS)
+        if self.pipeline is None:
+            total = micro_batches.forward_only(self.model, batch, count)
+        else:
+            total = self.pipeline.forward_only(batch, count)
+        return self._over_all_ranks(total, "loss")
+
+    def _split(self, tokens_MBS: torch.Tensor, labels_MBS: torch.Tensor) -> Batch:
+        batch = Batch(tokens_MBS, labels_MBS)
+        for placement in self.placements:
+            batch = placement.split(batch)
+        return batch
+
+    def _over_all_ranks(self, total: torch.Tensor, what: str) -> torch.Tensor:
+        """A sum over this rank's tokens, which its stage may not know, -> that over all tokens."""
         if self.layout.world > 1:
-            comm.all_reduce(total, self.data_axis, "dp: loss")
-            comm.all_reduce(total, "pp", "pp: loss")  # the last stage knows it, the others add zero
+            comm.all_reduce(total, self.layout.data_axis, f"dp: {what}")
+            comm.all_reduce(total, "pp", f"pp: {what}")  # the last stage knows it, others add zero
         return total
 
-    def count_valid(self, labels_MBS: torch.Tensor) -> int:
-        """How many labels of the global batch count (1 if none does): what losses are divided by.
-
-        The labels are those of whole sequences, so ranks of cp count the same ones.
-        """
-        count = (labels_MBS != IGNORED).sum()
-        if self.layout.dp > 1:
-            comm.all_reduce(count, "dp", "dp: count of valid tokens")
-        return max(1, int(count))
+    @property
+    def pipeline(self) -> PipelineParallelOptimizer | None:
+        """The placement that runs micro-batches in an order of its own, if there is one."""
+        found = [p for p in self.placements if isinstance(p, PipelineParallelOptimizer)]
+        return found[0] if found else None
 
     @contextmanager
     def no_sync(self) -> Iterator[None]:
         """For all micro-batches but the last: gradients are added up here, and not yet over dp."""
-        if self.data is None:
+        with ExitStack() as stack:
+            for placement in self.placements:
+                stack.enter_context(placement.no_sync())
             yield
-        else:
-            with self.data.no_sync():
-                yield
 
     def finish_gradients(self) -> None:
-        """After the last backward: from here on every gradient is that of the global batch."""
-        if self.data is not None:
-            self.data.finish()
-        if self.tensor is not None:
-            self.tensor.sum_norm_gradients()
-        if self.pipeline is not None:
-            self.pipeline.sum_tied_gradients()
+        """After the last backward: from here on every gradient is that of the global batch. In the
+        reverse of the order of placing: the buckets hold what the others go on with."""
+        for placement in reversed(self.placements):
+            placement.finish_gradients()
+
+    def parameters(self) -> list[torch.nn.Parameter]:
+        """What the optimizer steps."""
+        mine = list(self.model.parameters())
+        for placement in self.placements:
+            mine = placement.parameters(mine)
+        return mine
+
+    def after_step(self) -> None:
+        """After the optimizer's step."""
+        for placement in self.placements:
+            placement.after_step()
 
     def zero_grad(self) -> None:
         for parameter in self.model.parameters():
             parameter.grad = None
 
     def grad_norm(self) -> float:
-        """The norm of the whole model's gradient: every element counted once, on whichever ranks it
-        is.
-
-        Squares of tp shards are summed over tp; replicated parameters (the norms) have the same
-        gradient on every rank of tp and are counted here once. Over dp and cp nothing is summed:
-        all replicas hold the same. Stages hold different layers, so over pp all is summed, but for
-        a tied embedding, which the last stage holds once more.
-        """
-        shards, replicas = [], []
-        twice = self.pipeline.copy_of_embedding if self.pipeline is not None else None
-        for parameter in self.model.parameters():
-            if parameter.grad is not None and parameter is not twice:
-                sharded = any(piece.dim is not None for piece in parameter.pieces)
-                (shards if sharded else replicas).append(parameter.grad)
-        total = _square_sum(shards)
-        if self.layout.tp > 1:
-            total = total.to(next(self.model.parameters()).device)
-            comm.all_reduce(total, "tp", "tp: gradient norm")
-        total = total.cpu() + _square_sum(replicas).cpu()
-        if self.layout.pp > 1:
-            total = total.to(next(self.model.parameters()).device)
-            comm.all_reduce(total, "pp", "pp: gradient norm")
-        return math.sqrt(float(total))
+        """The norm of the whole model's gradient: every element counted once."""
+        return math.sqrt(float(square_norm(self.parameters())))
 
     def clip(self, max_norm: float) -> float:
         """Scale all gradients so that their global norm is at most max_norm; returns the norm
@@ -224,68 +223,17 @@ class ThreeDParallelOptimizer:
         norm = self.grad_norm()
         factor = max_norm / (norm + 1e-6)
         if factor < 1:
-            gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+            gradients = [p.grad for p in self.parameters() if p.grad is not None]
             torch._foreach_mul_(gradients, factor)
         return norm
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """Global name -> whole tensor, on the CPU, on every rank. All ranks must call it."""
-        return self._gathered(lambda parameter: parameter.detach(), "tp: gather the state")
+        return gather_all(self.parameters(), torch.Tensor.detach, "gather the state")
 
     def gradients(self) -> dict[str, torch.Tensor]:
         """The same of the gradients; parameters without one are left out."""
-        return self._gathered(lambda parameter: parameter.grad, "tp: gather the gradients")
-
-    def _gathered(
-        self, tensor_of: Callable[[nn.Parameter], torch.Tensor | None], reason: str
-    ) -> dict[str, torch.Tensor]:
-        found = {}
-        for parameter in self.model.parameters():
-            tensor = tensor_of(parameter)
-            if tensor is None:
-                continue
-            for piece, part in slices(parameter, tensor):
-                if piece.dim is not None:
-                    cuts = piece.cuts(piece.dim, self.layout.tp)
-                    part = gather_shards(part, cuts, "tp", reason, piece.dim)
-                found[piece.name] = part.to("cpu", copy=True)
-        return self._from_all_stages(found, reason) if self.layout.pp > 1 else found
-
-    def _from_all_stages(
-        self, mine: dict[str, torch.Tensor], reason: str
-    ) -> dict[str, torch.Tensor]:
-        """Every stage tells its names and shapes, and then its tensors, one after the other."""
-        reason = reason.replace("tp:", "pp:")
-        names: list[list] = [None] * self.layout.pp
-        group = comm.mesh().group("pp")
-        listing = [(name, tuple(t.shape), t.dtype) for name, t in mine.items()]
-        dist.all_gather_object(names, listing, group=group)
-        found: dict[str, torch.Tensor] = {}
-        for stage, listing in enumerate(names):
-            for name, shape, dtype in listing:
-                tensor = mine[name] if name in mine else torch.empty(shape, dtype=dtype)
-                tensor = tensor.to(_own_device()).contiguous()
-                comm.broadcast(tensor, "pp", reason, source=stage)
-                found.setdefault(name, tensor.cpu())
-        return found
-
-
-def _square_sum(tensors: list[torch.Tensor]) -> torch.Tensor:
-    """Sum of squares as an fp64 scalar.
-
-    One fp32 sum over a large matrix is wrong by some 1e-6; so norms of rows in their own dtype
-    (short sums), and the rest in fp64.
-    """
-    if not tensors:
-        return torch.zeros((), dtype=torch.float64)
-    rows = [torch.linalg.vector_norm(t, dim=-1).flatten() for t in tensors]
-    return torch.cat(rows).double().square().sum()
-
-
-def _own_device() -> torch.device:
-    if dist.is_initialized() and dist.get_backend() == "nccl":
-        return torch.device("cuda", torch.cuda.current_device())
-    return torch.device("cpu")
+        return gather_all(self.parameters(), lambda p: p.grad, "gather the gradients")
 
 
 def _check_implemented(layout: Layout) -> None:

@@ -18,14 +18,13 @@ Letters: B batch, S sequence, V vocabulary (here always a rank's share). Source:
 compares with the whole-vocabulary functions.
 """
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
+from torch import nn
 from torch.autograd.function import once_differentiable
 
 from picolab import comm
-from picolab.model import Embedding
+from picolab.model import Embedding, Piece
 from picolab.model.transformer import IGNORED
 from picolab.parallel.tensor_comm import g_, scatter_sum
 
@@ -36,9 +35,8 @@ class VocabularyParallelEmbedding(Embedding):
     """
 
     def __init__(self, embedding: Embedding, axis: str = "tp", sequence: bool = False):
-        mesh, weight = comm.mesh(), embedding.weight
-        (piece,) = weight.pieces
-        super().__init__(piece.shard(0, mesh.rank(axis), mesh.size(axis)), weight.dtype)
+        weight = embedding.weight
+        super().__init__(shard(weight.pieces[0], 0, axis), weight.dtype)
         self.weight.requires_grad_(weight.requires_grad)
         self.axis, self.sequence = axis, sequence
 
@@ -46,45 +44,56 @@ class VocabularyParallelEmbedding(Embedding):
         (piece,) = self.weight.pieces
         # Out of range, no rank would claim the token and it would silently be the zero vector.
         _check_range(tokens_BS, (tokens_BS >= 0) & (tokens_BS < piece.shape[0]), piece.shape[0])
-        row_BS, mine_BS = _mine(tokens_BS, piece.start, piece.stop)
+        row_BS, mine_BS = _mine(tokens_BS, piece.ranges[0])
         x_BSD = F.embedding(row_BS, self.weight).masked_fill(~mine_BS.unsqueeze(-1), 0)
         if self.sequence:
             return scatter_sum(x_BSD, self.axis, "sp: embedding output")
         return g_(x_BSD, self.axis, "tp: embedding output")
 
 
-@dataclass(frozen=True)
-class VocabularyParallelLoss:
+class VocabularyParallelLoss(nn.Module):
     """(logits_BSV of this rank's share [start, stop) of the vocabulary, labels_BS) -> summed loss.
 
     The same number, with the same gradient of each rank's share, as `model.cross_entropy` on whole
     logits; the sum is whole on every rank. In fp32 or better.
     """
 
-    vocab: int
-    start: int
-    stop: int
-    axis: str = "tp"
+    def __init__(self, vocab: int, start: int, stop: int, axis: str = "tp"):
+        super().__init__()
+        self.vocab, self.rows, self.axis = vocab, range(start, stop), axis
 
-    def __call__(self, logits_BSV: torch.Tensor, labels_BS: torch.Tensor) -> torch.Tensor:
-        if logits_BSV.shape[-1] != self.stop - self.start:
+    def forward(self, logits_BSV: torch.Tensor, labels_BS: torch.Tensor) -> torch.Tensor:
+        if logits_BSV.shape[-1] != len(self.rows):
             # Whole logits on every rank would each be counted n times: a loss off by log(n).
             raise ValueError(
-                f"this loss wants a rank's share of the logits, {self.stop - self.start} of "
+                f"this loss wants a rank's share of the logits, {len(self.rows)} of "
                 f"{self.vocab}, and was given {logits_BSV.shape[-1]}"
             )
         known = (labels_BS >= 0) & (labels_BS < self.vocab) | (labels_BS == IGNORED)
         _check_range(labels_BS, known, self.vocab)
-        return _CrossEntropy.apply(logits_BSV, labels_BS, self.start, self.stop, self.axis)
+        return _CrossEntropy.apply(logits_BSV, labels_BS, self.rows, self.axis)
+
+
+def shard(piece: Piece, dim: int, axis: str) -> Piece:
+    """This rank's part of a piece that is dealt out over the axis; whole blocks, at least one for
+    each rank. ValueError if there are fewer."""
+    mesh = comm.mesh()
+    n, blocks = mesh.size(axis), piece.blocks or piece.local_shape[dim]
+    if blocks < n:
+        raise ValueError(
+            f"{piece.name}: {blocks} blocks (dim {dim}) cannot be dealt out to {n} ranks, one "
+            "would have none"
+        )
+    return piece.shard(axis, dim, mesh.rank(axis), n, blocks=blocks)
 
 
 class _CrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, logits_BSV, labels_BS, start, stop, axis):
+    def forward(ctx, logits_BSV, labels_BS, rows, axis):
         x_BSV = logits_BSV.to(torch.promote_types(logits_BSV.dtype, torch.float32))
         maximum_BS = comm.all_reduce(x_BSV.amax(-1), axis, "tp: cross entropy maximum", op="max")
         x_BSV = x_BSV - maximum_BS.unsqueeze(-1)
-        column_BS, mine_BS = _mine(labels_BS, start, stop)
+        column_BS, mine_BS = _mine(labels_BS, rows)
         target_BS = x_BSV.gather(-1, column_BS.unsqueeze(-1)).squeeze(-1).masked_fill(~mine_BS, 0)
         x_BSV.exp_()  # ours alone: the difference above was a new tensor
         sums = torch.stack((x_BSV.sum(-1), target_BS))
@@ -101,13 +110,13 @@ class _CrossEntropy(torch.autograd.Function):
         dx_BSV = softmax_BSV * (counted_BS * dloss).unsqueeze(-1)
         # A label that is another rank's, or not counted, subtracts zero from column 0.
         dx_BSV.scatter_add_(-1, column_BS.unsqueeze(-1), (mine_BS * -dloss).unsqueeze(-1))
-        return dx_BSV.to(ctx.dtype), None, None, None, None
+        return dx_BSV.to(ctx.dtype), None, None, None
 
 
-def _mine(ids: torch.Tensor, start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _mine(ids: torch.Tensor, rows: range) -> tuple[torch.Tensor, torch.Tensor]:
     """The ids as rows of my share (0 where they are not mine), and which are mine."""
-    mine = (ids >= start) & (ids < stop)
-    return (ids - start).masked_fill(~mine, 0), mine
+    mine = (ids >= rows.start) & (ids < rows.stop)
+    return (ids - rows.start).masked_fill(~mine, 0), mine
 
 
 def _check_range(ids: torch.Tensor, known: torch.Tensor, vocab: int) -> None:

@@ -22,6 +22,13 @@ from picolab.specs.model_config import ModelConfig
 
 AXES = ("dp", "tp", "pp", "cp", "ep")
 SCHEDULES = ("1f1b", "gpipe")
+# Axes that are regroupings of others: the grid seen in another shape, and which dim of it is meant.
+# dp_cp are the ranks that hold the same parameters and see other tokens.
+DERIVED = {
+    "dp_cp": lambda layout: ((layout.pp, layout.dp * layout.cp, layout.tp), 1),
+    "ep": lambda layout: (_experts_apart(layout), 2),
+    "edp": lambda layout: (_experts_apart(layout), 1),
+}
 MAX_WORLD = 2**20  # far above any run that was ever made: beyond it lies a typing error
 # Known words first, so that "spzero1" is sp and zero1; other letters are a word to complain of.
 _WORD = re.compile(r"(dp|tp|pp|cp|ep|sp|zero|[a-z]+)(\d*)")
@@ -115,6 +122,37 @@ class Layout:
         for size in (self.tp, self.cp, self.dp):
             grid = [grid[start : start + size] for start in range(0, len(grid), size)]
         return grid
+
+    @property
+    def data_axis(self) -> str:
+        """The axis over which ranks hold the same parameters and see other tokens: what gradients
+        are summed over. "dp", "cp", or "dp_cp" where both are split."""
+        if self.cp == 1:
+            return "dp"
+        return "cp" if self.dp == 1 else "dp_cp"
+
+    def size(self, axis: str) -> int:
+        """Ranks along an axis of the mesh, a derived one or "world"."""
+        shape, dim = self._shape(axis)
+        return shape[dim]
+
+    def lines(self, axis: str) -> list[tuple[int, ...]]:
+        """All lines of ranks along an axis: each rank is in one of them."""
+        shape, dim = self._shape(axis)
+        size, inner = shape[dim], math.prod(shape[dim + 1 :])
+        first = [rank for rank in range(self.world) if rank // inner % size == 0]
+        return [tuple(range(rank, rank + size * inner, inner)) for rank in first]
+
+    def _shape(self, axis: str) -> tuple[tuple[int, ...], int]:
+        """The grid in the shape in which the axis is one of its dims, and which."""
+        if axis in self.axes:
+            return tuple(self.axes.values()), list(self.axes).index(axis)
+        if axis == "world":
+            return (self.world,), 0
+        if axis in DERIVED:
+            return DERIVED[axis](self)
+        known = ", ".join((*self.axes, *DERIVED, "world"))
+        raise ValueError(f"the mesh has no axis {axis!r}; it has {known}")
 
     def coordinates(self, rank: int) -> dict[str, int]:
         """Where a rank stands, as an index on each axis: the inverse of grid()."""
@@ -231,6 +269,11 @@ class Layout:
             for row in cells
         ]
         return "\n".join([f"Layout {self}: {_ranks(self.world)}", *(f"  {line}" for line in lines)])
+
+
+def _experts_apart(layout: Layout) -> tuple[int, ...]:
+    """ep is the inner part of dp * cp, so that ranks that exchange tokens are close."""
+    return layout.pp, layout.dp * layout.cp // layout.ep, layout.ep, layout.tp
 
 
 def check_world_size(world_size: int) -> None:

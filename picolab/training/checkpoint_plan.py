@@ -153,11 +153,9 @@ def _parameters(optimizer: torch.optim.Optimizer) -> Iterable[nn.Parameter]:
 def _cut(parameter: nn.Parameter, tensor: torch.Tensor) -> Iterator[tuple[str, Part]]:
     """The pieces of the parameter, or of a tensor of its shape."""
     for piece, values in slices(parameter, tensor):
-        offsets = [0] * len(piece.shape)
-        if piece.dim is not None:
-            offsets[piece.dim] = piece.start
         if values.numel():
-            yield piece.name, Part(values, piece.shape, tuple(offsets))
+            offsets = tuple(held.start for held in piece.ranges)
+            yield piece.name, Part(values, piece.shape, offsets)
 
 
 def _write_item(name: str, part: Part) -> WriteItem:

@@ -54,6 +54,9 @@ class TrainConfig:
     moves by the sign of its rounding error."""
     clip: float | None = 1.0
     """Largest global gradient norm; a larger gradient is scaled down to it. None: never."""
+    eval_every: int | None = None
+    """Steps from one evaluation on held-out text to the next; there is one at the end, too. None:
+    never, and nothing is held out."""
     seed: int = 0
     """Of the initial weights and of the order of the text."""
     bucket_bytes: int = costs.DEFAULT_BUCKET_BYTES
@@ -85,6 +88,8 @@ class TrainConfig:
         for name in ("steps", "micro_batch", "accumulate", "bucket_bytes"):
             _check_integer(name, getattr(self, name), least=1)
         _check_integer("seed", self.seed, least=0)
+        if self.eval_every is not None:
+            _check_integer("eval_every", self.eval_every, least=1)
         if self.warmup is not None:
             _check_integer("warmup", self.warmup, least=0)
         if self.dtype not in DTYPES:

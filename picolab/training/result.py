@@ -17,6 +17,7 @@ from picolab.monitoring import Event, Ledger
 from picolab.monitoring.table import bytes_text
 from picolab.schedules import Action, Span, Timeline
 from picolab.specs import Layout
+from picolab.training.build import build
 from picolab.training.config import TrainConfig
 
 
@@ -33,6 +34,10 @@ class RankReport:
     tokens: list[int] = field(default_factory=list)
     """Valid tokens of the global batch."""
     seconds: list[float] = field(default_factory=list)
+    skipped: list[int] = field(default_factory=list)
+    """Steps whose update all ranks agreed not to make."""
+    eval_losses: dict[int, float] = field(default_factory=dict)
+    """Steps done -> the loss on held-out text."""
     cpu_s: float = 0.0
     """CPU seconds of this process in its steps, all threads."""
     memory: dict[str, int] = field(default_factory=dict)
@@ -68,6 +73,10 @@ class TrainResult:
     """The position in the data after the last step; see `Text.load_state_dict`."""
     first_step: int = 0
     """Above 0 for a run that went on from a checkpoint; losses[0] is that step's."""
+    eval_losses: dict[int, float] = field(default_factory=dict)
+    """Steps done -> the loss on held-out text, the same sequences each time; with `eval_every`."""
+    skipped: list[int] = field(default_factory=list)
+    """Steps whose update all ranks agreed not to make."""
     _state: dict[str, torch.Tensor] = field(default_factory=dict)
 
     @classmethod
@@ -87,6 +96,8 @@ class TrainResult:
             events=run.events,
             text_state=first.text,
             first_step=first.first_step,
+            eval_losses=first.eval_losses,
+            skipped=first.skipped,
             _state=first.state,
         )
 
@@ -140,7 +151,7 @@ class TrainResult:
     @cached_property
     def model(self) -> Transformer:
         """The trained model, whole, in this process."""
-        return load(Transformer(self.config.model, dtype=self.config.torch_dtype), self._state)
+        return load(build(self.config.model, self.config.torch_dtype), self._state)
 
     def generate(
         self,
@@ -179,6 +190,8 @@ class TrainResult:
             "first_step": self.first_step,
             "losses": self.losses,
             "grad_norms": self.grad_norms,
+            "eval_losses": self.eval_losses,
+            "skipped": self.skipped,
             "tokens_per_s": self.tokens_per_s,
             "step_s": self.step_s,
             "cpu_s": self.cpu_s,
@@ -218,8 +231,11 @@ class TrainResult:
         steps = list(zip(self.tokens, self.step_s))[1:] or list(zip(self.tokens, self.step_s))
         seconds = statistics.median(taken for _, taken in steps)
         speed = statistics.median(tokens / taken for tokens, taken in steps)
-        return {
-            "loss": loss,
+        rows = {"loss": loss}
+        if self.eval_losses:
+            done, held_out = list(self.eval_losses.items())[-1]
+            rows["held-out loss"] = f"{held_out:.3f} after {done} steps"
+        return rows | {
             "speed": f"{speed:,.0f} tokens/s, {seconds * 1e3:.0f} ms a step (medians)",
             "parameters": f"{self.params:,}, of which rank 0 held {bytes_text(held['parameters'])}",
             "ledger": f"{self.ledger.rank(0).total().count:,} collectives of rank 0",

@@ -16,7 +16,11 @@ the state that a checkpoint keeps, and a rank reads the bytes of its own sequenc
         micro-batch 0: replica 0 reads sequences p, p+1;    replica 1 reads p+2, p+3
         micro-batch 1: replica 0 reads sequences p+4, p+5;  replica 1 reads p+6, p+7
 
-Ranks that differ only in tp read the same bytes. Leaves out: a tokenizer, documents as units
+Ranks that differ only in tp read the same bytes.
+
+Text may be held out, to be evaluated on and never trained on: the last windows of the first
+shuffle. Until a run comes to them, it reads what it would read anyway; later shuffles are of the
+other windows. Leaves out: a tokenizer, documents as units
 (windows run across file borders), and text that is not on this machine.
 """
 
@@ -35,14 +39,23 @@ NOT_SOURCE = {"site-packages", "dist-packages", "__pycache__", "test", "tests", 
 class Text:
     """A position in a corpus. `batch` reads one rank's part of a step and moves on.
 
+    held_out: sequences that are kept for `held_out_batch`.
     data: "stdlib" (the source of this Python's standard library), "random" (tokens without meaning,
     for benchmarks), or the path of a file or of a folder of files, read as bytes.
     Raises ValueError if there is nothing there, less than one sequence of it, or a vocabulary too
     small for bytes.
     """
 
-    def __init__(self, data: str | Path = "stdlib", *, seq: int, vocab: int = 256, seed: int = 0):
-        self.seq, self.seed, self.position = seq, seed, 0
+    def __init__(
+        self,
+        data: str | Path = "stdlib",
+        *,
+        seq: int,
+        vocab: int = 256,
+        seed: int = 0,
+        held_out: int = 0,
+    ):
+        self.seq, self.seed, self.position, self.held_out = seq, seed, 0, held_out
         if data == "random":
             self._corpus: _RandomTokens | _Windows = _RandomTokens(seq, vocab, seed)
         else:
@@ -51,7 +64,8 @@ class Text:
                     f"text is read as bytes, and a vocabulary of {vocab} cannot name all 256; give "
                     " the model vocab=256, or take data='random'"
                 )
-            self._corpus = _Windows(_stdlib() if data == "stdlib" else _path(data), seq, seed)
+            files = _stdlib() if data == "stdlib" else _path(data)
+            self._corpus = _Windows(files, seq, seed, held_out)
 
     def batch(
         self, *, dp_rank: int, dp_size: int, micro_batch: int, accumulate: int
@@ -60,10 +74,20 @@ class Text:
 
         All ranks call it once a step, and all positions move on by the *global* batch.
         """
-        first = [self.position + (m * dp_size + dp_rank) * micro_batch for m in range(accumulate)]
-        rows = [self._corpus.sequence(f + b) for f in first for b in range(micro_batch)]
+        mine = _mine(self.position, dp_rank, dp_size, micro_batch, accumulate)
         self.position += dp_size * accumulate * micro_batch
-        both = torch.stack(rows).view(accumulate, micro_batch, self.seq + 1)
+        return self._stacked([self._corpus.sequence(i) for i in mine], micro_batch)
+
+    def held_out_batch(
+        self, *, dp_rank: int, dp_size: int, micro_batch: int, accumulate: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The same of the held-out sequences, always from the first one."""
+        assert dp_size * accumulate * micro_batch <= self.held_out
+        mine = _mine(0, dp_rank, dp_size, micro_batch, accumulate)
+        return self._stacked([self._corpus.held_out(i) for i in mine], micro_batch)
+
+    def _stacked(self, rows: list[torch.Tensor], micro_batch: int):
+        both = torch.stack(rows).view(-1, micro_batch, self.seq + 1)
         return both[..., :-1], both[..., 1:]
 
     def state_dict(self) -> dict:
@@ -82,10 +106,18 @@ class Text:
         self.position = state["position"]
 
 
+def _mine(
+    position: int, dp_rank: int, dp_size: int, micro_batch: int, accumulate: int
+) -> list[int]:
+    """The places of one replica's sequences in a global batch that begins at `position`."""
+    first = [position + (m * dp_size + dp_rank) * micro_batch for m in range(accumulate)]
+    return [f + b for f in first for b in range(micro_batch)]
+
+
 class _Windows:
     """Shuffled windows of the stream that the files make. Only what is asked for is read."""
 
-    def __init__(self, files: tuple[str, list[Path]], seq: int, seed: int):
+    def __init__(self, files: tuple[str, list[Path]], seq: int, seed: int, held_out: int = 0):
         name, self._paths = files
         self._ends = list(running_sum(path.stat().st_size for path in self._paths))
         size = self._ends[-1] if self._ends else 0
@@ -96,11 +128,26 @@ class _Windows:
             )
         self._seq, self._seed = seq, seed
         self._count = (size - 1) // seq
+        self._trained = self._count - held_out
+        if self._trained < held_out:
+            raise ValueError(
+                f"{name} holds {self._count:,} sequences, and {held_out:,} of them would be held "
+                "out for evaluation, more than half; give more text, a smaller batch, or no "
+                "eval_every"
+            )
         self.identity = f"{size} bytes in windows of {seq}"
 
     def sequence(self, i: int) -> torch.Tensor:
-        epoch, index = divmod(i, self._count)
-        window = permutation(index, self._count, f"{self._seed}/{epoch}")
+        epoch, index = divmod(i, self._trained)
+        if epoch and self._trained < self._count:
+            # Another order of what the first shuffle began with.
+            index, epoch = permutation(index, self._trained, f"{self._seed}/{epoch}"), 0
+        return self._window(permutation(index, self._count, f"{self._seed}/{epoch}"))
+
+    def held_out(self, i: int) -> torch.Tensor:
+        return self._window(permutation(self._count - 1 - i, self._count, f"{self._seed}/0"))
+
+    def _window(self, window: int) -> torch.Tensor:
         raw = self._read(window * self._seq, self._seq + 1)
         return torch.frombuffer(raw, dtype=torch.uint8).long()
 
@@ -127,6 +174,9 @@ class _RandomTokens:
     def __init__(self, seq: int, vocab: int, seed: int):
         self._seq, self._vocab, self._seed = seq, vocab, seed
         self.identity = f"random tokens below {vocab} in windows of {seq}"
+
+    def held_out(self, i: int) -> torch.Tensor:
+        return self.sequence(-1 - i)
 
     def sequence(self, i: int) -> torch.Tensor:
         generator = torch.Generator().manual_seed(_hash(f"{self._seed}/{i}") >> 1)

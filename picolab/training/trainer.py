@@ -12,13 +12,19 @@ wrong as soon as the counts differ.
 
 Every rank ends a step with the same loss, the same norm and (of what it holds) the same parameters
 as one process would; tests/distributed/training asserts it for each layout, with AdamW at work and
-clipping active. Leaves out: loss scaling, evaluation on held-out text.
+clipping active.
+
+The loop exists once. Whoever wants to see a run (events, checkpoints, evaluation, the oracle,
+mystery runs, a reader) is an observer (monitoring/observer.py), and not another loop. Leaves out:
+loss scaling.
 """
 
 import math
 import resource
 import sys
 import time
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 
 import psutil
@@ -26,14 +32,22 @@ import torch
 import torch.distributed as dist
 
 from picolab import comm, costs, launch
-from picolab.model import Transformer
-from picolab.model.transformer import IGNORED
-from picolab.monitoring import events
+from picolab.monitoring import Observer, StepReport
 from picolab.monitoring.table import bytes_text
-from picolab.parallel import ThreeDParallelOptimizer, parallelize
+from picolab.parallel import parallelize
+from picolab.parallel.micro_batches import count_valid as global_count
 from picolab.specs import Layout, ModelConfig
-from picolab.training.checkpoint import Checkpoints, restore, save
+from picolab.training.build import build
+from picolab.training.checkpoint import Checkpoints, restore
 from picolab.training.config import Dtype, TrainConfig, assemble
+from picolab.training.observers import (
+    HELD_OUT_BATCHES,
+    CheckpointWriter,
+    Evaluation,
+    EventWriter,
+    Recorder,
+)
+from picolab.training.precision import Precision
 from picolab.training.progress import Progress
 from picolab.training.result import RankReport, TrainResult
 from picolab.training.text import Text
@@ -59,6 +73,7 @@ def train(
     betas: tuple[float, float] = (0.9, 0.95),
     eps: float = 1e-8,
     clip: float | None = 1.0,
+    eval_every: int | None = None,
     seed: int = 0,
     bucket_bytes: int = costs.DEFAULT_BUCKET_BYTES,
     stage_cost_s: tuple[float, float] = (0.0, 0.0),
@@ -71,6 +86,7 @@ def train(
     wait: bool = True,
     progress: bool = True,
     run_dir: str | Path | None = None,
+    observers: Sequence[Observer] = (),
     **shape: int | None,
 ) -> "TrainResult | launch.Job":
     """Train a model on real ranks of this machine.
@@ -81,6 +97,7 @@ def train(
     The settings are those of `TrainConfig`, where each is explained; micro_batch and accumulate are
     of one data-parallel replica. `shape` changes the model: hidden=256, layers=8, ... (and `seq`).
     backend, timeout, wait and run_dir are those of `pico.run`. progress: a bar on stderr.
+    observers: each rank gets a copy and calls it as the run goes on, see `pico.Observer`.
 
     checkpoint: a folder that gets a checkpoint at the end and, with save_every, after every so many
     steps; it keeps the newest `keep`. resume: a checkpoint, or such a folder, to go on from, in
@@ -104,11 +121,19 @@ def train(
         betas=betas,
         eps=eps,
         clip=clip,
+        eval_every=eval_every,
         seed=seed,
         bucket_bytes=bucket_bytes,
         stage_cost_s=stage_cost_s,
         **shape,
     )
+    for observer in observers:
+        if not isinstance(observer, Observer):
+            kind = type(observer).__name__
+            raise ValueError(
+                f"observers are pico.Observer objects, and {observer!r} is an {kind}; give "
+                "instances of a class that inherits from pico.Observer"
+            )
     _refuse_too_large(config)
     text = open_text(config)  # what is wrong with the data should be said here, not by a rank
     checkpoints = Checkpoints(folder=checkpoint, every=save_every, keep=keep, resume=resume)
@@ -116,6 +141,7 @@ def train(
         train_rank,
         config,
         checkpoints.resolve(config, text),
+        tuple(observers),
         world_size=config.layout.world,
         backend=backend,
         timeout=timeout,
@@ -127,84 +153,114 @@ def train(
     )
 
 
-def train_rank(config: TrainConfig, checkpoints: Checkpoints | None = None) -> RankReport:
+def train_rank(
+    config: TrainConfig,
+    checkpoints: Checkpoints | None = None,
+    observers: Sequence[Observer] = (),
+    *,
+    text: Text | None = None,
+    precision: Precision | None = None,
+) -> RankReport:
     """What one rank does, from the mesh to its report. torch.distributed must be initialised.
 
-    checkpoints: resolved already, see `Checkpoints.resolve`. None: none are written or read."""
+    checkpoints: resolved already, see `Checkpoints.resolve`. None: none are written or read. text:
+    where batches come from, None to open `config.data`.
+    """
+    report = RankReport()
     checkpoints = checkpoints or Checkpoints()
-    comm.build_mesh(config.layout)
-    text = open_text(config)
-    # On the meta device there are only shapes, so that the model is cut before it has values.
-    model = Transformer(config.model, dtype=config.torch_dtype)
-    parallel = parallelize(model, config.layout, seed=config.seed, bucket_bytes=config.bucket_bytes)
-    # After parallelize, which replaces the parameters by the shards that this rank holds.
-    optimizer = adamw(model, config)
-    report, ledger = RankReport(), comm.ledger()
-    if checkpoints.resume is not None:
-        report.first_step = restore(checkpoints.resume, optimizer, text, config)
-    for step in range(report.first_step, config.steps):
-        ledger.step = step
-        began, cpu_began = time.perf_counter(), time.process_time()
-        lr = config.learning_rate(step)
-        loss, norm, tokens = train_step(parallel, optimizer, text, config, lr)
-        seconds, cpu_s = time.perf_counter() - began, time.process_time() - cpu_began
-        _stop_if_not_finite(step, loss, norm)
-
-        report.losses.append(loss)
-        report.grad_norms.append(norm)
-        report.learning_rates.append(lr)
-        report.tokens.append(tokens)
-        report.seconds.append(seconds)
-        report.cpu_s += cpu_s
-        ledger.flush()
-        events.write(
-            "step",
-            step=step,
-            steps=config.steps,
-            loss=loss,
-            grad_norm=norm,
-            lr=lr,
-            tokens=tokens,
-            seconds=seconds,
-            cpu_s=cpu_s,
-            layout=str(config.layout),
-        )
-        ledger.step = None
-        done = step + 1
-        if checkpoints.due(done, config.steps):
-            folder, keep = checkpoints.folder, checkpoints.keep
-            save(folder, done, optimizer, text, config, keep)
-    report.memory = memory_bytes(model, optimizer)
-    report.text = text.state_dict()
-    state = parallel.state_dict()  # all ranks gather, one is enough to tell
-    report.state = state if dist.get_rank() == 0 else None
+    own = [Recorder(report), EventWriter(), CheckpointWriter(checkpoints)]
+    if config.eval_every is not None:
+        own.insert(2, Evaluation(config.eval_every, report.eval_losses))
+    with Run(config, [*own, *observers], precision or Precision()) as run:
+        run.prepare(text)
+        if checkpoints.resume is not None:
+            run.first_step = restore(checkpoints.resume, run.optimizer, run.text, config)
+        report.first_step = run.first_step
+        run.tell("start")
+        for step in range(run.first_step, config.steps):
+            run.tell("step", train_step(run, step))
+        run.tell("end")
+        report.memory = memory_bytes(run.model, run.optimizer)
+        report.text = run.text.state_dict()
+        state = run.parallel.state_dict()  # all ranks gather, one is enough to tell
+        report.state = state if dist.get_rank() == 0 else None
     return report
 
 
-def train_step(
-    parallel: ThreeDParallelOptimizer,
-    optimizer: torch.optim.Optimizer,
-    text: Text,
-    config: TrainConfig,
-    lr: float,
-) -> tuple[float, float, int]:
-    """One optimizer step. Returns, of the global batch, the mean loss, the gradient norm before
-    clipping, and the count of valid tokens."""
-    device = next(parallel.model.parameters()).device
-    tokens_MBS, labels_MBS = next_batch(text, config, device)
-    count = global_count(labels_MBS)
+def train_step(run: "Run", step: int) -> StepReport:
+    """One optimizer step, or one that all ranks agree to skip."""
+    config, parallel, ledger = run.config, run.parallel, comm.ledger()
+    run.step = ledger.step = step
+    began, cpu_began = time.perf_counter(), time.process_time()
+    run.tokens_MBS, run.labels_MBS = next_batch(run.text, config, run.device)
+    count = global_count(run.labels_MBS)
     parallel.zero_grad()
-    total = parallel.forward_backward(tokens_MBS, labels_MBS, count, config.stage_cost_s)
-    norm = parallel.grad_norm() if config.clip is None else parallel.clip(config.clip)
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-    optimizer.step()
-    return total.item(), norm, count
+    loss = parallel.forward_backward(run.tokens_MBS, run.labels_MBS, count, config.stage_cost_s)
+    run.tell("gradients")
+    lr, taken = config.learning_rate(step), run.precision.ready(parallel)
+    norm = parallel.clip(config.clip) if taken and config.clip else parallel.grad_norm()
+    if taken:
+        for group in run.optimizer.param_groups:
+            group["lr"] = lr
+        run.optimizer.step()
+        parallel.after_step()
+    run.precision.after_step(taken)
+    times = time.perf_counter() - began, time.process_time() - cpu_began
+    report = StepReport(step, loss.item(), norm, count, lr, *times, skipped=not taken)
+    ledger.flush()
+    ledger.step = None  # whatever observers send is no part of the step
+    if taken:
+        _stop_if_not_finite(report)
+    return report
+
+
+class Run:
+    """One rank's run, as its observers see it."""
+
+    def __init__(self, config: TrainConfig, observers: Sequence[Observer], precision: Precision):
+        self.config, self.observers, self.precision = config, observers, precision
+        self.first_step = self.step = 0
+        self.tokens_MBS: torch.Tensor | None = None
+        """Of the current step, this replica's: (accumulate, micro_batch, seq)."""
+        self.labels_MBS: torch.Tensor | None = None
+        self._open = ExitStack()
+
+    def prepare(self, text: Text | None = None) -> None:
+        """Mesh, data, model and optimizer, in this order."""
+        config = self.config
+        comm.build_mesh(config.layout)
+        self.tell("begin")
+        self.text = open_text(config) if text is None else text
+        # On the meta device there are only shapes, so that the model is cut before it has values.
+        self.model = build(config.model, config.torch_dtype)
+        self.parallel = parallelize(
+            self.model, config.layout, seed=config.seed, bucket_bytes=config.bucket_bytes
+        )
+        # After parallelize, which replaces the parameters by the shards that this rank holds.
+        self.optimizer = adamw(self.parallel.parameters(), config)
+        self.device = next(self.model.parameters()).device
+
+    def tell(self, what: str, *report: StepReport) -> None:
+        """Let all observers know."""
+        for observer in self.observers:
+            getattr(observer, what)(self, *report)
+
+    def until_end(self, context: AbstractContextManager) -> None:
+        """Keep a context manager open until the run is over, however it ends."""
+        self._open.enter_context(context)
+
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(self, *error) -> None:
+        self._open.__exit__(*error)
 
 
 def open_text(config: TrainConfig) -> Text:
     """The run's text, at its beginning. Every rank opens the same, with the same seed."""
-    return Text(config.data, seq=config.model.seq, vocab=config.model.vocab, seed=config.seed)
+    held_out = config.sequences_per_step * HELD_OUT_BATCHES if config.eval_every else 0
+    shape = config.model
+    return Text(config.data, seq=shape.seq, vocab=shape.vocab, seed=config.seed, held_out=held_out)
 
 
 def next_batch(
@@ -224,15 +280,9 @@ def next_batch(
     return tokens_MBS.to(device), labels_MBS.to(device)
 
 
-def global_count(labels_MBS: torch.Tensor) -> int:
-    """How many labels of the global batch count: what every loss is divided by."""
-    count = (labels_MBS != IGNORED).sum()
-    return max(1, int(comm.all_reduce(count, "dp", "dp: count of valid tokens")))
-
-
-def adamw(model: torch.nn.Module, config: TrainConfig) -> torch.optim.AdamW:
+def adamw(parameters: Iterable[torch.nn.Parameter], config: TrainConfig) -> torch.optim.AdamW:
     """AdamW, whose weight decay is for matrices (and embeddings), not for the weights of norms."""
-    parameters = list(model.parameters())
+    parameters = list(parameters)
     groups = [
         {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
@@ -262,12 +312,12 @@ def _bytes(tensors: list[torch.Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def _stop_if_not_finite(step: int, loss: float, norm: float) -> None:
+def _stop_if_not_finite(report: StepReport) -> None:
     """Loss and norm are global, so all ranks stop at the same step."""
-    for name, value in (("loss", loss), ("gradient norm", norm)):
+    for name, value in (("loss", report.loss), ("gradient norm", report.grad_norm)):
         if not math.isfinite(value):
             raise NonFiniteLoss(
-                f"the {name} is {value} at step {step}; "
+                f"the {name} is {value} at step {report.step}; "
                 "try a lower lr, a longer warmup or a tighter clip"
             )
 

@@ -198,22 +198,19 @@ def same_numbers_on_every_shard():
 
 
 def norm_counts_replicas():
-    from picolab.parallel import three_d
+    from picolab.parallel import three_d, whole
 
-    def grad_norm(self):
-        gradients = [p.grad for p in self.model.parameters()]
-        total = comm.all_reduce(three_d._square_sum(gradients), "tp", "tp: gradient norm")
-        return float(total) ** 0.5
+    def square_norm(parameters):
+        gradients = [p.grad for p in parameters]
+        return comm.all_reduce(whole._square_sum(gradients), "tp", "tp: gradient norm")
 
-    three_d.ThreeDParallelOptimizer.grad_norm = grad_norm
+    three_d.square_norm = square_norm
 
 
 def norm_of_the_own_shard():
-    from picolab.parallel import three_d
+    from picolab.parallel import three_d, whole
 
-    three_d.ThreeDParallelOptimizer.grad_norm = lambda self: (
-        float(three_d._square_sum([p.grad for p in self.model.parameters()])) ** 0.5
-    )
+    three_d.square_norm = lambda parameters: whole._square_sum([p.grad for p in parameters])
 
 
 def every_micro_batch_synchronised():
@@ -280,7 +277,7 @@ def shards(layout):
         "place": comm.mesh().coordinates,
         "parameters": {name: p.detach() for name, p in named},
         "gradients": {name: p.grad for name, p in named},
-        "order": [(name, p.numel(), any(q.dim is not None for q in p.pieces)) for name, p in named],
+        "order": [(name, p.numel(), any(q.cuts for q in p.pieces)) for name, p in named],
     }
 
 

@@ -206,9 +206,8 @@ def test_equal_to_torchs_own_pipeline():
             if not twin:
                 pipeline.run(schedules.make("1f1b", 2, m), tokens, labels, labels.numel())
             else:
-                stage_module = _Stage(pipeline)
                 rank = dist.get_rank()
-                stage = PipelineStage(stage_module, rank, 2, torch.device("cpu"))
+                stage = PipelineStage(model, rank, 2, torch.device("cpu"))
                 schedule = Schedule1F1B(stage, n_microbatches=m, loss_fn=mean_loss)
                 if rank == 0:
                     schedule.step(tokens.flatten(0, 1))
@@ -223,14 +222,3 @@ def test_equal_to_torchs_own_pipeline():
 
 def mean_loss(logits_BSV, labels_BS):
     return cross_entropy(logits_BSV, labels_BS) / labels_BS.numel()
-
-
-class _Stage(torch.nn.Module):
-    """A stage as a module, which is what torch's PipelineStage wants."""
-
-    def __init__(self, pipeline):
-        super().__init__()
-        self.model, self._pipeline = pipeline.model, [pipeline]
-
-    def forward(self, x):
-        return self._pipeline[0]._forward(x, SEQ, None)

@@ -133,7 +133,7 @@ def norm_gradients_summed_every_micro_batch():
     @contextmanager
     def no_sync(self):
         yield
-        self.tensor.sum_norm_gradients()
+        self.placements[0].sum_norm_gradients()
 
     three_d.ThreeDParallelOptimizer.no_sync = no_sync
 

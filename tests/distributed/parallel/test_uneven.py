@@ -7,6 +7,8 @@ rows belong to nobody), shards padded to equal size whose padding takes part in 
 left in what is gathered, and query heads dealt out apart from their key-value heads.
 """
 
+import itertools
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -22,7 +24,8 @@ from picolab.parallel import (
     VocabularyParallelLoss,
     parallelize,
 )
-from picolab.parallel.tensor_comm import gather_shards
+from picolab.parallel.vocabulary import shard
+from picolab.parallel.whole import gather, gather_shards
 from picolab.specs import Layout, ModelConfig
 
 CONFIGS = {
@@ -128,21 +131,21 @@ def padding_in_the_softmax():
 
     loss = vocabulary._CrossEntropy.apply
 
-    def padded(logits_BSV, labels_BS, start, stop, axis):
-        return loss(F.pad(logits_BSV, (0, 19 - (stop - start))), labels_BS, start, stop, axis)
+    def padded(logits_BSV, labels_BS, rows, axis):
+        return loss(F.pad(logits_BSV, (0, 19 - len(rows))), labels_BS, rows, axis)
 
     vocabulary._CrossEntropy = type("Padded", (), {"apply": staticmethod(padded)})
 
 
 def padding_left_in():
-    from picolab.parallel import three_d
+    from picolab.parallel import whole
 
-    def padded(x, cuts, axis, reason, dim=0):
-        rows = [max(map(len, cuts)) - x.shape[dim] if i == dim else 0 for i in range(x.dim())]
+    def padded(x, sizes, axis, reason, dim=0):
+        rows = [max(sizes) - x.shape[dim] if i == dim else 0 for i in range(x.dim())]
         pad = [size for i in reversed(range(x.dim())) for size in (0, rows[i])]
         return comm.all_gather(F.pad(x, pad), axis, reason, dim=dim)
 
-    three_d.gather_shards = padded
+    whole.gather_shards = padded
 
 
 @pytest.mark.parametrize("mutant", [remainder_dropped, padding_in_the_softmax, padding_left_in])
@@ -188,14 +191,14 @@ def parts(vocab):
     heads = [initialise(Linear([Piece("head.weight", (vocab, 3))], torch.float64))]
     heads.append(ColumnParallelLinear(Linear([Piece("head.weight", (vocab, 3))], torch.float64)))
     (share,) = initialise(heads[1]).weight.pieces
-    losses = [cross_entropy, VocabularyParallelLoss(vocab, share.start, share.stop)]
+    rows = share.ranges[0]
+    losses = [cross_entropy, VocabularyParallelLoss(vocab, rows.start, rows.stop)]
     found = []
     for embed, head, loss_of in zip(embeddings, heads, losses):
         loss = loss_of(head(embed(tokens)), labels)
         loss.backward()
         found.append([loss.detach(), embed.weight.grad, head.weight.grad])
-    cuts = share.cuts(0, comm.mesh().size("tp"))
-    found[1][1:] = [gather_shards(x, cuts, "tp", "check") for x in found[1][1:]]
+    found[1][1:] = [gather(share, x, "check") for x in found[1][1:]]
     return max(float((a - b).abs().max()) for a, b in zip(*found))
 
 
@@ -218,7 +221,8 @@ def gathered(cases):
         whole = torch.arange(2.0 * size * 3).reshape((size, 6) if dim == 0 else (6, size))
         cuts = costs.even_slices(size, 4, blocks)
         mine = whole.narrow(dim, cuts[me].start, len(cuts[me]))
-        assert torch.equal(gather_shards(mine, cuts, "tp", "check", dim), whole)
+        sizes = [len(cut) for cut in cuts]
+        assert torch.equal(gather_shards(mine, sizes, "tp", "check", dim), whole)
     return True
 
 
@@ -235,11 +239,19 @@ def test_shards_of_any_size_are_gathered():
 def test_pieces_cut_between_blocks_and_cover_the_tensor(unit, blocks, n, dim):
     size = unit * blocks
     piece = Piece("w", (size, 2) if dim == 0 else (2, size), blocks=blocks)
-    cuts = piece.cuts(dim, n)
+    cuts = [piece.shard("tp", dim, i, n, blocks=blocks).ranges[dim] for i in range(n)]
     assert [i for cut in cuts for i in cut] == list(range(size))
     assert all(cut.start % unit == cut.stop % unit == 0 for cut in cuts)
-    if blocks < n:
-        with pytest.raises(ValueError, match="one would have none"):
-            piece.shard(dim, 0, n)
-        return
-    assert [piece.shard(dim, i, n).local_shape[dim] for i in range(n)] == [len(c) for c in cuts]
+    assert all(len(a) >= len(b) for a, b in itertools.pairwise(cuts))
+
+
+def dealt_out_to_two(piece):
+    comm.build_mesh("tp2")
+    with pytest.raises(ValueError, match="one would have none"):
+        shard(piece, 0, "tp")
+    return True
+
+
+def test_a_rank_without_a_block_is_refused():
+    piece = Piece("layers.0.attention.k.weight", (24, 32), blocks=1)
+    assert pico.run(dealt_out_to_two, piece, world_size=2).values == [True] * 2

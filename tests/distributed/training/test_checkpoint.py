@@ -22,6 +22,7 @@ import torch
 import picolab as pico
 from picolab.launch import rundirs
 from picolab.model import Piece, meta_parameter
+from picolab.model.parameters import Cut as OneCut
 from picolab.training import Checkpoints, TrainConfig, checkpoint, checkpoint_plan, trainer
 from picolab.training.result import TrainResult
 from picolab.training.text import Text
@@ -190,7 +191,7 @@ def killed_at(config, checkpoints, step, where):
             os.kill(os.getpid(), signal.SIGKILL)
 
     def deadly_step(*args):
-        if where == "step" and pico.comm.ledger().step == step:
+        if where == "step" and args[1] == step:
             kill()
         return real_step(*args)
 
@@ -240,14 +241,14 @@ class Cut:
         self.pieces = {}
         for name, dim in (("q", 0), ("k", 0), ("w", draw.choice([0, 1]))):
             size = TENSORS[name][dim]
-            cuts = [0, *sorted(draw.randint(0, size) for _ in range(world - 1)), size]
-            self.pieces[name] = self.piece(name, dim, cuts[rank], cuts[rank + 1])
+            ends = (0, *sorted(draw.randint(0, size) for _ in range(world - 1)), size)
+            self.pieces[name] = self.piece(name, OneCut("world", dim, ends, rank))
         self.pieces["norm"] = self.piece("norm")
         if rank == draw.randrange(world):
             self.pieces["own"] = self.piece("own")
 
-    def piece(self, name, dim=None, start=0, stop=None):
-        return Piece(name, TENSORS[name], dim=dim, start=start, stop=stop)
+    def piece(self, name, *cuts):
+        return Piece(name, TENSORS[name], cuts=cuts)
 
     def optimizer(self, fill: bool) -> torch.optim.Optimizer:
         """q and k fused into one parameter, the others alone."""
@@ -532,7 +533,7 @@ def train_on_a_small_disk(config, checkpoints):
             resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
         return real(folder, step, *args)
 
-    trainer.save = save
+    checkpoint.save = save
     return trainer.train_rank(config, checkpoints)
 
 

@@ -1,0 +1,189 @@
+"""Buckets: gradients of several parameters in one flat buffer, sent while backward still runs.
+
+    backward           ... layer 3        layer 2        layer 1        layer 0
+    bucket 0 (3, 2)                       [ its collective ........ ]
+    bucket 1 (1, 0)                                                     [ its collective ....
+
+`parameter.grad` is a view into a bucket. When backward has finished the last gradient of a bucket,
+the bucket's collective is started and backward goes on. Buckets are filled in reverse order of the
+parameters, which is about the order in which backward finishes them.
+
+Buckets are always *started* in the same order on all ranks, also where they were filled in another:
+collectives are matched by their order, and a parameter that one rank did not use would otherwise
+pair bucket 3 with bucket 4. Gradients of parameters that this rank did not use count as zero.
+
+What is done with a full bucket is the subclass's (`_start`): data.py sums it over the replicas.
+Source: arXiv 2006.15704, section 3.2 (torch's DDP).
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from picolab import comm, costs
+from picolab.parallel.placement import Placement
+
+
+@dataclass
+class Slot:
+    """A parameter's place in its bucket."""
+
+    parameter: nn.Parameter
+    view: torch.Tensor
+    bucket: "Bucket"
+    arrived: bool = False  # its gradient is complete, in the micro-batch that is synchronised
+    summed: bool = False  # the view holds a sum over the ranks, to which nothing may be added
+
+
+@dataclass
+class Bucket:
+    flat: torch.Tensor
+    slots: list[Slot] = field(default_factory=list)
+    missing: int = 0  # gradients that have not arrived
+    pending: comm.Pending | None = None
+
+
+def fill_buckets(parameters: list[nn.Parameter], bucket_bytes: int) -> list[Bucket]:
+    """Buckets for the gradients of these parameters. A bucket is closed when the next gradient
+    would make it larger than bucket_bytes; it has one dtype and one device."""
+    kinds: dict[tuple, list[nn.Parameter]] = {}
+    for parameter in parameters:
+        kinds.setdefault((parameter.dtype, parameter.device), []).append(parameter)
+    buckets = []
+    for of_kind in kinds.values():
+        sizes = [parameter.numel() * parameter.element_size() for parameter in of_kind]
+        for group in costs.buckets(sizes, bucket_bytes):
+            members = [of_kind[index] for index in group]
+            flat = members[0].new_zeros(sum(parameter.numel() for parameter in members))
+            bucket = Bucket(flat.detach(), missing=len(members))
+            views = bucket.flat.split([parameter.numel() for parameter in members])
+            bucket.slots = [
+                Slot(parameter, view.view_as(parameter), bucket)
+                for parameter, view in zip(members, views)
+            ]
+            buckets.append(bucket)
+    return buckets
+
+
+class GradientBuckets(Placement, ABC):
+    """The bookkeeping of buckets: what has arrived, which may be started, what is refused.
+
+    A subclass says in `_start` what is sent. What would add to a sum that was already taken is
+    refused with a RuntimeError: a second backward without no_sync, a backward after finish without
+    zero_grad, a second finish.
+    """
+
+    axis: str
+    bucket_bytes: int
+    find_unused: bool
+    model: nn.Module
+
+    @abstractmethod
+    def _start(self, bucket: Bucket) -> None:
+        """Start the bucket's collective, and leave it in `bucket.pending`."""
+
+    def attach(self, model: nn.Module) -> None:
+        if any(parameter.is_meta for parameter in model.parameters()):
+            raise ValueError("the model has no values yet; initialise it before data parallelism")
+        self.model = model
+        self._trainable = [p for p in model.parameters() if p.requires_grad]
+        self._frozen = [p for p in model.parameters() if not p.requires_grad]
+        self._buckets: list[Bucket] = []
+        self._slots: dict[nn.Parameter, Slot] = {}
+        self._next = 0  # the first bucket that is not started
+        self._syncing = True
+        if comm.mesh().size(self.axis) > 1:
+            self._fill_buckets(self.bucket_bytes)
+            for parameter in self._trainable:
+                parameter.register_post_accumulate_grad_hook(self._arrived)
+
+    @contextmanager
+    def no_sync(self) -> Iterator[None]:
+        """Gradients of the backward passes inside are only added up here, not over the ranks."""
+        before, self._syncing = self._syncing, False
+        try:
+            yield
+        finally:
+            self._syncing = before
+
+    def finish(self) -> None:
+        """Start what is left, wait for all of it; then every gradient is the sum over the ranks."""
+        if not self._buckets:
+            return
+        if any(parameter.requires_grad for parameter in self._frozen):
+            raise RuntimeError(
+                "a parameter that was frozen when DataParallelOptimizer was made requires gradients"
+                " now, and nobody would sum them; make a new DataParallelOptimizer after unfreezing"
+            )
+        if any(slot.summed and slot.parameter.grad is slot.view for slot in self._slots.values()):
+            raise RuntimeError(
+                "finish() was called twice; gradients are summed already, call zero_grad() first"
+            )
+        used_here = [parameter.grad is not None for parameter in self._trainable]
+        for slot in self._slots.values():
+            if slot.parameter.grad is None:
+                slot.parameter.grad = slot.view.zero_()
+        for bucket in self._buckets[self._next :]:
+            self._start(bucket)
+        # Only now: ranks arrive here with different numbers of buckets started, and collectives
+        # are matched by their order.
+        used = self._used_anywhere(used_here) if self.find_unused else None
+        for bucket in self._buckets:
+            bucket.pending.wait()
+            bucket.pending, bucket.missing = None, len(bucket.slots)
+        for slot in self._slots.values():
+            slot.arrived, slot.summed = False, True
+        self._next = 0
+        if used is not None:
+            for parameter, anywhere in zip(self._trainable, used):
+                if not anywhere:
+                    parameter.grad = None
+
+    def finish_gradients(self) -> None:
+        self.finish()
+
+    def zero_grad(self) -> None:
+        """Drop all gradients. Costs nothing: the buffers stay, and the next backward overwrites."""
+        for parameter in self._trainable:
+            parameter.grad = None
+
+    def _used_anywhere(self, used_here: list[bool]) -> list[int]:
+        used = torch.tensor(used_here, dtype=torch.uint8, device=self._buckets[0].flat.device)
+        return comm.all_reduce(used, self.axis, "dp: which parameters were used", op="max").tolist()
+
+    def _fill_buckets(self, bucket_bytes: int) -> None:
+        self._buckets = fill_buckets(self._trainable, bucket_bytes)
+        self._slots = {slot.parameter: slot for bucket in self._buckets for slot in bucket.slots}
+
+    def _arrived(self, parameter: nn.Parameter) -> None:
+        """Called by autograd when it has added a gradient to `parameter.grad`.
+
+        The argument is the parameter, not its gradient: averaging the argument averages weights.
+        """
+        slot = self._slots[parameter]
+        if parameter.grad is not slot.view:
+            # The first gradient since zero_grad: autograd made a tensor of its own for it.
+            slot.view.copy_(parameter.grad)
+            parameter.grad = slot.view
+        elif slot.summed:
+            raise RuntimeError(
+                "this gradient would be added to a sum over all ranks; call zero_grad() after each "
+                "finish() (set_to_none=False cannot be told from forgetting it)"
+            )
+        slot.summed = False
+        if not self._syncing:
+            return
+        if slot.arrived:
+            raise RuntimeError(
+                "a second backward before finish(): its all-reduces are under way; wrap all "
+                "micro-batches but the last in no_sync()"
+            )
+        slot.arrived = True
+        slot.bucket.missing -= 1
+        while self._next < len(self._buckets) and self._buckets[self._next].missing == 0:
+            self._start(self._buckets[self._next])
+            self._next += 1

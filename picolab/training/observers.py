@@ -1,0 +1,86 @@
+"""The trainer's own observers: what is told, kept and tried out beside the steps themselves."""
+
+from picolab import comm
+from picolab.monitoring import Observer, StepReport, events
+from picolab.training import checkpoint
+from picolab.training.checkpoint import Checkpoints
+from picolab.training.result import RankReport
+
+HELD_OUT_BATCHES = 4  # global batches of an evaluation
+
+
+class Recorder(Observer):
+    """Writes each step into the rank's report."""
+
+    def __init__(self, report: RankReport):
+        self._report = report
+
+    def step(self, run, report: StepReport) -> None:
+        mine = self._report
+        mine.losses.append(report.loss)
+        mine.grad_norms.append(report.grad_norm)
+        mine.learning_rates.append(report.lr)
+        mine.tokens.append(report.tokens)
+        mine.seconds.append(report.seconds)
+        mine.cpu_s += report.cpu_s
+        if report.skipped:
+            mine.skipped.append(report.step)
+
+
+class EventWriter(Observer):
+    """Says each step to whoever watches: the notebook, the run directory. (The step's collectives
+    were said before it, by the ledger.)"""
+
+    def step(self, run, report: StepReport) -> None:
+        events.write(
+            "step",
+            step=report.step,
+            steps=run.config.steps,
+            loss=report.loss,
+            grad_norm=report.grad_norm,
+            lr=report.lr,
+            tokens=report.tokens,
+            seconds=report.seconds,
+            cpu_s=report.cpu_s,
+            layout=str(run.config.layout),
+            skipped=report.skipped,
+        )
+
+
+class Evaluation(Observer):
+    """The loss on text that is never trained on: after every so many steps, and at the end.
+
+    Always the same sequences, as many as HELD_OUT_BATCHES steps read, so that runs of the same
+    global batch can be compared, in whatever layout.
+    """
+
+    def __init__(self, every: int, losses: dict[int, float]):
+        self._every, self._losses = every, losses
+
+    def step(self, run, report: StepReport) -> None:
+        done = report.step + 1
+        if done % self._every and done != run.config.steps:
+            return
+        mesh, config = comm.mesh(), run.config
+        tokens_MBS, labels_MBS = run.text.held_out_batch(
+            dp_rank=mesh.rank("dp"),
+            dp_size=mesh.size("dp"),
+            micro_batch=config.micro_batch,
+            accumulate=config.accumulate * HELD_OUT_BATCHES,
+        )
+        loss = run.parallel.evaluate(tokens_MBS.to(run.device), labels_MBS.to(run.device)).item()
+        self._losses[done] = loss
+        if mesh.rank("world") == 0:
+            events.write("eval", step=done, loss=loss)
+
+
+class CheckpointWriter(Observer):
+    """Writes a checkpoint whenever one is due."""
+
+    def __init__(self, checkpoints: Checkpoints):
+        self._checkpoints = checkpoints
+
+    def step(self, run, report: StepReport) -> None:
+        wanted, done = self._checkpoints, report.step + 1
+        if wanted.due(done, run.config.steps):
+            checkpoint.save(wanted.folder, done, run.optimizer, run.text, run.config, wanted.keep)
