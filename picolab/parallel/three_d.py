@@ -23,9 +23,10 @@ from torch import nn
 from picolab import comm, costs, schedules
 from picolab.model import Transformer, initialise, slices
 from picolab.model.transformer import IGNORED
-from picolab.parallel.context import ring_attention, split_batch
 from picolab.parallel.data import DataParallelOptimizer
 from picolab.parallel.pipeline import PipelineParallelOptimizer
+from picolab.parallel.ring import ring_attention
+from picolab.parallel.sequence_split import split_batch
 from picolab.parallel.tensor import TensorParallelOptimizer
 from picolab.parallel.tensor_comm import gather_shards
 from picolab.specs import Layout
