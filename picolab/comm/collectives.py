@@ -45,10 +45,15 @@ def ledger() -> RankLedger:
 
 
 class Pending:
-    """A collective under way. `wait()` returns its tensor, and only then is the entry written."""
+    """A collective under way. `wait()` returns its tensor, and only then is the entry written.
 
-    def __init__(self, works, tensor: torch.Tensor, start: float, entry: tuple):
-        self._works, self._tensor, self._start, self._entry = works, tensor, start, entry
+    Of a shift there are two entries, and one wait covers both: the second has no time of its own.
+    torch's work keeps the tensors that travel alive; not to change them until then is the
+    caller's part.
+    """
+
+    def __init__(self, works, tensor: torch.Tensor, start: float, *entries: tuple):
+        self._works, self._tensor, self._start, self._entries = works, tensor, start, entries
 
     def wait(self) -> torch.Tensor:
         if self._works is not None:
@@ -56,7 +61,10 @@ class Pending:
             for work in self._works:
                 work.wait()
             end = current.now()
-            current.record(*self._entry, waited, end - self._start, end - waited)
+            first, *rest = self._entries
+            current.record(*first, waited, end - self._start, end - waited)
+            for entry in rest:
+                current.record(*entry, end, 0.0, 0.0, leaves=False)
             self._works = None
         return self._tensor
 
@@ -239,12 +247,17 @@ def exchange(
     # One wait covers both; the receive is booked with no time of its own, so that times still add
     # up.
     current.record(*sent, start, end - start, end - start)
-    current.record(*received, end, 0.0, 0.0)
+    current.record(*received, end, 0.0, 0.0, leaves=False)
     return incoming
 
 
-def shift(x: torch.Tensor, axis: str, reason: str) -> torch.Tensor:
+def shift(
+    x: torch.Tensor, axis: str, reason: str, async_op: bool = False
+) -> torch.Tensor | Pending:
     """Every rank of the axis gives x to its right neighbour; returns what came from the left.
+
+    With async_op, returns a `Pending` whose `wait()` gives what came; until then x may be read and
+    not changed.
 
     The same shape on every rank. Two entries, a send and a recv, as of `exchange`; but all ranks of
     the axis must call it, and so it can be an all-to-all whose other blocks are empty. gloo does
@@ -254,7 +267,7 @@ def shift(x: torch.Tensor, axis: str, reason: str) -> torch.Tensor:
     m = mesh()
     n, me, ranks = m.size(axis), m.rank(axis), m.ranks(axis)
     if n == 1:
-        return x
+        return Pending(None, x, 0.0, ()) if async_op else x
     right, left = (me + 1) % n, (me - 1) % n
     outgoing = x.contiguous().view(-1)
     incoming = torch.empty_like(outgoing)
@@ -263,10 +276,13 @@ def shift(x: torch.Tensor, axis: str, reason: str) -> torch.Tensor:
     sent = _entry("send", axis, m, outgoing, _bytes(outgoing), reason)
     received = _entry("recv", axis, m, incoming, _bytes(incoming), reason)
     start = _enter(sent, x, f" to {ranks[right]} while receiving from {ranks[left]}")
-    _all_to_all(incoming, outgoing, source, to, group=m.group(axis))
+    work = _all_to_all(incoming, outgoing, source, to, group=m.group(axis), async_op=async_op)
+    incoming = incoming.view_as(x)
+    if async_op:
+        return Pending([work], incoming, start, sent, received)
     _done(sent, start, None)
-    current.record(*received, current.now(), 0.0, 0.0)
-    return incoming.view_as(x)
+    current.record(*received, current.now(), 0.0, 0.0, leaves=False)
+    return incoming
 
 
 def barrier(axis: str = "world", reason: str = "barrier") -> None:

@@ -277,8 +277,8 @@ EXERCISE = Exercise(
         Mutant(stays_with_its_tokens, "needs those of all 6 tokens"),
     ),
     blocked=(
-        "picolab.parallel.context.ulysses_attention",
-        "picolab.parallel.context_comm.exchange_blocks",
+        "picolab.parallel.ulysses.ulysses_attention",
+        "picolab.parallel.ulysses.exchange_blocks",
     ),
     timeout=5.0,
 )

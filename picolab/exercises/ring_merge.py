@@ -308,7 +308,7 @@ def returns_out_alone(q, k, v, attend):
 
 
 def calls_the_packages(q, k, v, attend):
-    from picolab.parallel.context import ring_attention
+    from picolab.parallel.ring import ring_attention
 
     return ring_attention(q, k, v, "cp", "contiguous")
 
@@ -386,11 +386,10 @@ EXERCISE = Exercise(
         Mutant(gathers_all_keys, "it uses all-gathers"),
     ),
     blocked=(
-        "picolab.parallel.context.ring_attention",
-        "picolab.parallel.context.gathered_attention",
-        "picolab.parallel.context.ulysses_attention",
-        "picolab.parallel.context.merge",
-        "picolab.parallel.context_comm.key_value_ring",
+        "picolab.parallel.ring.ring_attention",
+        "picolab.parallel.ring.merge",
+        "picolab.parallel.gathered.gathered_attention",
+        "picolab.parallel.ulysses.ulysses_attention",
     ),
     timeout=5.0,
 )

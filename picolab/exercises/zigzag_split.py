@@ -222,9 +222,9 @@ def asks_the_others(x, rank, cp):
 
 
 def calls_the_packages(x, rank, cp):
-    from picolab.parallel import context
+    from picolab.parallel.sequence_split import positions, split_sequence
 
-    return context.split_sequence(x, rank, cp), context.positions(rank, cp, x.shape[1])
+    return split_sequence(x, rank, cp), positions(rank, cp, x.shape[1])
 
 
 EXERCISE = Exercise(
@@ -279,10 +279,10 @@ EXERCISE = Exercise(
         Mutant(calls_the_packages, "is what this exercise asks you to write"),
     ),
     blocked=(
-        "picolab.parallel.context.chunks",
-        "picolab.parallel.context.positions",
-        "picolab.parallel.context.split_sequence",
-        "picolab.parallel.context.split_batch",
+        "picolab.parallel.sequence_split.chunks",
+        "picolab.parallel.sequence_split.positions",
+        "picolab.parallel.sequence_split.split_sequence",
+        "picolab.parallel.sequence_split.split_batch",
     ),
     timeout=5.0,
 )

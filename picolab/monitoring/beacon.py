@@ -46,8 +46,7 @@ class Beacon:
         _COUNTER.pack_into(self._map, 0, self._entered)
 
     def leave(self) -> None:
-        # An exchange is entered once and recorded twice, as a send and as a receive.
-        self._left = min(self._left + 1, self._entered)
+        self._left += 1
         _COUNTER.pack_into(self._map, 8, self._left)
 
 

@@ -157,9 +157,24 @@ class RankLedger:
         return self.now()
 
     def record(
-        self, op, axis, ranks, dtype, payload_bytes, ring_bytes, reason, start, seconds, exposed_s
+        self,
+        op,
+        axis,
+        ranks,
+        dtype,
+        payload_bytes,
+        ring_bytes,
+        reason,
+        start,
+        seconds,
+        exposed_s,
+        leaves=True,
     ) -> None:
-        if self._beacon is not None:
+        """leaves: False for the second entry of a collective that is entered once (an exchange is
+        a send and a receive). Were it counted as left twice, a rank that waits in another one
+        would look as if it were outside.
+        """
+        if leaves and self._beacon is not None:
             self._beacon.leave()
         what = (op, axis, ranks, dtype, payload_bytes, ring_bytes, reason)
         self.kept.append(Entry(self.rank, self.step, *what, start, seconds, exposed_s))

@@ -1,7 +1,7 @@
 """Ring attention, step by step: which rank meets which keys and values, and how much of that block
 causality leaves to compute. The sequence cut contiguously beside the zig-zag cut.
 
-Simulated, not measured. The rules are those of the real one (`picolab.parallel.context`): each of n
+Simulated, not measured. The rules are those of the real one (`picolab.parallel.ring`): each of n
 ranks keeps its queries; in step s, from 1, rank r holds the keys and values of rank r - (s - 1) mod
 n, then passes them to its right. A block is the queries of one rank times the keys of one; of it is
 computed

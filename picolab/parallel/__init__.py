@@ -1,9 +1,15 @@
 """Parallelism: one model on many ranks, computing what it computes on one.
 
-    data.py         replicas that see different samples: the naive loop, and buckets that overlap
-    tensor.py       what is split inside a layer, and tensor_comm.py how the halves talk (f and g)
-    vocabulary.py   the embedding and the loss, split along the vocabulary
-    three_d.py      the composition, in one page: `parallelize(model, layout)`
+    data.py            replicas that see different samples: the naive loop, and buckets that overlap
+    tensor.py          what is split inside a layer, and tensor_comm.py how the halves talk (f, g)
+    vocabulary.py      the embedding and the loss, split along the vocabulary
+    pipeline.py        layers on different ranks, in the order that a schedule says
+    sequence_split.py  one sequence on many ranks: who holds which tokens, and computes what
+    ring.py            attention over a split sequence: keys and values go round
+    ulysses.py         the same by exchanging heads
+    gathered.py        the same in the simple way, for any mask
+    attention_block.py one block of attention, with the log-sum-exp by which blocks are merged
+    three_d.py         the composition, in one page: `parallelize(model, layout)`
 
 The classes are called optimizers because they optimise where a model is placed; they are not
 `torch.optim` optimizers. With torch missing, importing this room says what to install.
@@ -17,6 +23,8 @@ except ImportError as error:
     ) from error
 
 from picolab.parallel.data import DataParallelOptimizer, naive_sync
+from picolab.parallel.gathered import gathered_attention
+from picolab.parallel.ring import ring_attention
 from picolab.parallel.tensor import (
     ColumnParallelLinear,
     RowParallelLinear,
@@ -32,6 +40,7 @@ from picolab.parallel.tensor_comm import (
     scatter_sum,
 )
 from picolab.parallel.three_d import IMPLEMENTED_AXES, ThreeDParallelOptimizer, parallelize
+from picolab.parallel.ulysses import ulysses_attention
 from picolab.parallel.vocabulary import VocabularyParallelEmbedding, VocabularyParallelLoss
 
 __all__ = [
@@ -49,7 +58,10 @@ __all__ = [
     "g_",
     "gather",
     "gather_linear",
+    "gathered_attention",
     "naive_sync",
     "parallelize",
+    "ring_attention",
     "scatter_sum",
+    "ulysses_attention",
 ]

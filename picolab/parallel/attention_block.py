@@ -3,7 +3,7 @@
     scores = q k^T / sqrt(E)      out = softmax(scores) v      lse = log sum exp(scores)
 
 `lse` has one number for each query: the logarithm of what the softmax divided by. Whoever has `out`
-and `lse` of two blocks of keys can merge them into those of both (context.py), and whoever has the
+and `lse` of two blocks of keys can merge them into those of both (ring.py), and whoever has the
 `lse` over *all* keys can take any one block's gradients without the others:
 
     p  = exp(scores - lse)                      dv = p^T dout

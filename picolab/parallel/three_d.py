@@ -21,7 +21,7 @@ import torch.distributed as dist
 from picolab import comm, costs, schedules
 from picolab.model import Transformer, initialise
 from picolab.parallel import micro_batches
-from picolab.parallel.context_parallel import ContextParallelOptimizer
+from picolab.parallel.context import ContextParallelOptimizer
 from picolab.parallel.data import DataParallelOptimizer
 from picolab.parallel.micro_batches import count_valid
 from picolab.parallel.pipeline import PipelineParallelOptimizer

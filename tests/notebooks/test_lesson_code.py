@@ -22,12 +22,15 @@ from picolab.parallel import (
     ColumnParallelLinear,
     DataParallelOptimizer,
     RowParallelLinear,
-    context,
     f,
     g,
+    gathered_attention,
     naive_sync,
+    ring_attention,
 )
 from picolab.parallel.attention_block import attend
+from picolab.parallel.ring import merge as packages_merge
+from picolab.parallel.sequence_split import positions, split_sequence
 from picolab.specs import ModelConfig
 
 CHAPTER = Path(__file__).resolve().parents[2] / "notebooks" / "01_4d_basics.ipynb"
@@ -395,7 +398,7 @@ def merges(mutant=None) -> float:
     drawn = torch.Generator().manual_seed(1)
     out, other = (torch.randn(2, 3, 5, 8, dtype=torch.float64, generator=drawn) for _ in "ab")
     lse, other_lse = (5 * torch.randn(2, 3, 5, dtype=torch.float64, generator=drawn) for _ in "ab")
-    expected = context.merge(out.clone(), lse, other, other_lse)
+    expected = packages_merge(out.clone(), lse, other, other_lse)
     return apart(list(merge(out, lse, other, other_lse)), list(expected))
 
 
@@ -419,9 +422,9 @@ def rings_of_attention(lesson_ring):
     shapes = (2, 4, 8 * size, 8), (2, 2, 8 * size, 8), (2, 2, 8 * size, 8)
     whole = [torch.randn(shape, dtype=torch.float64, generator=drawn) for shape in shapes]
     for split in ("contiguous", "zigzag"):
-        q, k, v = (context.split_sequence(x, me, size, 2, split) for x in whole)
+        q, k, v = (split_sequence(x, me, size, 2, split) for x in whole)
         since = len(comm.ledger().kept)
-        expected = context.ring_attention(q, k, v, split=split)
+        expected = ring_attention(q, k, v, split=split)
         between = len(comm.ledger().kept)
         out = lesson_ring(q, k, v, split, attend)
         same = booked(since)[: between - since] == booked(between)
@@ -454,7 +457,7 @@ def test_the_experiments_counts_are_exact():
     for split in ("contiguous", "zigzag"):
         ranks = pico.run(names["attention_work"], split, seq, world_size=WORLD)
         for rank, (scores, _, difference) in enumerate(ranks):
-            rows = context.positions(rank, WORLD, seq, split)
+            rows = positions(rank, WORLD, seq, split)
             assert scores == int(visible[rows].sum()) and difference < 1e-5
 
 
@@ -490,8 +493,8 @@ def rings_over_documents(lesson_ring):
         right = torch.nn.functional.scaled_dot_product_attention(
             *whole, attn_mask=mask, enable_gqa=True
         )
-        *mine, expected = (context.split_sequence(x, me, size, 2) for x in (*whole, right))
-        packaged = context.gathered_attention(*mine, documents_BS=document.expand(2, -1))
+        *mine, expected = (split_sequence(x, me, size, 2) for x in (*whole, right))
+        packaged = gathered_attention(*mine, documents_BS=document.expand(2, -1))
         out = lesson_ring(*mine, document)
         found.append(max(apart([out], [expected]), apart([out], [packaged])))
     return found

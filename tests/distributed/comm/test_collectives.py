@@ -4,6 +4,8 @@ Wrong versions these catch: an all-gather along a dim that only concatenates alo
 that takes the world's size for every group (then sub-group traffic is wrong), an asynchronous
 entry written at the issue."""
 
+import time
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -162,6 +164,40 @@ def test_a_shift_round_the_ring_is_a_send_and_a_receive():
         ("send", 24, 24.0),
         ("recv", 24, 0.0),
     ] * 3
+
+
+def test_shifts_under_way_are_booked_when_they_are_waited_for():
+    """Two at once; what is sent has no other owner, and other tensors take its size meanwhile."""
+
+    def two_hops():
+        m, ledger = comm.mesh(), comm.ledger()
+        me, booked = m.rank("world"), []
+        pendings = [
+            comm.shift(torch.full((1000, 3), 10.0 * hop + me), "world", f"hop {hop}", async_op=True)
+            for hop in range(2)
+        ]
+        others = [torch.full((1000, 3), -1.0) for _ in range(20)]
+        booked.append(len(ledger.kept))
+        time.sleep(0.2)  # compute, behind which they hide
+        for pending in pendings[::-1]:
+            arrived = pending.wait()
+            assert pending.done() and torch.equal(pending.wait(), arrived) and len(others) == 20
+            booked.append((int(arrived[0, 0]), arrived.shape, len(ledger.kept)))
+            assert bool((arrived == arrived[0, 0]).all())
+        return booked
+
+    run = pico.run(two_hops, world_size=3)
+    for rank, booked in enumerate(run):
+        left, shape = (rank - 1) % 3, torch.Size([1000, 3])
+        assert booked == [0, (10 + left, shape, 2), (left, shape, 4)]
+    entries = list(run.ledger.rank(0))
+    assert [(e.op, e.reason, e.payload_bytes, e.ring_bytes) for e in entries] == [
+        (op, f"hop {hop}", 12_000, 12_000.0 if op == "send" else 0.0)
+        for hop in (1, 0)
+        for op in ("send", "recv")
+    ]
+    for send, recv in zip(entries[::2], entries[1::2]):
+        assert send.seconds - send.exposed_s >= 0.2 and recv.seconds == recv.exposed_s == 0
 
 
 def test_a_pair_swaps_below_a_size_and_computes_the_same():

@@ -21,12 +21,21 @@ import picolab as pico
 from picolab import comm
 from picolab.model.layers import RotaryTables, rotate
 from picolab.monitoring.ledger import Ledger
-from picolab.parallel import attention_block, context, context_comm
+from picolab.parallel import attention_block, gathered, ring, ulysses
+from picolab.parallel.sequence_split import (
+    causal_work,
+    chunks,
+    join_sequence,
+    positions,
+    split_batch,
+    split_sequence,
+    visible,
+)
 
 WAYS = {
-    "ring": context.ring_attention,
-    "ulysses": context.ulysses_attention,
-    "gathered": context.gathered_attention,
+    "ring": ring.ring_attention,
+    "ulysses": ulysses.ulysses_attention,
+    "gathered": gathered.gathered_attention,
 }
 SPLITS = ("zigzag", "contiguous")
 NAMES = ("out", "dq", "dk", "dv")
@@ -61,14 +70,14 @@ def sdpa(q, k, v, dout):
 def sharded(way, tensors, split):
     """out, dq, dk, dv of this rank's share."""
     m = comm.mesh()
-    shares = [context.split_sequence(x, m.rank("cp"), m.size("cp"), 2, split) for x in tensors]
+    shares = [split_sequence(x, m.rank("cp"), m.size("cp"), 2, split) for x in tensors]
     return differentiate(lambda *x: WAYS[way](*x, split=split), *shares)
 
 
 def difference(mine, whole, split):
     """The largest difference of a share, relative to the largest element of the whole tensor."""
     m = comm.mesh()
-    share = context.split_sequence(whole, m.rank("cp"), m.size("cp"), 2, split)
+    share = split_sequence(whole, m.rank("cp"), m.size("cp"), 2, split)
     assert mine.shape == share.shape and mine.dtype == share.dtype
     return float((mine - share).abs().max() / whole.abs().max())
 
@@ -83,19 +92,19 @@ def test_join_undoes_split_and_positions_are_what_was_cut(cp, size, split, dim):
     shape = [3, 2, 5]
     shape[dim] = seq
     x = torch.arange(torch.Size(shape).numel()).reshape(shape)
-    shares = [context.split_sequence(x, rank, cp, dim, split) for rank in range(cp)]
-    assert torch.equal(context.join_sequence(shares, dim, split), x)
+    shares = [split_sequence(x, rank, cp, dim, split) for rank in range(cp)]
+    assert torch.equal(join_sequence(shares, dim, split), x)
     for rank, share in enumerate(shares):
-        places = context.positions(rank, cp, seq, split)
+        places = positions(rank, cp, seq, split)
         assert torch.equal(x.index_select(dim, places), share)
         assert torch.equal(places, places.sort().values), "local order is global order"
 
 
 def test_who_holds_what():
-    assert [context.chunks(r, 4) for r in range(4)] == [(0, 7), (1, 6), (2, 5), (3, 4)]
-    assert context.positions(1, 2, 8).tolist() == [2, 3, 4, 5]
-    assert context.positions(0, 2, 8).tolist() == [0, 1, 6, 7]
-    assert context.positions(1, 2, 8, "contiguous").tolist() == [4, 5, 6, 7]
+    assert [chunks(r, 4) for r in range(4)] == [(0, 7), (1, 6), (2, 5), (3, 4)]
+    assert positions(1, 2, 8).tolist() == [2, 3, 4, 5]
+    assert positions(0, 2, 8).tolist() == [0, 1, 6, 7]
+    assert positions(1, 2, 8, "contiguous").tolist() == [4, 5, 6, 7]
 
 
 @settings(deadline=None)
@@ -105,11 +114,11 @@ def test_blocks_cover_what_the_mask_lets_through_and_nothing_twice(cp, size, spl
     seq = 2 * cp * size
     seen = torch.zeros(seq, seq, dtype=torch.long)
     for rank, owner in itertools.product(range(cp), repeat=2):
-        block = context.visible(rank, owner, seq // cp, split)
+        block = visible(rank, owner, seq // cp, split)
         if block is None:
             continue
-        rows = context.positions(rank, cp, seq, split)[block.queries]
-        columns = context.positions(owner, cp, seq, split)[block.keys]
+        rows = positions(rank, cp, seq, split)[block.queries]
+        columns = positions(owner, cp, seq, split)[block.keys]
         computed = torch.ones(len(rows), len(columns), dtype=torch.long)
         seen[rows.unsqueeze(1), columns] += computed.tril() if block.causal else computed
     assert torch.equal(seen, torch.ones(seq, seq, dtype=torch.long).tril())
@@ -119,33 +128,33 @@ def test_blocks_cover_what_the_mask_lets_through_and_nothing_twice(cp, size, spl
 @given(st.integers(1, 8), st.integers(1, 5))
 def test_zigzag_work_is_exactly_equal_and_contiguous_work_is_not(cp, size):
     seq = 2 * cp * size
-    zigzag = [context.causal_work(rank, cp, seq) for rank in range(cp)]
+    zigzag = [causal_work(rank, cp, seq) for rank in range(cp)]
     assert zigzag == [seq**2 / 2 / cp] * cp
-    contiguous = [context.causal_work(rank, cp, seq, "contiguous") for rank in range(cp)]
+    contiguous = [causal_work(rank, cp, seq, "contiguous") for rank in range(cp)]
     assert [Fraction(work) / sum(map(Fraction, contiguous)) for work in contiguous] == [
         Fraction(2 * rank + 1, cp**2) for rank in range(cp)
     ]
     assert sum(contiguous) == sum(zigzag) == seq**2 / 2
     for split, works in (("zigzag", zigzag), ("contiguous", contiguous)):
         for rank, work in enumerate(works):  # counted: the diagonal's elements as halves
-            places = context.positions(rank, cp, seq, split)
+            places = positions(rank, cp, seq, split)
             pairs = int((places + 1).sum())
             assert work == pairs - len(places) / 2
 
 
 def test_the_last_of_four_has_seven_sixteenths():
-    assert context.causal_work(3, 4, 64, "contiguous") / (64**2 / 2) == 0.4375
+    assert causal_work(3, 4, 64, "contiguous") / (64**2 / 2) == 0.4375
 
 
 def test_bad_input_gets_a_sentence():
     with pytest.raises(ValueError, match=r"of 12 .* 2 \* cp = 8 equal chunks .*; take 8 or 16$"):
-        context.split_sequence(torch.zeros(1, 12), 0, 4)
+        split_sequence(torch.zeros(1, 12), 0, 4)
     with pytest.raises(ValueError, match=r"of 6 .* 2 \* cp = 8 .*; take 8$"):
-        context.positions(0, 4, 6)
+        positions(0, 4, 6)
     with pytest.raises(ValueError, match=r"of 13 .* cp = 4 .*contiguous.* take 12 or 16"):
-        context.causal_work(0, 4, 13, "contiguous")
+        causal_work(0, 4, 13, "contiguous")
     with pytest.raises(ValueError, match="'spiral'; it is 'zigzag' or 'contiguous'"):
-        context.split_sequence(torch.zeros(1, 8), 0, 2, split="spiral")
+        split_sequence(torch.zeros(1, 8), 0, 2, split="spiral")
 
     def on_a_rank():
         comm.build_mesh("cp2")
@@ -159,10 +168,10 @@ def test_bad_input_gets_a_sentence():
                 way(q[:, :3], k, v)
         q, k, v, _ = inputs(torch.float32, heads=3, kv_heads=3)
         with pytest.raises(ValueError, match="cp=2 must divide the 3 query heads"):
-            context.ulysses_attention(q, k, v)
+            ulysses.ulysses_attention(q, k, v)
         q, k, v, _ = inputs(torch.float32, heads=6, kv_heads=3)
         with pytest.raises(ValueError, match="divide the 3 key-value heads or be a multiple"):
-            context.ulysses_attention(q, k, v)
+            ulysses.ulysses_attention(q, k, v)
         return len(comm.ledger().snapshot())
 
     assert pico.run(on_a_rank, world_size=2).values == [0, 0], "refused before anything is sent"
@@ -249,10 +258,10 @@ def with_rotary(world, claimed):
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
 
     rank = m.rank("cp")
-    shares = [context.split_sequence(x, rank, world, 2) for x in whole]
-    places = context.positions(rank, world, seq, claimed)
+    shares = [split_sequence(x, rank, world, 2) for x in whole]
+    places = positions(rank, world, seq, claimed)
     mine = differentiate(
-        lambda *x: attention(*x, places, context.ring_attention),
+        lambda *x: attention(*x, places, ring.ring_attention),
         *shares,
     )
     reference = differentiate(lambda *x: attention(*x, torch.arange(seq), plain), *whole)
@@ -272,8 +281,8 @@ def batch_of(world, shift_first):
     comm.build_mesh(f"cp{world}")
     text = torch.arange(33).expand(2, 33) * torch.tensor([[1], [3]])
     if shift_first:
-        return context.split_batch(text[:, :-1], text[:, 1:])
-    tokens, _, places = context.split_batch(text[:, :-1], text[:, 1:])
+        return split_batch(text[:, :-1], text[:, 1:])
+    tokens, _, places = split_batch(text[:, :-1], text[:, 1:])
     return tokens, tokens.roll(-1, 1), places  # the mutant
 
 
@@ -295,16 +304,16 @@ def squared_errors(world, merge_in):
     """Sums over this rank's share of squared errors, against fp64: the ring's and SDPA's own."""
     m = comm.build_mesh(f"cp{world}")
     if merge_in is not None:
-        context.accumulation_dtype = lambda dtype: merge_in
-        kernel = context.attend_backward  # which takes no log-sum-exp in bf16
-        context.attend_backward = lambda *x: kernel(*x[:5], x[5].float(), x[6])
+        ring.accumulation_dtype = lambda dtype: merge_in
+        kernel = ring.attend_backward  # which takes no log-sum-exp in bf16
+        ring.attend_backward = lambda *x: kernel(*x[:5], x[5].float(), x[6])
     tensors = inputs(torch.bfloat16, seq=256, size=32)
     exact = sdpa(*(x.double() for x in tensors))
     own, found = sdpa(*tensors), {}
     for split in SPLITS:
 
         def share(x, split=split):
-            return context.split_sequence(x, m.rank("cp"), world, 2, split).double()
+            return split_sequence(x, m.rank("cp"), world, 2, split).double()
 
         found[split] = [
             [float((a.double() - share(b)).square().sum()) for a, b in zip(those, exact)]
@@ -343,20 +352,20 @@ def test_mutant_merging_in_bf16_is_caught():
 def with_mutant(world, mutant):
     comm.build_mesh(f"cp{world}")
     if mutant == "lse":  # the output is merged, its weight is not
-        merge = context.merge
-        context.merge = lambda out, lse, *other: (merge(out, lse, *other)[0], lse)
+        merge = ring.merge
+        ring.merge = lambda out, lse, *other: (merge(out, lse, *other)[0], lse)
     elif mutant == "home":  # the last hop is left out: gradients stay with the left neighbour
-        pass_on = context_comm.pass_on
+        shift = comm.shift
         hops = itertools.count(1)
 
-        def stay(x, axis, reason):
-            last = reason == context_comm.GRADIENTS and next(hops) == world - 1
-            return torch.zeros_like(x) if last else pass_on(x, axis, reason)
+        def stay(x, axis, reason, async_op):
+            if reason == ring.GRADIENTS and next(hops) == world - 1:
+                return comm.Pending(None, torch.zeros_like(x), 0.0)
+            return shift(x, axis, reason, async_op)
 
-        context_comm.pass_on = stay
+        comm.shift = stay
     elif mutant == "order":  # zig-zag data, masked as if they were contiguous
-        visible = context.visible
-        context.visible = lambda rank, owner, size, split: visible(rank, owner, size, "contiguous")
+        ring.visible = lambda rank, owner, size, split: visible(rank, owner, size, "contiguous")
     tensors = inputs(torch.float64)
     mine, whole = sharded("ring", tensors, "zigzag"), sdpa(*tensors)
     return [difference(a, b, "zigzag") for a, b in zip(mine, whole)]
@@ -378,6 +387,63 @@ def test_mutants_of_the_ring_are_caught(world):
     assert min(worst("order")) > 1e-3
 
 
+# When it is sent.
+
+
+def order_of(world, mutant):
+    """What one rank does, forward and backward, in order; and how far its results are off."""
+    comm.build_mesh(f"cp{world}")
+    order, shift = [], comm.shift
+
+    def noted(x, axis, reason, async_op=False):
+        what = "gradients" if reason == ring.GRADIENTS else "keys"
+        order.append(f"post {what}")
+        pending = shift(x, axis, reason, async_op=True)
+        wait = pending.wait
+        pending.wait = lambda: (order.append(f"wait {what}"), wait())[1]
+        return pending if async_op else pending.wait()
+
+    class Late:  # the mutant: the hop is posted when somebody asks for what it brings
+        def __init__(self, *hop):
+            self.hop = hop
+
+        def wait(self):
+            return noted(*self.hop)
+
+    def late(x, axis, reason, async_op):
+        return Late(x, axis, reason)
+
+    comm.shift = late if mutant else noted
+
+    def noting(kernel):
+        return lambda *arguments: (order.append("block"), kernel(*arguments))[1]
+
+    ring.attend, ring.attend_backward = noting(ring.attend), noting(ring.attend_backward)
+    tensors = inputs(torch.float64, seq=8 * world)
+    mine = sharded("ring", tensors, "zigzag")
+    return order, [difference(a, b, "zigzag") for a, b in zip(mine, sdpa(*tensors))]
+
+
+def test_a_hop_is_posted_before_the_block_and_waited_for_after_it():
+    """cp3: three blocks and two hops forward, and as many backward with the gradients behind."""
+    hop = ["post keys", "block", "wait keys"]
+    forward = [*hop, *hop, "block"]
+    backward = [
+        *hop,
+        *("post keys", "block", "post gradients", "wait keys"),
+        *("block", "wait gradients", "post gradients"),  # in flight during this block
+        "wait gradients",  # what comes home
+    ]
+    for order, errors in pico.run(order_of, 3, False, world_size=3):
+        assert order == forward + backward and max(errors) < 1e-12
+
+
+def test_mutant_posting_after_the_block_is_caught():
+    """Its results are right; only the order tells."""
+    for order, errors in pico.run(order_of, 3, True, world_size=3):
+        assert order[:4] == ["block", "post keys", "wait keys", "block"] and max(errors) < 1e-12
+
+
 # What is sent, and what is computed.
 
 
@@ -388,23 +454,21 @@ def counted(world, way, dtype, split, shape, repeat=False):
     work = {"attend": 0.0, "attend_backward": 0.0}
 
     def counting(name, first):
-        kernel = getattr(context, name)
+        kernel = getattr(ring, name)
 
         def counted_kernel(*arguments):
             q, k, causal = arguments[first], arguments[first + 1], arguments[-1]
             work[name] += q.shape[2] * k.shape[2] / (2 if causal else 1)
             return kernel(*arguments)
 
-        setattr(context, name, counted_kernel)
+        setattr(ring, name, counted_kernel)
 
     counting("attend", 0)
     counting("attend_backward", 1)
     heads, kv_heads, seq, size, batch = shape
     q, k, v, dout = inputs(dtype, batch, heads, kv_heads, seq, size)
     m = comm.mesh()
-    q, k, v, dout = (
-        context.split_sequence(x, m.rank("cp"), world, 2, split) for x in (q, k, v, dout)
-    )
+    q, k, v, dout = (split_sequence(x, m.rank("cp"), world, 2, split) for x in (q, k, v, dout))
     leaves = [x.clone().requires_grad_() for x in (q, k, v)]
     if repeat:  # the mutant: all query heads' K and V are made before they are sent
         arguments = [leaves[0], *(x.repeat_interleave(heads // kv_heads, 1) for x in leaves[1:])]
@@ -424,7 +488,7 @@ def counted(world, way, dtype, split, shape, repeat=False):
 
 
 def formula(world, way, dtype, shape):
-    """One layer's ledger, as context_comm's docstring has it."""
+    """One layer's ledger, as the docstrings of ring.py, ulysses.py and gathered.py have it."""
     c, w = world, dtype.itemsize
     heads, kv_heads, seq, size, batch = shape
     row = batch * seq // c * size * w  # one head of a rank's share
@@ -467,7 +531,7 @@ def test_the_ledger_is_the_formula_to_the_byte(world, dtype, way):
         for rank, (found, work) in enumerate(result):
             assert found == formula(world, way, dtype, shape)
             if way == "ring":
-                expected = context.causal_work(rank, world, 64, split)
+                expected = causal_work(rank, world, 64, split)
                 assert work == {"attend": expected, "attend_backward": expected}
 
 

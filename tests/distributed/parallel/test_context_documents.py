@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 import picolab as pico
 from picolab import comm
-from picolab.parallel import context
+from picolab.parallel import gathered, ring
+from picolab.parallel.sequence_split import split_sequence
 
 WORLD, SEQ = 4, 32
 NAMES = ("out", "dq", "dk", "dv")
@@ -65,7 +66,7 @@ def differences(attention, all_packings):
         tensors = inputs(len(documents))
         expected = on_one_process(documents, tensors)
         for split in SPLITS:
-            cut = partial(context.split_sequence, rank=me, cp=WORLD, dim=2, split=split)
+            cut = partial(split_sequence, rank=me, cp=WORLD, dim=2, split=split)
             way = partial(attention, split=split, documents_BS=documents)
             mine = differentiate(way, *map(cut, tensors))
             apart = [
@@ -80,10 +81,10 @@ def test_one_document_is_causal_attention():
 
     def both():
         comm.build_mesh(pico.Layout(cp=WORLD))
-        shares = [context.split_sequence(x, cp_rank(), WORLD, 2) for x in inputs(2)[:3]]
+        shares = [split_sequence(x, cp_rank(), WORLD, 2) for x in inputs(2)[:3]]
         one = torch.zeros(2, SEQ, dtype=torch.long)
-        masked = context.gathered_attention(*shares, documents_BS=one)
-        return torch.equal(masked, context.gathered_attention(*shares))
+        masked = gathered.gathered_attention(*shares, documents_BS=one)
+        return torch.equal(masked, gathered.gathered_attention(*shares))
 
     assert all(pico.run(both, world_size=WORLD, backend="gloo"))
 
@@ -103,7 +104,7 @@ def test_any_packing_equals_one_process(rows_of_lengths):
     fixed = [[[SEQ], [1] * SEQ], [[7, 9, 16], [3, 26, 3]]]
     packed = [packings(rows) for rows in fixed + rows_of_lengths]
     ranks = pico.run(
-        differences, context.gathered_attention, packed, world_size=WORLD, backend="gloo"
+        differences, gathered.gathered_attention, packed, world_size=WORLD, backend="gloo"
     )
     for found in ranks:
         for of_case in found:
@@ -111,21 +112,21 @@ def test_any_packing_equals_one_process(rows_of_lengths):
 
 
 def forgets_documents(*qkv, split, documents_BS):
-    return context.gathered_attention(*qkv, split=split)
+    return gathered.gathered_attention(*qkv, split=split)
 
 
 def ids_in_the_order_of_the_cut(*qkv, split, documents_BS):
-    shares = [context.split_sequence(documents_BS, r, WORLD, 1, split) for r in range(WORLD)]
-    return context.gathered_attention(*qkv, split=split, documents_BS=torch.cat(shares, 1))
+    shares = [split_sequence(documents_BS, r, WORLD, 1, split) for r in range(WORLD)]
+    return gathered.gathered_attention(*qkv, split=split, documents_BS=torch.cat(shares, 1))
 
 
 def ring_that_knows_positions_only(*qkv, split, documents_BS):
-    return context.ring_attention(*qkv, split=split)
+    return ring.ring_attention(*qkv, split=split)
 
 
 def looks_ahead_in_its_document(q, k, v, split, documents_BS):
-    k, v = (context.gather_sequence(x, "cp") for x in (k, v))
-    shares = [context.split_sequence(documents_BS, r, WORLD, 1, split) for r in range(WORLD)]
+    k, v = (gathered.gather_sequence(x, "cp") for x in (k, v))
+    shares = [split_sequence(documents_BS, r, WORLD, 1, split) for r in range(WORLD)]
     same = shares[cp_rank()].unsqueeze(2) == torch.cat(shares, 1).unsqueeze(1)
     mask = same.unsqueeze(1)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
@@ -150,10 +151,10 @@ def test_a_wrong_mask_is_noticed(mutant):
 def test_ids_of_a_share_are_refused():
     def short():
         comm.build_mesh(pico.Layout(cp=WORLD))
-        shares = [context.split_sequence(x, cp_rank(), WORLD, 2) for x in inputs(1)[:3]]
+        shares = [split_sequence(x, cp_rank(), WORLD, 2) for x in inputs(1)[:3]]
         try:
             ids = torch.zeros(1, SEQ // WORLD, dtype=torch.long)
-            context.gathered_attention(*shares, documents_BS=ids)
+            gathered.gathered_attention(*shares, documents_BS=ids)
         except ValueError as error:
             return str(error)
 

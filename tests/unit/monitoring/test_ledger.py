@@ -122,14 +122,19 @@ def test_a_table_reads_the_same_as_text_and_as_html():
     ]
 
 
-def test_what_is_left_twice_does_not_hide_the_next_one(tmp_path):
-    """An exchange is entered once and recorded twice. Mutant: counting both, which made the rank
-    look as if it were outside in every collective that followed.
+@pytest.mark.parametrize("mutant", [False, True])
+def test_two_entries_of_one_collective_leave_it_once(mutant, tmp_path):
+    """An exchange is entered once and recorded twice. Mutant: counting both, after which a rank
+    looks as if it were outside while it is inside another one.
     """
-    beacon = Beacon(tmp_path / "beacon")
-    beacon.enter("send")
-    beacon.leave()
-    beacon.leave()
+    ledger, entry = RankLedger(), ("cp", (0, 1), "float32", 4, 4.0, "r")
+    ledger.attach(0, Beacon(tmp_path / "beacon"))
+    start, _ = ledger.enter("a hop"), ledger.enter("another hop, under way as well")
+    ledger.record("send", *entry, start, 0.0, 0.0)
+    ledger.record("recv", *entry, start, 0.0, 0.0, leaves=mutant)
+    assert read(tmp_path / "beacon").inside is not mutant
+    ledger.record("send", *entry, start, 0.0, 0.0)
+    ledger.record("recv", *entry, start, 0.0, 0.0, leaves=mutant)
     assert not read(tmp_path / "beacon").inside
-    beacon.enter("recv")
-    assert read(tmp_path / "beacon").inside
+    ledger.enter("a third")
+    assert read(tmp_path / "beacon").inside is not mutant

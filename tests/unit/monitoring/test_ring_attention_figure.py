@@ -71,14 +71,14 @@ def test_the_figure_shows_what_the_mask_leaves(n):
 @pytest.mark.parametrize("n", [2, 4, 8])
 @pytest.mark.parametrize("split", SPLITS)
 def test_the_figure_is_the_package(n, split):
-    context = pytest.importorskip("picolab.parallel.context")
+    split_rules = pytest.importorskip("picolab.parallel.sequence_split")
     end = simulate_ring_attention(n, split)[-1]
     size = 16  # tokens of a rank
     for rank in range(n):
-        assert chunks_held(rank, n, split) == context.chunks(rank, n, split)
-        assert end.work[rank] * size**2 == context.causal_work(rank, n, n * size, split)
+        assert chunks_held(rank, n, split) == split_rules.chunks(rank, n, split)
+        assert end.work[rank] * size**2 == split_rules.causal_work(rank, n, n * size, split)
         for owner in range(n):
-            block = context.visible(rank, owner, size, split)
+            block = split_rules.visible(rank, owner, size, split)
             assert computed(rank, owner, split) * size**2 == (block.work if block else 0)
 
 
