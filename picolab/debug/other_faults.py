@@ -234,8 +234,8 @@ def _positions_contiguous(layout):
 def _labels_contiguous(layout):
     real = context.split_batch
 
-    def split_batch(tokens_BS, labels_BS):
-        tokens, _, positions = real(tokens_BS, labels_BS)
+    def split_batch(tokens_BS, labels_BS, *how):
+        tokens, _, positions = real(tokens_BS, labels_BS, *how)
         cp, rank = comm.mesh().size("cp"), comm.mesh().rank("cp")
         return tokens, labels_BS.chunk(cp, dim=1)[rank].contiguous(), positions
 

@@ -1,14 +1,19 @@
 """Parallelism: one model on many ranks, computing what it computes on one.
 
+    placement.py       what all ways of placing a model have in common
     data.py            replicas that see different samples: the naive loop, and buckets that overlap
+    buckets.py         gradients in flat buffers: when one is full, in which order they go
     tensor.py          what is split inside a layer, and tensor_comm.py how the halves talk (f, g)
     vocabulary.py      the embedding and the loss, split along the vocabulary
     pipeline.py        layers on different ranks, in the order that a schedule says
+    micro_batches.py   the step without a pipeline: micro-batches one after the other
+    context.py         puts one of the next three into a model
     sequence_split.py  one sequence on many ranks: who holds which tokens, and computes what
     ring.py            attention over a split sequence: keys and values go round
     ulysses.py         the same by exchanging heads
     gathered.py        the same in the simple way, for any mask
     attention_block.py one block of attention, with the log-sum-exp by which blocks are merged
+    whole.py           from what ranks hold to what the model has: gathering, the gradient norm
     three_d.py         the composition, in one page: `parallelize(model, layout)`
 
 The classes are called optimizers because they optimise where a model is placed; they are not
