@@ -28,9 +28,7 @@ from picolab.parallel.data import DataParallelOptimizer
 from picolab.parallel.pipeline import PipelineParallelOptimizer
 from picolab.parallel.tensor import TensorParallelOptimizer
 from picolab.parallel.tensor_comm import gather_shards
-from picolab.specs import Layout
-
-IMPLEMENTED_AXES = ("dp", "tp", "pp", "cp", "sp")
+from picolab.specs import IMPLEMENTED_AXES, Layout
 
 
 def parallelize(

@@ -16,8 +16,7 @@ from picolab.model import Transformer, generate, load
 from picolab.monitoring import Event, Ledger
 from picolab.monitoring.table import bytes_text
 from picolab.schedules import Action, Span, Timeline
-from picolab.specs import Layout
-from picolab.training.config import TrainConfig
+from picolab.specs import Layout, TrainConfig
 
 
 @dataclass
