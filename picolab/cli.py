@@ -13,13 +13,48 @@ import json
 import os
 import sys
 import time
-from dataclasses import asdict, dataclass
-from typing import Annotated, Literal
+from dataclasses import asdict, dataclass, field, make_dataclass
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Literal, Union, get_args, get_origin
 
 import tyro
-from tyro.conf import Positional, arg, subcommand
+from tyro.conf import OmitArgPrefixes, Positional, arg, subcommand
 
-FromPreset = Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: the preset's)")]
+from picolab.specs import ModelConfig, TrainConfig
+from picolab.specs.settings import HEADINGS, RunOptions, Setting, settings
+
+
+def _flags(of: type) -> type:
+    """The settings of one class as a dataclass that tyro reads: a flag each, under one heading."""
+    made = [_flag(setting) for setting in settings() if setting.of is of]
+    about = {"__doc__": f"{HEADINGS[of]}."}
+    return make_dataclass(of.__name__, filter(None, made), frozen=True, namespace=about)
+
+
+def _flag(setting: Setting) -> tuple | None:
+    """One of them; None for what cannot be typed in a terminal."""
+    union = get_origin(setting.type) in (Union, UnionType)
+    members = get_args(setting.type) if union else (setting.type,)
+    choices = [get_args(kind) for kind in members if get_origin(kind) is Literal]
+    kinds = [kind for kind in members if kind in _WORDS or get_origin(kind) is tuple]
+    if choices:  # a wrong one is refused by the setting's own check, in one sentence
+        kinds, word = [str], f"{{{','.join(choices[0])}}}"
+    elif not kinds:
+        return None
+    elif Path in members:
+        word = "PATH"
+    else:  # where None is the default there is no need to type it; elsewhere tyro offers it
+        word = _WORDS.get(kinds[0]) if setting.default is None else None
+    hint = "(default: the model's)" if setting.of is ModelConfig else None
+    about = arg(help=setting.about, metavar=word, help_behavior_hint=hint)
+    if NoneType in members:
+        kinds.append(None)
+    return setting.name, Annotated[Union[*kinds], about], field(default=setting.default)
+
+
+_WORDS = {int: "INT", float: "FLOAT", str: "STR", bool: "{True,False}"}
+Training, Shape, Launch = map(_flags, (TrainConfig, ModelConfig, RunOptions))
 
 
 @dataclass(frozen=True)
@@ -49,61 +84,9 @@ class Train:
     picolab train --hidden 256 --ffn 688 --layers 8 --heads 8 --kv-heads 4 --vocab 4096 --seq 256
     --micro-batch 2 --accumulate 4"""
 
-    model: str = "tiny"
-    """a preset: what the shape flags start from"""
-    layout: str = "dp1"
-    """ranks per axis, for instance dp2tp2: four ranks, two replicas of two halves"""
-    data: str = "stdlib"
-    """"stdlib" (Python's own source), "random", or the path of a text file or a folder of them"""
-    steps: int = 20
-    """optimizer steps"""
-    micro_batch: int = 4
-    """sequences in one forward pass of one data-parallel replica"""
-    accumulate: int = 1
-    """micro-batches of one replica in one step"""
-    dtype: str = "fp32"
-    """fp32, fp64 or bf16"""
-    lr: float = 3e-3
-    """the peak of the learning rate"""
-    seed: int = 0
-    """the same seed gives the same losses, in every layout up to rounding"""
-    backend: str = "auto"
-    """gloo, nccl, or auto: nccl where there is a GPU for every rank"""
-    timeout: float = 120
-    """seconds without progress of any rank before the run counts as hung"""
-    hidden: FromPreset = None
-    """width of the residual stream"""
-    ffn: FromPreset = None
-    """width of the feed-forward block"""
-    layers: FromPreset = None
-    """number of layers"""
-    heads: FromPreset = None
-    """query heads"""
-    kv_heads: FromPreset = None
-    """key and value heads"""
-    vocab: FromPreset = None
-    """size of the vocabulary"""
-    seq: FromPreset = None
-    """tokens in a sequence"""
-    checkpoint: Annotated[
-        str | None, arg(metavar="FOLDER", help_behavior_hint="(default: none are written)")
-    ] = None
-    """where checkpoints go: one at the end, and those of --save-every"""
-    save_every: Annotated[
-        int | None, arg(metavar="STEPS", help_behavior_hint="(default: at the end only)")
-    ] = None
-    """steps from one checkpoint to the next"""
-    keep: int = 2
-    """how many checkpoints to keep, the newest"""
-    resume: Annotated[
-        str | None, arg(metavar="FOLDER", help_behavior_hint="(default: begin at step 0)")
-    ] = None
-    """a checkpoint to go on from, or a folder of them, for the newest; the layout may be another"""
-    run_dir: Annotated[
-        str | None,
-        arg(metavar="FOLDER", help_behavior_hint="(default: a new one, see picolab runs ls)"),
-    ] = None
-    """where events and logs go"""
+    training: OmitArgPrefixes[Training] = field(default=Training())
+    shape: OmitArgPrefixes[Shape] = field(default=Shape())
+    launch: OmitArgPrefixes[Launch] = field(default=Launch())
     json: bool = False
     """print one JSON object: losses, grad_norms, tokens_per_s, step_s, cpu_s, ledger, params,
     run_dir"""
@@ -111,15 +94,13 @@ class Train:
     def run(self) -> int:
         from picolab.training import is_rank, train, train_here
 
-        given = asdict(self)
-        as_json = given.pop("json")
-        settings = {name: value for name, value in given.items() if value is not None}
+        given = asdict(self.training) | asdict(self.shape) | asdict(self.launch)
         # Whatever a rank or the launcher prints is for the person who watches; stdout holds the
         # result alone.
         with contextlib.redirect_stdout(sys.stderr):
-            result = train_here(**settings) if is_rank() else train(**settings)
+            result = train_here(**given) if is_rank() else train(**given)
         if result is not None:  # under torchrun, rank 0 has it
-            print(result.to_json() if as_json else result)
+            print(result.to_json() if self.json else result)
         return 0
 
 
@@ -185,8 +166,6 @@ class Quiz:
     """where grades are kept, and read from"""
 
     def run(self) -> int:
-        from pathlib import Path
-
         from picolab.interview import bank, reviews, terminal
         from picolab.interview.session import day
 

@@ -27,11 +27,11 @@ from picolab.costs.parameters import (
 from picolab.costs.slices import even_slices
 from picolab.costs.stages import stage_layers
 from picolab.costs.traffic import (
-    DEFAULT_BUCKET_BYTES,
     buckets,
     data_parallel_bytes,
     tensor_parallel_layer_bytes,
 )
+from picolab.specs import DEFAULT_BUCKET_BYTES
 
 __all__ = [
     "BYTES_16_BF16",

@@ -13,8 +13,8 @@ from picolab.costs.memory import dtype_bytes
 from picolab.costs.parameters import local_parameters, require_llama
 from picolab.costs.slices import even_slices
 from picolab.costs.stages import stage_layers
-from picolab.costs.traffic import DEFAULT_BUCKET_BYTES, buckets
-from picolab.specs import Layout, ModelConfig
+from picolab.costs.traffic import buckets
+from picolab.specs import DEFAULT_BUCKET_BYTES, Layout, ModelConfig
 
 
 class Expected(NamedTuple):

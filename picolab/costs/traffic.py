@@ -9,10 +9,6 @@ from picolab.costs.collectives import ring_bytes
 from picolab.costs.memory import dtype_bytes
 from picolab.specs import ModelConfig
 
-# torch's DDP takes 25 MB (arXiv 2006.15704, section 3.2). A small model would be one bucket then,
-# and nothing of its communication could overlap with the backward pass.
-DEFAULT_BUCKET_BYTES = 1_000_000
-
 
 def buckets(sizes_bytes: Sequence[int], bucket_bytes: int) -> list[list[int]]:
     """Group parameters into buckets, each reduced by one all-reduce. Returns lists of indices.

@@ -172,7 +172,7 @@ class MysteryRun(Shown):
     def _trained(self) -> "Trial":
         if self._trial is None:
             from picolab.exercises import mystery_faults, mystery_looks, mystery_runs
-            from picolab.training.config import assemble
+            from picolab.specs import assemble
 
             config = assemble(layout=self.about.layout, **self.about.settings)
             fault = mystery_faults.find(self.about.fault)

@@ -29,21 +29,20 @@ from picolab.monitoring.figures import training_figure
 from picolab.monitoring.front_end import Message, Shown, has_front_end
 from picolab.monitoring.run_state import RunState
 from picolab.monitoring.table import Table
-from picolab.specs import Layout, ModelConfig
+from picolab.specs import Layout, assemble
+from picolab.specs.settings import split, takes_settings
 
-_LAUNCH_OPTIONS = ("backend", "timeout", "run_dir")
 _COMPARED = 20  # first losses of two runs; later ones drift apart by rounding
 
 
+@takes_settings("model", "steps")
 def panel(
-    model: str | ModelConfig = "tiny",
-    steps: int = 20,
     *,
     max_world: int = 4,
-    layout: str | Layout = "dp1",
     autorun: bool = False,
     live: bool | None = None,
-    **options,
+    accumulate: int | None = None,
+    **settings,
 ) -> "Panel":
     """Sliders for dp, tp, pp and cp, formulas, Run and Stop, progress, and the live dashboard.
 
@@ -51,28 +50,28 @@ def panel(
     layout      where the sliders stand at first; its schedule and sp are kept when they move
     autorun     headless only: run that layout once and show its picture
     live        True or False instead of finding out whether there is a front end with widgets
-    options     whatever `pico.train` takes: data, micro_batch, seed, ...; without `accumulate`,
-                a step has 12 micro-batches over all replicas, so that every layout sees the same
+    accumulate  micro-batches of one replica in one step; None: 12 over all replicas, so that every
+                layout sees the same
 
     Returns a `Panel`, which has shown itself: `.layout`, `.job`, `.result`, `.run()`, `.stop()`.
+    The other settings are those of `pico.train`:
     """
-    return Panel(
-        model, steps, max_world, layout, options, has_front_end() if live is None else live, autorun
-    )
+    if accumulate is not None:
+        settings["accumulate"] = accumulate
+    return Panel(settings, max_world, has_front_end() if live is None else live, autorun)
 
 
 class Panel(Shown):
-    def __init__(self, model, steps, max_world, layout, options, live, autorun):
+    def __init__(self, settings, max_world, live, autorun):
         from picolab.training import train
-        from picolab.training.config import assemble
 
-        settings = {name: options[name] for name in options if name not in _LAUNCH_OPTIONS}
-        config = assemble(model=model, layout=layout, steps=steps, **settings)
-        self._train, self._model, self._steps, self._options = train, model, steps, options
+        of_config, _ = split(settings)
+        config = assemble(**of_config)
+        self._train, self._settings = train, settings
         self.config, self.layout = config.model, config.layout
         self._step = {
             "micro_batch": config.micro_batch,
-            "accumulate": options.get("accumulate"),
+            "accumulate": settings.get("accumulate"),
             "dtype": config.dtype,
             "bucket_bytes": config.bucket_bytes,
         }
@@ -89,7 +88,7 @@ class Panel(Shown):
         self._losses: dict[str, dict[int, float]] = {}  # layout -> step -> loss, of its last run
         self._lock = threading.Lock()
         self._busy = False
-        self._widgets = PanelWidgets(self, self._choices.values(), steps) if live else None
+        self._widgets = PanelWidgets(self, self._choices.values(), config.steps) if live else None
         self.show()
         self._picture = Shown()  # under the panel: the last run
         if live or autorun:
@@ -109,14 +108,8 @@ class Panel(Shown):
         self._starting = f"starting {_ranks(self.layout)} for {self.layout}"
         self._say(self._starting)
         try:
-            self.job = self._train(
-                self._model,
-                self.layout,
-                steps=self._steps,
-                wait=False,
-                progress=False,
-                **{**self._options, "accumulate": self._accumulated(self.layout)},
-            )
+            chosen = {"layout": self.layout, "accumulate": self._accumulated(self.layout)}
+            self.job = self._train(**{**self._settings, **chosen}, wait=False, progress=False)
         except Exception as error:
             self._busy = False
             return self._say(f"could not start: {error}")

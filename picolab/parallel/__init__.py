@@ -44,12 +44,11 @@ from picolab.parallel.tensor_comm import (
     gather_linear,
     scatter_sum,
 )
-from picolab.parallel.three_d import IMPLEMENTED_AXES, ThreeDParallelOptimizer, parallelize
+from picolab.parallel.three_d import ThreeDParallelOptimizer, parallelize
 from picolab.parallel.ulysses import ulysses_attention
 from picolab.parallel.vocabulary import VocabularyParallelEmbedding, VocabularyParallelLoss
 
 __all__ = [
-    "IMPLEMENTED_AXES",
     "ColumnParallelLinear",
     "DataParallelOptimizer",
     "RowParallelLinear",

@@ -28,9 +28,7 @@ from picolab.parallel.pipeline import PipelineParallelOptimizer
 from picolab.parallel.placement import Batch, Placement
 from picolab.parallel.tensor import TensorParallelOptimizer
 from picolab.parallel.whole import gather_all, square_norm
-from picolab.specs import Layout
-
-IMPLEMENTED_AXES = ("dp", "tp", "pp", "cp", "sp")
+from picolab.specs import IMPLEMENTED_AXES, Layout
 
 
 def placements(layout: Layout, bucket_bytes: int, find_unused: bool) -> list[Placement]:

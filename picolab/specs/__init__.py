@@ -1,7 +1,23 @@
-"""What is described: a model, a layout of ranks, a device. Frozen data, validated, no torch."""
+"""What is described: a model, a layout of ranks, a device, a training run. Frozen data, validated,
+no torch."""
 
 from picolab.specs.hardware import Hardware
 from picolab.specs.layout import Layout
 from picolab.specs.model_config import LatentAttention, ModelConfig
+from picolab.specs.train_config import (
+    DEFAULT_BUCKET_BYTES,
+    IMPLEMENTED_AXES,
+    TrainConfig,
+    assemble,
+)
 
-__all__ = ["Hardware", "LatentAttention", "Layout", "ModelConfig"]
+__all__ = [
+    "DEFAULT_BUCKET_BYTES",
+    "IMPLEMENTED_AXES",
+    "Hardware",
+    "LatentAttention",
+    "Layout",
+    "ModelConfig",
+    "TrainConfig",
+    "assemble",
+]

@@ -58,11 +58,13 @@ class ModelConfig:
     ffn: int
     """Inner width of a dense MLP."""
     layers: int
+    """Transformer blocks."""
     heads: int
     """Query heads."""
     kv_heads: int
     """Key and value heads; each serves heads / kv_heads query heads (arXiv 2305.13245)."""
     vocab: int
+    """Size of the vocabulary."""
     seq: int
     """Longest sequence, in tokens; what training uses unless it is told otherwise."""
     head_dim: int | None = None
@@ -70,11 +72,14 @@ class ModelConfig:
     tied: bool = False
     """The head is the embedding's matrix, used twice and counted once."""
     rope_theta: float = 10_000.0
+    """Base of the rotary positions' wavelengths (arXiv 2104.09864)."""
     norm_eps: float = 1e-5
+    """Added to the mean square before its root, in every norm."""
 
     experts: int = 0
     """Routed experts a layer; 0 means that every MLP is dense."""
     experts_per_token: int = 0
+    """How many of them a token is sent to."""
     expert_ffn: int = 0
     """Inner width of one expert."""
     shared_experts: int = 0
@@ -97,9 +102,14 @@ class ModelConfig:
         self._check_heads()
         self._check_experts()
         for field in ("rope_theta", "norm_eps"):
-            if not getattr(self, field) > 0:
+            value = getattr(self, field)
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not number or not value > 0:
+                raise ValueError(f"{self.name}: {field} is {value!r}; it must be positive")
+        for field in ("tied", "qk_norm"):
+            if not isinstance(getattr(self, field), bool):
                 raise ValueError(
-                    f"{self.name}: {field} is {getattr(self, field)}; it must be positive"
+                    f"{self.name}: {field} is {getattr(self, field)!r}; it is True or False"
                 )
 
     def _check_heads(self) -> None:

@@ -1,7 +1,8 @@
 """Training: real text, real ranks, one step that can be read on one page.
 
+What decides a run's numbers, `TrainConfig`, is described in specs/train_config.py, without torch.
+
     text.py      which bytes are the i-th sequence, and who reads them
-    config.py    everything that decides a run's numbers
     trainer.py   `train`, what a rank does, and one step
     checkpoint.py, checkpoint_plan.py   a run that was cut off goes on, on any layout
     torchrun.py  the same run where torchrun started the ranks
@@ -17,8 +18,8 @@ except ImportError as error:
         "picolab.training needs PyTorch, which is not installed here: pip install 'picolab[torch]'"
     ) from error
 
+from picolab.specs import TrainConfig
 from picolab.training.checkpoint import Checkpoints
-from picolab.training.config import TrainConfig
 from picolab.training.result import TrainResult
 from picolab.training.text import Text
 from picolab.training.torchrun import is_rank, train_here

@@ -39,8 +39,8 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 
 from picolab import comm
+from picolab.specs import TrainConfig
 from picolab.training.checkpoint_plan import LoadPlanner, SavePlanner, make_state, parts, whole
-from picolab.training.config import TrainConfig
 from picolab.training.text import Text
 
 FORMAT = 1

@@ -16,9 +16,8 @@ from picolab.model import Transformer, generate, load
 from picolab.monitoring import Event, Ledger
 from picolab.monitoring.table import bytes_text
 from picolab.schedules import Action, Span, Timeline
-from picolab.specs import Layout
+from picolab.specs import Layout, TrainConfig
 from picolab.training.build import build
-from picolab.training.config import TrainConfig
 
 
 @dataclass

@@ -17,7 +17,6 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import TypeVar
 
 import torch.distributed as dist
@@ -28,8 +27,9 @@ from picolab.launch.payload import Payload, pack_result, unpack_result
 from picolab.launch.rank import RankSpec, call, recorded
 from picolab.launch.worker import attributed, join, leave
 from picolab.monitoring import Event
+from picolab.specs import TrainConfig, assemble
+from picolab.specs.settings import split
 from picolab.training.checkpoint import Checkpoints
-from picolab.training.config import TrainConfig, assemble
 from picolab.training.progress import Progress
 from picolab.training.result import TrainResult
 from picolab.training.trainer import open_text, train_rank
@@ -43,42 +43,32 @@ def is_rank(environment: Mapping[str, str] = os.environ) -> bool:
     return all(name in environment for name in _SET_BY_LAUNCHERS)
 
 
-def train_here(
-    *,
-    backend: str = "auto",
-    timeout: float = 120,
-    run_dir: str | Path | None = None,
-    checkpoint: str | Path | None = None,
-    save_every: int | None = None,
-    keep: int = 2,
-    resume: str | Path | None = None,
-    progress: bool = True,
-    **settings,
-) -> TrainResult | None:
+def train_here(*, progress: bool = True, **settings) -> TrainResult | None:
     """One rank's part of `train`, with the same settings; the result on rank 0, None elsewhere.
 
-    timeout: seconds that a collective may wait for its peers. What is wrong with the settings is
-    said once, by rank 0, and all ranks end with status 2.
+    timeout: here the seconds that a collective may wait for its peers. What is wrong with the
+    settings is said once, by rank 0, and all ranks end with status 2.
     """
     began = time.monotonic()
-    join(backend, timeout)
+    of_config, options = split(settings)
+    join(options.backend, options.timeout)
     rank, world = dist.get_rank(), dist.get_world_size()
 
     def prepare() -> tuple[TrainConfig, Checkpoints]:
-        config = assemble(**settings)
+        config = assemble(**of_config)
         if config.layout.world != world:
             raise ValueError(
                 f"layout {config.layout} needs {config.layout.world} ranks, and torchrun started "
                 f"{world}; give --nproc-per-node {config.layout.world}, or another layout"
             )
         text = open_text(config)
-        checkpoints = Checkpoints(folder=checkpoint, every=save_every, keep=keep, resume=resume)
+        checkpoints = Checkpoints(**options.checkpoints)
         return config, checkpoints.resolve(config, text) if rank == 0 else checkpoints
 
     config, checkpoints = _agreed(prepare)
     # Rank 0's, since it has looked which checkpoint is the newest, and named the run directory.
     about = {"state": "running", "world_size": world, "backend": dist.get_backend()}
-    given = [checkpoints, _agreed(lambda: rundirs.create("train", about, run_dir), only=0)]
+    given = [checkpoints, _agreed(lambda: rundirs.create("train", about, options.run_dir), only=0)]
     dist.broadcast_object_list(given, src=0)
     checkpoints, directory = given
     directory.mkdir(parents=True, exist_ok=True)
@@ -86,7 +76,7 @@ def train_here(
     with attributed(directory, rank):
         bar = Progress(config.steps, str(config.layout)) if progress and rank == 0 else None
         report = _recorded_rank(
-            RankSpec(rank, world, backend, 0, directory), bar, config, checkpoints
+            RankSpec(rank, world, options.backend, 0, directory), bar, config, checkpoints
         )
         reports = [None] * world if rank == 0 else None
         dist.gather_object(report, reports)

@@ -25,7 +25,6 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from pathlib import Path
 
 import psutil
 import torch
@@ -36,10 +35,10 @@ from picolab.monitoring import Observer, StepReport
 from picolab.monitoring.table import bytes_text
 from picolab.parallel import parallelize
 from picolab.parallel.micro_batches import count_valid as global_count
-from picolab.specs import Layout, ModelConfig
+from picolab.specs import TrainConfig, assemble
+from picolab.specs.settings import split, takes_settings
 from picolab.training.build import build
 from picolab.training.checkpoint import Checkpoints, restore
-from picolab.training.config import Dtype, TrainConfig, assemble
 from picolab.training.observers import (
     HELD_OUT_BATCHES,
     CheckpointWriter,
@@ -57,76 +56,28 @@ class NonFiniteLoss(ArithmeticError):
     """The loss or its gradient is no longer a number; the message names the step."""
 
 
+@takes_settings("model", "layout", "data", "steps")
 def train(
-    model: ModelConfig | str = "tiny",
-    layout: Layout | str = "dp1",
-    data: str | Path = "stdlib",
-    steps: int = 20,
     *,
-    micro_batch: int = 4,
-    accumulate: int = 1,
-    seq: int | None = None,
-    dtype: Dtype = "fp32",
-    lr: float = 3e-3,
-    warmup: int | None = None,
-    weight_decay: float = 0.1,
-    betas: tuple[float, float] = (0.9, 0.95),
-    eps: float = 1e-8,
-    clip: float | None = 1.0,
-    eval_every: int | None = None,
-    seed: int = 0,
-    bucket_bytes: int = costs.DEFAULT_BUCKET_BYTES,
-    stage_cost_s: tuple[float, float] = (0.0, 0.0),
-    checkpoint: str | Path | None = None,
-    save_every: int | None = None,
-    keep: int = 2,
-    resume: str | Path | None = None,
-    backend: launch.job.Backend = "auto",
-    timeout: float = 120,
     wait: bool = True,
     progress: bool = True,
-    run_dir: str | Path | None = None,
     observers: Sequence[Observer] = (),
-    **shape: int | None,
+    **settings,
 ) -> "TrainResult | launch.Job":
     """Train a model on real ranks of this machine.
 
     result = pico.train(layout="dp2tp2", steps=50)                 # a TrainResult
     job = pico.train(layout="dp2tp2", steps=50, wait=False)        # at once; job.result() is one
 
-    The settings are those of `TrainConfig`, where each is explained; micro_batch and accumulate are
-    of one data-parallel replica. `shape` changes the model: hidden=256, layers=8, ... (and `seq`).
-    backend, timeout, wait and run_dir are those of `pico.run`. progress: a bar on stderr.
-    observers: each rank gets a copy and calls it as the run goes on, see `pico.Observer`.
-
-    checkpoint: a folder that gets a checkpoint at the end and, with save_every, after every so many
-    steps; it keeps the newest `keep`. resume: a checkpoint, or such a folder, to go on from, in
-    this layout or another; `steps` counts those before it too. See `training/checkpoint.py`.
+    progress: a bar on stderr. observers: each rank gets a copy and calls it as the run goes on, see
+    `pico.Observer`. The settings are listed below; those of the model's shape change it, as in
+    pico.train(hidden=256, layers=8).
 
     Raises ValueError for what cannot be trained, before any rank is started; RankFailure if a rank
     fails, for instance because the loss is no longer finite.
     """
-    config = assemble(
-        model=model,
-        layout=layout,
-        data=data,
-        steps=steps,
-        micro_batch=micro_batch,
-        accumulate=accumulate,
-        seq=seq,
-        dtype=dtype,
-        lr=lr,
-        warmup=warmup,
-        weight_decay=weight_decay,
-        betas=betas,
-        eps=eps,
-        clip=clip,
-        eval_every=eval_every,
-        seed=seed,
-        bucket_bytes=bucket_bytes,
-        stage_cost_s=stage_cost_s,
-        **shape,
-    )
+    of_config, options = split(settings)
+    config = assemble(**of_config)
     for observer in observers:
         if not isinstance(observer, Observer):
             kind = type(observer).__name__
@@ -136,18 +87,17 @@ def train(
             )
     _refuse_too_large(config)
     text = open_text(config)  # what is wrong with the data should be said here, not by a rank
-    checkpoints = Checkpoints(folder=checkpoint, every=save_every, keep=keep, resume=resume)
     return launch.run(
         train_rank,
         config,
-        checkpoints.resolve(config, text),
+        Checkpoints(**options.checkpoints).resolve(config, text),
         tuple(observers),
         world_size=config.layout.world,
-        backend=backend,
-        timeout=timeout,
+        backend=options.backend,
+        timeout=options.timeout,
         wait=wait,
         name="train",
-        run_dir=run_dir,
+        run_dir=options.run_dir,
         progress=Progress(config.steps, str(config.layout)) if progress else None,
         transform=lambda run: TrainResult.of(config, run),
     )

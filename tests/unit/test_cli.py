@@ -1,13 +1,13 @@
 """The command `picolab`, as a user calls it: real processes, real ranks.
 
-Catches progress mixed into the JSON, a flag that does not reach the run, a default that differs
-from `pico.train`'s, a traceback where a sentence belongs, and ranks that outlive Ctrl-C.
+Catches progress mixed into the JSON, a flag that does not reach the run, a traceback where a
+sentence belongs, and ranks that outlive Ctrl-C. That the flags are the settings, with their
+defaults: specs/test_settings.py.
 """
 
-import dataclasses
-import inspect
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,11 +16,10 @@ import time
 import psutil
 import pytest
 
-from picolab.cli import Train
 from picolab.costs import parameters
 from picolab.launch import rundirs
 from picolab.specs import ModelConfig
-from picolab.training import train
+from picolab.specs.settings import settings
 
 SMALL = ["--hidden", "32", "--ffn", "64", "--layers", "2", "--heads", "4", "--kv-heads", "2"]
 SMALL += ["--seq", "16", "--micro-batch", "2", "--steps", "3"]
@@ -70,12 +69,29 @@ def test_the_same_seed_gives_the_same_losses():
     assert first == again != other
 
 
-def test_defaults_are_those_of_pico_train():
-    """Each default stands in two places; this holds the two together."""
-    python = inspect.signature(train).parameters
-    for flag in dataclasses.fields(Train):
-        if flag.name in python and flag.default is not None:
-            assert flag.default == python[flag.name].default, flag.name
+def test_the_optimizer_s_flags_reach_the_run():
+    words = ("train", *SMALL, "--data", "random", "--json")
+    plain, free, clipped, still = (
+        json.loads(picolab(*words, *more).stdout)["losses"]
+        for more in (
+            (),
+            ("--clip", "None"),
+            ("--clip", "1e-9", "--eps", "1e-3", "--weight-decay", "0"),  # all but no step at all,
+            ("--lr", "1e-9"),  # and so is this
+        )
+    )
+    assert plain[0] == free[0] == clipped[0] == still[0]
+    assert clipped == pytest.approx(still, rel=1e-5)
+    assert plain[1:] != free[1:] and plain[1:] != pytest.approx(still[1:], rel=1e-3)
+
+
+def test_help_explains_every_setting():
+    done = picolab("train", "--help")
+    said = " ".join(re.sub(r"[│─╭╮╰╯]", " ", done.stdout).split())
+    for setting in settings():
+        flag = f"--{setting.name.replace('_', '-')} "
+        assert setting.name == "latent" or (flag in said and setting.about in said), setting
+    assert "--clip {None}|FLOAT" in said and "(default: 0.9 0.95)" in said
 
 
 @pytest.mark.parametrize(
@@ -87,6 +103,9 @@ def test_defaults_are_those_of_pico_train():
         (["--steps", "0"], "steps"),
         (["--data", "no/such/text"], "no/such/text"),
         (["--layout", "dp2zero1"], "zero"),
+        (["--clip", "-1"], "clip"),
+        (["--eval-every", "0"], "eval_every"),
+        (["--family", "bert"], "bert"),
         (["--dtype", "int3"], "int3"),
         (["--backend", "smoke"], "smoke"),
     ],

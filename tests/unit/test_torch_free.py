@@ -53,6 +53,14 @@ def test_the_block_blocks():
         layout.check(config)
         """,
         """
+        import json, dataclasses
+        from picolab.specs import assemble
+        from picolab.specs.settings import settings
+        config = assemble(layout="dp2", hidden=64, steps=3, clip=None)
+        assert config.tokens_per_step == 1024 and json.dumps(dataclasses.asdict(config))
+        assert all(setting.about for setting in settings())
+        """,
+        """
         import picolab as pico
         config, layout = pico.ModelConfig.preset("tiny"), pico.Layout.parse("dp2tp2")
         assert pico.costs.parameters(config).total > 0
@@ -92,7 +100,7 @@ def test_the_block_blocks():
         picolab.interview.lint.lint(bank.bank_folder())
         """,
     ],
-    ids=["specs", "costs", "monitoring", "launch", "cli", "workcopy", "interview"],
+    ids=["specs", "settings", "costs", "monitoring", "launch", "cli", "workcopy", "interview"],
 )
 def test_rooms_without_torch(code, tmp_path):
     asked = run_without_torch(

@@ -22,7 +22,7 @@ from picolab.exercises.mystery_cases import CASES, LOOKS
 from picolab.exercises.mystery_faults import LATE_S, OWN, find
 from picolab.exercises.mystery_looks import ROUNDING, Trial, found
 from picolab.exercises.mystery_runs import one_process, record
-from picolab.training.config import assemble
+from picolab.specs import assemble
 
 SUSPECTS = [(case.id, letter) for case in CASES.values() for letter in case.letters]
 

@@ -52,7 +52,7 @@ def home(layout, **settings):
 
 
 def test_the_losses_of_the_notebook(tmp_path):
-    settings = dict(steps=4, accumulate=2, seed=3)
+    settings = dict(steps=4, accumulate=2, seed=3, clip=0.5, warmup=2, eps=1e-6)
     process = torchrun("tp2", run_dir=tmp_path / "run", **settings)
     stdout, stderr = finished(process)
     assert process.returncode == 0, stderr

@@ -1,23 +1,30 @@
 """What a training run is, in one frozen object that every rank is given.
 
-Everything that decides the numbers of a run is here; how it is launched and shown (backend,
-timeout, progress) is not.
+Everything that decides the numbers of a run is a field of `TrainConfig`, and stands nowhere else:
+name, type, default and explanation. `pico.train`, `picolab train` and `pico.panel` show these
+fields as their own (settings.py). How a run is launched and kept (`RunOptions`) changes no number.
+
+It lies here, below the rooms that train, because the command line explains it without torch.
 """
 
 import difflib
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
-import torch
+from picolab.specs.layout import Layout
+from picolab.specs.model_config import ModelConfig
 
-from picolab import costs
-from picolab.parallel import IMPLEMENTED_AXES
-from picolab.specs import Layout, ModelConfig
+if TYPE_CHECKING:
+    import torch
 
-DTYPES = {"fp32": torch.float32, "fp64": torch.float64, "bf16": torch.bfloat16}
 Dtype = Literal["fp32", "fp64", "bf16"]
+IMPLEMENTED_AXES = ("dp", "tp", "pp", "cp", "sp")
+# torch's DDP takes 25 MB (arXiv 2006.15704, section 3.2). A small model would be one bucket then,
+# and nothing of its communication could overlap with the backward pass.
+DEFAULT_BUCKET_BYTES = 1_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +49,8 @@ class TrainConfig:
     dtype: Dtype = "fp32"
     """Of parameters, gradients and optimizer state. bf16 is plain bf16, without an fp32 copy."""
     lr: float = 3e-3
-    """The peak of the learning rate, reached after the warm-up; see `learning_rate`."""
+    """The peak of the learning rate, reached after the warm-up; then it falls, half a cosine, to a
+    tenth."""
     warmup: int | None = None
     """Steps over which the learning rate rises from 0; None: a tenth of all, 100 at most."""
     weight_decay: float = 0.1
@@ -58,8 +66,9 @@ class TrainConfig:
     """Steps from one evaluation on held-out text to the next; there is one at the end, too. None:
     never, and nothing is held out."""
     seed: int = 0
-    """Of the initial weights and of the order of the text."""
-    bucket_bytes: int = costs.DEFAULT_BUCKET_BYTES
+    """Of the initial weights and of the order of the text: the same seed gives the same losses, in
+    every layout up to rounding."""
+    bucket_bytes: int = DEFAULT_BUCKET_BYTES
     """Size of a data-parallel gradient bucket."""
     stage_cost_s: tuple[float, float] = (0.0, 0.0)
     """Seconds slept in each forward and each backward of a pipeline stage. For lessons: on two
@@ -72,9 +81,9 @@ class TrainConfig:
         object.__setattr__(self, "model", model)
         object.__setattr__(self, "layout", Layout.parse(self.layout))
         object.__setattr__(self, "data", _absolute(self.data))
-        if not isinstance(self.betas, tuple | list) or len(self.betas) != 2:
-            raise ValueError(f"betas is {self.betas!r}; AdamW takes two numbers")
-        object.__setattr__(self, "betas", tuple(self.betas))
+        object.__setattr__(self, "betas", _pair("betas", self.betas, "AdamW takes two numbers"))
+        cost = _pair("stage_cost_s", self.stage_cost_s, "give seconds of a forward and a backward")
+        object.__setattr__(self, "stage_cost_s", cost)
         self._check_numbers()
         if model.extensions:
             raise ValueError(
@@ -88,17 +97,20 @@ class TrainConfig:
         for name in ("steps", "micro_batch", "accumulate", "bucket_bytes"):
             _check_integer(name, getattr(self, name), least=1)
         _check_integer("seed", self.seed, least=0)
-        if self.eval_every is not None:
-            _check_integer("eval_every", self.eval_every, least=1)
-        if self.warmup is not None:
-            _check_integer("warmup", self.warmup, least=0)
-        if self.dtype not in DTYPES:
-            raise ValueError(f"dtype is {self.dtype!r}; training takes {', '.join(DTYPES)}")
+        for name, least in (("warmup", 0), ("eval_every", 1)):
+            if getattr(self, name) is not None:
+                _check_integer(name, getattr(self, name), least)
+        if self.dtype not in get_args(Dtype):
+            raise ValueError(
+                f"dtype is {self.dtype!r}; training takes {', '.join(get_args(Dtype))}"
+            )
         for name in ("lr", "eps") if self.clip is None else ("lr", "eps", "clip"):
             _check_number(name, getattr(self, name), "above 0", lambda value: value > 0)
         _check_number("weight_decay", self.weight_decay, "0 or more", lambda value: value >= 0)
         for beta in self.betas:
             _check_number("betas", beta, "at least 0 and below 1", lambda value: 0 <= value < 1)
+        for cost in self.stage_cost_s:
+            _check_number("stage_cost_s", cost, "0 or more", lambda value: value >= 0)
 
     @property
     def sequences_per_step(self) -> int:
@@ -110,8 +122,10 @@ class TrainConfig:
         return self.sequences_per_step * self.model.seq
 
     @property
-    def torch_dtype(self) -> torch.dtype:
-        return DTYPES[self.dtype]
+    def torch_dtype(self) -> "torch.dtype":
+        import torch
+
+        return {"fp32": torch.float32, "fp64": torch.float64, "bf16": torch.bfloat16}[self.dtype]
 
     def learning_rate(self, step: int) -> float:
         """A straight line up to `lr` over the warm-up, then half a cosine down to a tenth of it.
@@ -132,19 +146,24 @@ def assemble(**settings) -> TrainConfig:
 
     assemble(model="tiny", layers=2, steps=5). ValueError for a name that is neither.
     """
-    own = {field.name for field in fields(TrainConfig)}
     shape_names = {field.name for field in fields(ModelConfig)}
-    for name in settings:
-        if name not in own | shape_names:
-            close = difflib.get_close_matches(name, own | shape_names, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(sorted(own))}"
-            raise ValueError(f"training has no setting {name!r}; {hint}")
+    check_names(settings, shape_names | {field.name for field in fields(TrainConfig)})
     shape = {n: value for n, value in settings.items() if n in shape_names and value is not None}
     rest = {n: value for n, value in settings.items() if n not in shape_names}
-    model = rest.pop("model", "tiny")
+    model = rest.pop("model", TrainConfig.model)
     if shape:
         model = (ModelConfig.preset(model) if isinstance(model, str) else model).replace(**shape)
     return TrainConfig(model=model, **rest)
+
+
+def check_names(given: Iterable[str], known: set[str]) -> None:
+    """ValueError, with the likely name, for a setting that is not among the known ones."""
+    for name in given:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            own = sorted(field.name for field in fields(TrainConfig))
+            hint = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(own)}"
+            raise ValueError(f"training has no setting {name!r}; {hint}")
 
 
 def refuse_unimplemented(layout: Layout) -> None:
@@ -171,6 +190,12 @@ def _absolute(data: str | Path) -> str:
     if not isinstance(data, str | Path) or not str(data):
         raise ValueError(f"data is {data!r}; it is 'stdlib', 'random' or the path of text")
     return str(data) if data in ("stdlib", "random") else str(Path(data).expanduser().absolute())
+
+
+def _pair(name: str, value, hint: str) -> tuple:
+    if not isinstance(value, tuple | list) or len(value) != 2:
+        raise ValueError(f"{name} is {value!r}; {hint}")
+    return tuple(value)
 
 
 def _check_integer(name: str, value, least: int) -> None:

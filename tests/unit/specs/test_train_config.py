@@ -1,27 +1,18 @@
 """What a run is made of, and what is refused before a rank is started.
 
 The wrong versions this file catches: a schedule that starts at 0 or peaks in the wrong step, a
-`train` whose defaults differ from those documented in TrainConfig, a relative path handed to ranks
-that have another working directory, a head_dim kept from the preset, and settings that are
-misspelt and ignored.
+relative path handed to ranks that have another working directory, a head_dim kept from the preset,
+settings that are misspelt and ignored, a setting that its JSON lacks.
 """
 
-import inspect
 import itertools
+import json
 import math
+from dataclasses import asdict, fields
 
 import pytest
 
-from picolab.specs import Layout, ModelConfig
-from picolab.training import TrainConfig, train
-from picolab.training.config import assemble
-
-
-def test_train_has_the_documented_defaults():
-    defaults = {f.name: f.default for f in TrainConfig.__dataclass_fields__.values()}
-    given = inspect.signature(train).parameters
-    for name, default in defaults.items():
-        assert given[name].default == default, name
+from picolab.specs import Layout, ModelConfig, TrainConfig, assemble
 
 
 def test_the_schedule_rises_and_falls():
@@ -60,6 +51,15 @@ def test_paths_are_made_absolute(tmp_path, monkeypatch):
     assert TrainConfig(data="random").data == "random"
 
 
+def test_a_run_is_told_whole_in_json():
+    config = TrainConfig(layout="dp2tp2", clip=None, eval_every=5)
+    told = json.loads(json.dumps(asdict(config)))
+    assert list(told) == [field.name for field in fields(TrainConfig)]
+    assert told["eval_every"] == 5 and told["clip"] is None and told["betas"] == [0.9, 0.95]
+    assert ModelConfig(**told["model"]) == config.model
+    assert Layout(**told["layout"]) == config.layout
+
+
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
@@ -87,6 +87,12 @@ def test_paths_are_made_absolute(tmp_path, monkeypatch):
         (dict(weight_decay=-0.1), r"weight_decay is -0.1"),
         (dict(betas=(0.9,)), r"AdamW takes two numbers"),
         (dict(betas=(0.9, 1.0)), r"betas is 1.0; it must be a number at least 0 and below 1"),
+        (dict(eval_every=0), r"eval_every is 0; it must be an integer of at least 1"),
+        (dict(stage_cost_s=0.1), r"stage_cost_s is 0.1; give seconds of a forward and a backward"),
+        (dict(stage_cost_s=(0.1, -1)), r"stage_cost_s is -1; it must be a number 0 or more"),
+        (dict(lr="0.1"), r"lr is '0.1'; it must be a number above 0"),
+        (dict(tied=1), r"tied is 1; it is True or False"),
+        (dict(rope_theta="big"), r"rope_theta is 'big'; it must be positive"),
         (dict(data=7), r"data is 7"),
         (dict(heads=7), r"7 heads do not divide hidden"),
         (dict(step=5), r"no setting 'step'; did you mean 'steps'"),
