@@ -4,6 +4,8 @@
     config.py    everything that decides a run's numbers
     trainer.py   `train`, what a rank does, and one step
     checkpoint.py, checkpoint_plan.py   a run that was cut off goes on, on any layout
+    folder.py, integrity.py             which checkpoint is meant, and whether it is whole
+    resume.py                           what may differ when a run goes on, and what is then said
     torchrun.py  the same run where torchrun started the ranks
     result.py    what comes back
 

@@ -112,10 +112,11 @@ def train(
     _refuse_too_large(config)
     text = open_text(config)  # what is wrong with the data should be said here, not by a rank
     checkpoints = Checkpoints(folder=checkpoint, every=save_every, keep=keep, resume=resume)
+    config, checkpoints = checkpoints.resolve(config, text)
     return launch.run(
         train_rank,
         config,
-        checkpoints.resolve(config, text),
+        checkpoints,
         world_size=config.layout.world,
         backend=backend,
         timeout=timeout,
@@ -142,6 +143,8 @@ def train_rank(config: TrainConfig, checkpoints: Checkpoints | None = None) -> R
     report, ledger = RankReport(), comm.ledger()
     if checkpoints.resume is not None:
         report.first_step = restore(checkpoints.resume, optimizer, text, config)
+        if dist.get_rank() == 0:
+            events.write("resume", step=report.first_step, notes=list(checkpoints.notes))
     for step in range(report.first_step, config.steps):
         ledger.step = step
         began, cpu_began = time.perf_counter(), time.process_time()
@@ -175,7 +178,7 @@ def train_rank(config: TrainConfig, checkpoints: Checkpoints | None = None) -> R
             folder, keep = checkpoints.folder, checkpoints.keep
             save(folder, done, optimizer, text, config, keep)
     report.memory = memory_bytes(model, optimizer)
-    report.text = text.state_dict()
+    report.text = text.state_dict(hashed=False)  # not a second for a corpus nobody asked about
     state = parallel.state_dict()  # all ranks gather, one is enough to tell
     report.state = state if dist.get_rank() == 0 else None
     return report
