@@ -178,7 +178,7 @@ def train_rank(config: TrainConfig, checkpoints: Checkpoints | None = None) -> R
             folder, keep = checkpoints.folder, checkpoints.keep
             save(folder, done, optimizer, text, config, keep)
     report.memory = memory_bytes(model, optimizer)
-    report.text = text.state_dict(hashed=False)  # not a second for a corpus nobody asked about
+    report.text = text.state_dict(hashed=False)  # the hash would cost more than opening the text
     state = parallel.state_dict()  # all ranks gather, one is enough to tell
     report.state = state if dist.get_rank() == 0 else None
     return report
