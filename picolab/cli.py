@@ -1,4 +1,4 @@
-"""The command `picolab`: doctor, train, verify, quiz, progress, runs.
+"""The command `picolab`: doctor, train, checkpoint, verify, quiz, progress, runs.
 
 Each command is a small frozen dataclass whose fields are its flags, and a `run` that does the work
 with imports of its own: `picolab --help` takes no torch. What a program may want to read goes to
@@ -102,6 +102,35 @@ class Train:
         if result is not None:  # under torchrun, rank 0 has it
             print(result.to_json() if self.json else result)
         return 0
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Look at checkpoints: is every byte the one that was written? Exit status 1 if not."""
+
+    action: Positional[Literal["verify", "ls"]]
+    """verify reads and hashes every file; ls lists the checkpoints of a folder, oldest first"""
+    path: Annotated[Positional[str], arg(metavar="PATH")]
+    """a checkpoint, or a folder of them"""
+    json: bool = False
+    """print one JSON object"""
+
+    def run(self) -> int:
+        from picolab.training import folder
+
+        if self.action == "ls":
+            return _checkpoints(folder.contents(self.path), self.json)
+        found = folder.verify(self.path)
+        if self.json:
+            shown = [{**asdict(one), "path": str(one.path)} for one in found]
+            print(json.dumps({"checkpoints": shown}))
+        else:
+            for one in found:
+                for name, wrong in one.files.items():
+                    file = f"{one.path.name}/{name}"
+                    print(f"ok       {file}" if wrong is None else f"damaged  {file} {wrong}")
+                print(*one.notes, sep="\n", end="\n" if one.notes else "")
+        return 0 if all(wrong is None for one in found for wrong in one.files.values()) else 1
 
 
 @dataclass(frozen=True)
@@ -295,9 +324,25 @@ def _listing(rundirs, as_json: bool):
     return Table(["run", "state", "started", "size"], shown, title=str(rundirs.root()))
 
 
+def _checkpoints(found: list[dict], as_json: bool) -> int:
+    from picolab.monitoring.table import Table, bytes_text
+
+    if as_json:
+        print(json.dumps({"checkpoints": found}))
+        return 0
+    columns = ("name", "step", "layout", "size", "state")
+    rows = [
+        [*(one[key] for key in columns[:3]), bytes_text(one["bytes"]), one["state"]]
+        for one in found
+    ]
+    print(Table(["checkpoint", *columns[1:]], rows))
+    return 0
+
+
 Command = (
     Annotated[Doctor, subcommand("doctor")]
     | Annotated[Train, subcommand("train")]
+    | Annotated[Checkpoint, subcommand("checkpoint")]
     | Annotated[Verify, subcommand("verify")]
     | Annotated[Quiz, subcommand("quiz")]
     | Annotated[Progress, subcommand("progress")]

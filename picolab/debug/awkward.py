@@ -133,5 +133,5 @@ class AwkwardText:
         tokens_MBS, labels_MBS = map(torch.stack, zip(*parts))
         return tokens_MBS, labels_MBS
 
-    def state_dict(self) -> dict:
+    def state_dict(self, hashed: bool = True) -> dict:
         return {"step": self._step}

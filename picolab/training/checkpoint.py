@@ -2,7 +2,7 @@
 
     FOLDER/
         step-10/
-            checkpoint.json     step, model, layout, place in the data, sizes of the files
+            checkpoint.json     step, settings, place in the data, sizes and hashes of the files
             .metadata           which rectangle of which tensor is where
             __0_0.distcp ...    numbers, a file a rank
         step-20/ ...
@@ -13,9 +13,12 @@ those of one process up to rounding, since names and slices there are global (ch
 
     half-written    never seen: the folder is called .step-20.writing until everything in it is on
                     the disk, and is then renamed
-    truncated       noticed before the first number is read: checkpoint.json, written last, has the
-                    size of every file
+    damaged         noticed before the first number is read: checkpoint.json, written last, has the
+                    size and the hash of every file (integrity.py). In a folder the newest that is
+                    whole is taken, and which ones were passed over is said (folder.py)
     kept            the last `keep`; an older one is renamed before it is removed
+
+What a run may change when it goes on, and what not, is in resume.py.
 
 Twin: `torch.distributed.checkpoint.state_dict.get_state_dict` with FSDP2, which does for DTensors
 what is done here for pieces. `.metadata` is torch.distributed.checkpoint's own and a pickle, which
@@ -24,14 +27,12 @@ training goes on, and disks that ranks do not share.
 """
 
 import hashlib
-import json
 import os
 import re
 import shutil
 import warnings
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -41,12 +42,20 @@ from torch.distributed.checkpoint.api import CheckpointException
 from picolab import comm
 from picolab.specs import TrainConfig
 from picolab.training.checkpoint_plan import LoadPlanner, SavePlanner, make_state, parts, whole
+from picolab.training.folder import (
+    Found,
+    checkpoints,
+    choose,
+    describe,
+    find,
+    matching,
+    number,
+    say,
+)
+from picolab.training.integrity import ABOUT, FORMAT, HashingWriter, seal
+from picolab.training.resume import adapt, check, record
 from picolab.training.text import Text
 
-FORMAT = 1
-ABOUT = "checkpoint.json"
-_STEP = re.compile(r"step-(\d+)")
-_WRITING = re.compile(r"\.step-\d+\.writing")
 _LEFT = re.compile(r"\.step-\d+\.(writing|removing)")
 
 
@@ -62,6 +71,8 @@ class Checkpoints:
     """How many of them to keep, the newest."""
     resume: str | Path | None = None
     """A checkpoint, or a folder of them, of which the newest is taken. None: begin at step 0."""
+    notes: tuple[str, ...] = ()
+    """What `resolve` said about going on from `resume`, a line each; for the run's record."""
 
     def __post_init__(self):
         for name in ("folder", "resume"):
@@ -84,25 +95,29 @@ class Checkpoints:
             return False
         return step == steps or (self.every is not None and step % self.every == 0)
 
-    def resolve(self, config: TrainConfig, text: Text) -> "Checkpoints":
-        """The same with `resume` the one checkpoint that is meant, checked against this run.
+    def resolve(self, config: TrainConfig, text: Text) -> tuple[TrainConfig, "Checkpoints"]:
+        """The settings to train with, and the same with `resume` the one checkpoint that is meant.
 
-        Done once, before ranks start, so that all of them take the same one. Raises ValueError for
-        a checkpoint that is not there, not complete, of another model or of other data, and where
-        this run would mix its checkpoints with another's; OSError if the folder cannot be written.
-        `text` is the run's, and is moved to the checkpoint's place.
+        Done once, before ranks start, so that all of them take the same one. All bytes of it are
+        checked; what differs from its run and may is said, on stderr, and is in `notes`; `config`
+        has another `accumulate` where a step would not be the run's otherwise (see resume.py).
+
+        Raises ValueError for a checkpoint that is not there, damaged, of another model or of other
+        data, and where this run would mix its checkpoints with another's; OSError if the folder
+        cannot be written. `text` is the run's, and is moved to the checkpoint's place.
         """
-        resume, after = None, 0
-        if self.resume is not None:
-            resume = find(self.resume)
-            about = describe(resume)
-            _check_same_run(resume, about, config)
-            text.load_state_dict(about["text"])
-            after = about["step"]
+        if self.resume is None:
+            if self.folder is not None:
+                _check_folder(Path(self.folder))
+            return config, self
+        found = choose(self.resume)
+        config, lines = adapt(found.path, found.about, config)
+        text.load_state_dict(found.about["text"])
         if self.folder is not None:
-            _check_folder(Path(self.folder), after, resume)
-        path = None if resume is None else str(resume)
-        return Checkpoints(folder=self.folder, every=self.every, keep=self.keep, resume=path)
+            _check_folder(Path(self.folder), found)
+        notes = (*found.notes, *lines)
+        say(notes)
+        return config, replace(self, resume=str(found.path), notes=notes)
 
 
 def save(
@@ -121,14 +136,15 @@ def save(
     target, beside = folder / f"step-{step}", folder / f".step-{step}.writing"
     if rank == 0:
         folder.mkdir(parents=True, exist_ok=True)
-        for left in _matching(folder, _LEFT):  # by a run that was killed meanwhile
+        for left in matching(folder, _LEFT):  # by a run that was killed meanwhile
             shutil.rmtree(left)
         beside.mkdir()
     comm.barrier("world", "checkpoint: nothing is left of an earlier one")
     found = parts(optimizer)
     found |= {f"random.{kind}.{rank}": whole(state) for kind, state in _random_states().items()}
+    writer = HashingWriter(beside)
     try:
-        dcp.save(found, storage_writer=dcp.FileSystemWriter(beside), planner=SavePlanner())
+        dcp.save(found, storage_writer=writer, planner=SavePlanner())
     except CheckpointException as error:
         if rank == 0:
             shutil.rmtree(beside, ignore_errors=True)
@@ -140,14 +156,17 @@ def save(
             "layout": str(config.layout),
             "world": dist.get_world_size(),
             "text": text.state_dict(),
-            "config": {**asdict(config), "layout": str(config.layout)},
+            "config": record(config),
             "files": {path.name: path.stat().st_size for path in sorted(beside.iterdir())},
+            "hashes": dict(sorted(writer.hashes.items())),
         }
-        _write_to_disk(beside / ABOUT, json.dumps(about, indent=1))
+        assert about["hashes"].keys() == about["files"].keys()
+        _write_to_disk(beside / ABOUT, seal(about))
         if target.exists():  # this run is repeating steps after it was cut off
             _remove(target)
         beside.rename(target)
-        for old in _checkpoints(folder)[:-keep]:
+        # A later one is no part of this run: a damaged one, before which it went on.
+        for old in [path for path in checkpoints(folder) if number(path) <= step][:-keep]:
             _remove(old)
     return target
 
@@ -158,12 +177,13 @@ def restore(
     """Fill the parameters, the optimizer's state, the place in the data and the random generators
     from a checkpoint of any layout; returns the number of steps that were done. All ranks call it.
 
-    Raises ValueError for a checkpoint of another model or other data, and for one that is not
-    complete or disappears while it is read.
+    Raises ValueError for a checkpoint of another run (another model, batch or text), and for one
+    that is not complete or disappears while it is read. That its bytes are those that were written
+    has been checked, once for all ranks, by `Checkpoints.resolve`.
     """
     path = Path(path)
     about = describe(path)
-    _check_same_run(path, about, config)
+    check(path, about, config)
     text.load_state_dict(about["text"])
     rank = dist.get_rank()
     same_ranks = about["layout"] == str(config.layout)
@@ -175,70 +195,9 @@ def restore(
     return about["step"]
 
 
-def find(path: str | Path) -> Path:
-    """The checkpoint meant by a path: itself, or the newest in it. ValueError if there is none."""
-    path = Path(path).expanduser().absolute()
-    if not path.is_dir():
-        raise ValueError(f"there is no folder {path} to go on from")
-    if _WRITING.fullmatch(path.name):
-        raise ValueError(
-            f"{path} is still being written, or its run was killed meanwhile; it is not complete: "
-            f"go on from {path.parent}, which stands for its newest complete checkpoint"
-        )
-    if (path / ABOUT).is_file():
-        return path
-    if _STEP.fullmatch(path.name):
-        raise ValueError(f"the checkpoint {path} has no {ABOUT}; it is not complete")
-    complete = _checkpoints(path)
-    if complete:
-        return complete[-1]
-    if _matching(path, _WRITING):
-        raise ValueError(
-            f"in {path} is no complete checkpoint yet, and one that is being written (or was left "
-            "by a run that was killed); wait for it, or begin without resume"
-        )
-    raise ValueError(
-        f"there is no checkpoint in {path}; training writes them there with checkpoint={path}"
-    )
-
-
-def describe(path: str | Path) -> dict[str, Any]:
-    """The checkpoint.json of a checkpoint, after a look at its files: all there, all of the size
-    they had. ValueError otherwise."""
-    path = Path(path)
-    try:
-        about = json.loads((path / ABOUT).read_text())
-        known, files = about["format"], about["files"]
-    except FileNotFoundError:
-        raise ValueError(_gone(path)) from None
-    except (ValueError, KeyError, TypeError):
-        raise ValueError(f"{path / ABOUT} is damaged; take another checkpoint") from None
-    if known != FORMAT:
-        raise ValueError(
-            f"the checkpoint {path} has format {known}, and this picolab reads {FORMAT}; "
-            "read it with the version that wrote it"
-        )
-    for name, size in files.items():
-        try:
-            here = (path / name).stat().st_size
-        except FileNotFoundError:
-            if not (path / ABOUT).is_file():
-                raise ValueError(_gone(path)) from None
-            raise ValueError(
-                f"the checkpoint {path} is not complete: its {name} is missing; take another one"
-            ) from None
-        if here != size:
-            raise ValueError(
-                f"the checkpoint {path} is not complete: its {name} has {here:,} bytes of "
-                f"{size:,}; take another one"
-            )
-    return about
-
-
 def state_dict(path: str | Path) -> dict[str, torch.Tensor]:
     """The parameters of a checkpoint, whole, by global name, in this process."""
     path = find(path)
-    describe(path)
     saved = _metadata(path).state_dict_metadata
     tensors = {
         name.removeprefix("model."): torch.empty(about.size, dtype=about.properties.dtype)
@@ -270,7 +229,8 @@ def _metadata(path: Path):
     try:
         return dcp.FileSystemReader(path).read_metadata()
     except FileNotFoundError:
-        raise ValueError(_gone(path)) from None
+        describe(path)  # if it is gone meanwhile, that is to be said
+        raise
 
 
 def _load(path: Path, wanted: dict, alone: bool = False) -> None:
@@ -281,8 +241,7 @@ def _load(path: Path, wanted: dict, alone: bool = False) -> None:
                 warnings.simplefilter("ignore", UserWarning)
             dcp.load(wanted, storage_reader=reader, planner=planner, no_dist=alone)
     except CheckpointException as error:
-        if not (path / ABOUT).is_file():
-            raise ValueError(_gone(path)) from None
+        describe(path)  # if it is gone meanwhile, that is to be said
         raise ValueError(str(_first(error, f"the checkpoint {path} cannot be read"))) from None
 
 
@@ -293,37 +252,19 @@ def _random_states() -> dict[str, torch.Tensor]:
     return states
 
 
-def _check_same_run(path: Path, about: dict, config: TrainConfig) -> None:
-    """What must not differ. The layout may, and what a step does (lr, batch, clip, steps) is the
-    reader's to change."""
-    there, here = dict(about["config"]["model"]), asdict(config.model)
-    for shape in (there, here):
-        del shape["name"]
-    there["dtype"], here["dtype"] = about["config"]["dtype"], config.dtype
-    for field in here:
-        if there.get(field) != here[field]:
-            raise ValueError(
-                f"the checkpoint {path} is of another model: {field} is {there.get(field)!r} there "
-                f"and {here[field]!r} here; give the same shape and dtype"
-            )
-    if about["step"] >= config.steps:
-        raise ValueError(
-            f"the checkpoint {path} has {about['step']} steps behind it, and this run ends after "
-            f"{config.steps}; steps counts all of them, so give more"
-        )
-
-
-def _check_folder(folder: Path, after: int, resume: Path | None) -> None:
-    """Another run's checkpoints must not be mistaken for this one's, nor be lost to it."""
-    later = [path for path in _checkpoints(folder) if _number(path) > after]
-    if later and resume is None:
+def _check_folder(folder: Path, found: Found | None = None) -> None:
+    """Another run's checkpoints must not be mistaken for this one's, nor be lost to it. Those that
+    are known to be damaged are neither."""
+    after, over = (found.about["step"], found.passed_over) if found else (0, ())
+    later = [path for path in checkpoints(folder) if number(path) > after and path not in over]
+    if later and found is None:
         raise ValueError(
             f"there are checkpoints of another run in {folder} ({later[-1].name}); give "
             f"resume={folder} to go on from there, or another folder"
         )
     if later:
         raise ValueError(
-            f"in {folder} are later checkpoints than {resume.name} to go on from "
+            f"in {folder} are later checkpoints than {found.path.name} to go on from "
             f"({later[-1].name}); give checkpoint= another folder, so that they are not mixed"
         )
     try:
@@ -334,21 +275,6 @@ def _check_folder(folder: Path, after: int, resume: Path | None) -> None:
         ) from None
     if not os.access(folder, os.W_OK):
         raise OSError(f"checkpoints cannot be written to {folder}; give another folder")
-
-
-def _checkpoints(folder: Path) -> list[Path]:
-    """Complete ones, oldest first."""
-    return sorted(_matching(folder, _STEP), key=_number)
-
-
-def _matching(folder: Path, pattern: re.Pattern) -> list[Path]:
-    if not folder.is_dir():
-        return []
-    return [path for path in folder.iterdir() if pattern.fullmatch(path.name) and path.is_dir()]
-
-
-def _number(path: Path) -> int:
-    return int(_STEP.fullmatch(path.name)[1])
 
 
 def _remove(path: Path) -> None:
@@ -364,13 +290,6 @@ def _write_to_disk(path: Path, text: str) -> None:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _gone(path: Path) -> str:
-    return (
-        f"the checkpoint {path} is gone: a run that is going on removes its older ones; "
-        f"go on from {path.parent}, which stands for the newest"
-    )
 
 
 def _first(error: CheckpointException, what: str) -> OSError:

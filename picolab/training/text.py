@@ -10,7 +10,8 @@ The i-th sequence of a run is window permutation(i): a fixed shuffle, computed f
 alone, that visits every window once and then begins a new one. So what a step trains on follows
 from one number, the *position* (sequences consumed so far), and from nothing else: not from the
 layout, not from the number of ranks, not from how a step is cut into micro-batches. That number is
-the state that a checkpoint keeps, and a rank reads the bytes of its own sequences only.
+the state that a checkpoint keeps (with a hash of the corpus, so that it is a place in that one and
+in no other), and a rank reads the bytes of its own sequences only.
 
     one step from position p, dp 2, accumulate 2, micro-batch 2:
         micro-batch 0: replica 0 reads sequences p, p+1;    replica 1 reads p+2, p+3
@@ -25,6 +26,7 @@ other windows. Leaves out: a tokenizer, documents as units
 """
 
 import bisect
+import functools
 import hashlib
 import os
 import sysconfig
@@ -32,6 +34,11 @@ from itertools import accumulate as running_sum
 from pathlib import Path
 
 import torch
+
+# A corpus of up to 256 MiB is hashed as a whole, a larger one in so many blocks, evenly spread:
+# another text is still noticed, but an edit of a few words may fall between them. For the standard
+# library, 12 MB in 734 files, it takes 1.5 times as long as opening it (0.05 s and 0.03 s).
+HASH_BLOCK, HASH_BLOCKS = 2**16, 2**12
 
 NOT_SOURCE = {"site-packages", "dist-packages", "__pycache__", "test", "tests", "idle_test"}
 
@@ -90,19 +97,29 @@ class Text:
         both = torch.stack(rows).view(-1, micro_batch, self.seq + 1)
         return both[..., :-1], both[..., 1:]
 
-    def state_dict(self) -> dict:
-        """Where the run is in its data, independently of its layout."""
-        return {"position": self.position, "seed": self.seed, "corpus": self._corpus.identity}
+    def state_dict(self, hashed: bool = True) -> dict:
+        """Where the run is in its data, independently of its layout.
+
+        hashed: with the corpus's hash, for which all of it is read, once."""
+        state = {"position": self.position, "seed": self.seed, "corpus": self._corpus.identity}
+        return {**state, "hash": self._corpus.hash} if hashed else state
 
     def load_state_dict(self, state: dict) -> None:
-        """Go on from there. ValueError if it is a place in another corpus or in another shuffle."""
-        here = self.state_dict()
+        """Go on from there. ValueError if it is a place in another corpus or in another shuffle.
+
+        A state without a hash is believed by the size of its corpus."""
+        here = self.state_dict(hashed=False)
         for name in ("corpus", "seed"):
             if state[name] != here[name]:
                 raise ValueError(
                     f"this position is one in other data: {name} was {state[name]!r} there and is "
                     f"{here[name]!r} here; open the same data with the same seq and seed"
                 )
+        if "hash" in state and state["hash"] != self._corpus.hash:
+            raise ValueError(
+                "this position is one in other data: the corpus has as many bytes as it had there, "
+                "but other ones; restore its files, or begin a new run with the new text"
+            )
         self.position = state["position"]
 
 
@@ -151,6 +168,13 @@ class _Windows:
         raw = self._read(window * self._seq, self._seq + 1)
         return torch.frombuffer(raw, dtype=torch.uint8).long()
 
+    @functools.cached_property
+    def hash(self) -> str:
+        found, size = hashlib.sha256(), self._ends[-1]
+        for start in range(0, size, max(HASH_BLOCK, -(-size // HASH_BLOCKS))):
+            found.update(self._read(start, min(HASH_BLOCK, size - start)))
+        return found.hexdigest()
+
     def _read(self, start: int, size: int) -> bytearray:
         raw = bytearray()
         while len(raw) < size:
@@ -174,6 +198,7 @@ class _RandomTokens:
     def __init__(self, seq: int, vocab: int, seed: int):
         self._seq, self._vocab, self._seed = seq, vocab, seed
         self.identity = f"random tokens below {vocab} in windows of {seq}"
+        self.hash = ""  # its identity and the seed say it all
 
     def held_out(self, i: int) -> torch.Tensor:
         return self.sequence(-1 - i)

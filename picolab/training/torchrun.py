@@ -63,14 +63,16 @@ def train_here(*, progress: bool = True, **settings) -> TrainResult | None:
             )
         text = open_text(config)
         checkpoints = Checkpoints(**options.checkpoints)
-        return config, checkpoints.resolve(config, text) if rank == 0 else checkpoints
+        return checkpoints.resolve(config, text) if rank == 0 else (config, checkpoints)
 
     config, checkpoints = _agreed(prepare)
-    # Rank 0's, since it has looked which checkpoint is the newest, and named the run directory.
+    # Rank 0's, since it has looked which checkpoint is the newest and what a step is there, and
+    # named the run directory.
     about = {"state": "running", "world_size": world, "backend": dist.get_backend()}
-    given = [checkpoints, _agreed(lambda: rundirs.create("train", about, options.run_dir), only=0)]
+    directory = _agreed(lambda: rundirs.create("train", about, options.run_dir), only=0)
+    given = [config, checkpoints, directory]
     dist.broadcast_object_list(given, src=0)
-    checkpoints, directory = given
+    config, checkpoints, directory = given
     directory.mkdir(parents=True, exist_ok=True)
 
     with attributed(directory, rank):

@@ -31,7 +31,7 @@ import torch
 import torch.distributed as dist
 
 from picolab import comm, costs, launch
-from picolab.monitoring import Observer, StepReport
+from picolab.monitoring import Observer, StepReport, events
 from picolab.monitoring.table import bytes_text
 from picolab.parallel import parallelize
 from picolab.parallel.micro_batches import count_valid as global_count
@@ -87,10 +87,11 @@ def train(
             )
     _refuse_too_large(config)
     text = open_text(config)  # what is wrong with the data should be said here, not by a rank
+    config, checkpoints = Checkpoints(**options.checkpoints).resolve(config, text)
     return launch.run(
         train_rank,
         config,
-        Checkpoints(**options.checkpoints).resolve(config, text),
+        checkpoints,
         tuple(observers),
         world_size=config.layout.world,
         backend=options.backend,
@@ -125,13 +126,16 @@ def train_rank(
         run.prepare(text)
         if checkpoints.resume is not None:
             run.first_step = restore(checkpoints.resume, run.optimizer, run.text, config)
+            if dist.get_rank() == 0:
+                events.write("resume", step=run.first_step, notes=list(checkpoints.notes))
         report.first_step = run.first_step
         run.tell("start")
         for step in range(run.first_step, config.steps):
             run.tell("step", train_step(run, step))
         run.tell("end")
         report.memory = memory_bytes(run.model, run.optimizer)
-        report.text = run.text.state_dict()
+        # (the hash would cost more than opening the text)
+        report.text = run.text.state_dict(hashed=False)
         state = run.parallel.state_dict()  # all ranks gather, one is enough to tell
         report.state = state if dist.get_rank() == 0 else None
     return report

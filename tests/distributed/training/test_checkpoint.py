@@ -4,7 +4,8 @@ In the same layout the same bits; in another, fp64, 1e-12 (the rounding of sums 
 The wrong versions this file catches, each run below: the place in the data not saved (the same text
 is read again), moments that start from zero, moments of which every rank gets the first slice, step
 counts that start from zero, random generators that begin again; and checkpoints that are half
-written, truncated, of another model, or pruned while they are read.
+written, truncated, of another model, or pruned while they are read. Damaged bytes are the matter of
+test_integrity.py, and what may differ when a run goes on that of test_resume.py.
 """
 
 import json
@@ -24,6 +25,7 @@ from picolab.launch import rundirs
 from picolab.model import Piece, meta_parameter
 from picolab.model.parameters import Cut as OneCut
 from picolab.training import Checkpoints, TrainConfig, checkpoint, checkpoint_plan, trainer
+from picolab.training.integrity import seal
 from picolab.training.result import TrainResult
 from picolab.training.text import Text
 
@@ -435,7 +437,8 @@ def truncate_about(folder):
 
 def other_format(folder):
     about = json.loads((folder / "step-8" / checkpoint.ABOUT).read_text())
-    (folder / "step-8" / checkpoint.ABOUT).write_text(json.dumps({**about, "format": 99}))
+    del about["seal"]
+    (folder / "step-8" / checkpoint.ABOUT).write_text(seal({**about, "format": 99}))
 
 
 def only_writing(folder):
@@ -456,11 +459,13 @@ def fine(folder):
     pass
 
 
+DAMAGED = [
+    (truncate, "its __1_0.distcp has"),
+    (lose_a_file, "its __0_0.distcp is missing"),
+    (truncate_metadata, "its .metadata has 100 bytes"),
+    (truncate_about, "its checkpoint.json cannot be understood"),
+]
 BAD = [
-    (truncate, {}, "is not complete: its __1_0.distcp has"),
-    (lose_a_file, {}, "is not complete: its __0_0.distcp is missing"),
-    (truncate_metadata, {}, "is not complete: its .metadata has 100 bytes"),
-    (truncate_about, {}, "checkpoint.json is damaged"),
     (other_format, {}, "has format 99"),
     (only_writing, {}, "no complete checkpoint yet, and one that is being written"),
     (nothing, {}, "there is no checkpoint in"),
@@ -473,6 +478,20 @@ BAD = [
     (fine, dict(seed=1), "is one in other data: seed was 0 there and is 1 here"),
     (fine, dict(steps=8), "has 8 steps behind it, and this run ends after 8"),
 ]
+
+
+@pytest.mark.parametrize(("damage", "says"), DAMAGED, ids=[says for _, says in DAMAGED])
+def test_a_damaged_one_is_refused_by_name_and_passed_over_in_a_folder(damage, says, copied):
+    damage(copied)
+    before = rundirs.ls()
+    with pytest.raises(ValueError) as error:
+        train("tp2", steps=9, resume=copied / "step-8")
+    assert says in str(error.value) and "\n" not in str(error.value)
+    assert rundirs.ls() == before
+    found = checkpoint.choose(copied)
+    assert (found.path.name, found.passed_over) == ("step-6", (copied / "step-8",))
+    (note,) = found.notes
+    assert says in note and "step-8 is passed over" in note and "step-6" in note
 
 
 @pytest.mark.parametrize(("damage", "settings", "says"), BAD, ids=[says[:32] for *_, says in BAD])

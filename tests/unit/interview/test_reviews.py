@@ -14,6 +14,7 @@ import subprocess
 import sys
 import textwrap
 from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -56,6 +57,27 @@ def in_process(code: str, *words: str, **more) -> subprocess.Popen:
 
 
 # --- a line ---------------------------------------------------------------------------------------
+
+
+def test_lines_of_an_older_picolab_are_read():
+    """The file is kept as version 0.1.0 wrote it: what a reader has practised is never lost."""
+    log = ReviewLog(Path(__file__).parent / "old_records" / "reviews.jsonl")
+    full, short = log.reviews()
+    assert log.note() == ""
+    assert full == Review(
+        id="4d-001",
+        at=datetime(2026, 3, 1, 9, 30, tzinfo=UTC),
+        rating="good",
+        score=0.75,
+        confidence=3,
+        seconds=41.5,
+        ticks=(0, 2),
+        flags=(1,),
+        numbers=("2.1e9",),
+        notes="forgot the 2; 带宽",
+    )
+    assert short == Review("4d-001", datetime(2026, 3, 3, 9, 30, tzinfo=UTC), "again", 0.0)
+    assert states(["4d-001"], [full, short])["4d-001"].due > short.at
 
 
 def test_a_review_there_and_back(log):

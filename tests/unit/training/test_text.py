@@ -15,6 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from picolab.training import text as text_module
 from picolab.training.text import NOT_SOURCE, Text, permutation
 
 WHOLE = dict(dp_rank=0, dp_size=1)
@@ -146,6 +147,31 @@ def test_a_position_in_other_data_is_refused(corpus, tmp_path):
             other.load_state_dict(state)
 
 
+@settings(max_examples=50, deadline=None)
+@given(size=st.integers(20, 300), block=st.integers(1, 50), data=st.data())
+def test_another_text_of_the_same_size_is_refused(size, block, data, tmp_path_factory):
+    """Whatever byte it differs in, however files and blocks are cut; split elsewhere, it is the
+    same text."""
+    folder = tmp_path_factory.mktemp("text")
+    text = bytearray(random.Random(size).randbytes(size))
+
+    def opened():
+        cut = data.draw(st.integers(0, size))
+        (folder / "a.txt").write_bytes(text[:cut])
+        (folder / "b.txt").write_bytes(text[cut:])
+        return Text(folder, seq=8)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(text_module, "HASH_BLOCK", block)
+        state = opened().state_dict()
+        opened().load_state_dict(state)
+        text[data.draw(st.integers(0, size - 1))] ^= 1
+        with pytest.raises(ValueError, match="as many bytes as it had there, but other ones"):
+            opened().load_state_dict(state)
+        # One from before there were hashes is believed.
+        opened().load_state_dict({k: value for k, value in state.items() if k != "hash"})
+
+
 def test_only_the_needed_bytes_are_read(tmp_path):
     """A file of 100 GB, all holes: nobody reads or indexes it as a whole."""
     path = tmp_path / "large.bin"
@@ -160,6 +186,11 @@ def test_only_the_needed_bytes_are_read(tmp_path):
         tracemalloc.stop()
     assert tokens.shape == (2, 4, 64) and not tokens.any()
     assert peak < 1_000_000
+    hashed = text.state_dict()["hash"]  # of 4,096 blocks of it, 256 MiB
+    with open(path, "r+b") as file:
+        file.write(b"x" * 100_000_000)
+    with pytest.raises(ValueError, match="other ones"):
+        Text(path, seq=64).load_state_dict({**text.state_dict(), "hash": hashed})
 
 
 def test_the_default_corpus_is_the_standard_library():
