@@ -18,6 +18,7 @@ import pytest
 import picolab
 from picolab import cli
 from picolab.lab import panel
+from picolab.launch.job import Backend, run
 from picolab.specs import ModelConfig, TrainConfig, assemble
 from picolab.specs.settings import RunOptions, explanations, settings, split, takes_settings
 from picolab.training import Checkpoints, train, trainer
@@ -202,8 +203,11 @@ class Unexplained:
     """Of the second."""
 
 
-def test_the_options_of_checkpoints_have_the_same_defaults():
+def test_the_options_are_those_of_who_uses_them():
     assert Checkpoints(**RunOptions().checkpoints) == Checkpoints()
+    ours, theirs = shown(RunOptions), shown(run)
+    assert ours["backend"] == theirs["backend"] and ours["timeout"] == theirs["timeout"]
+    assert RunOptions.__annotations__["backend"] == Backend
 
 
 @pytest.mark.parametrize(
