@@ -10,7 +10,6 @@ import os
 import pickle
 import re
 import selectors
-import socket
 import time
 from multiprocessing import Pipe, reduction
 from pathlib import Path
@@ -20,7 +19,9 @@ from picolab.launch.display import Display
 from picolab.launch.failures import RankFailure, RankHang, RankReport
 from picolab.launch.payload import unpack_result
 from picolab.launch.rank import RankSpec, main
+from picolab.launch.rendezvous import Rendezvous
 from picolab.launch.server import RankProcess
+from picolab.launch.surroundings import Surroundings
 from picolab.monitoring.beacon import Reading
 from picolab.monitoring.beacon import read as read_beacon
 
@@ -46,6 +47,7 @@ class Collector:
         self,
         *,
         blob: bytes,
+        surroundings: Surroundings,
         world_size: int,
         backend: str,
         timeout: float,
@@ -53,10 +55,12 @@ class Collector:
         answers=None,
         pretend: int | None = None,
     ):
-        self._blob, self._world, self._backend = blob, world_size, backend
+        self._blob, self._surroundings = blob, surroundings
+        self._world, self._backend = world_size, backend
         self._timeout, self._run_dir = timeout, run_dir
         self.backend = backend
         self.ranks: list[Rank] = []
+        self._rendezvous: Rendezvous | None = None
         self._selector = selectors.DefaultSelector()
         self._wake_r, self._wake_w = os.pipe()
         self._stopping = False
@@ -125,39 +129,34 @@ class Collector:
             self._leave_nothing()
 
     def _start(self) -> None:
-        with socket.socket() as listener:
-            listener.bind(("127.0.0.1", 0))
-            listener.listen(self._world + 16)
-            port = listener.getsockname()[1]
-            for number in range(self._world):
-                spec = RankSpec(
-                    number, self._world, self._backend, port, self._run_dir, self._pretend
-                )
-                ours, theirs = Pipe()
-                read_end, write_end = os.pipe()
-                store = _Descriptor(listener.fileno()) if number == 0 else None
-                process = RankProcess(
-                    target=main,
-                    args=(spec, self._blob, theirs, _Descriptor(write_end), store),
-                    name=f"picolab-rank-{number}",
-                    daemon=True,
-                )
-                rank = Rank(number, process, ours, read_end)
-                self.ranks.append(rank)
-                if self._stopping:
-                    theirs.close()
-                    os.close(write_end)
-                    rank.ended = True
-                    continue
-                try:
-                    process.start()
-                finally:
-                    theirs.close()
-                    os.close(write_end)
-                process._args = ()  # the payload's bytes are not needed twice
-                self._listen(ours.fileno(), lambda rank=rank: self._message(rank))
-                self._listen(read_end, lambda rank=rank: self._printed(rank))
-                self._listen(process.sentinel, lambda rank=rank: self._exited(rank))
+        self._rendezvous = Rendezvous()
+        for number in range(self._world):
+            spec = RankSpec(number, self._world, self._backend, self._run_dir, self._pretend)
+            ours, theirs = Pipe()
+            read_end, write_end = os.pipe()
+            given = (self._blob, self._surroundings, self._rendezvous.store, theirs)
+            process = RankProcess(
+                target=main,
+                args=(spec, *given, _Descriptor(write_end)),
+                name=f"picolab-rank-{number}",
+                daemon=True,
+            )
+            rank = Rank(number, process, ours, read_end)
+            self.ranks.append(rank)
+            if self._stopping:
+                theirs.close()
+                os.close(write_end)
+                rank.ended = True
+                continue
+            try:
+                process.start()
+            finally:
+                theirs.close()
+                os.close(write_end)
+            process._args = ()  # the payload's bytes are not needed twice
+            self._listen(ours.fileno(), lambda rank=rank: self._message(rank))
+            self._listen(read_end, lambda rank=rank: self._printed(rank))
+            self._listen(process.sentinel, lambda rank=rank: self._exited(rank))
         self._listen(self._wake_r, lambda: os.read(self._wake_r, 64))
         self._progress_at = time.monotonic()
 
@@ -361,6 +360,8 @@ class Collector:
                 rank.process.close()
         os.close(self._wake_r)
         os.close(self._wake_w)
+        if self._rendezvous is not None:
+            self._rendezvous.close()
 
     def _known(self, descriptor: int) -> bool:
         try:

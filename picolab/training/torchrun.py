@@ -85,9 +85,7 @@ def train_here(
 
     with attributed(directory, rank):
         bar = Progress(config.steps, str(config.layout)) if progress and rank == 0 else None
-        report = _recorded_rank(
-            RankSpec(rank, world, backend, 0, directory), bar, config, checkpoints
-        )
+        report = _recorded_rank(RankSpec(rank, world, backend, directory), bar, config, checkpoints)
         reports = [None] * world if rank == 0 else None
         dist.gather_object(report, reports)
         leave(directory / f"result.{rank}.pkl", pack_result(report))
@@ -110,7 +108,7 @@ def _recorded_rank(spec: RankSpec, bar: Progress | None, config, checkpoints):
         elif kind == "warning":
             print(*values, file=sys.stderr)
 
-    payload = Payload(train_rank, (config, checkpoints), {}, {}, {})
+    payload = Payload(train_rank, (config, checkpoints), {}, {})
     with recorded(spec, send):
         packed = call(spec, payload, send)
     if bar is not None:
