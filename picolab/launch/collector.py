@@ -8,19 +8,19 @@ descriptor closed before the thread ends."""
 
 import os
 import pickle
-import re
 import selectors
-import socket
 import time
 from multiprocessing import Pipe, reduction
 from pathlib import Path
 
-from picolab.launch import failures, stacks
+from picolab.launch import blame, failures, stacks
 from picolab.launch.display import Display
 from picolab.launch.failures import RankFailure, RankHang, RankReport
 from picolab.launch.payload import unpack_result
 from picolab.launch.rank import RankSpec, main
+from picolab.launch.rendezvous import Rendezvous
 from picolab.launch.server import RankProcess
+from picolab.launch.surroundings import Surroundings
 from picolab.monitoring.beacon import Reading
 from picolab.monitoring.beacon import read as read_beacon
 
@@ -46,6 +46,7 @@ class Collector:
         self,
         *,
         blob: bytes,
+        surroundings: Surroundings,
         world_size: int,
         backend: str,
         timeout: float,
@@ -53,10 +54,12 @@ class Collector:
         answers=None,
         pretend: int | None = None,
     ):
-        self._blob, self._world, self._backend = blob, world_size, backend
+        self._blob, self._surroundings = blob, surroundings
+        self._world, self._backend = world_size, backend
         self._timeout, self._run_dir = timeout, run_dir
         self.backend = backend
         self.ranks: list[Rank] = []
+        self._rendezvous: Rendezvous | None = None
         self._selector = selectors.DefaultSelector()
         self._wake_r, self._wake_w = os.pipe()
         self._stopping = False
@@ -125,39 +128,34 @@ class Collector:
             self._leave_nothing()
 
     def _start(self) -> None:
-        with socket.socket() as listener:
-            listener.bind(("127.0.0.1", 0))
-            listener.listen(self._world + 16)
-            port = listener.getsockname()[1]
-            for number in range(self._world):
-                spec = RankSpec(
-                    number, self._world, self._backend, port, self._run_dir, self._pretend
-                )
-                ours, theirs = Pipe()
-                read_end, write_end = os.pipe()
-                store = _Descriptor(listener.fileno()) if number == 0 else None
-                process = RankProcess(
-                    target=main,
-                    args=(spec, self._blob, theirs, _Descriptor(write_end), store),
-                    name=f"picolab-rank-{number}",
-                    daemon=True,
-                )
-                rank = Rank(number, process, ours, read_end)
-                self.ranks.append(rank)
-                if self._stopping:
-                    theirs.close()
-                    os.close(write_end)
-                    rank.ended = True
-                    continue
-                try:
-                    process.start()
-                finally:
-                    theirs.close()
-                    os.close(write_end)
-                process._args = ()  # the payload's bytes are not needed twice
-                self._listen(ours.fileno(), lambda rank=rank: self._message(rank))
-                self._listen(read_end, lambda rank=rank: self._printed(rank))
-                self._listen(process.sentinel, lambda rank=rank: self._exited(rank))
+        self._rendezvous = Rendezvous()
+        for number in range(self._world):
+            spec = RankSpec(number, self._world, self._backend, self._run_dir, self._pretend)
+            ours, theirs = Pipe()
+            read_end, write_end = os.pipe()
+            given = (self._blob, self._surroundings, self._rendezvous.store, theirs)
+            process = RankProcess(
+                target=main,
+                args=(spec, *given, _Descriptor(write_end)),
+                name=f"picolab-rank-{number}",
+                daemon=True,
+            )
+            rank = Rank(number, process, ours, read_end)
+            self.ranks.append(rank)
+            if self._stopping:
+                theirs.close()
+                os.close(write_end)
+                rank.ended = True
+                continue
+            try:
+                process.start()
+            finally:
+                theirs.close()
+                os.close(write_end)
+            process._args = ()  # the payload's bytes are not needed twice
+            self._listen(ours.fileno(), lambda rank=rank: self._message(rank))
+            self._listen(read_end, lambda rank=rank: self._printed(rank))
+            self._listen(process.sentinel, lambda rank=rank: self._exited(rank))
         self._listen(self._wake_r, lambda: os.read(self._wake_r, 64))
         self._progress_at = time.monotonic()
 
@@ -220,12 +218,12 @@ class Collector:
             return
         if code is not None and code < 0:
             text = stacks.crash(self._run_dir, rank.rank)
-            self._fail(rank, "signal", failures.signal_in_words(-code), time.time(), text, None)
+            self._fail(rank, "signal", failures.signal_in_words(-code), time.time(), text)
         else:
             what = f"exited with code {code} before its function returned"
-            self._fail(rank, "exit", what, time.time(), "", None)
+            self._fail(rank, "exit", what, time.time())
 
-    def _fail(self, rank: Rank, kind, what, t, text, exception) -> None:
+    def _fail(self, rank: Rank, kind, what, t, text="", exception=None) -> None:
         rank.report = RankReport(rank.rank, kind, what, t, stacks.name_cells(text), exception)
         if self._failed_at is None:
             self._failed_at = time.monotonic()
@@ -254,26 +252,34 @@ class Collector:
             return
         for rank in waiting:
             reading = self._beacons[rank.rank]
-            members = set(map(int, re.findall(r"\d+", _between(reading.text, "ranks (", ")"))))
-            if not reading.inside or not members & returned:
+            if not reading.inside or not blame.group(reading) & returned:
                 return
+            if rank.process.pid and stacks.is_stopped(rank.process.pid):
+                return  # it may be that one they wait for: gloo lets some ranks through earlier
         counts = {self._beacons[rank.rank].entered for rank in self.ranks}
         if len(counts) == 1 and failures.disagreement(self._beacons):
             # gloo may let some ranks through with sizes that differ: they return, with garbage.
             odd = failures.odd_one_out(self._beacons)
             culprit = self.ranks[waiting[0].rank if odd is None else odd]
-            what = "entered a collective of another size than the others"
-            self._fail(culprit, "mismatch", what, time.time(), "", None)
+            self._fail(culprit, "mismatch", failures.mismatch(odd, self._world), time.time())
+            if odd is None:
+                culprit.report.rank = None
             self._add_stack(culprit)
             return
         texts = stacks.ask({rank.rank: rank.process.pid for rank in waiting}, self._run_dir)
-        first = waiting[0]
+        left = returned & set.union(*(blame.group(self._beacons[r.rank]) for r in waiting))
+        fewest = min(self._beacons[number].entered for number in left)
+        leavers = [number for number in left if self._beacons[number].entered == fewest]
         verb = "waits" if len(waiting) == 1 else "wait"
-        where = self._beacons[first.rank].text
-        what = f"returned, and {_ranks(r.rank for r in waiting)} still {verb} for it in {where}"
+        them = "it" if len(leavers) == 1 else "them"
+        where = self._beacons[waiting[0].rank].text
+        what = f"returned, and {blame.ranks([r.rank for r in waiting])} still {verb} for {them}"
         text = "\n".join(f"rank {n}:\n{text}" for n, text in texts.items())
-        leaver = min(returned, key=lambda number: self._beacons[number].entered)
-        self._fail(self.ranks[leaver], "early return", what, time.time(), text, None)
+        leaver = self.ranks[leavers[0]]
+        self._fail(leaver, "early return", f"{what} in {where}", time.time(), text)
+        if len(leavers) > 1:
+            leaver.report.rank = None
+            leaver.report.what = f"{blame.ranks(leavers)} {leaver.report.what}"
 
     def _add_stack(self, rank: Rank) -> None:
         if not rank.ended:
@@ -281,8 +287,16 @@ class Collector:
             rank.report.traceback = stacks.name_cells(texts[rank.rank])
 
     def _hang(self, idle: float) -> None:
-        texts = stacks.ask(self.pids(), self._run_dir)
-        lines = [f"no rank made progress for {idle:.0f} s. Where each rank is:"]
+        pids = self.pids()
+        stopped = {rank for rank, pid in pids.items() if stacks.is_stopped(pid)}
+        texts = stacks.ask(pids, self._run_dir)
+        blamed = blame.of_hang(
+            self._beacons,
+            returned={rank.rank for rank in self.ranks if rank.result is not None},
+            stopped=stopped,
+            calling={n for n, text in texts.items() if stacks.ends_in_torch_distributed(text)},
+        )
+        lines = [f"no rank made progress for {idle:.0f} s: {blamed.why}. Where each rank is:"]
         for rank in self.ranks:
             reading = self._beacons[rank.rank]
             if rank.result is not None:
@@ -295,16 +309,11 @@ class Collector:
                 where = "has entered no collective"
             lines.append(f"rank {rank.rank}: {where}")
             lines += [texts[rank.rank]] if rank.rank in texts else []
-        # The one that is not where the others are: outside a collective, or behind in the count
-        # of them.
-        cause = min(
-            (rank for rank in self.ranks if rank.result is None),
-            key=lambda r: (self._beacons[r.rank].inside, self._beacons[r.rank].entered),
-        )
         what = stacks.name_cells("\n".join(lines))
         entered = {n: reading for n, reading in self._beacons.items() if reading.inside}
         notes = failures.disagreement(entered)
-        raise RankHang(RankReport(cause.rank, "hang", what, time.time()), [], notes, stacks=texts)
+        cause = RankReport(blamed.rank, "hang", what, time.time())
+        raise RankHang(cause, [], notes, texts, blamed.suspects)
 
     def _failure(self) -> RankFailure:
         reports = [rank.report for rank in self.ranks if rank.report is not None]
@@ -313,7 +322,7 @@ class Collector:
         cause, consequences = failures.choose(reports)
         differ = failures.disagreement(self._beacons)
         notes = differ if cause.kind == "mismatch" else ""
-        tail = self._display.tail(cause.rank)
+        tail = self._display.tail(cause.rank) if cause.rank is not None else []
         said = [line for line in tail if "what()" in line or "terminate called" in line]
         by_size = cause.kind == "signal" and any("Enforce" in line for line in tail)
         if differ and (by_size or cause.is_consequence):
@@ -323,12 +332,11 @@ class Collector:
                 mine = next((r for r in reports if r.rank == odd), None)
                 cause = mine or RankReport(odd, "mismatch", "", victim.t)
                 consequences = [r for r in reports if r.rank != odd]
-            what = "entered a collective of another size than the others"
-            if victim.rank != cause.rank:
+            what = failures.mismatch(odd, self._world)
+            if victim.rank != odd:
                 what += f"; rank {victim.rank} {victim.what}"
-            cause = RankReport(cause.rank, "mismatch", what, cause.t, cause.traceback)
-            if not cause.traceback:
-                cause.traceback = stacks.crash(self._run_dir, cause.rank)
+            text = cause.traceback or stacks.crash(self._run_dir, cause.rank)
+            cause = RankReport(odd, "mismatch", what, cause.t, text)
             notes = differ
         if said:
             notes += ("\n\n" if notes else "") + "It printed last:\n  " + "\n  ".join(said)
@@ -361,6 +369,8 @@ class Collector:
                 rank.process.close()
         os.close(self._wake_r)
         os.close(self._wake_w)
+        if self._rendezvous is not None:
+            self._rendezvous.close()
 
     def _known(self, descriptor: int) -> bool:
         try:
@@ -394,12 +404,3 @@ def _readable(descriptor: int) -> bool:
     with selectors.DefaultSelector() as selector:
         selector.register(descriptor, selectors.EVENT_READ)
         return bool(selector.select(0))
-
-
-def _between(text: str, start: str, end: str) -> str:
-    return text.partition(start)[2].partition(end)[0]
-
-
-def _ranks(numbers) -> str:
-    numbers = list(numbers)
-    return f"rank {numbers[0]}" if len(numbers) == 1 else "ranks " + ", ".join(map(str, numbers))

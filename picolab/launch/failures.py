@@ -7,16 +7,18 @@ When one rank dies, the others usually fail a moment later in the collective the
    connection was closed;
 2. among equals, the earlier comes first;
 3. if gloo aborted a rank over sizes, the beacons tell which rank's collective differs from the
-   others';
+   others' (of two ranks, neither can be told from the other, and that is said);
 4. if nobody failed of their own accord but one rank had already returned, that rank is the cause:
    it left the others waiting.
+
+Where nobody failed and nothing moves, blame.py looks for the culprit.
 """
 
 import re
 import signal
-from collections import Counter
 from dataclasses import dataclass, field
 
+from picolab.launch import blame
 from picolab.monitoring.beacon import Reading
 
 _CONSEQUENCES = (
@@ -46,7 +48,7 @@ _SIGNALS = {
 class RankReport:
     """What is known of one rank that did not end well."""
 
-    rank: int
+    rank: int | None  # None: which rank it was cannot be told, and `what` is a whole sentence
     kind: str  # exception, exit, signal, mismatch, early return, hang
     what: str  # "ValueError: no" or the signal in words
     t: float
@@ -62,7 +64,8 @@ class RankFailure(RuntimeError):
     """A rank failed. `.rank` and `.kind` name the cause, `.traceback` is that rank's own.
 
     kind: "exception", "exit", "signal", "mismatch" (ranks disagree about a collective), "early
-    return", "hang". `.consequences` are the other ranks' reports. If the rank raised, `__cause__`
+    return", "hang". `.rank` is None where ranks contradict each other and no majority tells which
+    of them is wrong. `.consequences` are the other ranks' reports. If the rank raised, `__cause__`
     is its exception."""
 
     def __init__(self, cause: RankReport, consequences: list[RankReport], notes: str = ""):
@@ -73,6 +76,8 @@ class RankFailure(RuntimeError):
 
     def headline(self) -> str:
         """One sentence: which rank, and what happened to it."""
+        if self.rank is None:
+            return self.what
         return f"rank {self.rank} {'' if self.kind in _VERBS else 'failed: '}{self.what}"
 
     def __str__(self) -> str:
@@ -92,12 +97,22 @@ class RankFailure(RuntimeError):
 
 
 class RankHang(RankFailure):
-    """No rank made progress for `timeout` seconds. `.stacks[rank]` is where each one was."""
+    """No rank made progress for `timeout` seconds. `.stacks[rank]` is where each one was.
 
-    def __init__(self, cause, consequences, notes="", stacks: dict[int, str] | None = None):
+    `.rank` is the culprit, None if the evidence (see blame.py) does not single one out.
+    `.suspects` are all whom it fits: one, several, or none."""
+
+    def __init__(
+        self,
+        cause,
+        consequences,
+        notes="",
+        stacks: dict[int, str] | None = None,
+        suspects: tuple[int, ...] = (),
+    ):
         super().__init__(cause, consequences, notes)
-        self.args = (cause, consequences, notes, stacks)
-        self.stacks = stacks or {}
+        self.args = (cause, consequences, notes, stacks, suspects)
+        self.stacks, self.suspects = stacks or {}, suspects
 
     def headline(self) -> str:
         return self.what
@@ -122,33 +137,30 @@ def choose(reports: list[RankReport]) -> tuple[RankReport, list[RankReport]]:
 
 
 def odd_one_out(readings: dict[int, Reading]) -> int | None:
-    """Rule 3: the rank whose last collective differs from what most others entered; None if there
-    is none.
-
-    With two ranks there is no majority, so nobody is named.
+    """Rule 3: the rank whose last collective differs from what all others entered; None if there
+    is none, or no majority.
     """
-    shapes = {rank: _signature(reading) for rank, reading in readings.items() if reading.text}
-    if len(shapes) < 3:
-        return None
-    (common, count), *rest = Counter(shapes.values()).most_common()
-    odd = [rank for rank, shape in shapes.items() if shape != common]
-    return odd[0] if rest and count > rest[0][1] and len(odd) == 1 else None
+    shapes = {rank: blame.signature(reading) for rank, reading in readings.items() if reading.text}
+    return blame.odd_one_out(shapes)
+
+
+def mismatch(odd: int | None, world: int) -> str:
+    """What a rank did that entered another collective than the others (to follow its name), or,
+    where there is no odd one, the sentence that says so.
+    """
+    if odd is not None:
+        return "entered a collective of another size than the others"
+    if world == 2:
+        return "the two ranks entered different collectives: neither can be told from the other"
+    return "the ranks entered different collectives, and no majority tells which of them is wrong"
 
 
 def disagreement(readings: dict[int, Reading]) -> str:
     """What each rank's last collective was, if they differ; "" if they agree."""
-    if len({_signature(r) for r in readings.values()}) < 2:
+    if len({blame.signature(r) for r in readings.values()}) < 2:
         return ""
     lines = [f"  rank {rank}: {r.text or '(none)'}" for rank, r in sorted(readings.items())]
     return "The ranks disagree about the collective:\n" + "\n".join(lines)
-
-
-def _signature(reading: Reading) -> str:
-    """Operation and shape of a beacon's text, without the ranks, the reason, and who sends to
-    whom.
-    """
-    text = re.sub(r"( to \d+.*| from \d+)? \([^()]*\)$", "", reading.text)
-    return re.sub(r" of ranks \([\d, ]*\)", "", text)
 
 
 def _shorten(text: str) -> str:

@@ -25,6 +25,7 @@ from picolab.launch.collector import Collector
 from picolab.launch.display import Display
 from picolab.launch.failures import RankFailure, Stopped
 from picolab.launch.result import RunResult
+from picolab.launch.surroundings import Surroundings
 from picolab.launch.turns import Turns
 from picolab.monitoring import Event, Table
 
@@ -117,10 +118,12 @@ class Job:
         self.events: list[Event] = []
         self.seconds = 0.0
         self._called = time.monotonic()
+        surroundings = Surroundings.now()
         about = {"world_size": world_size, "backend": backend, "state": "waiting"}
         self.run_dir = rundirs.create(name, about, run_dir)
         self._collector = Collector(
             blob=blob,
+            surroundings=surroundings,
             world_size=world_size,
             backend=backend,
             timeout=timeout,

@@ -28,7 +28,6 @@ class Payload:
     args: tuple
     kwargs: dict
     sources: dict[str, str]
-    environment: dict[str, str]
 
 
 def pack(fn, args: tuple, kwargs: dict) -> bytes:
@@ -38,8 +37,7 @@ def pack(fn, args: tuple, kwargs: dict) -> bytes:
     if by_value:
         cloudpickle.register_pickle_by_value(module)
     try:
-        payload = Payload(fn, args, kwargs, _cell_sources(), dict(os.environ))
-        return _dumps(payload)
+        return _dumps(Payload(fn, args, kwargs, _cell_sources()))
     except Exception as error:
         raise ValueError(_what_cannot_travel(fn, args, kwargs, error)) from error
     finally:

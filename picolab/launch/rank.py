@@ -1,12 +1,13 @@
 """What happens inside a rank, from its first instruction to its last.
 
-    tie to the kernel -> redirect output -> unpack the function -> process group -> call it ->
-    send the result -> end
+    tie to the kernel -> redirect output -> the kernel's surroundings, fresh random numbers ->
+    unpack the function -> process group -> call it -> send the result -> end
 
 The rank talks to the kernel over one connection (messages) and one pipe (everything printed, also
 by C code, which is why it is the file descriptors that are redirected). A rank that fails ends at
 once (`os._exit`): its peers then get "connection closed" and end too, instead of waiting in a
-collective for ever."""
+collective for ever. What a rank shares with the kernel and what it has of its own is said in
+surroundings.py, how ranks find each other in rendezvous.py."""
 
 import contextlib
 import ctypes
@@ -27,6 +28,7 @@ from pathlib import Path
 
 from picolab.launch import payload as payloads
 from picolab.launch.orphans import die_with_parent, watch_kernel
+from picolab.launch.surroundings import Surroundings, draw_anew
 from picolab.monitoring import events, ledger
 from picolab.monitoring.beacon import Beacon
 
@@ -42,15 +44,15 @@ class RankSpec:
     rank: int
     world_size: int
     backend: str  # "auto", "gloo" or "nccl"
-    port: int  # of the store, on the loopback address
     run_dir: Path
     pretend: int | None = None  # be rank 0 of so many, of which the others do not exist
 
 
-def main(spec: RankSpec, blob: bytes, connection, output, listener) -> None:
-    """The rank's whole life. `connection` carries messages, `output` is the pipe for prints,
-    `listener` the store's socket (rank 0 only), bound by the kernel so that no port is ever
-    guessed."""
+def main(
+    spec: RankSpec, blob: bytes, surroundings: Surroundings, store: Path, connection, output
+) -> None:
+    """The rank's whole life. `store` is the file through which ranks find each other,
+    `connection` carries messages, `output` is the pipe for prints."""
     die_with_parent()
     watch_kernel()
     # The stop button reaches the whole process group; what it means is the kernel's to decide.
@@ -61,12 +63,12 @@ def main(spec: RankSpec, blob: bytes, connection, output, listener) -> None:
     send = _channel = _Sender(connection)
     try:
         with recorded(spec, send):
+            surroundings.take_over()
+            draw_anew()
             payload = payloads.unpack(blob)
-            os.environ.update(payload.environment)
-            _join(spec, listener, send)
+            _join(spec, store, send)
             send("result", call(spec, payload, send))
-            # Stay until every rank has its result: rank 0 holds the store, and a peer may still
-            # want something.
+            # Stay until every rank has its result: a peer may still want something.
             with contextlib.suppress(EOFError, OSError):
                 connection.recv_bytes()
     except BaseException as error:
@@ -100,8 +102,9 @@ def channel() -> "_Sender":
     return _channel
 
 
-def _join(spec: RankSpec, listener, send) -> None:
-    """Make the process group, on the loopback interface whatever this machine is called."""
+def _join(spec: RankSpec, store: Path, send) -> None:
+    """Make the process group, on the loopback interface whatever this machine is called and
+    whatever interface the environment names: nobody outside has business with these ranks."""
     try:
         import torch
         import torch.distributed as dist
@@ -115,12 +118,12 @@ def _join(spec: RankSpec, listener, send) -> None:
         LOCAL_RANK=str(rank),
         WORLD_SIZE=str(world),
         LOCAL_WORLD_SIZE=str(world),
-        MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=str(spec.port),
+        GLOO_SOCKET_IFNAME=loopback_interface(),
+        NCCL_SOCKET_IFNAME=loopback_interface(),
     )
-    for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
-        os.environ.setdefault(variable, loopback_interface())
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # for what the rank starts, as torchrun does
     torch.set_num_threads(1)
+    dist.set_debug_level_from_env()  # TORCH_DISTRIBUTED_DEBUG of now: the server read it at import
     if spec.pretend is not None:
         from torch.testing._internal.distributed.fake_pg import FakeStore
 
@@ -129,13 +132,11 @@ def _join(spec: RankSpec, listener, send) -> None:
     backend, why = choose_backend(spec.backend, world, torch)
     if rank == 0:
         send("backend", backend, why)
-    options = {"is_master": rank == 0, "wait_for_workers": False}
-    if rank == 0:
-        options["master_listen_fd"] = listener.detach()
-    store = dist.TCPStore("127.0.0.1", spec.port, world, timeout=timedelta(seconds=60), **options)
+    meeting = dist.FileStore(str(store), world)
+    meeting.set_timeout(timedelta(seconds=60))
     if backend == "nccl":
         torch.cuda.set_device(rank)
-    dist.init_process_group(backend, store=store, rank=rank, world_size=world)
+    dist.init_process_group(backend, store=meeting, rank=rank, world_size=world)
 
 
 def choose_backend(wanted: str, world: int, torch) -> tuple[str, str]:
@@ -215,8 +216,10 @@ def recorded(spec: RankSpec, send):
 
 def _redirect(output: int) -> None:
     """File descriptors 1 and 2, and Python's and C's buffers over them, to the pipe, line by
-    line.
+    line. Descriptor 0 is empty: what the rank starts must not read the kernel's input.
     """
+    with open(os.devnull) as empty:
+        os.dup2(empty.fileno(), 0)
     os.dup2(output, 1)
     os.dup2(output, 2)
     os.close(output)

@@ -38,7 +38,8 @@ def create(name: str, about: dict, path: str | Path | None = None) -> Path:
     Raises RunDirectoryError if the place cannot be written, for instance because the disk is full.
     """
     try:
-        directory = _claim(name) if path is None else Path(path).expanduser()
+        # Absolute: a rank may be elsewhere by the time it is asked for.
+        directory = _claim(name) if path is None else Path(path).expanduser().absolute()
         directory.mkdir(parents=True, exist_ok=True)
         write(directory, {**about, "name": name, "pid": os.getpid(), "started": time.time()})
     except OSError as error:

@@ -25,14 +25,14 @@ def ask(pids: dict[int, int], run_dir: Path, patience: float = 1.5) -> dict[int,
     marks, answers = {}, {}
     for rank, pid in pids.items():
         try:
-            if psutil.Process(pid).status() == psutil.STATUS_STOPPED:
+            if is_stopped(pid):
                 answers[rank] = (
                     "  stopped by a signal (SIGSTOP): it can give no stack until it continues"
                 )
                 continue
             marks[rank] = _size(run_dir / f"stack.{rank}")
             os.kill(pid, signal.SIGUSR1)
-        except (psutil.NoSuchProcess, ProcessLookupError):
+        except ProcessLookupError:
             answers[rank] = "  already gone"
             marks.pop(rank, None)
     deadline = time.monotonic() + patience
@@ -46,6 +46,20 @@ def ask(pids: dict[int, int], run_dir: Path, patience: float = 1.5) -> dict[int,
     for rank in marks:
         answers[rank] = "  gave no stack"
     return answers
+
+
+def is_stopped(pid: int) -> bool:
+    """By SIGSTOP or the like; a process that is gone is not."""
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_STOPPED
+    except psutil.NoSuchProcess:
+        return False
+
+
+def ends_in_torch_distributed(text: str) -> bool:
+    """Is the innermost frame of a stack, as `ask` gives it, one of torch.distributed's?"""
+    frames = [line for line in text.splitlines() if line[:3].strip() and line.startswith("  ")]
+    return bool(frames) and "/torch/distributed/" in frames[-1]
 
 
 def crash(run_dir: Path, rank: int, mark: int = 0) -> str:

@@ -37,7 +37,7 @@ def main(argv: list[str]) -> int:
         return 2
     directory, rank = Path(argv[0]), int(os.environ["RANK"])
     world = int(os.environ["WORLD_SIZE"])
-    spec = RankSpec(rank, world, "auto", 0, directory)
+    spec = RankSpec(rank, world, "auto", directory)
 
     def send(kind, *values):
         if kind == "warning":

@@ -77,9 +77,8 @@ def train_here(*, progress: bool = True, **settings) -> TrainResult | None:
 
     with attributed(directory, rank):
         bar = Progress(config.steps, str(config.layout)) if progress and rank == 0 else None
-        report = _recorded_rank(
-            RankSpec(rank, world, options.backend, 0, directory), bar, config, checkpoints
-        )
+        spec = RankSpec(rank, world, options.backend, directory)
+        report = _recorded_rank(spec, bar, config, checkpoints)
         reports = [None] * world if rank == 0 else None
         dist.gather_object(report, reports)
         leave(directory / f"result.{rank}.pkl", pack_result(report))
@@ -102,7 +101,7 @@ def _recorded_rank(spec: RankSpec, bar: Progress | None, config, checkpoints):
         elif kind == "warning":
             print(*values, file=sys.stderr)
 
-    payload = Payload(train_rank, (config, checkpoints), {}, {}, {})
+    payload = Payload(train_rank, (config, checkpoints), {}, {})
     with recorded(spec, send):
         packed = call(spec, payload, send)
     if bar is not None:

@@ -6,7 +6,9 @@ notebook_launcher do that), an exit code in place of a traceback, a crash withou
 name, a hang without stacks."""
 
 import os
+import pickle
 import signal
+import subprocess
 import sys
 import time
 
@@ -111,7 +113,8 @@ def test_two_ranks_that_disagree_are_both_shown():
         dist.all_reduce(torch.ones(64 if dist.get_rank() == 1 else 4))
 
     failure, _ = fail(mismatch, world_size=2)
-    assert failure.kind == "mismatch"
+    assert (failure.rank, failure.kind) == (None, "mismatch")
+    assert failure.headline().startswith("the two ranks entered different collectives: neither")
     assert "float32[64]" in str(failure) and "float32[4]" in str(failure)
 
 
@@ -125,6 +128,17 @@ def test_a_rank_that_returns_too_early_is_the_cause():
     assert (failure.rank, failure.kind) == (1, "early return")
     assert "rank 1 returned, and ranks 0, 2, 3 still wait for it in all_reduce" in str(failure)
     assert seconds < DEADLINE_S + SLACK_S
+
+
+def test_two_ranks_that_return_too_early_are_both_named():
+    def early():
+        pico.emit(fact=1)
+        if dist.get_rank() < 2:
+            dist.all_reduce(torch.ones(1))
+
+    failure, _ = fail(early)
+    assert (failure.rank, failure.kind) == (None, "early return")
+    assert "ranks 2, 3 returned, and ranks 0, 1 still wait for them in all_reduce" in str(failure)
 
 
 def test_a_rank_that_returns_early_from_work_that_needs_it_no_more_is_no_failure():
@@ -155,16 +169,71 @@ def test_a_hang_shows_every_ranks_stack_and_names_the_one_that_is_elsewhere():
     assert "rank 1: not in a collective; the last one was" in str(hang)
 
 
-def test_a_stopped_rank_is_said_to_be_stopped():
-    def stops():
+def the_hang(fn, world_size) -> pico.RankHang:
+    with pytest.raises(pico.RankHang) as caught:
+        pico.run(fn, world_size=world_size, timeout=1.5, quiet=True)
+    return caught.value
+
+
+def test_a_rank_in_another_collective_than_the_others_is_the_culprit():
+    def differs():
+        dist.all_reduce(torch.ones(1))
+        if dist.get_rank() == 3:
+            dist.barrier()
+        else:
+            dist.all_reduce(torch.ones(1))
+
+    hang = the_hang(differs, 4)
+    assert (hang.rank, hang.suspects) == (3, (3,))
+    assert "rank 3 is elsewhere than the others of the group" in str(hang)
+
+
+def test_a_rank_in_a_call_that_is_not_recorded_is_in_a_call():
+    """`gather` is not written to the beacon. Rank 0 is seen in it by its stack."""
+
+    def differs():
         if dist.get_rank() == 0:
-            os.kill(os.getpid(), signal.SIGSTOP)
+            dist.gather(torch.ones(1), [torch.ones(1) for _ in range(dist.get_world_size())])
+        else:
+            dist.all_reduce(torch.ones(1))
+
+    assert the_hang(differs, 2).rank is None
+    assert the_hang(differs, 3).rank == 0
+
+
+@pytest.mark.parametrize("when", ["before", "inside"])
+@pytest.mark.parametrize("world", [2, 4])
+def test_a_stopped_rank_is_said_to_be_stopped_and_is_the_culprit(world, when):
+    """Stopped by a timer inside the collective, its beacon is that of the ranks which wait."""
+
+    def stops():
+        dist.all_reduce(torch.ones(1))
+        if dist.get_rank() == world - 1:
+            if when == "before":
+                os.kill(os.getpid(), signal.SIGSTOP)
+            stop = "import os, sys, time; time.sleep(0.5); os.kill(int(sys.argv[1]), 19)"
+            subprocess.Popen([sys.executable, "-c", stop, str(os.getpid())])
+        elif when == "inside" and dist.get_rank() == 0:  # keeps it waiting there
+            time.sleep(1.2)
         dist.all_reduce(torch.ones(1))
 
-    with pytest.raises(pico.RankHang) as caught:
-        pico.run(stops, world_size=2, timeout=1.5)
-    assert "stopped by a signal" in caught.value.stacks[0]
-    assert caught.value.rank == 0
+    hang = the_hang(stops, world)
+    assert hang.rank == world - 1
+    assert "stopped by a signal" in hang.stacks[world - 1]
+    assert f"rank {world - 1} is stopped by a signal (SIGSTOP)" in str(hang)
+
+
+def test_of_two_ranks_that_differ_neither_is_the_culprit():
+    def differs():
+        if dist.get_rank() == 0:
+            dist.barrier()
+        else:
+            dist.all_reduce(torch.ones(1))
+
+    hang = the_hang(differs, 2)
+    assert (hang.rank, hang.suspects) == (None, ())
+    assert "neither of the two ranks can be told from the other" in str(hang)
+    assert pickle.loads(pickle.dumps(hang)).suspects == ()
 
 
 def test_a_long_run_that_moves_is_not_a_hang():
