@@ -12,6 +12,9 @@ Each inconvenience is there because some bug is invisible without it:
                                 too large names its culprit
     clipping in every step      then the norm decides each update, and a norm of too few or too many
                                 tensors moves every parameter
+    a second model              untied, with a table of so many rows that its gradient is a bucket
+                                above 512 KB: large messages go another way than small ones, and an
+                                untied head is a parameter of its own on the last stage
     AdamW's eps 1e-5            at 1e-8 a parameter whose gradient is all but 0 moves by the sign of
                                 a rounding error, and layouts that are right would differ
 
@@ -31,6 +34,9 @@ from picolab.specs import Layout, ModelConfig
 from picolab.training import TrainConfig
 
 VOCABULARY, KV_HEADS, FFN, SHORTEST = 37, 5, 47, 12
+# Rows of the untied model's table. A multiple of no axis; times 32 columns of fp32, 1.05 MB, which
+# halves of tensor parallelism keep above 512 KB. Tokens are those of the small vocabulary.
+LARGE = 8_219
 
 
 @dataclass(frozen=True)
@@ -41,6 +47,8 @@ class Recipe:
     dtype: str
     steps: int
     seed: int
+    tied: bool = True
+    """The model whose head is the embedding, or the one with a large table of its own."""
 
     @cached_property
     def config(self) -> ModelConfig:
@@ -58,9 +66,9 @@ class Recipe:
             heads=2 * kv_heads,
             kv_heads=kv_heads,
             head_dim=4,
-            vocab=VOCABULARY,
+            vocab=VOCABULARY if self.tied else LARGE,
             seq=chunk * -(-SHORTEST // chunk),
-            tied=True,
+            tied=self.tied,
         )
 
     @cached_property

@@ -16,6 +16,7 @@ that recognises something answers:
     gradients           of parameters, where those that flow past them are right
     what is reported    loss and norm, where gradients are right
     later steps         where all of that is right
+    gathering           where all that ranks hold is right
 
 The ledger is asked beside them: a collective that the formula has and the ranks did not do, or did
 twice, is named at once, whatever came of it in the numbers. It goes first where both answer.
@@ -412,6 +413,29 @@ def _by_later_steps(evidence: Evidence) -> Cause | None:
     )
 
 
+def _by_gathering(evidence: Evidence) -> Cause | None:
+    """What the ranks hold is right to the end. Is what `state_dict()` makes of it?"""
+    end, wrong = evidence.reference.end, []
+    for seen in evidence.ranks:
+        if seen.state is not None:
+            gathered = seen.state
+            wrong += [
+                name
+                for name, right in end.items()
+                if name not in gathered or not evidence.close(gathered[name], right)
+            ]
+    if not wrong:
+        return None
+    return Cause(
+        "gathering",
+        "other",
+        "state_dict() puts together wrongly what the ranks hold: slices in another order, or not "
+        "all of them",
+        f"every rank's slices are right after the last step, and of the gathered tensors "
+        f"{len(wrong)} are not, {wrong[0]} among them",
+    )
+
+
 _RULES = (
     _by_moved_parameters,
     _by_data,
@@ -426,4 +450,5 @@ _RULES = (
     _by_reported_loss,
     _by_norm,
     _by_later_steps,
+    _by_gathering,
 )

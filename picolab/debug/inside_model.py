@@ -66,7 +66,8 @@ def by_loss(evidence: Evidence) -> Cause | None:
 def _loss_candidates(evidence: Evidence) -> dict[tuple[str, str], dict[int, torch.Tensor]]:
     """What the first micro-batch's loss would be on each rank, if one reduction of the
     vocabulary-parallel loss were wrong; computed from the reference's own logits."""
-    n, table = evidence.size("tp"), evidence.reference.start["embed.weight"]  # tied to the head
+    n, start = evidence.size("tp"), evidence.reference.start
+    table = start["embed.weight" if evidence.recipe.tied else "head.weight"]
     maximum, sums = "tp: cross entropy maximum", "tp: cross entropy sums"
     candidates: dict[tuple[str, str], dict[int, torch.Tensor]] = {}
     cuts = even_slices(len(table), n)

@@ -189,7 +189,7 @@ class Listener(Observer):
         found.losses.append(report.loss)
         found.norms.append(report.grad_norm)
         found.counts.append(report.tokens)
-        entries = comm.ledger().snapshot().where(step=report.step).by("op", "axis", "reason")
+        entries = run.ledger.by("op", "axis", "reason")
         found.ledger.append({key: (t.count, t.payload_bytes) for key, t in entries.items()})
 
     def end(self, run) -> None:

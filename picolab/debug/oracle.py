@@ -4,13 +4,13 @@
     verdict.ok
     verify("dp2tp2", fault="tp-row-output-missing").cause       # break it, and watch it be named
 
-One model and one batch, made to be awkward (awkward.py), are trained for five steps twice: by a
-plain loop in this process, and by the package's own training step on the ranks of the layout. Then
+Two models and a batch, made to be awkward (awkward.py), are trained for some steps twice: by a
+plain loop in this process, and by the package's own training run on the ranks of the layout. Then
 everything is compared: the loss and the global gradient norm of each step on each rank, the initial
-parameters, every gradient of the first step, every parameter after the last one, and the count and
-the bytes of every kind of collective with the formula's. Tensors are compared as the ranks hold
-them, each slice with the same slice of one process's tensor, and all slices together must be the
-whole; so it is known which rank is wrong.
+parameters, every gradient of the first step, every parameter after the last one, as held and as
+gathered by `state_dict()`, and the count and the bytes of every kind of collective with the
+formula's. Tensors are compared as the ranks hold them, each slice with the same slice of one
+process's tensor, and all slices together must be the whole; so it is known which rank is wrong.
 
 How equal is equal. Both sides add the same numbers in another order. Write u for the unit roundoff,
 1.1e-16 in fp64 and 6.0e-8 in fp32. A sum of k terms, in whatever order, is off by about sqrt(k) u;
@@ -31,6 +31,7 @@ Leaves out: which ranks would be slow, or hang.
 
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -70,12 +71,12 @@ def verify(
     began = time.monotonic()
     layout = Layout.parse(layout)
     broken = faults.find(fault) if fault is not None else None
-    recipe = _recipe(layout, dtype, steps, seed)
+    recipes = _recipes(layout, dtype, steps, seed)
     if broken is not None:
         broken.check(layout)
     run = launch.run(
         _rank,
-        recipe,
+        recipes,
         broken,
         world_size=layout.world,
         backend=backend,
@@ -83,28 +84,33 @@ def verify(
         name="verify",
         quiet=True,
     )
-    ranks: list[Observation] = list(run)
-    return judge(Evidence(recipe, one_process(recipe, ranks[0].device), ranks), began=began)
+    verdicts = []
+    for i, recipe in enumerate(recipes):
+        ranks: list[Observation] = [of_rank[i] for of_rank in run]
+        verdicts.append(judge(Evidence(recipe, one_process(recipe, ranks[0].device), ranks)))
+    first = next((verdict for verdict in verdicts if not verdict.ok), verdicts[0])
+    others = [verdict for verdict in verdicts if verdict is not first]
+    return replace(first, others=others, seconds=time.monotonic() - began)
 
 
-def judge(evidence: Evidence, *, began: float | None = None) -> Verdict:
+def judge(evidence: Evidence) -> Verdict:
     """The verdict over what was computed. It follows from the evidence alone."""
     rows, ledger = list(_compared(evidence)), evidence.ledger
     wrong = not all(part.ok for part in (*rows, *ledger))
     recipe = evidence.recipe
+    config, counts = recipe.config, ", ".join(map(str, recipe.counts()))
     notes = [
-        f"{recipe.steps} steps, {recipe.layout.world} rank(s); {recipe.config.layers} layers, "
-        f"{recipe.config.heads} heads on {recipe.config.kv_heads} key-value heads, tied head, "
-        f"vocabulary {recipe.config.vocab}; {recipe.accumulate} micro-batches, labels that count "
-        f"on each replica: {', '.join(map(str, recipe.counts()))}",
+        f"{recipe.steps} steps, {recipe.layout.world} rank(s); {config.layers} layers, "
+        f"{config.heads} heads on {config.kv_heads} key-value heads, "
+        f"{'tied' if recipe.tied else 'untied'} head, vocabulary {config.vocab}; "
+        f"{recipe.accumulate} micro-batches, labels that count on each replica: {counts}",
     ]
     return Verdict(
         evidence,
         rows,
         ledger,
         diagnose(evidence) if wrong else None,
-        time.monotonic() - began if began is not None else 0.0,
-        notes,
+        notes=notes,
     )
 
 
@@ -116,11 +122,12 @@ def main_verify(
     return (verdict.to_json() if as_json else repr(verdict)), 0 if verdict.ok else 1
 
 
-def _rank(recipe: Recipe, fault: faults.Fault | None) -> Observation:
-    return observe(recipe, *([faults.Injection(fault)] if fault else []))
+def _rank(recipes: list[Recipe], fault: faults.Fault | None) -> list[Observation]:
+    others = [faults.Injection(fault)] if fault else []
+    return [observe(recipe, *others) for recipe in recipes]
 
 
-def _recipe(layout: Layout, dtype: str, steps: int, seed: int) -> Recipe:
+def _recipes(layout: Layout, dtype: str, steps: int, seed: int) -> list[Recipe]:
     if dtype not in TOLERANCE:
         raise ValueError(
             f"dtype is {dtype!r}; the oracle compares in {' or '.join(TOLERANCE)}: in a shorter "
@@ -135,9 +142,13 @@ def _recipe(layout: Layout, dtype: str, steps: int, seed: int) -> Recipe:
             f"{layout} is {layout.world:,} ranks, and the oracle runs each as a process of this "
             f"machine, {MOST_RANKS} at most; two ranks an axis show every composition: {small}"
         )
-    recipe = Recipe(layout, dtype, steps, seed)
-    _ = recipe.training  # refuses here, before any rank is started, what cannot be trained
-    return recipe
+    # The large table makes the second model dear, and its steps are alike.
+    recipes = [
+        Recipe(layout, dtype, steps, seed),
+        Recipe(layout, dtype, min(steps, 2), seed, tied=False),
+    ]
+    _ = recipes[0].training  # refuses here, before any rank is started, what cannot be trained
+    return recipes
 
 
 def _compared(evidence: Evidence) -> Iterable[Row]:
@@ -153,6 +164,11 @@ def _compared(evidence: Evidence) -> Iterable[Row]:
         yield loss
         yield norm
     yield from _tensors("parameter", evidence, [s.end for s in ranks], reference.end)
+    for name, right in reference.end.items():  # what `state_dict()` made of the ranks' slices
+        found = {s.rank: s.state.get(name) for s in ranks if s.state is not None}
+        missing = torch.empty(0)
+        pairs = {r: (missing if state is None else state, right) for r, state in found.items()}
+        yield _row("gathered", name, evidence, pairs)
 
 
 def _numbers(

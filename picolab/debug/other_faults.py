@@ -9,7 +9,8 @@ from picolab import comm
 from picolab.comm.mesh import Mesh
 from picolab.debug.faults import fault, patched, treated
 from picolab.model import parameters
-from picolab.parallel import context, data, pipeline, ring, three_d
+from picolab.model.transformer import IGNORED
+from picolab.parallel import context, data, pipeline, ring, three_d, whole
 from picolab.training import trainer
 
 _PICOTRON = "huggingface/picotron at 59714b1"
@@ -29,7 +30,7 @@ def _mean_of_means(layout):
 
     def own_count(labels_MBS):
         real(labels_MBS)  # the collective is there; its result is not used
-        count = (labels_MBS != trainer.IGNORED).sum()
+        count = (labels_MBS != IGNORED).sum()
         return max(1, int(count)) * comm.mesh().size("dp")
 
     with patched(trainer, "global_count", own_count):
@@ -314,4 +315,59 @@ def _norm_counts_tied(layout):
             return real(of_model)
 
     with patched(three_d, "square_norm", square_norm):
+        yield
+
+
+@fault(
+    "large-reductions-doubled",
+    "every all-reduce above 512 KB is done twice, the second time on the sums",
+    "no public report; large messages go another way than small ones (here by PAIR_BYTES, in NCCL "
+    "by its protocols)",
+    "dp or cp",
+)
+def _large_doubled(layout):
+    real = comm.all_reduce
+
+    def all_reduce(x, axis, why, op="sum", async_op=False):
+        if x.numel() * x.element_size() > 512 * 1024:
+            real(x, axis, why, op=op)
+        return real(x, axis, why, op=op, async_op=async_op)
+
+    with patched(comm, "all_reduce", all_reduce):
+        yield
+
+
+@fault(
+    "pp-untied-head-frozen",
+    "the last stage clears the gradient of an untied head, as if it were the embedding's copy",
+    "no public report; found by trying it on this oracle, whose only head was tied",
+    "pp",
+)
+def _untied_head_frozen(layout):
+    owner = pipeline.PipelineParallelOptimizer
+    real = owner.finish_gradients
+
+    def finish_gradients(self):
+        real(self)
+        if self.last and not self.tied:
+            self.model.head.weight.grad.zero_()
+
+    with patched(owner, "finish_gradients", finish_gradients):
+        yield
+
+
+@fault(
+    "gathered-in-another-order",
+    "state_dict() puts the shards of a tensor together in the reverse order of the ranks",
+    "no public report; found by trying it on this oracle, which did not see it",
+    "tp",
+)
+def _gathered_in_another_order(layout):
+    real = whole.gather_shards
+
+    def gather_shards(x, sizes, axis, reason, dim=0):
+        parts = real(x, sizes, axis, reason, dim).split(list(sizes), dim)
+        return torch.cat(parts[::-1], dim)
+
+    with patched(whole, "gather_shards", gather_shards):
         yield

@@ -12,7 +12,7 @@ from picolab.debug.cause import Cause
 from picolab.debug.evidence import Evidence, LedgerLine, number_text, ranks_text
 from picolab.monitoring.table import Table
 
-KINDS = ("start", "loss", "gradient norm", "gradient", "parameter")
+KINDS = ("start", "loss", "gradient norm", "gradient", "parameter", "gathered")
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Row:
     """One number or tensor, compared with that of one process; the worst of all ranks."""
 
     kind: str
-    """start, loss, gradient norm, gradient or parameter."""
+    """start, loss, gradient norm, gradient, parameter or gathered."""
     name: str
     """The tensor's global name; of a loss or norm the step."""
     difference: float
@@ -55,6 +55,8 @@ class Verdict:
     """The most likely cause of what differs, None where nothing does."""
     seconds: float = 0.0
     notes: list[str] = field(default_factory=list)
+    others: "list[Verdict]" = field(default_factory=list)
+    """Those over the oracle's other models: right where this one is, or not looked at."""
 
     @property
     def ok(self) -> bool:
@@ -133,6 +135,15 @@ class Verdict:
         return lines
 
     @property
+    def _also(self) -> list[str]:
+        """What the other models gave, where all is right."""
+        return [
+            f"also equal: {verdict.notes[0].split('; ', 1)[1]} (largest difference "
+            f"{verdict.worst.difference:.2g}, {len(verdict.rows)} comparisons)"
+            for verdict in self.others
+        ]
+
+    @property
     def pattern(self) -> str:
         """Which of the first step's gradients differ, in words."""
         cut = {
@@ -165,7 +176,7 @@ class Verdict:
     def __repr__(self) -> str:
         return "\n".join(
             [self.title, *_indented(self.notes), "", repr(self.summary()), ""]
-            + (self._findings or [f"{self.seconds:.1f} s"])
+            + (self._findings or [*self._also, f"{self.seconds:.1f} s"])
         )
 
     def _repr_html_(self) -> str:
@@ -173,7 +184,8 @@ class Verdict:
         parts = [f"<b>{mark} {html.escape(self.title)}</b>"]
         parts += [f"<div>{html.escape(note)}</div>" for note in self.notes]
         parts.append(self.summary()._repr_html_())
-        parts += [f"<p>{html.escape(line)}</p>" for line in self._findings]
+        lines = self._findings or self._also
+        parts += [f"<p>{html.escape(line)}</p>" for line in lines]
         return "".join(parts)
 
     def to_json(self) -> str:
@@ -205,6 +217,7 @@ _KIND_TEXT = {
     "gradient norm": "gradient norm of each step",
     "gradient": "gradients at step 1",
     "parameter": "parameters after the last step",
+    "gathered": "the same, gathered by state_dict()",
 }
 
 

@@ -183,14 +183,15 @@ class RankLedger:
         """Everything recorded in this rank so far."""
         return Ledger(self.kept)
 
-    def flush(self) -> None:
-        """Send what is new as one event. The trainer does it each step, the rank's end does the
-        rest.
+    def flush(self) -> list[Entry]:
+        """Send what is new as one event, and return it. The trainer does it each step, the rank's
+        end does the rest.
         """
         new = self.kept[self._flushed :]
         if new:
             events.write("ledger", entries=new)
             self._flushed = len(self.kept)
+        return new
 
 
 current = RankLedger()  # this process's ledger: with the current mesh, the only global state

@@ -45,7 +45,7 @@ class StepReport:
 
 class Observer:
     """Does nothing, five times. `run` is the trainer's `Run`: config, model, parallel, optimizer,
-    text, step, tokens_MBS, labels_MBS."""
+    text, step, tokens_MBS, labels_MBS, and after a step its ledger."""
 
     def begin(self, run: Any) -> None:
         """Before model and data exist. `run.until_end(context)` keeps a context manager open for

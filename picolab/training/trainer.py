@@ -31,7 +31,7 @@ import torch
 import torch.distributed as dist
 
 from picolab import comm, costs, launch
-from picolab.monitoring import Observer, StepReport, events
+from picolab.monitoring import Ledger, Observer, StepReport, events
 from picolab.monitoring.table import bytes_text
 from picolab.parallel import parallelize
 from picolab.parallel.micro_batches import count_valid as global_count
@@ -161,7 +161,7 @@ def train_step(run: "Run", step: int) -> StepReport:
     run.precision.after_step(taken)
     times = time.perf_counter() - began, time.process_time() - cpu_began
     report = StepReport(step, loss.item(), norm, count, lr, *times, skipped=not taken)
-    ledger.flush()
+    run.ledger = Ledger(entry for entry in ledger.flush() if entry.step == step)
     ledger.step = None  # whatever observers send is no part of the step
     if taken:
         _stop_if_not_finite(report)
@@ -177,6 +177,8 @@ class Run:
         self.tokens_MBS: torch.Tensor | None = None
         """Of the current step, this replica's: (accumulate, micro_batch, seq)."""
         self.labels_MBS: torch.Tensor | None = None
+        self.ledger = Ledger()
+        """Of the step that is over: this rank's collectives."""
         self._open = ExitStack()
 
     def prepare(self, text: Text | None = None) -> None:

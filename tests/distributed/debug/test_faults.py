@@ -74,8 +74,16 @@ EXPECTED = {
     "cp-not-synchronised": ("cp2", BUCKET, "missing"),
     "cp-positions-contiguous": ("cp2", "the positions", "contiguous"),
     "cp-labels-contiguous": ("cp2", "the labels", "other"),
+    "large-reductions-doubled": ("dp2tp2", BUCKET, "number"),
+    "pp-untied-head-frozen": ("pp2", "the gradients of parameters", "other"),
+    "gathered-in-another-order": ("tp2", "gathering", "other"),
     "cp-key-gradients-lost": ("pp2cp2", "cp: gradients of keys and values", "other"),
 }
+
+
+# Where the numbers alone cannot say which reduction it was: one gradient is wrong, and the other
+# buckets, which are smaller, are right.
+NUMBERS_ALONE = {"large-reductions-doubled": ("the gradients of parameters", "other")}
 
 
 def test_every_fault_of_the_catalogue_is_here():
@@ -89,7 +97,8 @@ def test_a_fault_is_caught_and_named(name):
     assert not verdict.ok and not verdict.numbers_ok
     assert (verdict.cause.where, verdict.cause.what) == (where, what), str(verdict)
     numbers = diagnose(verdict.evidence, ledger=False)
-    assert (numbers.where, numbers.what) == (where, what), str(numbers)
+    told = NUMBERS_ALONE.get(name, (where, what))
+    assert (numbers.where, numbers.what) == told, str(numbers)
     # What a person is told: the cause, and the first number that is wrong, with its ranks.
     assert f"most likely cause: {verdict.cause}" in str(verdict)
     assert verdict.first.ranks and verdict.worst.ranks

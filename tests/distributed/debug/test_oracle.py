@@ -40,7 +40,7 @@ def test_a_layout_equals_one_process(layout, dtype):
     assert verdict.ok and verdict.cause is None, str(verdict)
     assert verdict.worst.allowed == {"fp64": 1e-12, "fp32": 2e-6}[dtype]
     assert {row.kind for row in verdict.rows} == {
-        *("start", "loss", "gradient norm", "gradient", "parameter")
+        *("start", "loss", "gradient norm", "gradient", "parameter", "gathered")
     }
 
 
