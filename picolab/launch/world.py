@@ -9,7 +9,8 @@ and NCCL's connections cost seconds, and a large model should not be loaded twic
 ranks are kept. What a function wants to find again in the next call it puts into
 `picolab.launch.world.state`, a dictionary in each rank. The environment, the folder and whatever
 else ranks take over (surroundings.py) are those of when the world was made. The first failure ends
-the world: its ranks are in an unknown state, and a pool that goes on with such ranks is worse than none."""
+the world: its ranks are in an unknown state, and a pool that goes on with such ranks is worse
+than none."""
 
 import queue
 from pathlib import Path
