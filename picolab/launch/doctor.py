@@ -229,8 +229,8 @@ def shared_memory(path: str) -> Check:
 
 
 def loopback(address: str) -> Check:
-    """Ranks on one machine find each other over loopback; a firewall or a VPN client can be in the
-    way."""
+    """Ranks on one machine send each other tensors over loopback; a firewall or a VPN client can be
+    in the way."""
     interface = loopback_interface(address)
     try:
         with socket.socket() as listening:

@@ -3,7 +3,8 @@
 `import torch` takes a second or more, and a rank started from nothing pays it. So one process,
 the server, imports torch once and then only forks: a rank begins as a copy of it, with everything
 loaded and nothing computed. The kernel itself is never forked (after its first multi-threaded
-matmul that would deadlock), and whatever the kernel did cannot leak into a rank.
+matmul that would deadlock), and nothing that the kernel computed can leak into a rank; what a rank
+should share with the kernel of now it is told (surroundings.py).
 
 It is multiprocessing's own forkserver, in an instance of ours so that it does not meet the
 user's. What we add: it dies with the kernel, it is restarted when picolab's files change, and the

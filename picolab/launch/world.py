@@ -7,8 +7,10 @@
 Lessons use fresh ranks, which cost a tenth of a second and start clean. On GPUs, a CUDA context
 and NCCL's connections cost seconds, and a large model should not be loaded twice: for that the
 ranks are kept. What a function wants to find again in the next call it puts into
-`picolab.launch.world.state`, a dictionary in each rank. The first failure ends the world: its
-ranks are in an unknown state, and a pool that goes on with such ranks is worse than none."""
+`picolab.launch.world.state`, a dictionary in each rank. The environment, the folder and whatever
+else ranks take over (surroundings.py) are those of when the world was made. The first failure ends
+the world: its ranks are in an unknown state, and a pool that goes on with such ranks is worse
+than none."""
 
 import queue
 from pathlib import Path

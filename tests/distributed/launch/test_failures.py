@@ -211,8 +211,9 @@ def test_a_stopped_rank_is_said_to_be_stopped_and_is_the_culprit(world, when):
         if dist.get_rank() == world - 1:
             if when == "before":
                 os.kill(os.getpid(), signal.SIGSTOP)
-            stop = "import os, sys, time; time.sleep(0.5); os.kill(int(sys.argv[1]), 19)"
-            subprocess.Popen([sys.executable, "-c", stop, str(os.getpid())])
+            stop = "import os, sys, time; time.sleep(0.5); os.kill(*map(int, sys.argv[1:]))"
+            numbers = str(os.getpid()), str(int(signal.SIGSTOP))
+            subprocess.Popen([sys.executable, "-c", stop, *numbers])
         elif when == "inside" and dist.get_rank() == 0:  # keeps it waiting there
             time.sleep(1.2)
         dist.all_reduce(torch.ones(1))

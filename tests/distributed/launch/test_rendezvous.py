@@ -166,3 +166,11 @@ def test_what_a_killed_kernel_left_goes_with_the_next_run(own_temporary_folder):
     os.close(alive._lock)
     rendezvous._remove_what_killed_kernels_left()
     assert not alive.folder.exists()
+
+
+@pytest.mark.skipif(server.start_method() != "forkserver", reason="there is no server here")
+@pytest.mark.skipif(sys.version_info < (3, 11, 1), reason="gh-97514: 3.11.0 used an open address")
+def test_the_rank_servers_socket_is_this_users_only():
+    pico.run(print, world_size=1)
+    address = Path(server._server._forkserver._forkserver_address)
+    assert address.is_socket() and stat.S_IMODE(address.parent.stat().st_mode) == 0o700

@@ -68,3 +68,9 @@ def test_a_worker_without_a_payload_or_a_launcher_says_so(tmp_path, capsys):
     assert worker.main([]) == 2 and "there is no payload" in capsys.readouterr().err
     pico.launch.export(print, tmp_path)
     assert worker.main([str(tmp_path)]) == 2 and "torchrun" in capsys.readouterr().err
+
+
+def test_an_exported_payload_does_not_hold_the_environment(tmp_path, monkeypatch):
+    monkeypatch.setenv("PICOLAB_TEST_TOKEN", "hunter2")
+    pico.launch.export(print, tmp_path)
+    assert b"hunter2" not in (tmp_path / "payload.pkl").read_bytes()
