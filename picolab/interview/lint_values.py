@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from picolab.interview import values as numbers
 from picolab.interview.answers import close, judge
 from picolab.interview.bank import Question
+from picolab.interview.expressions import parse
 from picolab.interview.lint_places import Finding, Place
 from picolab.monitoring.table import show
 
@@ -70,9 +71,11 @@ def from_calls(question: Question) -> set[str]:
     """Names of the values with a call into the package, their own or one of a value they use."""
     called: set[str] = set()
     for name, expression in question.values.items():
-        if not isinstance(expression, str):
-            continue
-        for node in ast.walk(ast.parse(expression.strip(), mode="eval")):
+        try:
+            tree = parse(str(expression))
+        except ValueError:
+            continue  # told by values
+        for node in ast.walk(tree):
             if isinstance(node, ast.Name) and node.id in called:
                 called.add(name)
             if isinstance(node, ast.Call):
