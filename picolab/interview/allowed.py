@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import fields
 from functools import lru_cache
 
-LAYERS, RANKS = 256, 65_536
+LAYERS, RANKS = 256, 8192
 """the most a model and a layout may have"""
 
 _COSTS = (
@@ -29,7 +29,7 @@ MOST = {
     "costs.even_slices": {"n": 4096},
     "costs.stage_layers": {"stages": 4096},
     "costs.step_ledger": {"accumulate": 256},
-    "schedules.make": {"stages": 64, "micro_batches": 256},
+    "schedules.make": {"stages": 32, "micro_batches": 128},
     "ModelConfig.replace": {"layers": LAYERS, "heads": 512, "kv_heads": 512, "experts": 4096},
     "round": {"ndigits": 15},
 }

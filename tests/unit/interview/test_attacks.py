@@ -127,7 +127,7 @@ def test_an_expression_runs_nothing_and_takes_no_time(attack, make):
 
 def test_what_is_slow_within_the_sizes_ends_all_the_same(make, monkeypatch):
     monkeypatch.setattr(expressions, "SECONDS", 0.1)
-    slow = 'sum(schedules.make("1f1b", 64, 256).ranks for i in [1] * 2000)'
+    slow = 'sum(schedules.make("1f1b", 32, 128).ranks for i in [1] * 2000)'
     refused(question(make, values={"total": slow}).computed, "takes too long", "s-001")
 
 
