@@ -14,6 +14,7 @@ from picolab.interview.bank import Question
 from picolab.interview.expressions import parse
 from picolab.interview.lint_places import Finding, Place
 from picolab.monitoring.table import show
+from picolab.show import units
 
 
 def values(question: Question, at: Place) -> Iterator[Finding]:
@@ -36,11 +37,11 @@ def values(question: Question, at: Place) -> Iterator[Finding]:
                 numeric.value,
                 severity="warning",
             )
-        try:
-            verdict = judge(numeric, found, f"{right!r} {numeric.unit}")
-        except ValueError as error:
-            yield at.finding(f"{question.id}: {error}", *path, "unit")
+        if not units.known(numeric.unit):
+            what = f"{question.id}: {numeric.unit!r} is no unit that is known here"
+            yield at.finding(what, *path, "unit")
             continue
+        verdict = judge(numeric, found, f"{right!r} {numeric.unit}")
         if not verdict.right:
             yield at.finding(f"{question.id}: the right value is refused: {verdict.text}", *path)
         for number, wrong in enumerate(numeric.wrong):
