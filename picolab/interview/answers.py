@@ -3,95 +3,61 @@
     judge(numeric, computed, "3.2 GiB")     right, or why not: a unit, a factor, a known mistake
     propose(question, ticks, ...)           the grade that the ticks speak for; the reader decides
 
-Units are read by pint. Two things it takes otherwise than this field does are put right first: b is
-a bit (pint: a gilbert, a barn), and K is k. GB is 1e9 bytes and GiB 2**30; Gb/s are bits. A number
-without a unit is read in the unit that was asked for.
+The number is read by `picolab.show`: with its unit, or without one in the unit that was asked for.
 """
 
 import math
-import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Literal
 
+from picolab import show
 from picolab.interview import values as numbers
 from picolab.interview.bank import Numeric, Question
-from picolab.monitoring.table import show
+from picolab.monitoring.table import show as cell
 
 Rating = Literal["again", "hard", "good", "easy"]
 RATINGS: tuple[Rating, ...] = ("again", "hard", "good", "easy")
-# A comma parts thousands; in 17,9 it does not, and reading 179 would be worse than asking again.
-_NUMBER = r"[-+]?(?:(?:\d{1,3}(?:,\d{3})+|\d[\d_]*)(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?(?![\d.,])"
 
 
 @dataclass(frozen=True)
 class NumericVerdict:
-    """right: within the tolerance. reason: what went wrong, where it is known; what was read."""
+    """right: within the tolerance. reason: what went wrong, where it is known; note: how the number
+    was read, where it could be meant otherwise."""
 
     right: bool
     value: float
     expected: float
     unit: str
     reason: str = ""
+    note: str = ""
 
     @property
     def text(self) -> str:
         unit = f" {self.unit}" if self.unit else ""
-        said = f"{show(float(self.value))}{unit}"
+        said = f"{cell(float(self.value))}{unit}"
+        note = f"{self.note[:1].upper()}{self.note[1:]}. " if self.note else ""
         if self.right:
-            return f"Right: {said} (computed: {show(float(self.expected))}{unit})"
-        return f"Not {said}. {self.reason}".rstrip()
-
-
-def parse(text: str, unit: str) -> tuple[float, bool]:
-    """The number in `unit`, and whether a unit was typed. ValueError says what can be read."""
-    match = re.fullmatch(rf"\s*({_NUMBER})\s*(.*?)\s*", text)
-    if match is None:
-        example = f"17.9 {unit}".strip()
-        raise ValueError(f"{text.strip()!r} is not a number; write for instance {example}, 3.2e9")
-    value = float(re.sub("[,_]", "", match[1]))
-    typed = match[2]
-    if not typed:
-        return value, False
-    import pint  # takes a third of a second: only once a unit is typed
-
-    units = _units()
-    try:
-        found = value * units.Unit(_spelled(typed))
-    except Exception:  # pint's parser raises a dozen kinds; whatever it is, the text is no unit
-        asked = unit or "a pure number"
-        raise ValueError(f"{typed!r} is no unit that is known here; asked for is {asked}") from None
-    try:
-        return float(
-            found.to(units.Unit(_spelled(unit) if unit else "dimensionless")).magnitude
-        ), True
-    except pint.DimensionalityError:
-        raise ValueError(
-            f"{text.strip()} is {_dimension(found)}, and asked for is "
-            f"{_dimension(1 * units.Unit(_spelled(unit) if unit else 'dimensionless'))}"
-            + (f" in {unit}" if unit else "")
-        ) from None
+            return f"{note}Right: {said} (computed: {cell(float(self.expected))}{unit})"
+        return f"{note}Not {said}. {self.reason}".rstrip()
 
 
 def judge(numeric: Numeric, computed: Mapping[str, float], text: str) -> NumericVerdict:
     """Whether the typed answer is right; if not, the reason where one is known. ValueError if it is
     no number of the asked kind.
     """
-    value, with_unit = parse(text, numeric.unit)
-    if not math.isfinite(value):
-        raise ValueError(f"{text.strip()} is larger than any number that is meant here")
-    expected = float(computed[numeric.value])
+    typed = show.read(text, numeric.unit)
+    value, expected = float(typed.value), float(computed[numeric.value])
 
     def verdict(right, reason=""):
-        return NumericVerdict(right, value, expected, numeric.unit, reason)
+        return NumericVerdict(right, value, expected, numeric.unit, reason, typed.note)
 
     if close(value, expected, numeric.rtol):
         return verdict(True)
     for wrong in numeric.wrong:
         if close(value, float(numbers.evaluate(wrong.value, computed)), numeric.rtol):
             return verdict(False, wrong.why)
-    if numeric.unit == "%" and not with_unit and close(100 * value, expected, numeric.rtol):
+    if numeric.unit == "%" and not typed.with_unit and close(100 * value, expected, numeric.rtol):
         return verdict(False, "As a fraction it would be right; asked for are per cent.")
     return verdict(False, _factor(value, expected, numeric))
 
@@ -116,7 +82,7 @@ def _factor(value: float, expected: float, numeric: Numeric) -> str:
                 return "It is off by exactly 8: bits and bytes."
     power = math.log10(abs(ratio)) / 3
     if abs(power - round(power)) < 0.005 and round(power):
-        return f"The digits are right, and it is off by {show(10.0 ** (3 * round(power)))}."
+        return f"The digits are right, and it is off by {cell(10.0 ** (3 * round(power)))}."
     if abs(ratio - 2) < 2 * numeric.rtol or abs(ratio - 0.5) < numeric.rtol:
         return f"It is {'twice' if ratio > 1 else 'half of'} the right value."
     return "It is too large." if ratio > 1 else "It is too small."
@@ -161,64 +127,3 @@ def propose(
     if wrong_numbers and rating != "hard":
         return Proposal(score, "hard", "a number was wrong")
     return Proposal(score, rating, f"{score:.0%} of the points")
-
-
-# Units.
-
-
-@lru_cache(maxsize=1)
-def _units():
-    import pint
-
-    units = pint.UnitRegistry()
-    # pint's bit has no dimension: a number of bytes would pass for a pure number.
-    units.define("databit = [data]")
-    units.define("databyte = 8 * databit")
-    units.define("token = [token]")
-    units.define("flop = [flop]")
-    return units
-
-
-_PREFIXES = {"": "", "k": "kilo", "K": "kilo", "M": "mega", "G": "giga", "T": "tera", "P": "peta"}
-_PREFIXES |= {f"{p}i": f"{p.lower()}bi" for p in "KMGTP"}
-_PREFIXES |= {"Ki": "kibi", "Mi": "mebi", "Gi": "gibi", "Ti": "tebi", "Pi": "pebi", "ki": "kibi"}
-_PREFIXES |= {
-    p: p for p in ("kilo", "mega", "giga", "tera", "peta", "kibi", "mebi", "gibi", "tebi")
-}
-_DATA = re.compile(rf"\b({'|'.join(_PREFIXES)})(B|b|[Bb]ytes?|[Bb]its?)(ps)?\b")
-_FLOPS = re.compile(r"\b([kKMGTP]|)(FLOPS|FLOP/s|FLOPs|FLOP|flops|flop)\b")
-
-
-def _spelled(unit: str) -> str:
-    """The unit in pint's words."""
-
-    def data(match: re.Match) -> str:
-        prefix, what, a_second = match.groups()
-        name = "databit" if what == "b" or what.lower().startswith("bit") else "databyte"
-        return f"{_PREFIXES[prefix]}{name}" + ("/second" if a_second else "")
-
-    def flops(match: re.Match) -> str:
-        rate = match[2] in ("FLOPS", "FLOP/s")
-        return f"{_PREFIXES[match[1]]}flop" + ("/second" if rate else "")
-
-    text = unit.strip().replace("%", "percent").replace("µ", "micro").replace("per cent", "percent")
-    text = re.sub(r"\btokens\b", "token", text)
-    return _FLOPS.sub(flops, _DATA.sub(data, text))
-
-
-def _dimension(quantity) -> str:
-    """In words, for a person who typed the wrong one."""
-    units = _units()
-    kinds = {
-        "databit": "an amount of data",
-        "second": "a time",
-        "databit/second": "a rate of data",
-        "dimensionless": "a pure number",
-        "token": "a number of tokens",
-        "flop": "a number of operations",
-        "flop/second": "a rate of operations",
-    }
-    for name, kind in kinds.items():
-        if quantity.is_compatible_with(units.Unit(name)):
-            return kind
-    return f"of another kind ({str(quantity.units).replace('data', '')})"

@@ -13,19 +13,16 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from picolab.interview import values as numbers
+from picolab.interview import yaml_file
+from picolab.interview.yaml_file import BankError, line_of
 
 Language = Literal["en", "zh"]
 Kind = Literal["explain", "numeric", "code", "diagnose", "design"]
 Area = Literal["collectives", "hardware", "data", "tensor", "sequence", "pipeline", "context", "4d"]
-Text = Annotated[str, Field(min_length=1)]
-
-
-class BankError(ValueError):
-    """A bank file that cannot be used: which, in which line, and what is wrong."""
+Text = Annotated[str, Field(min_length=1, max_length=10_000)]
 
 
 class _Strict(BaseModel):
@@ -104,7 +101,7 @@ class Question(_Strict):
     title: Text
     question: Text
     conventions: tuple[Text, ...] = ()
-    values: dict[str, str | int | float] = {}
+    values: dict[str, str | int | float] = Field(default={}, max_length=100)
     """name -> expression; `{{name}}` or `{{name:.1f}}` in any text"""
     numeric: tuple[Numeric, ...] = ()
     exercise: str | None = None
@@ -142,14 +139,21 @@ class Question(_Strict):
         return self
 
     def computed(self) -> dict[str, float | int]:
-        """name -> value, computed now."""
-        return numbers.evaluate_all(self.values)
+        """name -> value, computed now. ValueError names the question."""
+        return self._named(lambda: numbers.evaluate_all(self.values))
 
     def rendered(self) -> "Question":
         """The same question with every placeholder filled in."""
         found = self.computed()
-        data = _map_text(self.model_dump(exclude={"values"}), lambda t: numbers.render(t, found))
+        texts = self.model_dump(exclude={"values"})
+        data = self._named(lambda: _map_text(texts, lambda text: numbers.render(text, found)))
         return Question.model_validate({**data, "values": self.values})
+
+    def _named(self, make):
+        try:
+            return make()
+        except ValueError as error:
+            raise ValueError(f"{self.id}: {error}") from error
 
     def english_hash(self) -> str:
         """Of the texts that a translation has: changes when one of them does."""
@@ -335,14 +339,7 @@ def _read_translations(path: Path) -> dict[str, Translation]:
 
 
 def _validated(path: Path, kind: type[BaseModel]):
-    try:
-        text = path.read_text(encoding="utf-8")
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-        data = yaml.safe_load(text)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        raise BankError(f"{path.name}{line}: {getattr(error, 'problem', error)}") from None
+    root, data = yaml_file.read(path)
     try:
         return kind.model_validate(data)
     except ValidationError as error:
@@ -352,24 +349,8 @@ def _validated(path: Path, kind: type[BaseModel]):
                 continue  # nothing is left of a list because each entry has its own mistake
             where = ".".join(str(part) for part in one["loc"])
             said = one["msg"].removeprefix("Value error, ")
-            lines.append(f"{path.name}, line {_line(root, one['loc'])}: {where}: {said}")
+            lines.append(f"{path.name}, line {line_of(root, one['loc'])}: {where}: {said}")
         raise BankError("\n".join(lines)) from None
-
-
-def _line(node, path) -> int:
-    """The line of the innermost node on this path that is in the file."""
-    line = node.start_mark.line + 1 if node is not None else 1
-    for part in path:
-        if isinstance(node, yaml.MappingNode):
-            node = next((v for k, v in node.value if k.value == str(part)), None)
-        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int):
-            node = node.value[part] if part < len(node.value) else None
-        else:
-            node = None
-        if node is None:
-            return line
-        line = node.start_mark.line + 1
-    return line
 
 
 def _line_of_id(path: Path, question_id: str) -> int:

@@ -8,7 +8,8 @@ from typing import Literal
 
 import yaml
 
-from picolab.interview.bank import BankError, _line
+from picolab.interview import yaml_file
+from picolab.interview.yaml_file import BankError, line_of
 
 
 @dataclass(frozen=True)
@@ -28,13 +29,12 @@ class File:
     """A YAML file and the lines of its parts."""
 
     def __init__(self, path: Path):
-        text = path.read_text(encoding="utf-8")
-        self.name, self.lines = path.name, text.splitlines()
-        self.root = yaml.compose(text, Loader=yaml.SafeLoader)
+        self.name, self.lines = path.name, path.read_text(encoding="utf-8").splitlines()
+        self.root, _ = yaml_file.read(path)
 
     def line(self, *path, containing: str = "") -> int:
         """Of the part at this path; inside a long text, of what it contains."""
-        first = _line(self.root, path)
+        first = line_of(self.root, path)
         if containing:
             for number in range(first, len(self.lines) + 1):
                 if containing in self.lines[number - 1]:
@@ -73,8 +73,8 @@ def told(error: BankError) -> Iterator[Finding]:
 def keys_twice(path: Path) -> Iterator[Finding]:
     """YAML takes the last of two equal keys in silence, and a question would be gone."""
     try:
-        root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
-    except (yaml.YAMLError, UnicodeDecodeError):
+        root, _ = yaml_file.read(path)
+    except BankError:
         return  # told by whoever reads it
     nodes = [root] if root is not None else []
     while nodes:
@@ -84,6 +84,8 @@ def keys_twice(path: Path) -> Iterator[Finding]:
         if isinstance(node, yaml.MappingNode):
             seen = {}
             for key, value in node.value:
+                if not isinstance(key, yaml.ScalarNode):
+                    continue  # told by whoever reads it
                 line = key.start_mark.line + 1
                 if key.value in seen:
                     first = seen[key.value]

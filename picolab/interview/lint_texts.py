@@ -59,17 +59,11 @@ def _texts(told: Question | Translation) -> list[tuple[tuple, str]]:
 
 def _renders(name: str, texts, found: Mapping[str, float], at: Place) -> Iterator[Finding]:
     for path, text in texts:
-        for match in numbers.PLACEHOLDER.finditer(text):
+        for match in numbers.BRACES.finditer(text):
             try:
                 numbers.render(match[0], found)
             except ValueError as error:
-                what = f"{name}: {match[0]}: {error}"
-                yield at.finding(what, *path, containing=match[0])
-        rest = numbers.PLACEHOLDER.sub("", text)
-        for braces in ("{{", "}}"):
-            if braces in rest:
-                what = f"{name}: {braces} without a placeholder; one is {{{{name}}}} or "
-                yield at.finding(what + "{{name:.1f}}", *path, containing=braces)
+                yield at.finding(f"{name}: {error}", *path, containing=match[0])
 
 
 def _is_right(path: tuple) -> bool:

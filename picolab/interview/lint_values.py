@@ -11,8 +11,10 @@ from collections.abc import Iterator
 from picolab.interview import values as numbers
 from picolab.interview.answers import close, judge
 from picolab.interview.bank import Question
+from picolab.interview.expressions import parse
 from picolab.interview.lint_places import Finding, Place
 from picolab.monitoring.table import show
+from picolab.show import units
 
 
 def values(question: Question, at: Place) -> Iterator[Finding]:
@@ -35,11 +37,11 @@ def values(question: Question, at: Place) -> Iterator[Finding]:
                 numeric.value,
                 severity="warning",
             )
-        try:
-            verdict = judge(numeric, found, f"{right!r} {numeric.unit}")
-        except ValueError as error:
-            yield at.finding(f"{question.id}: {error}", *path, "unit")
+        if not units.known(numeric.unit):
+            what = f"{question.id}: {numeric.unit!r} is no unit that is known here"
+            yield at.finding(what, *path, "unit")
             continue
+        verdict = judge(numeric, found, f"{right!r} {numeric.unit}")
         if not verdict.right:
             yield at.finding(f"{question.id}: the right value is refused: {verdict.text}", *path)
         for number, wrong in enumerate(numeric.wrong):
@@ -70,9 +72,11 @@ def from_calls(question: Question) -> set[str]:
     """Names of the values with a call into the package, their own or one of a value they use."""
     called: set[str] = set()
     for name, expression in question.values.items():
-        if not isinstance(expression, str):
-            continue
-        for node in ast.walk(ast.parse(expression.strip(), mode="eval")):
+        try:
+            tree = parse(str(expression))
+        except ValueError:
+            continue  # told by values
+        for node in ast.walk(tree):
             if isinstance(node, ast.Name) and node.id in called:
                 called.add(name)
             if isinstance(node, ast.Call):

@@ -10,10 +10,11 @@ megatron-sp:
 from pathlib import Path
 from typing import Annotated
 
-import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from picolab.interview.bank import BankError, Text, _line, _Strict
+from picolab.interview import yaml_file
+from picolab.interview.bank import Text, _Strict
+from picolab.interview.yaml_file import BankError, line_of
 
 FILE = "sources.yaml"
 
@@ -46,16 +47,9 @@ def read_sources(folder: Path) -> dict[str, Source]:
     """key -> source. BankError names the line of every mistake."""
     path = folder / FILE
     try:
-        # Every scalar stays text: as a number, arXiv's 1909.08050 would lose its last digit.
-        root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
-        data = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
+        root, data = yaml_file.read(path, yaml_file.Words)
     except FileNotFoundError:
         raise BankError(f"{FILE}, line 1: there is no {FILE} beside the banks") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        raise BankError(
-            f"{FILE}, line {mark.line + 1 if mark else 1}: {getattr(error, 'problem', error)}"
-        ) from None
     if not isinstance(data, dict):
         raise BankError(f"{FILE}, line 1: it is a mapping, key: title, authors, year, arxiv or url")
     found, mistakes = {}, []
@@ -67,7 +61,7 @@ def read_sources(folder: Path) -> dict[str, Source]:
                 place = (key, *one["loc"])
                 where = ".".join(str(part) for part in place)
                 said = one["msg"].removeprefix("Value error, ")
-                mistakes.append(f"{FILE}, line {_line(root, place)}: {where}: {said}")
+                mistakes.append(f"{FILE}, line {line_of(root, place)}: {where}: {said}")
     if mistakes:
         raise BankError("\n".join(mistakes))
     return found

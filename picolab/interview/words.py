@@ -137,6 +137,14 @@ WORDS: dict[str, dict[str, str]] = {
 # English sentence -> Chinese; the groups are carried over, and translated themselves where they
 # are sentences.
 _SENTENCES = (
+    (r"[Rr]ead as ([^()]+) \(([^()]+)\)\. (.+)", "读作 {0}（{1}）。{2}"),
+    (r"(thousands \w+|decimal comma|calculated|a share|\S+ is [\d,]+), (.+)", "{0}，{1}"),
+    (r"thousands comma", "逗号分千位"),
+    (r"thousands points", "点分千位"),
+    (r"decimal comma", "逗号作小数点"),
+    (r"calculated", "算出"),
+    (r"a share", "份额"),
+    (r"(\S+) is ([\d,]+)", "{0} 即 {1}"),
     (r"Right: (.+) \(computed: (.+)\)", "正确：{0}（计算值：{1}）"),
     (r"Not (.+?)\.(?: (.+))?", "不是 {0}。{1}"),
     (r"As a fraction it would be right; asked for are per cent\.",
@@ -154,6 +162,7 @@ _SENTENCES = (
     (r"(.+) is (an? .+|of another kind .+), and asked for is (an? [a-z ]+?)(?: in (.+))?",
      "{0} 是{1}，而要求的是{2} {3}"),
     (r"(.+) is larger than any number that is meant here", "{0} 比这里可能的任何数都大"),
+    (r"(.+) divides by zero", "{0} 除以零"),
     (r"an amount of data", "数据量"),
     (r"a time", "时间"),
     (r"a rate of data", "数据速率"),

@@ -3,15 +3,16 @@
     write(folder)      cheatsheet.md and cheatsheet.html, a page to print, into the folder
 
 No number of it is typed. A line is a formula, a call, and a cell: the call (into `picolab.costs`,
-`picolab.schedules` or `picolab.specs`) is evaluated when the sheet is rendered, the formula is
-Python too, so that a test evaluates it and compares, and the cell measures the same. What no cell
-of the chapter measures says so: *computed* is a formula put to use, *tested* names the test.
+`picolab.schedules` or `picolab.specs`) is worked out when the sheet is rendered, the formula is
+written alike, so that a test compares, and the cell measures the same. What no cell of the chapter
+measures says so: *computed* is a formula put to use, *tested* names the test.
 """
 
-import math
+import ast
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from picolab.interview.expressions import parse, work_out
 from picolab.lab.cheatsheet_page import page
 from picolab.monitoring.picture import write_beside
 from picolab.monitoring.table import bytes_text, show
@@ -62,18 +63,21 @@ class Section(NamedTuple):
     lines: list[Line]
 
 
-def names() -> dict:
-    """What a call and a formula may use."""
-    import picolab
-
-    known = {"pico": picolab, "ceil": math.ceil, "log2": math.log2, "min": min, "sum": sum}
-    return known | {name: eval(text, {"pico": picolab}) for name, text in SETUP.items()}
-
-
 def evaluate(expression: str, given: str = "") -> float:
-    """A call, or a formula with its letters."""
-    known = names()
-    return eval(expression, known | eval(f"dict({given})", known))
+    """A call, or a formula with its letters ("n=8, B=1e9"): worked out as a value of a question is,
+    and nothing of it runs as code.
+    """
+    known = {name: work_out(text, {}) for name, text in SETUP.items()}
+    letters = parse(f"letters({given})").keywords
+    known |= {one.arg: work_out(ast.unparse(one.value), known, _beside()) for one in letters}
+    return work_out(expression, known, _beside())
+
+
+def _beside() -> dict:
+    """What the sheet calls beside the formulas of a bank; this one needs torch."""
+    from picolab.parallel.context import causal_work
+
+    return {"parallel.context.causal_work": causal_work}
 
 
 def in_words(value: float, unit: str) -> str:

@@ -7,6 +7,7 @@ used again: a second guess replaces the first.
 import html
 
 from picolab.monitoring.guess_figure import value_text
+from picolab.show import read
 
 _EXAMPLES = {"bytes": "3.3e6", "%": "12.5"}
 
@@ -41,17 +42,21 @@ def form(guess):
         status.value = f'<span style="opacity:.8">{html.escape(text)}</span>'
 
     def sent(_) -> None:
-        from picolab.lab.guesses import parse_number
-
+        note = ""
         try:
             if field.value in (None, ""):
                 raise ValueError("choose an answer first" if guess.choices else "write a number")
-            guess.answer(field.value if guess.choices else parse_number(field.value))
+            if guess.choices:
+                guess.answer(field.value)
+            else:
+                typed = read(field.value, guess.unit)
+                guess.answer(typed.value)
+                note = f" ({typed.note})" if typed.note else ""
         except ValueError as error:
             say(str(error))
             return
         said = value_text(guess.value, guess.unit)
-        say(f"your guess: {said}. It is compared below, once the run has measured it.")
+        say(f"your guess: {said}{note}. It is compared below, once the run has measured it.")
 
     def skipped(_) -> None:
         guess.skip()

@@ -338,27 +338,8 @@ class _Noted:
         return self.table._repr_html_() + (Message(self.note)._repr_html_() if self.note else "")
 
 
-# -- numbers
-# ----------------------------------------------------------------------------------------
-
-_FACTORS = {"": 1, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
-
-
-def parse_number(text: str) -> float | int:
-    """What people write for a number: "3,294,720", "3.3e6", "3.3 MB", "12 %", "4 k".
-
-    ValueError says what can be read. A unit behind the number is passed over, its prefix is not.
-    """
-    match = re.fullmatch(
-        r"\s*([-+]?[\d_,]*\.?\d+(?:[eE][-+]?\d+)?|[-+]?\d[\d_,]*\.?)\s*(Ki|Mi|Gi|[kMGT])?"
-        r"(?:i?B|bytes|%|ms|s)?\s*",
-        text,
-    )
-    if match is None:
-        raise ValueError(f"{text!r} is not a number; write 3300000, 3.3e6 or 3.3 MB")
-    digits, prefix = match.groups()
-    value = float(re.sub("[_,]", "", digits)) * _FACTORS[prefix or ""]
-    return int(value) if value.is_integer() and abs(value) < 2**53 else value
+# -- values
+# -----------------------------------------------------------------------------------------
 
 
 def _plain(value):

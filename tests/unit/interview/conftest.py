@@ -154,6 +154,7 @@ class BankFiles:
         return self.folder
 
     def put(self, name: str, data) -> None:
+        data = json.loads(json.dumps(data))  # each part for itself: a bank has no aliases
         text = yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=100)
         (self.folder / name).write_text(text, encoding="utf-8")
 

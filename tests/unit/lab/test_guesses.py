@@ -12,7 +12,7 @@ import math
 import pytest
 
 from picolab.lab import guesses
-from picolab.lab.guesses import Disagreement, compare, guess, parse_number, scoreboard
+from picolab.lab.guesses import Disagreement, compare, guess, scoreboard
 from picolab.monitoring import Table, front_end
 
 
@@ -169,33 +169,6 @@ def test_bad_input_gets_a_sentence(call, sentence):
         call()
 
 
-@pytest.mark.parametrize(
-    "text, value",
-    [
-        ("3294720", 3294720),
-        ("3,294,720", 3294720),
-        ("3_294_720", 3294720),
-        ("3.3e6", 3300000),
-        (" 3.3 MB ", 3300000),
-        ("3.3MB", 3300000),
-        ("2 KiB", 2048),
-        ("12 %", 12),
-        ("-.5", -0.5),
-        ("4k", 4000),
-        ("7 ms", 7),
-        ("6 bytes", 6),
-    ],
-)
-def test_what_people_write_is_read(text, value):
-    assert parse_number(text) == pytest.approx(value)
-
-
-@pytest.mark.parametrize("text", ["", "many", "1 2", "3.3.3", "MB", "1e", "3 apples"])
-def test_what_is_no_number_is_refused(text):
-    with pytest.raises(ValueError, match="is not a number"):
-        parse_number(text)
-
-
 def test_the_scoreboard_shows_only_what_is_uncovered():
     guess("c.t.a", "?", default=4)
     guess("c.t.b", "?")
@@ -283,9 +256,15 @@ def test_the_form(reader):
     parts["field"].value = "lots"
     parts["send"].click()
     assert "is not a number" in parts["status"].value and not asked.given
+    parts["field"].value = "4 ms"
+    parts["send"].click()
+    assert "4 ms is a time, and asked for is an amount of data" in parts["status"].value
     parts["field"].value = "4 kB"
     parts["send"].click()
     assert asked.value == 4000 and "4,096 bytes" in repr(shown)
+    parts["field"].value = "4,096"
+    parts["send"].click()
+    assert asked.value == 4096 and "(read as 4,096 (thousands comma))" in parts["status"].value
     parts["skip"].click()
     assert asked.how == "skipped"
 
