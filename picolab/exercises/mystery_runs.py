@@ -17,7 +17,7 @@ import torch
 from picolab import comm, launch
 from picolab.debug.faults import Fault
 from picolab.model import Piece, Transformer, slices
-from picolab.monitoring import Event, Ledger, events
+from picolab.monitoring import History, Ledger, events
 from picolab.monitoring.figures import run_state
 from picolab.monitoring.step_split import StepSplit
 from picolab.parallel import parallelize
@@ -43,7 +43,7 @@ class Recording:
 
     config: TrainConfig
     ranks: list[RankRecord]
-    events: list[Event]
+    events: History
     ledger: Ledger
 
     @property

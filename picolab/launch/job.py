@@ -26,7 +26,8 @@ from picolab.launch.display import Display
 from picolab.launch.failures import RankFailure, Stopped
 from picolab.launch.result import RunResult
 from picolab.launch.turns import Turns
-from picolab.monitoring import Event, Table
+from picolab.monitoring import Event, History, Table
+from picolab.monitoring.history import lengths
 
 State = Literal["waiting", "running", "done", "failed", "stopped"]
 Backend = Literal["auto", "gloo", "nccl"]
@@ -114,11 +115,11 @@ class Job:
     ):
         self.id, self.name, self.world_size = next(_numbers), name, world_size
         self.state: State = "waiting"
-        self.events: list[Event] = []
         self.seconds = 0.0
         self._called = time.monotonic()
         about = {"world_size": world_size, "backend": backend, "state": "waiting"}
         self.run_dir = rundirs.create(name, about, run_dir)
+        self.events = History(self.run_dir, lengths(self.run_dir))
         self._collector = Collector(
             blob=blob,
             world_size=world_size,
@@ -250,7 +251,7 @@ class Job:
         self._event(Event("state", -1, time.time(), data))
 
     def _event(self, event: Event) -> None:
-        self.events.append(event)
+        self.events.add(event)
         for callback in list(self._callbacks):
             try:
                 callback(event)

@@ -7,10 +7,11 @@ imported when first asked for.
 import importlib
 
 from picolab.monitoring.events import Event, emit
+from picolab.monitoring.history import History
 from picolab.monitoring.ledger import Entry, Ledger, Totals
 from picolab.monitoring.table import Table
 
-__all__ = ["Entry", "Event", "Ledger", "Table", "Totals", "emit"]
+__all__ = ["Entry", "Event", "History", "Ledger", "Table", "Totals", "emit"]
 
 
 def __getattr__(name):

@@ -23,11 +23,10 @@ from typing import TypeVar
 import torch.distributed as dist
 
 from picolab.launch import RunResult, rundirs
-from picolab.launch.export import read_events
 from picolab.launch.payload import Payload, pack_result, unpack_result
 from picolab.launch.rank import RankSpec, call, recorded
 from picolab.launch.worker import attributed, join, leave
-from picolab.monitoring import Event
+from picolab.monitoring import Event, History
 from picolab.training.checkpoint import Checkpoints
 from picolab.training.config import TrainConfig, assemble
 from picolab.training.progress import Progress
@@ -97,7 +96,7 @@ def train_here(
         return None
     rundirs.finish(directory, "done")
     seconds = time.monotonic() - began
-    run = RunResult(reports, read_events(directory), seconds, directory, "torchrun")
+    run = RunResult(reports, History.read(directory), seconds, directory, "torchrun")
     return TrainResult.of(config, run)
 
 
