@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from picolab import comm, launch
 from picolab.debug.faults import Fault, Injection
 from picolab.debug.observe import Held, held
-from picolab.monitoring import Event, Ledger, Observer
+from picolab.monitoring import History, Ledger, Observer
 from picolab.monitoring.figures import run_state
 from picolab.monitoring.step_split import StepSplit
 from picolab.training import TrainConfig, train_rank
@@ -36,7 +36,7 @@ class Recording:
 
     config: TrainConfig
     ranks: list[RankRecord]
-    events: list[Event]
+    events: History
     ledger: Ledger
 
     @property
@@ -66,8 +66,7 @@ def record(config: TrainConfig, fault: Fault | None = None) -> Recording:
         name="mystery",
         quiet=True,
     )
-    of_steps = Ledger(entry for entry in run.ledger if entry.step is not None)
-    return Recording(config, list(run), run.events, of_steps)
+    return Recording(config, list(run), run.events, run.ledger.in_steps())
 
 
 def one_process(config: TrainConfig) -> TrainConfig:

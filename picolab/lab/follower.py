@@ -6,12 +6,14 @@ end is different: it is painted at once, in the thread that delivers it, before 
 returns. So whoever waits for the result finds the last picture in place, also headless.
 """
 
+import heapq
 import threading
 from collections.abc import Callable
 from pathlib import Path
 
 from picolab.launch import rundirs
 from picolab.monitoring.events import Event
+from picolab.monitoring.history import History, event_files, read_events
 from picolab.monitoring.run_state import ENDED, RunState
 
 PERIOD_S = 0.2
@@ -30,7 +32,6 @@ class Follower:
     ):
         self.state = RunState(world_size=getattr(source, "world_size", None))
         self._source, self._paint, self._end = source, paint, end
-        self._seen = 0
         self._ended = threading.Event()
         self._lock = threading.RLock()
         self._unregister = source.on_event(self._on_event)
@@ -45,13 +46,8 @@ class Follower:
         self._ended.set()
 
     def _read(self) -> bool:
-        """Take in what is new. A job's list of events only grows, so a position in it is enough."""
-        events = self._source.events
-        fresh = events[self._seen :]
-        self._seen += len(fresh)
-        for event in fresh:
-            self.state.add(event)
-        return bool(fresh)
+        """Take in what is new."""
+        return self._source.events.tell(self.state)
 
     def _on_event(self, event: Event | None) -> None:
         """In the thread that collects the ranks' events: it must not be held up, except by the
@@ -95,7 +91,7 @@ class RunDirectory:
                 f"there is no run directory {self.run_dir}; `picolab runs ls` lists the runs"
             )
         self._offsets: dict[Path, int] = {}
-        self._told: list[Event] = []
+        self._history = History(self.run_dir)
         self._end_told = False
         self.is_running = rundirs.is_running(self.run_dir)  # by a process of this machine
 
@@ -105,18 +101,19 @@ class RunDirectory:
 
     @property
     def world_size(self) -> int | None:
-        return self._about().get("world_size") or len(self._files()) or None
+        return self._about().get("world_size") or len(event_files(self.run_dir)) or None
 
     @property
-    def events(self) -> list[Event]:
+    def events(self) -> History:
         """All events so far, in the order in which they are found."""
-        fresh = [event for path in self._files() for event in self._fresh(path)]
-        self._told += sorted(fresh, key=lambda event: event.t)
+        fresh = (read_events(path, self._offsets) for path in event_files(self.run_dir))
+        for event in heapq.merge(*fresh, key=lambda event: event.t):
+            self._history.add(event)
         state = self._about().get("state")
         if state in ENDED and not self._end_told:
             self._end_told = True
-            self._told.append(Event("state", -1, 0.0, {"state": state}))
-        return self._told
+            self._history.add(Event("state", -1, 0.0, {"state": state}))
+        return self._history
 
     @property
     def done(self) -> bool:
@@ -128,16 +125,6 @@ class RunDirectory:
     def on_event(self, callback) -> Callable[[], None]:
         """Nobody calls from a directory: it has to be looked at."""
         return lambda: None
-
-    def _files(self) -> list[Path]:
-        return sorted(self.run_dir.glob("events.*.jsonl"))
-
-    def _fresh(self, path: Path) -> list[Event]:
-        with open(path, "rb") as file:
-            file.seek(self._offsets.get(path, 0))
-            whole, newline, _ = file.read().rpartition(b"\n")
-        self._offsets[path] = self._offsets.get(path, 0) + len(whole) + len(newline)
-        return [Event.from_json(line) for line in whole.splitlines() if line.strip()]
 
     def _about(self) -> dict:
         return rundirs.describe(self.run_dir)

@@ -10,7 +10,6 @@ it, and a failure is attributed by the same rules, where elastic alone names whi
 of first.
 """
 
-import contextlib
 import json
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from picolab.launch import failures, rundirs
 from picolab.launch import payload as payloads
 from picolab.launch.failures import RankFailure, RankReport
 from picolab.launch.result import RunResult
-from picolab.monitoring import Event
+from picolab.monitoring import History
 
 
 def export(fn, run_dir: str | Path, *args, **kwargs) -> str:
@@ -63,16 +62,4 @@ def collect(run_dir: str | Path) -> RunResult:
         payloads.unpack_result((directory / f"result.{rank}.pkl").read_bytes())
         for rank in range(world)
     ]
-    return RunResult(values, read_events(directory), run_dir=directory, backend="torchrun")
-
-
-def read_events(run_dir: Path) -> list[Event]:
-    """All ranks' events from the files, in order of time. A line that is still being written is
-    left out.
-    """
-    events = []
-    for path in sorted(run_dir.glob("events.*.jsonl")):
-        for line in path.read_text().splitlines():
-            with contextlib.suppress(ValueError):
-                events.append(Event.from_json(line))
-    return sorted(events, key=lambda event: event.t)
+    return RunResult(values, History.read(directory), run_dir=directory, backend="torchrun")

@@ -27,7 +27,8 @@ from picolab.launch.failures import RankFailure, Stopped
 from picolab.launch.result import RunResult
 from picolab.launch.surroundings import Surroundings
 from picolab.launch.turns import Turns
-from picolab.monitoring import Event, Table
+from picolab.monitoring import Event, History, Table
+from picolab.monitoring.history import lengths
 
 State = Literal["waiting", "running", "done", "failed", "stopped"]
 Backend = Literal["auto", "gloo", "nccl"]
@@ -115,12 +116,12 @@ class Job:
     ):
         self.id, self.name, self.world_size = next(_numbers), name, world_size
         self.state: State = "waiting"
-        self.events: list[Event] = []
         self.seconds = 0.0
         self._called = time.monotonic()
         surroundings = Surroundings.now()
         about = {"world_size": world_size, "backend": backend, "state": "waiting"}
         self.run_dir = rundirs.create(name, about, run_dir)
+        self.events = History(self.run_dir, lengths(self.run_dir))
         self._collector = Collector(
             blob=blob,
             surroundings=surroundings,
@@ -253,7 +254,7 @@ class Job:
         self._event(Event("state", -1, time.time(), data))
 
     def _event(self, event: Event) -> None:
-        self.events.append(event)
+        self.events.add(event)
         for callback in list(self._callbacks):
             try:
                 callback(event)

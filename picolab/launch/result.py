@@ -5,18 +5,19 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from picolab.monitoring import Event, Ledger
+from picolab.monitoring import History, Ledger
 
 
 @dataclass(repr=False)
 class RunResult:
     """`result[rank]` is what the function returned there.
 
-    `.events` are all ranks' events in order of arrival, `.ledger` all ranks' collectives,
-    `.seconds` the time from the call to the last result, `.run_dir` where the logs are."""
+    `.events` are all ranks' events in order of arrival (a `History`), `.ledger` all ranks'
+    collectives, `.seconds` the time from the call to the last result, `.run_dir` where the logs
+    are."""
 
     values: list
-    events: list[Event] = field(default_factory=list)
+    events: History = field(default_factory=History)
     seconds: float = 0.0
     run_dir: Path | None = None
     backend: str = ""
@@ -36,12 +37,7 @@ class RunResult:
 
     @cached_property
     def ledger(self) -> Ledger:
-        return Ledger(
-            entry
-            for event in self.events
-            if event.kind == "ledger"
-            for entry in event.data["entries"]
-        )
+        return self.events.ledger
 
     def __repr__(self) -> str:
         how = f"in {self.seconds:.2f} s, backend {self.backend}"

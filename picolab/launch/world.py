@@ -20,6 +20,7 @@ from picolab.launch import payload as payloads
 from picolab.launch import rank as rank_process
 from picolab.launch.job import Backend, Job, run
 from picolab.launch.result import RunResult
+from picolab.monitoring.history import History, lengths
 
 state: dict[str, Any] = {}  # in a rank of a World: what the functions keep between calls
 
@@ -55,10 +56,12 @@ class World:
         then the world has ended.
         """
         self._refuse_if_ended()
-        first_event = len(self.job.events)
-        self.job._collector.ask(payloads.pack(fn, args, kwargs))
+        run_dir = self.job.run_dir
+        events = History(run_dir, lengths(run_dir))  # of this call only
+        forget = self.job.on_event(events.add)
         values: dict[int, Any] = {}
         try:
+            self.job._collector.ask(payloads.pack(fn, args, kwargs))
             while len(values) < self.world_size:
                 try:
                     rank, blob = self._answers.get(timeout=0.2)
@@ -71,9 +74,10 @@ class World:
         except KeyboardInterrupt:
             self.close()  # a call that was cut off leaves ranks in an unknown state
             raise
-        events = self.job.events[first_event:]
+        finally:
+            forget()
         ordered = [values[rank] for rank in range(self.world_size)]
-        return RunResult(ordered, events, run_dir=self.job.run_dir, backend=self.job.backend)
+        return RunResult(ordered, events, run_dir=run_dir, backend=self.job.backend)
 
     def close(self) -> None:
         """End the ranks. A second time changes nothing."""

@@ -7,11 +7,22 @@ imported when first asked for.
 import importlib
 
 from picolab.monitoring.events import Event, emit
+from picolab.monitoring.history import History
 from picolab.monitoring.ledger import Entry, Ledger, Totals
 from picolab.monitoring.observer import Observer, StepReport
 from picolab.monitoring.table import Table
 
-__all__ = ["Entry", "Event", "Ledger", "Observer", "StepReport", "Table", "Totals", "emit"]
+__all__ = [
+    "Entry",
+    "Event",
+    "History",
+    "Ledger",
+    "Observer",
+    "StepReport",
+    "Table",
+    "Totals",
+    "emit",
+]
 
 
 def __getattr__(name):

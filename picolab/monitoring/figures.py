@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from picolab.monitoring.gantt_figure import gantt
 from picolab.monitoring.guess_figure import guess_figure
+from picolab.monitoring.history import History
 from picolab.monitoring.picture import (
     BLUE,
     GREY,
@@ -103,7 +104,12 @@ def run_state(source) -> RunState:
     if isinstance(source, RunState):
         return source
     events = getattr(source, "events", source)
-    state = RunState(list(events), world_size=getattr(source, "world_size", None))
+    state = RunState(world_size=getattr(source, "world_size", None))
+    if isinstance(events, History):
+        events.tell(state)
+    else:
+        for event in list(events):
+            state.add(event)
     if not hasattr(source, "state") and state.state == "running":
         state.state = "done"  # a result, or a list that was kept: nothing more will come
     return state

@@ -11,11 +11,17 @@ reason). Two conventions, and the formulas in `costs` keep the same ones:
     ring_bytes      what one rank puts on the wire for it, see `costs.ring_bytes`
 
 A rank's ledger is filled by `picolab.comm`; a run's ledger is all ranks' entries together.
+
+A run of 20,000 steps has millions of entries. In memory there are the newest of them, and of the
+older ones what they add up to (`Folded`), so that totals over the whole run stay exact. Whoever
+asks for older entries one by one gets them from the run directory, where all of them are.
 """
 
+import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from types import EllipsisType
 from typing import NamedTuple
 
 from picolab.monitoring import events
@@ -39,9 +45,10 @@ class Entry(NamedTuple):
 
 
 def _from_json(fields: list) -> Entry:
-    """An entry that was read back from a file: JSON has no tuples."""
-    entry = Entry(*fields)
-    return entry._replace(ranks=tuple(entry.ranks))
+    """An entry that was read back from a file: JSON has no tuples, and a new string for each."""
+    rank, step, op, axis, ranks, dtype, payload, ring, reason, *times = fields
+    op, axis, dtype, reason = map(sys.intern, (op, axis, dtype, reason))
+    return Entry(rank, step, op, axis, tuple(ranks), dtype, payload, ring, reason, *times)
 
 
 class Totals(NamedTuple):
@@ -58,21 +65,88 @@ class Totals(NamedTuple):
             self.seconds + entry.exposed_s,
         )
 
+    def plus(self, other: "Totals") -> "Totals":
+        return Totals(*(mine + theirs for mine, theirs in zip(self, other)))
+
+
+class Group(NamedTuple):
+    """What the totals of folded entries tell apart: every field of theirs that a program repeats
+    in each step."""
+
+    rank: int
+    step: EllipsisType | None  # ... of some optimizer step or other, None of none
+    op: str
+    axis: str
+    ranks: tuple[int, ...]
+    dtype: str
+    reason: str
+
+
+class Folded:
+    """Entries that are not in memory any more: their exact totals, and a way to read them again.
+
+    read    an iterator over all of them; takes a step and then may leave out those of others.
+            Raises LookupError where they are no more"""
+
+    def __init__(self, read: Callable[[int | None], Iterator[Entry]]):
+        self.totals: dict[Group, Totals] = defaultdict(Totals)
+        self.last_step = -1  # the highest with an entry here
+        self._read, self._filters = read, ()
+
+    def add(self, entries: Iterable[Entry]) -> None:
+        for entry in entries:
+            rank, step, op, axis, ranks, dtype, _, _, reason, *_ = entry
+            if step is not None:
+                self.last_step = max(self.last_step, step)
+                step = ...
+            group = Group(rank, step, op, axis, ranks, dtype, reason)
+            self.totals[group] = self.totals[group].add(entry)
+
+    def only(self, *keeps: Callable[[Entry | Group], bool]) -> "Folded":
+        """Those of them for which `keeps` holds; it may look at the fields of a `Group` only."""
+        fewer = Folded(self._read)
+        fewer._filters, fewer.last_step = (*self._filters, *keeps), self.last_step
+        fewer.totals.update((g, t) for g, t in self.totals.items() if all(k(g) for k in keeps))
+        return fewer
+
+    def read(self, step: int | None = None) -> Iterator[Entry]:
+        """The single entries; of one step, if that is all that is wanted."""
+        return (e for e in self._read(step) if all(keeps(e) for keeps in self._filters))
+
+    def tells_apart(self, fields: dict) -> bool:
+        """Are the totals enough to know what the entries with these values add up to?"""
+        return set(fields) <= set(Group._fields) and fields.get("step") is None
+
 
 class Ledger:
     """A list of entries with questions it can answer.
 
     A run's ledger holds the entries of all ranks: `ledger.rank(0)` is what rank 0 did, and that
-    is what the formulas of `costs` predict."""
+    is what the formulas of `costs` predict. Of a long run, only the newest entries are in memory:
+    totals are exact all the same, and a question about single older ones is answered from the run
+    directory, which takes a while (LookupError if it is gone).
 
-    def __init__(self, entries: Iterable[Entry] = ()):
-        self.entries = [e if isinstance(e, Entry) else _from_json(e) for e in entries]
+    folded    the entries before these, if there were any
+    """
+
+    def __init__(self, entries: Iterable[Entry] = (), folded: Folded | None = None):
+        self._newest = [e if isinstance(e, Entry) else _from_json(e) for e in entries]
+        self._folded = folded if folded is not None and folded.totals else None
+
+    @property
+    def entries(self) -> list[Entry]:
+        """All of them. Of a long run they fill the memory: `where` first, or go through the ledger
+        with `for`."""
+        return list(self) if self._folded else self._newest
 
     def __len__(self) -> int:
-        return len(self.entries)
+        older = self._folded.totals.values() if self._folded else ()
+        return len(self._newest) + sum(totals.count for totals in older)
 
-    def __iter__(self):
-        return iter(self.entries)
+    def __iter__(self) -> Iterator[Entry]:
+        if self._folded:
+            yield from self._folded.read()
+        yield from self._newest
 
     def where(self, **fields) -> "Ledger":
         """The entries whose fields have these values: `ledger.where(rank=0, op="all_reduce",
@@ -83,11 +157,16 @@ class Ledger:
             raise ValueError(
                 f"a ledger entry has no field {sorted(unknown)}; its fields are {Entry._fields}"
             )
-        return Ledger(
-            entry
-            for entry in self.entries
-            if all(getattr(entry, name) == value for name, value in fields.items())
-        )
+
+        def keeps(entry: Entry | Group) -> bool:
+            return all(getattr(entry, name) == value for name, value in fields.items())
+
+        newest, step = filter(keeps, self._newest), fields.get("step")
+        if self._folded is None or (step is not None and step > self._folded.last_step):
+            return Ledger(newest)
+        if self._folded.tells_apart(fields):
+            return Ledger(newest, self._folded.only(keeps))
+        return Ledger([*filter(keeps, self._folded.read(step)), *newest])
 
     def rank(self, rank: int) -> "Ledger":
         return self.where(rank=rank)
@@ -95,17 +174,29 @@ class Ledger:
     def step(self, step: int) -> "Ledger":
         return self.where(step=step)
 
+    def in_steps(self) -> "Ledger":
+        """What was done in optimizer steps, and not before, between or after them."""
+
+        def keeps(entry: Entry | Group) -> bool:
+            return entry.step is not None
+
+        return Ledger(filter(keeps, self._newest), self._folded and self._folded.only(keeps))
+
     def total(self, **fields) -> Totals:
         """Count, payload, ring bytes and seconds (of exposed time) of the matching entries."""
-        totals = Totals()
-        for entry in self.where(**fields):
-            totals = totals.add(entry)
-        return totals
+        return self.where(**fields).by().get((), Totals())
 
     def by(self, *names: str) -> dict[tuple, Totals]:
         """Totals for each combination of these fields, in order of first appearance."""
         groups: dict[tuple, Totals] = defaultdict(Totals)
-        for entry in self.entries:
+        entries = self._newest
+        if self._folded and set(names) <= set(Group._fields) - {"step"}:
+            for group, totals in self._folded.totals.items():
+                key = tuple(getattr(group, name) for name in names)
+                groups[key] = groups[key].plus(totals)
+        elif self._folded:
+            entries = self
+        for entry in entries:
             key = tuple(getattr(entry, name) for name in names)
             groups[key] = groups[key].add(entry)
         return dict(groups)
@@ -126,25 +217,31 @@ class Ledger:
         return Table(columns, rows)
 
     def __repr__(self) -> str:
-        total = self.total()
-        ranks = len({entry.rank for entry in self.entries})
-        return (
+        total, ranks = self.total(), len(self.by("rank"))
+        text = (
             f"Ledger: {total.count:,} collectives of {ranks} rank(s), payload "
             f"{bytes_text(total.payload_bytes)}, {total.seconds:.3f} s stood still"
         )
+        if self._folded:
+            text += f"; of all but the newest {len(self._newest):,} there are totals in memory"
+        return text
 
 
 class RankLedger:
     """The writer's side: what the current rank did.
 
     `enter` is called before a collective and `record` after it; between them the beacon says in
-    which collective the rank is. Together they cost about two microseconds."""
+    which collective the rank is. Together they cost about two microseconds. At least the newest
+    `KEPT` entries are in memory, one by one; older ones as totals, once they are sent."""
+
+    KEPT = 20_000
 
     def __init__(self):
         self.rank = 0
         self.step: int | None = None
         self.kept: list[Entry] = []
         self._flushed = 0
+        self._folded = Folded(_only_on_disk)
         self._beacon: Beacon | None = None
         self.now = time.monotonic
 
@@ -178,10 +275,12 @@ class RankLedger:
             self._beacon.leave()
         what = (op, axis, ranks, dtype, payload_bytes, ring_bytes, reason)
         self.kept.append(Entry(self.rank, self.step, *what, start, seconds, exposed_s))
+        if len(self.kept) - self._flushed >= self.KEPT:
+            self.flush()  # a function without steps never asks for it
 
     def snapshot(self) -> Ledger:
-        """Everything recorded in this rank so far."""
-        return Ledger(self.kept)
+        """Everything recorded in this rank so far; what is older than `kept` as totals."""
+        return Ledger(self.kept, self._folded.only())
 
     def flush(self) -> list[Entry]:
         """Send what is new as one event, and return it. The trainer does it each step, the rank's
@@ -190,8 +289,18 @@ class RankLedger:
         new = self.kept[self._flushed :]
         if new:
             events.write("ledger", entries=new)
+            if len(self.kept) >= 2 * self.KEPT:
+                self._folded.add(self.kept[: -self.KEPT])
+                del self.kept[: -self.KEPT]
             self._flushed = len(self.kept)
         return new
+
+
+def _only_on_disk(step: int | None) -> Iterator[Entry]:
+    raise LookupError(
+        f"a rank keeps its newest {RankLedger.KEPT:,} collectives, and of older ones the totals; "
+        "one by one they are in the run's ledger, which the kernel has: result.ledger"
+    )
 
 
 current = RankLedger()  # this process's ledger: with the current mesh, the only global state

@@ -43,6 +43,16 @@ class RunState:
         for event in events:
             self.add(event)
 
+    def catch_up(self, other: "RunState") -> None:
+        """Know what `other` does, which has heard the same events, and more of them."""
+        kept = dict(vars(other), world_size=self.world_size)
+        kept["losses"], kept["tokens_per_s"] = dict(other.losses), dict(other.tokens_per_s)
+        kept["ranks"], kept["_loose"] = set(other.ranks), other._loose.copy()
+        seconds = {step: dict(of_rank) for step, of_rank in other._seconds.items()}
+        entries = {step: list(told) for step, told in other._entries.items()}
+        kept["_seconds"], kept["_entries"] = defaultdict(dict, seconds), defaultdict(list, entries)
+        vars(self).update(kept)
+
     def add(self, event: Event) -> None:
         self.heard += 1
         data = event.data
@@ -88,11 +98,12 @@ class RunState:
                 series.setdefault(data.get("step", len(series)), float(data[name]))
 
     def _add_entries(self, entries) -> None:
+        oldest = min(self._seconds, default=-1)
         for entry in entries:
-            entry = Entry(*entry)
+            entry = entry if isinstance(entry, Entry) else Entry(*entry)
             if entry.step is None:
                 self._loose[entry.reason] = self._loose[entry.reason].add(entry)
-            elif not self._seconds or entry.step >= min(self._seconds):
+            elif entry.step >= oldest:
                 self._entries[entry.step].append(entry)
 
     def complete_steps(self) -> list[int]:

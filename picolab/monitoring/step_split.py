@@ -46,7 +46,8 @@ class StepSplit(NamedTuple):
 
 def arrival(entry: Entry) -> float:
     """When the rank issued the collective, on its monotonic clock."""
-    return entry.start + entry.exposed_s - entry.seconds
+    # In this order a blocking one arrives exactly when it starts, without rounding.
+    return entry.start + (entry.exposed_s - entry.seconds)
 
 
 def waiting_of(entries: Iterable[Entry]) -> list[tuple[Entry, float]]:

@@ -13,7 +13,7 @@ import torch
 from picolab import costs
 from picolab.launch import RunResult
 from picolab.model import Transformer, generate, load
-from picolab.monitoring import Event, Ledger
+from picolab.monitoring import History, Ledger
 from picolab.monitoring.table import bytes_text
 from picolab.schedules import Action, Span, Timeline
 from picolab.specs import Layout, TrainConfig
@@ -67,7 +67,7 @@ class TrainResult:
     seconds: float
     """From the call to the last rank's result, start-up included."""
     run_dir: Path
-    events: list[Event]
+    events: History
     text_state: dict
     """The position in the data after the last step; see `Text.load_state_dict`."""
     first_step: int = 0
@@ -120,24 +120,21 @@ class TrainResult:
     def ledger(self) -> Ledger:
         """Every collective of every step, of all ranks. (What the ranks did afterwards, to gather
         the parameters, is in `.events` only.)"""
-        flushed = (event.data["entries"] for event in self.events if event.kind == "ledger")
-        return Ledger(e for entries in flushed for e in Ledger(entries) if e.step is not None)
+        return self.events.ledger.in_steps()
 
     def timeline(self, step: int = -1) -> Timeline:
         """When each pipeline stage did what in a step (-1: the last), as measured.
 
         Of the pipeline through rank 0, if there are several. ValueError without a pipeline.
         """
-        steps = sorted({e.data["step"] for e in self.events if e.kind == "spans"})
-        if not steps:
+        if self.layout.pp == 1:
             raise ValueError(f"{self.layout} has no pipeline, so no stage has spans")
+        steps = range(self.first_step, self.first_step + len(self.losses))
         place = {"dp": 0, "cp": 0, "tp": 0}
         spans = [
             Span(stage, Action(kind, stage, micro_batch), start, end)
-            for event in self.events
-            if event.kind == "spans"
-            and event.data["step"] == steps[step]
-            and place.items() <= self.layout.coordinates(event.rank).items()
+            for event in self.events.where("spans", steps[step])
+            if place.items() <= self.layout.coordinates(event.rank).items()
             for kind, stage, micro_batch, start, end in event.data["spans"]
         ]
         return Timeline(spans, name=str(self.layout))

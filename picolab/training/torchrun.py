@@ -22,11 +22,10 @@ from typing import TypeVar
 import torch.distributed as dist
 
 from picolab.launch import RunResult, rundirs
-from picolab.launch.export import read_events
 from picolab.launch.payload import Payload, pack_result, unpack_result
 from picolab.launch.rank import RankSpec, call, recorded
 from picolab.launch.worker import attributed, join, leave
-from picolab.monitoring import Event
+from picolab.monitoring import Event, History
 from picolab.specs import TrainConfig, assemble
 from picolab.specs.settings import split
 from picolab.training.checkpoint import Checkpoints
@@ -88,7 +87,7 @@ def train_here(*, progress: bool = True, **settings) -> TrainResult | None:
         return None
     rundirs.finish(directory, "done")
     seconds = time.monotonic() - began
-    run = RunResult(reports, read_events(directory), seconds, directory, "torchrun")
+    run = RunResult(reports, History.read(directory), seconds, directory, "torchrun")
     return TrainResult.of(config, run)
 
 

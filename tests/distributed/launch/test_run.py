@@ -17,7 +17,8 @@ import torch
 import torch.distributed as dist
 
 import picolab as pico
-from picolab.launch import server
+from picolab.launch import World, server
+from picolab.monitoring import history
 
 MODULE_GLOBAL = 17
 
@@ -98,6 +99,45 @@ def test_events_arrive_in_the_result_and_in_the_run_directory():
     assert sorted(values) == [(r, s) for r in (0, 1) for s in range(3)]
     assert len((result.run_dir / "events.1.jsonl").read_text().splitlines()) == 3
     pico.emit(loss=1.0)  # outside a rank: nothing happens
+
+
+def talk(steps):
+    """In each step two collectives of one kind and one of another, and a word about it."""
+    ledger = pico.comm.ledger()
+    for step in range(steps):
+        ledger.step = step
+        for size in (10, 20):
+            pico.comm.all_reduce(torch.ones(size), "world", "twice")
+        pico.comm.broadcast(torch.ones(step + 1), "world", "once")
+        ledger.flush()
+        pico.emit(step=step, loss=float(step))
+    ledger.step = None
+
+
+def assert_whole(result, steps):
+    by_rank = result.ledger.by("rank", "reason")
+    growing = 4 * steps * (steps + 1) // 2
+    for rank in (0, 1):
+        assert by_rank[rank, "twice"][:2] == (2 * steps, steps * 120)
+        assert by_rank[rank, "once"][:2] == (steps, growing)
+        assert result.ledger.rank(rank).step(3).total(reason="once").payload_bytes == 16
+    values = [(e.rank, e.data["step"]) for e in result.events if e.kind == "values"]
+    assert sorted(values) == [(r, s) for r in (0, 1) for s in range(steps)]
+    assert len(pico.dashboard(result).state.losses) == steps
+
+
+def test_a_long_run_is_whole_though_the_kernel_keeps_its_end_only(tmp_path, monkeypatch):
+    monkeypatch.setattr(history, "KEPT", 200)
+    for _ in range(2):  # the second run finds the events of the first in the directory
+        result = pico.run(talk, 100, world_size=2, quiet=True, run_dir=tmp_path)
+        assert result.events.older > len(result.events) // 2
+        assert_whole(result, 100)
+    with World(2, quiet=True) as world:
+        for _ in range(2):  # the events of a call are those of no other
+            result = world.run(talk, 100)
+            assert result.events.older and len(result.events) < 410
+            assert_whole(result, 100)
+        assert len(world.job.events) >= 800
 
 
 def test_raw_calls_of_torch_distributed_are_in_the_ledger():

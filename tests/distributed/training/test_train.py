@@ -16,6 +16,7 @@ import picolab as pico
 from picolab import costs
 from picolab.launch import rundirs
 from picolab.model import Transformer, global_tensors, initialise
+from picolab.monitoring import history
 from picolab.specs import Layout, ModelConfig
 from picolab.training import TrainConfig, TrainResult, train_rank
 from picolab.training.text import Text
@@ -127,6 +128,20 @@ def test_other_layouts_send_what_the_formula_says(layout):
     for rank in range(found.layout.world):
         for step in (0, 1):
             assert measured(found.ledger.rank(rank).step(step)) == formula(found.config)
+
+
+def test_a_long_run_is_whole_though_the_kernel_keeps_its_end_only(monkeypatch):
+    """And its picture: a step's spans, the losses, and every total."""
+    monkeypatch.setattr(history, "KEPT", 300)
+    found = pico.train(layout="pp2", steps=30, micro_batch=2, accumulate=3, progress=False, **SMALL)
+    assert found.events.older > len(found.events) // 2
+    for step in (0, 13, 29, -1):
+        assert len(found.timeline(step).spans) == 2 * 2 * 3
+        assert measured(found.ledger.rank(0).step(step % 30)) == formula(found.config)
+    per_run = {key: tuple(30 * n for n in one) for key, one in formula(found.config).items()}
+    assert measured(found.ledger.rank(0)) == per_run
+    assert f"{sum(n for n, *_ in per_run.values())} collectives of rank 0" in repr(found)
+    assert list(pico.dashboard(found).state.losses.values()) == found.losses
 
 
 def test_json(result):

@@ -140,7 +140,7 @@ def line(step):
 
 def test_a_directory_that_is_being_written(tmp_path):
     source, path = RunDirectory(tmp_path), tmp_path / "events.0.jsonl"
-    assert source.events == [] and not source.done
+    assert not source.events and not source.done
     path.write_text(line(0) + line(1)[:10])
     assert [e.data["step"] for e in source.events] == [0]  # half a line is left for later
     path.write_text(line(0) + line(1) + line(2))
