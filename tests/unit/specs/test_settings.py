@@ -49,7 +49,7 @@ def test_the_three_faces_show_every_setting_with_its_default():
     assert differing(shown(train)) == []
     assert differing(flags()) == ["latent"]  # a shape within the shape: not for a terminal
     assert differing(shown(panel)) == ["accumulate"]  # None there: all layouts see one batch
-    own = {"wait", "progress"}
+    own = {"wait", "progress", "observers"}
     assert shown(train).keys() == FIELDS.keys() | SHAPE.keys() | OPTIONS.keys() | own
     assert flags().keys() == shown(train).keys() - own - {"latent"}
     assert list(shown(train))[:4] == ["model", "layout", "data", "steps"]
@@ -111,7 +111,7 @@ def panel_face(monkeypatch, **given) -> TrainConfig:
     found = []
 
     def stand_in(**kw):
-        kw = {name: value for name, value in kw.items() if name not in ("wait", "progress")}
+        kw = {name: value for name, value in kw.items() if name not in ("wait", "progress", "observers")}
         found.append(assemble(**split(kw)[0]))
         raise ValueError("seen")
 
