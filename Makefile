@@ -53,6 +53,7 @@ format:
 	'$(VENV)/bin/ruff' check --fix .
 	'$(VENV)/bin/ruff' format .
 	'$(VENV)/bin/python' tests/notebooks/test_format.py --fix
+	'$(VENV)/bin/python' tests/unit/test_where_is.py --fix
 
 refresh:
 	@$(setup) test

@@ -111,7 +111,11 @@ def panel_face(monkeypatch, **given) -> TrainConfig:
     found = []
 
     def stand_in(**kw):
-        kw = {name: value for name, value in kw.items() if name not in ("wait", "progress", "observers")}
+        kw = {
+            name: value
+            for name, value in kw.items()
+            if name not in ("wait", "progress", "observers")
+        }
         found.append(assemble(**split(kw)[0]))
         raise ValueError("seen")
 

@@ -1,0 +1,130 @@
+"""The table "where is ..." of summary/00_architecture.md: it says which lines to change, so it must
+be right about them.
+
+    python tests/unit/test_where_is.py --fix     writes the table anew (`make format` does it, too)
+
+Every mechanism is a name in the package; file and lines follow from it. The cell that teaches it
+exists in the chapter, and torch's twin can be imported.
+"""
+
+import importlib
+import inspect
+import json
+import operator
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SUMMARY = ROOT / "summary" / "00_architecture.md"
+BEGIN = "<!-- where is: written by tests/unit/test_where_is.py --fix -->"
+END = "<!-- end of where is -->"
+DIST = "torch.distributed"
+
+
+class Row(NamedTuple):
+    what: str
+    name: str  # module:object
+    cell: str  # notebook#cell, or nothing
+    twin: str  # module:object, or nothing
+
+
+BASICS = "01_4d_basics"
+ROWS = [
+    Row("rank grid, process groups", "picolab.comm.mesh:Mesh", f"{BASICS}#axes-grid",
+        f"{DIST}.device_mesh:init_device_mesh"),
+    Row("ring all-reduce", "picolab.comm.ring:ring_all_reduce", f"{BASICS}#ring-exercise-stub",
+        f"{DIST}:all_reduce"),
+    Row("parameters by global name, cuts", "picolab.model.parameters:Piece", "",
+        f"{DIST}.tensor:DTensor"),
+    Row("gathering what is cut", "picolab.parallel.whole:gather", "",
+        f"{DIST}.checkpoint.state_dict:get_model_state_dict"),
+    Row("gradient norm", "picolab.parallel.whole:square_norm", f"{BASICS}_exercises#ex-norm-global-stub",
+        "torch.nn.utils:clip_grad_norm_"),
+    Row("data parallel: naive", "picolab.parallel.data:naive_sync", f"{BASICS}#dp-naive", ""),
+    Row("data parallel: buckets", "picolab.parallel.buckets:GradientBuckets",
+        f"{BASICS}#dp-buckets", "torch.nn.parallel:DistributedDataParallel"),
+    Row("tensor parallel: what is split", "picolab.parallel.tensor:TensorParallelOptimizer",
+        f"{BASICS}#tp-split-by-hand", f"{DIST}.tensor.parallel:parallelize_module"),
+    Row("tensor parallel: f and g", "picolab.parallel.tensor_comm:column_linear",
+        f"{BASICS}#tp-f-and-g", f"{DIST}.tensor.parallel:ColwiseParallel"),
+    Row("sequence parallel", "picolab.parallel.tensor_comm:scatter_sum", f"{BASICS}#tp-sequence",
+        f"{DIST}.tensor.parallel:SequenceParallel"),
+    Row("vocabulary-parallel loss", "picolab.parallel.vocabulary:VocabularyParallelLoss",
+        f"{BASICS}_exercises#ex-tp-vocab-loss-stub", f"{DIST}.tensor.parallel:loss_parallel"),
+    Row("pipeline: the executor", "picolab.parallel.pipeline:PipelineParallelOptimizer",
+        f"{BASICS}#pp-experiment", f"{DIST}.pipelining:Schedule1F1B"),
+    Row("pipeline: schedules as data", "picolab.schedules.generators:one_f_one_b",
+        f"{BASICS}#pp-order", f"{DIST}.pipelining:Schedule1F1B"),
+    Row("ring attention", "picolab.parallel.ring:ring_attention", f"{BASICS}#cp-ring",
+        f"{DIST}.tensor.experimental:context_parallel"),
+    Row("merging by log-sum-exp", "picolab.parallel.ring:merge", f"{BASICS}#cp-merge", ""),
+    Row("Ulysses", "picolab.parallel.ulysses:ulysses_attention", "", ""),
+    Row("attention over gathered keys", "picolab.parallel.gathered:gathered_attention", "", ""),
+    Row("zig-zag split", "picolab.parallel.sequence_split:split_sequence",
+        f"{BASICS}_exercises#ex-cp-zigzag-stub", ""),
+    Row("the composition", "picolab.parallel.three_d:placements", f"{BASICS}#close-layout-run", ""),
+    Row("one training step", "picolab.training.trainer:train_step", "", ""),
+    Row("observers", "picolab.monitoring.observer:Observer", "00_start_here#start-observer-run",
+        ""),
+    Row("formula ledger", "picolab.costs.ledger:step_ledger", f"{BASICS}#dp-ledger", ""),
+    Row("the oracle", "picolab.debug.oracle:verify", f"{BASICS}#close-verify", ""),
+]  # fmt: skip
+
+
+def found(name: str):
+    module, path = name.split(":")
+    return operator.attrgetter(path)(importlib.import_module(module))
+
+
+def lines(name: str) -> str:
+    thing = found(name)
+    source, start = inspect.getsourcelines(thing)
+    path = Path(inspect.getsourcefile(thing)).relative_to(ROOT)
+    return f"[`{path}`](../{path}), {start}-{start + len(source) - 1}"
+
+
+def table() -> str:
+    rows = [
+        "| mechanism | file, lines | cell that teaches it | torch's twin |",
+        "|---|---|---|---|",
+    ]
+    for row in ROWS:
+        cell = f"`{row.cell.replace('#', '` · `')}`" if row.cell else ""
+        twin = f"`{row.twin.replace(':', '.')}`" if row.twin else ""
+        rows.append(f"| {row.what} | {lines(row.name)} | {cell} | {twin} |")
+    return "\n".join([BEGIN, *rows, END])
+
+
+def written() -> str:
+    text = SUMMARY.read_text()
+    return text[text.index(BEGIN) : text.index(END) + len(END)]
+
+
+def test_the_table_says_where_things_are():
+    assert written() == table(), "write it anew: python tests/unit/test_where_is.py --fix"
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.what)
+def test_cells_and_twins_exist(row):
+    if row.twin:
+        assert callable(found(row.twin))
+    if row.cell:
+        notebook, cell = row.cell.split("#")
+        cells = json.loads((ROOT / "notebooks" / f"{notebook}.ipynb").read_text())["cells"]
+        assert cell in [of["id"] for of in cells]
+
+
+def test_mutant_a_line_too_far_is_seen(monkeypatch):
+    real = inspect.getsourcelines
+    moved = lambda thing: (real(thing)[0], real(thing)[1] + 1)  # noqa: E731
+    monkeypatch.setattr(inspect, "getsourcelines", moved)
+    assert written() != table()
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] != ["--fix"]:
+        sys.exit("usage: python tests/unit/test_where_is.py --fix")
+    SUMMARY.write_text(SUMMARY.read_text().replace(written(), table()))
