@@ -19,8 +19,11 @@ its slice (parameters.py). So a rank reads what it holds and no more:
     load_hf(folder, parallel.model)
 
 Everything is checked before the first number is written: a name that is missing or too many, a
-shape, a file that ends early. Nothing here uses the network. Leaves out: other families than Llama,
-rope scaling, biases, quantised weights, tokenizers.
+shape, a file that ends early. Of config.json every key must be understood: it is read, or has the
+one value that a plain Llama computes with, or is known to change no number. Whatever else stands
+there is refused by its name and value, since a model that computes something else gives other
+logits without a word. Nothing here uses the network. Leaves out: other families than Llama, rope
+scaling, biases, quantised weights, tokenizers.
 """
 
 import json
@@ -67,10 +70,57 @@ _FIELDS = {
 }
 # What Hugging Face's LlamaConfig takes where config.json is silent.
 _DEFAULTS = {"max_position_embeddings": 2048, "rms_norm_eps": 1e-6, "tie_word_embeddings": False}
+# Where the base of the rotary positions may stand; the first that is there holds (see `_flat`).
+_THETA = ("rope_scaling.rope_theta", "rope_parameters.rope_theta", "rope_theta")
+# What else bears on the computation, and the one value that is computed here.
+_ONLY = {
+    "model_type": "llama",
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_act": "silu",
+    "attention_bias": False,
+    "mlp_bias": False,
+    "attention_dropout": 0.0,
+    "pretraining_tp": 1,
+    "rope_interleaved": False,
+    "quantization_config": None,
+    "sliding_window": None,
+    "use_sliding_window": False,
+    "attn_logit_softcapping": None,
+    "final_logit_softcapping": None,
+    "embedding_multiplier": 1.0,
+    "residual_multiplier": 1.0,
+    "logits_scaling": 1.0,
+    "use_qk_norm": False,
+    "is_encoder_decoder": False,
+    "add_cross_attention": False,
+    "tie_encoder_decoder": False,
+    "chunk_size_feed_forward": 0,
+    "pruned_heads": {},
+    "partial_rotary_factor": 1.0,
+    **dict.fromkeys(("rope_scaling.rope_type", "rope_parameters.rope_type"), "default"),
+    **dict.fromkeys(("rope_scaling.type", "rope_parameters.type"), "default"),
+    "rope_scaling.partial_rotary_factor": 1.0,
+    "rope_parameters.partial_rotary_factor": 1.0,
+}
+# What changes no logit, by what it is about (transformers 4 wrote here how to sample as well).
+_HARMLESS = {
+    "who wrote it, from what": "_name_or_path name_or_path transformers_version unsloth_version "
+    "is_llama_config transformers.js_config",
+    "how it is kept and began": "torch_dtype dtype initializer_range use_bfloat16 torchscript",
+    "how it is run": "use_cache _attn_implementation _attn_implementation_autoset is_decoder",
+    "what a token is": "bos_token_id eos_token_id pad_token_id sep_token_id unk_token_id "
+    "decoder_start_token_id tokenizer_class prefix",
+    "what a label is": "id2label label2id problem_type finetuning_task task_specific_params",
+    "what else is returned": "output_attentions output_hidden_states return_dict",
+    "how to sample": "max_length min_length do_sample temperature top_k top_p num_beams "
+    "repetition_penalty length_penalty no_repeat_ngram_size",
+}
 
 
 def hf_config(folder: str | Path) -> ModelConfig:
-    """The shape that a folder's config.json describes. ValueError for what is not a plain Llama."""
+    """The shape that a folder's config.json describes. ValueError for what is not a plain Llama, or
+    says anything that is not understood.
+    """
     path = Path(folder).expanduser() / "config.json"
     if not path.is_file():
         raise ValueError(f"there is no config.json in {path.parent}, so it holds no model")
@@ -78,17 +128,20 @@ def hf_config(folder: str | Path) -> ModelConfig:
         there = dict(json.loads(path.read_text()))
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path} is not a JSON object ({error}); copy it again") from None
-    _refuse_other_families(path, there)
-    there = {**_DEFAULTS, **{key: value for key, value in there.items() if value is not None}}
+    there = _flat(there)
+    _refuse_what_is_not_computed(path, there)
+    there = {**_DEFAULTS, **there}
     there.setdefault("num_key_value_heads", there.get("num_attention_heads"))
     needed = [key for field, key in _FIELDS.items() if field != "head_dim" and key not in there]
     if needed:
         raise ValueError(f"{path} does not say {needed[0]}; it is not the config of a Llama")
     shape = {field: there[key] for field, key in _FIELDS.items() if key in there}
-    # transformers 5 writes rope_parameters, 4 wrote rope_theta.
-    rope = there.get("rope_parameters") or {}
-    theta = rope.get("rope_theta", there.get("rope_theta", 10_000.0))
-    return ModelConfig(name=path.parent.name or "custom", rope_theta=float(theta), **shape)
+    shape["rope_theta"] = next((there[key] for key in _THETA if key in there), 10_000.0)
+    for field, kind in (("tied", bool), ("norm_eps", int | float), ("rope_theta", int | float)):
+        if not isinstance(shape[field], kind):
+            key = _FIELDS.get(field, field)
+            raise ValueError(f"{path} says {key}: {_json(shape[field])}, which is of another type")
+    return ModelConfig(name=path.parent.name or "custom", **shape)
 
 
 def load_hf(
@@ -183,7 +236,11 @@ def hf_name(name: str) -> str:
 
 
 class _Files:
-    """The safetensors files of a folder, open: which has what, and slices of it."""
+    """The safetensors files of a folder, open: which has what, and slices of it.
+
+    Where there is an index, it alone says in which file a tensor is: another file may hold a stale
+    copy, from an earlier save or another split.
+    """
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -191,9 +248,14 @@ class _Files:
         self._file_of: dict[str, str] = {}
 
     def __enter__(self) -> "_Files":
-        for name in self._names():
-            file = self._opened(name)
-            self._file_of |= dict.fromkeys(file.keys(), name)
+        indexed = None if (self.folder / SINGLE).is_file() else self._indexed()
+        files = [SINGLE] if indexed is None else sorted(set(indexed.values()))
+        self._check_no_other_shards(files)
+        held = {name: set(self._opened(name).keys()) for name in files}
+        if indexed is None:
+            indexed = dict.fromkeys(held[SINGLE], SINGLE)
+        self._check_index(indexed, held)
+        self._file_of = indexed
         return self
 
     def __exit__(self, *_) -> None:
@@ -204,8 +266,8 @@ class _Files:
         return name in self._file_of
 
     def check(self, pieces: dict[str, Piece], tied: bool) -> None:
-        """Exactly these tensors, with these shapes. Older files also keep a buffer of the rotary
-        positions, and tied ones sometimes the head, which `load_hf` compares."""
+        """Exactly these tensors, with these shapes. Tied ones sometimes keep the head as well,
+        which `load_hf` compares."""
         expected = {hf_name(name): piece for name, piece in pieces.items()}
         missing = [name for name in expected if name not in self]
         if missing:
@@ -217,7 +279,7 @@ class _Files:
         extra = [
             name
             for name in sorted(self._file_of.keys() - expected.keys() - allowed)
-            if not name.endswith("rotary_emb.inv_freq")
+            if not _is_buffer(name)
         ]
         if extra:
             raise ValueError(
@@ -241,33 +303,53 @@ class _Files:
     def _slice(self, name: str):
         return self._open[self._file_of[name]].get_slice(name)
 
-    def _names(self) -> list[str]:
-        if (self.folder / SINGLE).is_file():
-            return [SINGLE]
-        if (self.folder / INDEX).is_file():
-            return self._indexed()
-        pickles = [path.name for path in self.folder.glob("pytorch_model*.bin")]
-        hint = f"{pickles[0]} is a pickle, which could run any code; " if pickles else ""
-        raise ValueError(
-            f"there is no {SINGLE} and no {INDEX} in {self.folder}; {hint}"
-            "give a folder whose weights are in safetensors files"
-        )
-
-    def _indexed(self) -> list[str]:
+    def _indexed(self) -> dict[str, str]:
+        """The index: which file has a tensor."""
+        if not (self.folder / INDEX).is_file():
+            pickles = [path.name for path in self.folder.glob("pytorch_model*.bin")]
+            hint = f"{pickles[0]} is a pickle, which could run any code; " if pickles else ""
+            raise ValueError(
+                f"there is no {SINGLE} and no {INDEX} in {self.folder}; {hint}"
+                "give a folder whose weights are in safetensors files"
+            )
         try:
-            of_name = json.loads((self.folder / INDEX).read_text())["weight_map"]
-            names = sorted(set(of_name.values()))
-            plain = all(name == Path(name).name for name in names)
-        except (ValueError, KeyError, TypeError, AttributeError):
+            of_name = dict(json.loads((self.folder / INDEX).read_text())["weight_map"])
+            plain = bool(of_name) and all(name == Path(name).name for name in of_name.values())
+        except (ValueError, KeyError, TypeError):
             plain = False
         if not plain:
             raise ValueError(
                 f"{self.folder / INDEX} does not map tensors to files beside it; copy it again"
             )
+        names = sorted(set(of_name.values()))
         absent = [name for name in names if not (self.folder / name).is_file()]
         if absent:
             raise ValueError(f"{self.folder} lacks {_some(absent)}, which its index names")
-        return names
+        return of_name
+
+    def _check_no_other_shards(self, files: list[str]) -> None:
+        shards = sorted(path.name for path in self.folder.glob("model-*-of-*.safetensors"))
+        others = [name for name in shards if name not in files]
+        if others:
+            raise ValueError(
+                f"{self.folder} also has {_some(others)}, which is none of its weights' files "
+                f"({_some(files)}); one of the two saves is stale, take it away"
+            )
+
+    def _check_index(self, of_name: dict[str, str], held: dict[str, set[str]]) -> None:
+        absent = [name for name, file in of_name.items() if name not in held[file]]
+        if absent:
+            raise ValueError(
+                f"{self.folder / of_name[absent[0]]} lacks {_some(absent)}, which the index says "
+                "is there; index and files are of different saves"
+            )
+        for file, names in held.items():
+            unnamed = sorted(name for name in names - of_name.keys() if not _is_buffer(name))
+            if unnamed:
+                raise ValueError(
+                    f"{self.folder / file} holds {_some(unnamed)}, which the index does not name; "
+                    "index and files are of different saves"
+                )
 
     def _opened(self, name: str):
         safetensors = _safetensors()
@@ -278,6 +360,11 @@ class _Files:
                 f"{self.folder / name} is not a complete safetensors file ({error}); copy it again"
             ) from None
         return self._open[name]
+
+
+def _is_buffer(name: str) -> bool:
+    """Older files also keep the rotary positions' frequencies, which follow from theta."""
+    return name.endswith("rotary_emb.inv_freq")
 
 
 def _safetensors():
@@ -297,22 +384,39 @@ def _pieces(config: ModelConfig) -> dict[str, Piece]:
     return {piece.name: piece for p in whole.parameters() for piece in p.pieces}
 
 
-def _refuse_other_families(path: Path, there: dict) -> None:
-    rope = there.get("rope_parameters") or there.get("rope_scaling") or {}
-    scaling = rope.get("rope_type", rope.get("type", "default"))
-    refused = {
-        f"is a {there.get('model_type')!r}": there.get("model_type") != "llama",
-        "has biases": there.get("attention_bias") or there.get("mlp_bias"),
-        f"scales its rotary positions ({scaling!r})": scaling != "default",
-        f"uses {there.get('hidden_act')!r}": there.get("hidden_act", "silu") != "silu",
-        "is quantised": there.get("quantization_config") is not None,
-    }
-    reasons = [reason for reason, holds in refused.items() if holds]
-    if reasons:
+def _flat(there: dict) -> dict:
+    """What config.json says (null says nothing), with the rotary positions unfolded:
+    `rope_scaling.factor`. As transformers 5 reads it: rope_scaling, if it is there and not empty,
+    stands for all of rope_parameters.
+    """
+    there = dict(there)
+    scaling, parameters = there.pop("rope_scaling", None), there.pop("rope_parameters", None)
+    place, rope = ("rope_scaling", scaling) if scaling else ("rope_parameters", parameters or {})
+    unfolded = {f"{place}.{key}": v for key, v in rope.items()} if isinstance(rope, dict) else None
+    there |= {place: rope} if unfolded is None else unfolded
+    return {key: value for key, value in there.items() if value is not None}
+
+
+def _refuse_what_is_not_computed(path: Path, there: dict) -> None:
+    harmless = [key for keys in _HARMLESS.values() for key in keys.split()]
+    understood = {*_FIELDS.values(), *_THETA, *harmless}
+    wrong = [
+        f"{key}: {_json(value)} "
+        + (f"(read here: {_json(_ONLY[key])})" if key in _ONLY else "(not known here)")
+        for key, value in {"model_type": None, **there}.items()
+        if key not in understood and (key not in _ONLY or value != _ONLY[key])
+    ]
+    if wrong:
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise ValueError(
-            f"the model of {path} {' and '.join(reasons)}; what is read here is a plain Llama: "
-            "silu, no biases, rotary positions that are not scaled"
+            f"{path} says {', '.join(wrong[:3])}{more}; what is read here is a plain Llama: "
+            "silu, no biases, rotary positions that are not scaled, and nothing that is not known"
         )
+
+
+def _json(value) -> str:
+    text = json.dumps(value)
+    return text if len(text) < 60 else f"{text[:56]} ..."
 
 
 def _to_hf(config: ModelConfig, dtype: str) -> dict:

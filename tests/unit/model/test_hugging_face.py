@@ -2,13 +2,15 @@
 
 The wrong versions this file catches: rows of q and k permuted for the other pairing of rotary
 positions (as Meta's own files need), a query's weights taken for the key's, a norm's epsilon or a
-rotary base that is not read, a head that is not tied, a file of several that is not read; and bad
-folders that are read half, or silently. Splitting over ranks is tested in
-tests/distributed/parallel/test_hugging_face.py. No test uses the network.
+rotary base that is not read or is read elsewhere than transformers does, a setting that is neither
+computed nor refused, a head that is not tied, a file of several that is not read, a stale copy in
+another file that is; and bad folders that are read half, or silently. Splitting over ranks is
+tested in tests/distributed/parallel/test_hugging_face.py. No test uses the network.
 """
 
 import json
 import os
+import re
 import resource
 
 import pytest
@@ -179,6 +181,185 @@ def test_a_setting_that_is_not_read_is_noticed(key, tmp_path):
     assert difference(load_hf(tmp_path), model) > 1e-4
 
 
+# -- what config.json says --
+
+DEFAULT = {"rope_type": "default"}
+# Where theta may stand, in 4's and 5's files and in those that went through both.
+THETAS = [
+    {},
+    dict(rope_theta=500.0),
+    dict(rope_theta=500, rope_scaling=None),
+    dict(rope_parameters={"rope_theta": 500.0}),
+    dict(rope_parameters={**DEFAULT, "rope_theta": 500.0}, rope_theta=300.0),
+    dict(rope_parameters=DEFAULT, rope_theta=500.0),
+    dict(rope_parameters={**DEFAULT, "rope_theta": 500.0}, rope_scaling={}),
+    dict(rope_scaling={"type": "default", "rope_theta": 500.0}),
+    dict(rope_scaling={"type": "default"}, rope_theta=500.0),
+    dict(rope_scaling={**DEFAULT, "rope_theta": 500.0}, rope_parameters={"rope_theta": 300.0}),
+    dict(rope_scaling=DEFAULT, rope_parameters={"rope_theta": 300.0}, rope_theta=500.0),
+    dict(rope_scaling=DEFAULT, rope_parameters={"rope_theta": 300.0}),  # 10,000
+]
+SCALED = {"rope_type": "llama3", "rope_theta": 500.0, "factor": 8.0}
+SCALED |= {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8}
+
+
+def says(folder, rope):
+    """The folder's config.json, its rotary positions as given; and the model of transformers."""
+    from transformers import LlamaForCausalLM
+
+    kept = json.loads((folder / "config.json").read_text())
+    kept = {key: value for key, value in kept.items() if not key.startswith("rope")}
+    (folder / "config.json").write_text(json.dumps({**kept, **rope}))
+    return LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+@pytest.mark.parametrize("rope", THETAS, ids=map(str, range(len(THETAS))))
+def test_theta_is_read_where_transformers_reads_it(rope, tmp_path):
+    llama().save_pretrained(tmp_path)
+    theirs = says(tmp_path, rope)
+    assert difference(load_hf(tmp_path), theirs) <= TOLERANCE
+    assert hf_config(tmp_path).rope_theta == theirs.config.rope_parameters["rope_theta"]
+
+
+def parameters_win(flat):
+    """As it was once: rope_scaling counts only where there are no rope_parameters."""
+
+    def wrong(there):
+        aside = ("rope_scaling",) if there.get("rope_parameters") else ()
+        return flat({key: value for key, value in there.items() if key not in aside})
+
+    return wrong
+
+
+def theta_of_scaling_is_lost(flat):
+    return lambda there: {k: v for k, v in flat(there).items() if k != "rope_scaling.rope_theta"}
+
+
+@pytest.mark.parametrize(
+    ("mutant", "rope"),
+    [
+        (parameters_win, THETAS[9]),
+        (parameters_win, THETAS[10]),
+        (theta_of_scaling_is_lost, THETAS[7]),
+    ],
+)
+def test_another_order_is_noticed(mutant, rope, tmp_path, monkeypatch):
+    llama().save_pretrained(tmp_path)
+    theirs = says(tmp_path, rope)
+    monkeypatch.setattr(hf, "_flat", mutant(hf._flat))
+    assert difference(load_hf(tmp_path), theirs) > 1e-3
+
+
+def test_scaling_beside_default_parameters_is_refused_and_was_not(tmp_path, monkeypatch):
+    llama().save_pretrained(tmp_path)
+    plain = {"rope_type": "default", "rope_theta": 500.0}
+    theirs = says(tmp_path, dict(rope_parameters=plain, rope_scaling=SCALED))
+    with pytest.raises(ValueError, match=r'rope_scaling.rope_type: "llama3" \(read here: "default'):
+        load_hf(tmp_path)
+    monkeypatch.setattr(hf, "_flat", parameters_win(hf._flat))
+    assert difference(load_hf(tmp_path), theirs) > 1e-2
+
+
+REFUSED = {
+    'model_type: "mistral" (read here: "llama")': dict(model_type="mistral"),
+    'model_type: null (read here: "llama")': dict(model_type=None),
+    'architectures: ["LlamaModel"] (read here: ["LlamaForCausalLM"])': dict(
+        architectures=["LlamaModel"]
+    ),
+    'hidden_act: "gelu" (read here: "silu")': dict(hidden_act="gelu"),
+    "attention_bias: true (read here: false), mlp_bias: true": dict(
+        attention_bias=True, mlp_bias=True
+    ),
+    "attention_dropout: 0.1 (read here: 0.0)": dict(attention_dropout=0.1),
+    "pretraining_tp: 2 (read here: 1)": dict(pretraining_tp=2),
+    "sliding_window: 4096 (read here: null)": dict(sliding_window=4096),
+    "final_logit_softcapping: 30.0 (read here: null)": dict(final_logit_softcapping=30.0),
+    "embedding_multiplier: 12.0 (read here: 1.0)": dict(embedding_multiplier=12.0),
+    "residual_multiplier: 0.22 (read here: 1.0)": dict(residual_multiplier=0.22),
+    "attention_multiplier: 0.0078 (not known here)": dict(attention_multiplier=0.0078),
+    "use_qk_norm: true (read here: false)": dict(use_qk_norm=True),
+    "partial_rotary_factor: 0.5 (read here: 1.0)": dict(partial_rotary_factor=0.5),
+    "rope_parameters.partial_rotary_factor: 0.5 (read here": dict(
+        rope_parameters={**DEFAULT, "partial_rotary_factor": 0.5}
+    ),
+    'rope_scaling.type: "linear" (read here: "default"), rope_scaling.factor: 2.0 (not': dict(
+        rope_scaling={"type": "linear", "factor": 2.0}
+    ),
+    'rope_parameters.rope_type: "yarn" (read here: "default")': dict(
+        rope_parameters={"rope_type": "yarn", "factor": 2.0}
+    ),
+    'rope_scaling: "linear" (not known here)': dict(rope_scaling="linear"),
+    'quantization_config: {"quant_method": "gptq"} (read here: null)': dict(
+        quantization_config={"quant_method": "gptq"}
+    ),
+    "a_new_idea: 3 (not known here)": dict(a_new_idea=3),
+    "and 1 more; what is read here": dict(one=1, two=2, three=3, four=4),
+}
+
+
+@pytest.mark.parametrize(("sentence", "changes"), REFUSED.items(), ids=range(len(REFUSED)))
+def test_what_is_not_computed_is_refused_by_name_and_value(sentence, changes, tmp_path):
+    good = initialise(Transformer(ModelConfig(**SHAPE)), seed=5)
+    folder = save_hf(good, good.config, tmp_path / "ours")
+    load_hf(folder)
+    configured(**changes)(folder)
+    with pytest.raises(ValueError, match=re.escape(sentence)) as error:
+        load_hf(folder)
+    assert "\n" not in str(error.value)
+
+
+def test_what_is_not_refused_changes_the_logits(tmp_path, monkeypatch):
+    """The mutant: a config of which only the shape is read."""
+    model = llama(hidden_act="gelu")
+    model.save_pretrained(tmp_path)
+    monkeypatch.setattr(hf, "_refuse_what_is_not_computed", lambda path, there: None)
+    assert difference(load_hf(tmp_path), model) > 1e-2
+
+
+LLAMA_2_7B = """{"_name_or_path": "meta-llama/Llama-2-7b-hf", "architectures": ["LlamaForCausalLM"],
+"bos_token_id": 1, "eos_token_id": 2, "hidden_act": "silu", "hidden_size": 4096,
+"initializer_range": 0.02, "intermediate_size": 11008, "max_position_embeddings": 4096,
+"model_type": "llama", "num_attention_heads": 32, "num_hidden_layers": 32,
+"num_key_value_heads": 32, "pretraining_tp": 1, "rms_norm_eps": 1e-05, "rope_scaling": null,
+"tie_word_embeddings": false, "torch_dtype": "float16", "transformers_version": "4.31.0.dev0",
+"use_cache": true, "vocab_size": 32000}"""
+
+
+def test_what_changes_nothing_is_accepted(tmp_path):
+    """A published file, and every key that transformers knows of."""
+    (tmp_path / "config.json").write_text(LLAMA_2_7B)
+    assert hf_config(tmp_path).replace(name="llama-2-7b") == ModelConfig.preset("llama-2-7b")
+    whole = llama().config.to_dict()
+    (tmp_path / "config.json").write_text(json.dumps(whole))
+    assert hf_config(tmp_path).hidden == 48
+
+
+# -- several files --
+
+
+def last_file_wins(enter):
+    """As it was once: the index is a list of files, and each may bring any tensor."""
+
+    def wrong(self):
+        enter(self)
+        for name, file in sorted(self._open.items()):
+            self._file_of |= dict.fromkeys(file.keys(), name)
+        return self
+
+    return wrong
+
+
+def test_a_stale_copy_in_another_file_is_not_read(tmp_path, monkeypatch):
+    good = initialise(Transformer(ModelConfig(**SHAPE)), seed=5)
+    folder = save_hf(good, good.config, tmp_path / "ours", file_bytes=30_000)
+    last = max(folder.glob("model-*"))
+    stale = {**load_file(last), "model.embed_tokens.weight": torch.zeros(97, 48)}
+    save_file(stale, last)
+    assert torch.equal(load_hf(folder).embed.weight, good.embed.weight)
+    monkeypatch.setattr(hf._Files, "__enter__", last_file_wins(hf._Files.__enter__))
+    assert not torch.equal(load_hf(folder).embed.weight, good.embed.weight)
+
+
 # -- bad folders: one sentence, and the model as it was --
 
 
@@ -254,7 +435,36 @@ def two_heads(folder):
     configured(tie_word_embeddings=True)(folder)
 
 
-SCALED = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0}
+def split(folder):
+    """The same weights in several files, and their index."""
+    model = load_hf(folder)
+    (folder / "model.safetensors").unlink()
+    for path in save_hf(model, model.config, folder / "split", file_bytes=30_000).glob("model*"):
+        path.rename(folder / path.name)
+    return json.loads((folder / hf.INDEX).read_text())
+
+
+def move_in_the_index(folder):
+    index = split(folder)
+    index["weight_map"]["model.norm.weight"] = index["weight_map"]["model.embed_tokens.weight"]
+    (folder / hf.INDEX).write_text(json.dumps(index))
+
+
+def forget_in_the_index(folder):
+    index = split(folder)
+    del index["weight_map"]["model.norm.weight"]
+    (folder / hf.INDEX).write_text(json.dumps(index))
+
+
+def leave_a_shard_beside_one_file(folder):
+    save_file({"model.norm.weight": torch.zeros(48)}, folder / "model-00008-of-00008.safetensors")
+
+
+def leave_a_shard(folder):
+    split(folder)
+    leave_a_shard_beside_one_file(folder)
+
+
 BAD = [
     (lose_a_name, "lacks model.layers.1.mlp.up_proj.weight; its weights are not complete"),
     (add_a_name, "has model.layers.0.self_attn.q_proj.bias, for which"),
@@ -267,11 +477,13 @@ BAD = [
     (half_an_index, "does not map tensors to files beside it"),
     (half_a_config, "is not a JSON object"),
     (no_config, "there is no config.json"),
-    (configured(model_type="mistral"), "is a 'mistral'"),
-    (configured(attention_bias=True), "has biases"),
-    (configured(rope_parameters=SCALED), "scales its rotary positions"),
-    (configured(hidden_act="gelu"), "uses 'gelu'"),
     (configured(hidden_size="no"), "does not say hidden_size"),
+    (configured(tie_word_embeddings="false"), 'tie_word_embeddings: "false", which is of another'),
+    (configured(rope_parameters={"rope_theta": "5e5"}), 'rope_theta: "5e5", which is of another'),
+    (move_in_the_index, r"model-00001.* lacks model.norm.weight, which the index says is there"),
+    (forget_in_the_index, r"holds model.norm.weight, which the index does not name"),
+    (leave_a_shard, r"also has model-00008-of-00008.safetensors, which is none of its weights'"),
+    (leave_a_shard_beside_one_file, r"has model-00008-of-.*its weights' files \(model.safetensors"),
     (configured(num_hidden_layers=4), "of another model: layers is 4 there and 3 here"),
     (two_heads, "of another model: tied is True there and False here"),
 ]
