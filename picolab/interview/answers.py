@@ -17,7 +17,7 @@ from typing import Literal
 
 from picolab.interview import values as numbers
 from picolab.interview.bank import Numeric, Question
-from picolab.monitoring.table import show
+from picolab.show.table import show
 
 Rating = Literal["again", "hard", "good", "easy"]
 RATINGS: tuple[Rating, ...] = ("again", "hard", "good", "easy")

@@ -12,7 +12,7 @@ from picolab.interview import values as numbers
 from picolab.interview.answers import close, judge
 from picolab.interview.bank import Question
 from picolab.interview.lint_places import Finding, Place
-from picolab.monitoring.table import show
+from picolab.show.table import show
 
 
 def values(question: Question, at: Place) -> Iterator[Finding]:

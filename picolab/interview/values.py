@@ -18,7 +18,7 @@ import math
 import re
 from collections.abc import Mapping
 
-from picolab.monitoring.table import show
+from picolab.show.table import show
 
 _FUNCTIONS = {
     "min": min,

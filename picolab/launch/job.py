@@ -27,7 +27,8 @@ from picolab.launch.failures import RankFailure, Stopped
 from picolab.launch.result import RunResult
 from picolab.launch.surroundings import Surroundings
 from picolab.launch.turns import Turns
-from picolab.monitoring import Event, Table
+from picolab.monitoring import Event
+from picolab.show.table import Table
 
 State = Literal["waiting", "running", "done", "failed", "stopped"]
 Backend = Literal["auto", "gloo", "nccl"]

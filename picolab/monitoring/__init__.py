@@ -1,7 +1,8 @@
 """What a run says about itself, and what can be read from it. No torch here.
 
 `figures` and `wire` are modules of their own; as attributes (`pico.monitoring.figures`) they are
-imported when first asked for.
+imported when first asked for. `Table` and the general figures are in `picolab.show`; copies of
+notebooks that readers have made know them from here, so they are found here too.
 """
 
 import importlib
@@ -9,7 +10,7 @@ import importlib
 from picolab.monitoring.events import Event, emit
 from picolab.monitoring.ledger import Entry, Ledger, Totals
 from picolab.monitoring.observer import Observer, StepReport
-from picolab.monitoring.table import Table
+from picolab.show.table import Table
 
 __all__ = ["Entry", "Event", "Ledger", "Observer", "StepReport", "Table", "Totals", "emit"]
 
