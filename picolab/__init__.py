@@ -44,6 +44,7 @@ _PUBLIC = {
 # Rooms a notebook reaches as an attribute: `pico.comm.all_reduce`, `pico.costs.parameters`.
 _ROOMS = (
     "specs",
+    "show",
     "costs",
     "schedules",
     "monitoring",

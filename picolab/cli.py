@@ -296,7 +296,7 @@ class Runs:
 
 
 def _listing(rundirs, as_json: bool):
-    from picolab.monitoring.table import Table, bytes_text
+    from picolab.show.table import Table, bytes_text
 
     rows = []
     for run in rundirs.ls():
@@ -325,7 +325,7 @@ def _listing(rundirs, as_json: bool):
 
 
 def _checkpoints(found: list[dict], as_json: bool) -> int:
-    from picolab.monitoring.table import Table, bytes_text
+    from picolab.show.table import Table, bytes_text
 
     if as_json:
         print(json.dumps({"checkpoints": found}))

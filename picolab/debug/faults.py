@@ -24,7 +24,7 @@ from typing import Literal
 
 from picolab import comm
 from picolab.monitoring import Observer
-from picolab.monitoring.table import Table
+from picolab.show.table import Table
 from picolab.specs import Layout
 
 Treatment = Literal["missing", "doubled", "averaged"]

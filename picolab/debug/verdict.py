@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 
 from picolab.debug.cause import Cause
 from picolab.debug.evidence import Evidence, LedgerLine, number_text, ranks_text
-from picolab.monitoring.table import Table
+from picolab.show.table import Table
 
 KINDS = ("start", "loss", "gradient norm", "gradient", "parameter", "gathered")
 

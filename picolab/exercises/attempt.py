@@ -19,7 +19,7 @@ import torch
 from picolab import comm
 from picolab.comm.mesh import AXES
 from picolab.exercises.definition import Case
-from picolab.monitoring.table import bytes_text
+from picolab.show.table import bytes_text
 
 # Rounding of sums in another order; in fp64 a wrong factor or a missing term is far above it.
 RTOL = {torch.float64: 1e-10, torch.float32: 1e-5}

@@ -5,7 +5,7 @@ import torch
 from picolab import comm, costs
 from picolab.exercises.attempt import Attempt
 from picolab.exercises.definition import Case, Exercise, Mutant
-from picolab.monitoring.table import bytes_text
+from picolab.show.table import bytes_text
 
 
 def my_sync(parameters, axis, bucket_bytes):

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Literal
 
 from picolab import launch
 from picolab.launch.failures import RankFailure, RankHang, Stopped
-from picolab.monitoring.table import Table
+from picolab.show.table import Table
 from picolab.specs import Layout
 
 if TYPE_CHECKING:

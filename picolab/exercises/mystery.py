@@ -23,8 +23,8 @@ mystery_looks.py, and what happens in the ranks is in mystery_runs.py.
 from typing import TYPE_CHECKING
 
 from picolab.exercises.mystery_cases import CASES, LOOKS, Mystery, Suspect
-from picolab.monitoring.front_end import Message, Shown
-from picolab.monitoring.table import Table
+from picolab.show.front_end import Message, Shown
+from picolab.show.table import Table
 
 if TYPE_CHECKING:
     from picolab.exercises.mystery_looks import Trial

@@ -18,7 +18,7 @@ from typing import NamedTuple
 from picolab import costs
 from picolab.exercises.mystery_cases import LOOKS
 from picolab.exercises.mystery_runs import Held, RankRecord, Recording
-from picolab.monitoring.table import Table
+from picolab.show.table import Table
 
 # Right layouts of these runs differ from one process by a few units of roundoff (6e-8 in fp32): by
 # up to 4e-7. Of the suspects that show in a look, each does so by 5e-5 or more.

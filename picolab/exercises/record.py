@@ -11,9 +11,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from picolab.launch import rundirs
-from picolab.monitoring.front_end import has_front_end
-from picolab.monitoring.picture import write_beside
-from picolab.monitoring.table import Table
+from picolab.show.files import write_beside
+from picolab.show.front_end import has_front_end
+from picolab.show.table import Table
 
 _here: dict[str, dict] = {}
 _told_unwritable = False

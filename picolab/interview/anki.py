@@ -23,8 +23,8 @@ from pathlib import Path
 from picolab.interview import values as numbers
 from picolab.interview.bank import Bank, Language, Question, check_language
 from picolab.interview.sources import Source, read_sources
-from picolab.monitoring.picture import write_beside
-from picolab.monitoring.table import show
+from picolab.show.files import write_beside
+from picolab.show.table import show
 
 # Never change these: Anki would take the next import for other cards.
 MODEL_ID = 1_794_220_311

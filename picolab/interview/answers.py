@@ -14,7 +14,7 @@ from typing import Literal
 from picolab import show
 from picolab.interview import values as numbers
 from picolab.interview.bank import Numeric, Question
-from picolab.monitoring.table import show as cell
+from picolab.show.table import show as cell
 
 Rating = Literal["again", "hard", "good", "easy"]
 RATINGS: tuple[Rating, ...] = ("again", "hard", "good", "easy")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from picolab.interview import bank as banks
 from picolab.interview.bank import Bank, BankError, Question
-from picolab.monitoring.picture import write_beside
+from picolab.show.files import write_beside
 
 BEGIN = "<!-- From here on made by `make refresh`; what is written here by hand is lost. -->"
 END = "<!-- End of what `make refresh` makes. -->"

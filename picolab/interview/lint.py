@@ -25,7 +25,7 @@ from picolab.interview.lint_places import File, Finding, Place, keys_twice, told
 from picolab.interview.lint_texts import chinese, english
 from picolab.interview.lint_values import from_calls, values
 from picolab.interview.sources import read_sources
-from picolab.monitoring.picture import write_beside
+from picolab.show.files import write_beside
 
 LOCK = "ids.lock"
 ALIKE = 0.6

@@ -13,8 +13,8 @@ from picolab.interview.answers import close, judge
 from picolab.interview.bank import Question
 from picolab.interview.expressions import parse
 from picolab.interview.lint_places import Finding, Place
-from picolab.monitoring.table import show
 from picolab.show import units
+from picolab.show.table import show
 
 
 def values(question: Question, at: Place) -> Iterator[Finding]:

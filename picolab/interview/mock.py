@@ -18,6 +18,7 @@ from pathlib import Path
 from picolab.interview.bank import Bank, Question
 from picolab.interview.reviews import Review
 from picolab.interview.session import CONFIDENCE
+from picolab.show.files import write_beside
 
 MINUTES = 45
 PARTS = ("warm-up", "deep", "deep", "numeric", "diagnosis")
@@ -69,9 +70,7 @@ def report_path(folder: Path, began: datetime) -> Path:
 def keep(text: str, path: Path) -> Path:
     """Write a report, whole or not at all. OSError if it cannot be written."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.new")
-    beside.write_text(text, encoding="utf-8")
-    beside.replace(path)
+    write_beside(path, text)
     return path
 
 

@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from picolab.interview.bank import Bank
 from picolab.interview.reviews import Review, State, states
 from picolab.interview.session import CONFIDENCE
-from picolab.monitoring.table import Table
+from picolab.show.table import Table
 
 
 def by_area(bank: Bank, reviews: list[Review]) -> Table:

@@ -19,7 +19,7 @@ import reprlib
 from collections.abc import Mapping
 
 from picolab.interview.expressions import work_out
-from picolab.monitoring.table import show
+from picolab.show.table import show
 
 PLACEHOLDER = re.compile(r"\{\{\s*([A-Za-z_]\w*)\s*(?::([^{}]*))?\}\}")
 BRACES = re.compile(r"\{\{[^{}\n]*\}\}|\{\{[^{}\s]{0,20}|\}\}")

@@ -14,8 +14,8 @@ from typing import Literal, NamedTuple
 
 from picolab.interview.expressions import parse, work_out
 from picolab.lab.cheatsheet_page import page
-from picolab.monitoring.picture import write_beside
-from picolab.monitoring.table import bytes_text, show
+from picolab.show.files import write_beside
+from picolab.show.table import bytes_text, show
 
 NOTEBOOK = "../notebooks/01_4d_basics.ipynb"
 TITLE = "picolab, chapter 1: the numbers of 4D parallelism"

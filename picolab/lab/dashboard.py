@@ -14,8 +14,8 @@ from pathlib import Path
 
 from picolab.lab.follower import Follower, RunDirectory
 from picolab.monitoring.figures import LabFigure, run_state, training_figure
-from picolab.monitoring.front_end import Message, Shown, has_front_end
 from picolab.monitoring.run_state import ENDED, RunState
+from picolab.show.front_end import Message, Shown, has_front_end
 
 
 def dashboard(source, *, live: bool | None = None) -> "Dashboard":

@@ -6,8 +6,8 @@ used again: a second guess replaces the first.
 
 import html
 
-from picolab.monitoring.guess_figure import value_text
 from picolab.show import read
+from picolab.show.guess_figure import value_text
 
 _EXAMPLES = {"bytes": "3.3e6", "%": "12.5"}
 

@@ -25,10 +25,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from picolab.launch import rundirs
-from picolab.monitoring.front_end import Message, Shown, has_front_end
-from picolab.monitoring.guess_figure import Answered, guess_figure, value_text
-from picolab.monitoring.picture import LabFigure, write_beside
-from picolab.monitoring.table import Table, show
+from picolab.show.files import write_beside
+from picolab.show.front_end import Message, Shown, has_front_end
+from picolab.show.guess_figure import Answered, guess_figure, value_text
+from picolab.show.picture import LabFigure
+from picolab.show.table import Table, show
 
 Value = float | int | str | bool
 

@@ -10,8 +10,8 @@ import itertools
 import math
 
 from picolab import costs
-from picolab.monitoring.guess_figure import value_text
-from picolab.monitoring.table import Table
+from picolab.show.guess_figure import value_text
+from picolab.show.table import Table
 from picolab.specs import Layout, ModelConfig
 
 SLIDERS = ("dp", "tp", "pp", "cp")

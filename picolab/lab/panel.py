@@ -26,9 +26,9 @@ from picolab.lab.layout_choice import (
 )
 from picolab.lab.panel_widgets import PanelWidgets
 from picolab.monitoring.figures import training_figure
-from picolab.monitoring.front_end import Message, Shown, has_front_end
 from picolab.monitoring.run_state import RunState
-from picolab.monitoring.table import Table
+from picolab.show.front_end import Message, Shown, has_front_end
+from picolab.show.table import Table
 from picolab.specs import Layout, assemble
 from picolab.specs.settings import split, takes_settings
 

@@ -9,8 +9,8 @@ from collections.abc import Iterable
 
 from picolab.lab.layout_choice import SLIDERS
 from picolab.lab.live_view import LiveView, sentence_html
-from picolab.monitoring.rank_grid_figure import grid_table
 from picolab.monitoring.run_state import RunState
+from picolab.show.rank_grid_figure import grid_table
 from picolab.specs import Layout
 
 _STYLES = {"done": "success", "failed": "danger", "stopped": "warning"}

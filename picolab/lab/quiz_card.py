@@ -15,7 +15,7 @@ import random
 from datetime import date
 from pathlib import Path
 
-from picolab.monitoring.front_end import Message, Shown, has_front_end
+from picolab.show.front_end import Message, Shown, has_front_end
 
 
 def quiz(

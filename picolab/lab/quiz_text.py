@@ -14,7 +14,7 @@ from picolab.interview.bank import Numeric, Question
 from picolab.interview.session import Session
 from picolab.interview.terminal import asked_for, clock_text
 from picolab.interview.words import WORDS, spoken
-from picolab.monitoring.table import Table
+from picolab.show.table import Table
 
 STYLE = """<style>
 .picolab-quiz { max-width: 60em; padding: 2px 4px; line-height: 1.45;

@@ -1,6 +1,6 @@
 """`pico.timetable()`: the collection in six evenings."""
 
-from picolab.monitoring.table import Table
+from picolab.show.table import Table
 
 EVENINGS = (
     (1, "00_start_here, 01_4d_basics", 75, "collectives, data and tensor parallelism", "yes"),

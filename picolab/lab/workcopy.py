@@ -10,10 +10,10 @@ only; run as `python -m picolab.lab.workcopy`.
 import argparse
 import hashlib
 import json
-import os
-import shutil
 import sys
 from pathlib import Path
+
+from picolab.show.files import write_beside
 
 ORIGINS = ".origin.json"
 
@@ -35,7 +35,7 @@ def make_copies(source: Path, work: Path) -> list[str]:
     for original in sorted(source.glob("*.ipynb")):
         copy, now = work / original.name, _hash(original)
         if not copy.exists():
-            _copy(original, copy)
+            write_beside(copy, original.read_bytes())  # no half copy is taken for the reader's own
             origins[original.name] = now
             lines.append(f"new: {copy}")
         elif _hash(copy) == now:
@@ -49,19 +49,12 @@ def make_copies(source: Path, work: Path) -> list[str]:
                 f"{original.name} has moved on since {copy} was made; yours was kept. "
                 f"For the new one, rename yours and run this again"
             )
-    _write_origins(work / ORIGINS, origins)
+    write_beside(work / ORIGINS, json.dumps(origins, indent=1, sort_keys=True) + "\n")
     return lines
 
 
 def _hash(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _copy(original: Path, copy: Path) -> None:
-    """Written beside and renamed, so that no half copy is ever taken for the reader's own."""
-    beside = copy.with_name(f".{copy.name}.{os.getpid()}")
-    shutil.copyfile(original, beside)
-    os.replace(beside, copy)
 
 
 def _read_origins(path: Path) -> dict[str, str]:
@@ -73,12 +66,6 @@ def _read_origins(path: Path) -> dict[str, str]:
         print(f"{path} could not be read and is made again", file=sys.stderr)
         return {}
     return origins if isinstance(origins, dict) else {}
-
-
-def _write_origins(path: Path, origins: dict[str, str]) -> None:
-    beside = path.with_name(f"{path.name}.{os.getpid()}")
-    beside.write_text(json.dumps(origins, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    os.replace(beside, path)
 
 
 def main(arguments: list[str] | None = None) -> int:

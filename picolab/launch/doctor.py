@@ -27,7 +27,7 @@ from typing import NamedTuple
 
 import psutil
 
-from picolab.monitoring.table import Table, bytes_text
+from picolab.show.table import Table, bytes_text
 
 # What `picolab` supports; pyproject.toml says the same, and tests/unit/test_packaging.py compares
 # the two.

@@ -19,6 +19,8 @@ from pathlib import Path
 
 import psutil
 
+from picolab.show.files import write_beside
+
 KEEP = 20
 
 
@@ -141,9 +143,4 @@ def _prune() -> None:
 
 def write(directory: Path, about: dict) -> None:
     """Beside and renamed, so that a reader never sees half a file."""
-    target, beside = directory / "run.json", directory / f".run.json.{os.getpid()}"
-    try:
-        beside.write_text(json.dumps(about, indent=1, default=str))
-        beside.replace(target)
-    finally:
-        beside.unlink(missing_ok=True)
+    write_beside(directory / "run.json", json.dumps(about, indent=1, default=str))

@@ -25,6 +25,7 @@ from picolab.launch.rank import (
     loopback_interface,
     recorded,
 )
+from picolab.show.files import write_beside
 
 
 def main(argv: list[str]) -> int:
@@ -52,7 +53,7 @@ def main(argv: list[str]) -> int:
             rundirs.write(directory, {**about, "world_size": world, "started": time.time()})
         with recorded(spec, send):
             result = call(spec, payloads.unpack((directory / "payload.pkl").read_bytes()), send)
-        leave(directory / f"result.{rank}.pkl", result)
+        write_beside(directory / f"result.{rank}.pkl", result)
         dist.barrier()
         dist.destroy_process_group()
     return 0
@@ -90,16 +91,9 @@ def attributed(directory: Path, rank: int) -> Iterator[None]:
     except BaseException as error:
         kind, what, text, _ = describe(error)
         record = {"rank": rank, "t": time.time(), "kind": kind, "what": what, "traceback": text}
-        leave(directory / f"error.{rank}.json", json.dumps(record).encode())
+        write_beside(directory / f"error.{rank}.json", json.dumps(record).encode())
         print(text, file=sys.stderr, flush=True)
         os._exit(1)
-
-
-def leave(path: Path, content: bytes) -> None:
-    """Write a file beside, and rename it."""
-    beside = path.with_name(f".{path.name}")
-    beside.write_bytes(content)
-    beside.replace(path)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """What a run says about itself, and what can be read from it. No torch here.
 
 `figures` and `wire` are modules of their own; as attributes (`pico.monitoring.figures`) they are
-imported when first asked for.
+imported when first asked for. `Table` and the general figures are in `picolab.show`; copies of
+notebooks that readers have made know them from here, so they are found here too.
 """
 
 import importlib
@@ -10,7 +11,7 @@ from picolab.monitoring.events import Event, emit
 from picolab.monitoring.history import History
 from picolab.monitoring.ledger import Entry, Ledger, Totals
 from picolab.monitoring.observer import Observer, StepReport
-from picolab.monitoring.table import Table
+from picolab.show.table import Table
 
 __all__ = [
     "Entry",

@@ -6,17 +6,21 @@ and returns a `LabFigure`. A figure's title is what it found, not what it shows.
 the same four panels as plain arrays, in a fixed order of traces, which is what the live dashboard
 assigns at each paint.
 
-The lessons' figures (`ring_all_reduce_frames`, `rank_grid_figure`, `schedule_slider`, `gantt`,
-`ring_attention_frames`, `guess_figure`) live beside this file and are offered here too.
+The figures of a schedule (`schedule_slider`, `gantt`) live beside this file and are offered here
+too, and so are those of `picolab.show` (`ring_all_reduce_frames`, `rank_grid_figure`,
+`guess_figure`).
 """
 
 import math
 from typing import NamedTuple
 
 from picolab.monitoring.gantt_figure import gantt
-from picolab.monitoring.guess_figure import guess_figure
 from picolab.monitoring.history import History
-from picolab.monitoring.picture import (
+from picolab.monitoring.ring_attention_figure import ring_attention_frames
+from picolab.monitoring.run_state import RunState, decimate
+from picolab.monitoring.schedule_slider import schedule_slider
+from picolab.show.guess_figure import guess_figure
+from picolab.show.picture import (
     BLUE,
     GREY,
     HATCH,
@@ -25,12 +29,9 @@ from picolab.monitoring.picture import (
     LabFigure,
     template,
 )
-from picolab.monitoring.rank_grid_figure import rank_grid_figure
-from picolab.monitoring.ring_attention_figure import ring_attention_frames
-from picolab.monitoring.ring_figure import ring_all_reduce_frames
-from picolab.monitoring.run_state import RunState, decimate
-from picolab.monitoring.schedule_slider import schedule_slider
-from picolab.monitoring.table import Table, bytes_text
+from picolab.show.rank_grid_figure import rank_grid_figure
+from picolab.show.ring_figure import ring_all_reduce_frames
+from picolab.show.table import Table, bytes_text
 
 __all__ = [
     "LabFigure",

@@ -12,9 +12,9 @@ from collections.abc import Iterable
 from numbers import Real
 from typing import NamedTuple
 
-from picolab.monitoring.picture import MEMORY, TIME, LabFigure, template
-from picolab.monitoring.table import Table
 from picolab.schedules import Span, Timeline
+from picolab.show.picture import MEMORY, TIME, LabFigure, template
+from picolab.show.table import Table
 
 MAX_RANKS = 64
 

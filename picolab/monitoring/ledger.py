@@ -26,7 +26,7 @@ from typing import NamedTuple
 
 from picolab.monitoring import events
 from picolab.monitoring.beacon import Beacon
-from picolab.monitoring.table import Table, bytes_text
+from picolab.show.table import Table, bytes_text
 
 
 class Entry(NamedTuple):

@@ -16,8 +16,8 @@ plain plotly frames behind a slider: it needs no kernel.
 
 from typing import NamedTuple
 
-from picolab.monitoring.picture import GRID, HATCH, TIME, LabFigure, frame_slider, template
-from picolab.monitoring.table import Table
+from picolab.show.picture import GRID, HATCH, TIME, LabFigure, frame_slider, template
+from picolab.show.table import Table
 
 MAX_RANKS = 8
 SPLITS = ("contiguous", "zigzag")

@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from picolab.monitoring.events import Event
 from picolab.monitoring.ledger import Entry, Totals
 from picolab.monitoring.step_split import StepSplit, mean_split, step_split
-from picolab.monitoring.table import bytes_text
+from picolab.show.table import bytes_text
 
 WINDOW = 50
 ENDED = ("done", "failed", "stopped")

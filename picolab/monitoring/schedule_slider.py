@@ -24,9 +24,9 @@ from picolab.monitoring.gantt_figure import (
     percent,
     place,
 )
-from picolab.monitoring.picture import GRID, TEXT, LabFigure
-from picolab.monitoring.table import Table
 from picolab.schedules import Simulation, make, simulate
+from picolab.show.picture import GRID, TEXT, LabFigure
+from picolab.show.table import Table
 
 MAX_FRAMES = 60
 

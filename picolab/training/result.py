@@ -14,8 +14,8 @@ from picolab import costs
 from picolab.launch import RunResult
 from picolab.model import Transformer, generate, load
 from picolab.monitoring import History, Ledger
-from picolab.monitoring.table import bytes_text
 from picolab.schedules import Action, Span, Timeline
+from picolab.show.table import bytes_text
 from picolab.specs import Layout, TrainConfig
 from picolab.training.build import build
 

@@ -24,8 +24,9 @@ import torch.distributed as dist
 from picolab.launch import RunResult, rundirs
 from picolab.launch.payload import Payload, pack_result, unpack_result
 from picolab.launch.rank import RankSpec, call, recorded
-from picolab.launch.worker import attributed, join, leave
+from picolab.launch.worker import attributed, join
 from picolab.monitoring import Event, History
+from picolab.show.files import write_beside
 from picolab.specs import TrainConfig, assemble
 from picolab.specs.settings import split
 from picolab.training.checkpoint import Checkpoints
@@ -80,7 +81,7 @@ def train_here(*, progress: bool = True, **settings) -> TrainResult | None:
         report = _recorded_rank(spec, bar, config, checkpoints)
         reports = [None] * world if rank == 0 else None
         dist.gather_object(report, reports)
-        leave(directory / f"result.{rank}.pkl", pack_result(report))
+        write_beside(directory / f"result.{rank}.pkl", pack_result(report))
         dist.barrier()  # all events are in their files
         dist.destroy_process_group()
     if rank != 0:

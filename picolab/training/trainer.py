@@ -32,9 +32,9 @@ import torch.distributed as dist
 
 from picolab import comm, costs, launch
 from picolab.monitoring import Ledger, Observer, StepReport, events
-from picolab.monitoring.table import bytes_text
 from picolab.parallel import parallelize
 from picolab.parallel.micro_batches import count_valid as global_count
+from picolab.show.table import bytes_text
 from picolab.specs import TrainConfig, assemble
 from picolab.specs.settings import split, takes_settings
 from picolab.training.build import build

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 
-from picolab.monitoring.png import find_browser
+from picolab.show.png import find_browser
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page

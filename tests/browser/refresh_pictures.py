@@ -9,7 +9,6 @@ The cheat sheet (summary/cheatsheet.md and .html) needs no browser and is writte
 list of all questions (interview_questions/README.md), and new ids are appended to ids.lock.
 """
 
-import shutil
 import sys
 import tempfile
 import time
@@ -21,6 +20,7 @@ from test_chapter_one import NOTEBOOK, Panel, wait_until
 
 from picolab.interview import bank, index, lint
 from picolab.lab import cheatsheet
+from picolab.show.files import write_beside
 
 SUMMARY = NOTEBOOK.parents[1] / "summary"
 IMAGES = SUMMARY / "images"
@@ -118,9 +118,7 @@ def take_all(images: Path) -> None:
             if lab.errors or lab.cell_errors():
                 raise SystemExit(f"no pictures: {lab.errors + lab.cell_errors()}")
         for picture in sorted(taken.iterdir()):
-            beside = images / f".{picture.name}"
-            shutil.copyfile(picture, beside)
-            beside.replace(images / picture.name)
+            write_beside(images / picture.name, picture.read_bytes())
             print(f"drew {picture.name}, {picture.stat().st_size / 1000:.0f} kB")
 
 

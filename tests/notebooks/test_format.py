@@ -19,6 +19,8 @@ from pathlib import Path
 
 import pytest
 
+from picolab.show.files import write_beside
+
 NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
 MAX_LINES = 30
 _ID = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
@@ -208,9 +210,7 @@ def main(arguments: list[str]) -> int:
     for path in notebooks():
         text = path.read_text(encoding="utf-8")
         if "--fix" in arguments and (better := mended(text)) != text:
-            beside = path.with_name(f".{path.name}.new")
-            beside.write_text(better, encoding="utf-8")
-            beside.replace(path)
+            write_beside(path, better)
             text = better
             print(f"{path.name}: mended")
         for fault in faults(text):

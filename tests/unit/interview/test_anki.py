@@ -166,7 +166,7 @@ def test_the_little_markdown(text, expected):
 
 def test_light_and_dark():
     """Text against its ground, in both: WCAG asks for 4.5."""
-    from picolab.monitoring.picture import contrast
+    from picolab.show.picture import contrast
 
     rules = re.findall(r"([^{}]+)\{([^}]*)\}", anki._CSS)
     grounds = {False: "#ffffff", True: "#1e1f22"}

@@ -16,7 +16,7 @@ import pytest
 
 from picolab.lab import cheatsheet
 from picolab.lab.cheatsheet import SECTIONS, Line, evaluate
-from picolab.monitoring import png
+from picolab.show import png
 
 ROOT = Path(__file__).resolve().parents[3]
 SUMMARY = ROOT / "summary"

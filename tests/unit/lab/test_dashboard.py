@@ -17,8 +17,8 @@ from picolab.lab import dashboard as show
 from picolab.lab.follower import PERIOD_S, Follower, RunDirectory
 from picolab.lab.live_view import LiveView
 from picolab.monitoring import Event
-from picolab.monitoring.picture import LabFigure
 from picolab.monitoring.run_state import decimate
+from picolab.show.picture import LabFigure
 
 
 def talk(steps, pause_s=0.0, fail_at=None):

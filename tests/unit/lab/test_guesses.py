@@ -13,7 +13,7 @@ import pytest
 
 from picolab.lab import guesses
 from picolab.lab.guesses import Disagreement, compare, guess, scoreboard
-from picolab.monitoring import Table, front_end
+from picolab.show import Table, front_end
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from picolab.monitoring import Entry, Event, Ledger, Table, emit, events
 from picolab.monitoring.beacon import Beacon, read
 from picolab.monitoring.ledger import RankLedger
-from picolab.monitoring.table import bytes_text, show
+from picolab.show.table import bytes_text, show
 
 
 def entry(rank=0, step=None, op="all_reduce", axis="tp", payload=100, reason="why", exposed=0.5):

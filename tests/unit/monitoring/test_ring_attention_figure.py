@@ -11,7 +11,6 @@ from fractions import Fraction
 import pytest
 
 from picolab.monitoring import ring_attention_figure as module
-from picolab.monitoring.picture import contrast
 from picolab.monitoring.ring_attention_figure import (
     MAX_RANKS,
     SPLITS,
@@ -21,6 +20,7 @@ from picolab.monitoring.ring_attention_figure import (
     ring_attention_frames,
     simulate_ring_attention,
 )
+from picolab.show.picture import contrast
 
 
 def masked_part(rank, owner, n, split, held=chunks_held):

@@ -5,7 +5,8 @@ figure's page is opened in a headless browser with a profile of its own (one tha
 open is left alone), plotly.js makes the image there, and the page is read back with the image in
 it. Nothing is fetched: plotly.js is in the page.
 
-Its ground is white, as a printed page: text and marks are chosen to be readable on it (picture.py).
+Its ground is given: white, as a printed page, on which text and marks are chosen to be readable
+(picture.py).
 """
 
 import base64
@@ -16,8 +17,6 @@ import signal
 import subprocess
 import tempfile
 from pathlib import Path
-
-from picolab.monitoring.picture import PAGES
 
 WIDTH = 1000  # pixels of the figure; the image has twice as many
 TIMEOUT_S = 60
@@ -53,8 +52,8 @@ def find_browser() -> str | None:
     return str(_MAC) if _MAC.exists() else None
 
 
-def png(figure) -> bytes:
-    """The figure as a PNG, `WIDTH` wide and as high as its layout says.
+def png(figure, ground: str) -> bytes:
+    """The figure as a PNG on this ground, `WIDTH` wide and as high as its layout says.
 
     RuntimeError, which names the way to save it as HTML, if no browser is there, or if it fails.
     """
@@ -64,7 +63,7 @@ def png(figure) -> bytes:
             f"a PNG needs Chromium or Chrome, and none is installed here: {_INSTEAD}"
         )
     height = figure.layout.height or 450
-    drawn = type(figure)(figure).update_layout(paper_bgcolor=PAGES["light"])
+    drawn = type(figure)(figure).update_layout(paper_bgcolor=ground)
     script = _SCRIPT % f"{{format: 'png', width: {WIDTH}, height: {height}, scale: 2}}"
     # Not hidden: a Chromium that is a snap may not read hidden folders.
     with tempfile.TemporaryDirectory(prefix="picolab-png-", ignore_cleanup_errors=True) as folder:

@@ -12,8 +12,8 @@ import random
 import pytest
 
 from picolab.monitoring.figures import guess_figure
-from picolab.monitoring.guess_figure import Answered, finding, is_near
-from picolab.monitoring.guess_labels import label_box, label_offsets, overlap
+from picolab.show.guess_figure import Answered, finding, is_near
+from picolab.show.guess_labels import label_box, label_offsets, overlap
 
 ROWS = [
     Answered("a.near", 95, 100, 100, "bytes", question="How many bytes, in words & numbers?"),

@@ -14,8 +14,8 @@ After 2(n-1) steps every chunk on every rank holds all n contributions, and each
 
 from typing import NamedTuple
 
-from picolab.monitoring.picture import LabFigure, frame_slider, template
-from picolab.monitoring.table import Table
+from picolab.show.picture import LabFigure, frame_slider, template
+from picolab.show.table import Table
 
 MAX_RANKS = 16  # 30 steps; more is no longer a picture
 

@@ -5,8 +5,8 @@ an axis and colours its groups: the ranks of one colour talk to each other along
 group is what is left of the grid when all other axes are held fixed.
 """
 
-from picolab.monitoring.picture import GREY, GRID, GROUPS, TEXT, LabFigure, template
-from picolab.monitoring.table import Table
+from picolab.show.picture import GREY, GRID, GROUPS, TEXT, LabFigure, template
+from picolab.show.table import Table
 
 MAX_WORLD = 256
 

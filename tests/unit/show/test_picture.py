@@ -2,7 +2,7 @@
 half a file.
 
 Wrong versions these tests catch: black text (gone on a dark page), a red-green pair, a palette too
-pale for a white page, plotly imported by `import picolab.monitoring`, a save that writes in place.
+pale for a white page, plotly imported by `import picolab.show`, a save that writes in place.
 """
 
 import itertools
@@ -11,8 +11,9 @@ import sys
 
 import pytest
 
-from picolab.monitoring import picture
-from picolab.monitoring.picture import LabFigure, contrast, write_beside
+from picolab.show import picture
+from picolab.show.files import write_beside
+from picolab.show.picture import LabFigure, contrast
 
 FAMILIES = [picture.TIME, picture.MEMORY, picture.ANSWER]
 

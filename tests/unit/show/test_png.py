@@ -12,8 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from picolab.monitoring import picture, png
-from picolab.monitoring.picture import LabFigure
+from picolab.show import picture, png
+from picolab.show.picture import LabFigure
 
 with_browser = pytest.mark.skipif(
     png.find_browser() is None, reason="no Chromium or Chrome here (apt-get install chromium)"
@@ -82,14 +82,13 @@ def test_saving_as_png(tmp_path):
 
 @with_browser
 @pytest.mark.parametrize("change", ["empty", "clear"])
-def test_an_empty_page_and_a_clear_ground_are_noticed(monkeypatch, change):
-    if change == "clear":
-        monkeypatch.setattr(png, "PAGES", {"light": "rgba(0,0,0,0)"})
+def test_an_empty_page_and_a_clear_ground_are_noticed(change):
+    ground = "rgba(0,0,0,0)" if change == "clear" else picture.PAGES["light"]
     figure = one_bar()
     if change == "empty":
         figure.data = ()
     with pytest.raises(AssertionError):
-        check_image(png.png(figure))
+        check_image(png.png(figure, ground))
 
 
 def test_without_a_browser_the_html_way_is_named(tmp_path, monkeypatch):

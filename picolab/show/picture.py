@@ -14,9 +14,11 @@ both pages: that grey is the one for text. Red means "now wrong" and nothing els
 
 import importlib.util
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
+
+from picolab.show.files import write_beside
+from picolab.show.png import png
 
 TEXT = "#787c82"
 GRID = "rgba(128,132,140,0.28)"
@@ -148,7 +150,7 @@ class LabFigure:
         path = Path(path).expanduser()
         writers = {
             ".html": self.to_html,
-            ".png": self._png,
+            ".png": lambda: png(self.figure, PAGES["light"]),
             ".json": lambda: self.figure.to_json(),
             ".txt": lambda: self.text + "\n",
         }
@@ -159,24 +161,6 @@ class LabFigure:
             )
         write_beside(path, writers[path.suffix]())
         return path
-
-    def _png(self) -> bytes:
-        from picolab.monitoring.png import png
-
-        return png(self.figure)
-
-
-def write_beside(path: Path, content: str | bytes) -> None:
-    """Write a file so that nobody ever sees half of it: beside, then renamed. Text is UTF-8."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        if isinstance(content, str):
-            beside.write_text(content, encoding="utf-8")
-        else:
-            beside.write_bytes(content)
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def luminance(colour: str) -> float:

@@ -11,15 +11,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from picolab.monitoring import ring_figure
 from picolab.monitoring.figures import (
     rank_grid_figure,
     ring_all_reduce_frames,
     ring_attention_frames,
     schedule_slider,
 )
-from picolab.monitoring.rank_grid_figure import groups
-from picolab.monitoring.ring_figure import RingStep, simulate_ring
+from picolab.show import ring_figure
+from picolab.show.rank_grid_figure import groups
+from picolab.show.ring_figure import RingStep, simulate_ring
 from picolab.specs import Layout
 
 

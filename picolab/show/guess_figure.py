@@ -15,9 +15,9 @@ import math
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from picolab.monitoring.guess_labels import label_offsets
-from picolab.monitoring.picture import ANSWER, GRID, TEXT, LabFigure, template
-from picolab.monitoring.table import Table, bytes_text, show
+from picolab.show.guess_labels import label_offsets
+from picolab.show.picture import ANSWER, GRID, TEXT, LabFigure, template
+from picolab.show.table import Table, bytes_text, show
 
 NEAR = 0.10  # a guess within 10 % counts as near
 _EDGE = 1e4
