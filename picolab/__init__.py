@@ -55,8 +55,11 @@ _ROOMS = (
     "training",
     "debug",
     "exercises",
+    "chapters",
     "lab",
 )
+# What knows no chapter until the chapters are registered with it; `lab` does that itself.
+_ENGINES = ("picolab.exercises", "picolab.chapters")
 
 __all__ = [*_PUBLIC, *_ROOMS]
 
@@ -64,14 +67,22 @@ __all__ = [*_PUBLIC, *_ROOMS]
 def __getattr__(name):
     if name in _PUBLIC:
         module, attribute = _PUBLIC[name].split(":")
+        _register(module)
         value = getattr(importlib.import_module(module), attribute)
         globals()[name] = value
         return value
     if name in _ROOMS:
+        _register(f"picolab.{name}")
         return importlib.import_module(f"picolab.{name}")
     raise AttributeError(
         f"picolab has no {name!r}; its public names are: {', '.join(sorted(__all__))}"
     )
+
+
+def _register(module):
+    """Let the engines know the chapters before one of their names is given out."""
+    if module.startswith(_ENGINES):
+        importlib.import_module("picolab.chapters").register()
 
 
 def __dir__():

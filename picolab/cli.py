@@ -66,7 +66,7 @@ class Doctor:
     """print one JSON object"""
 
     def run(self) -> int:
-        from picolab.launch.doctor import doctor
+        from picolab.lab.doctor import doctor
 
         report = doctor()
         print(report.to_json() if self.json else report)
@@ -195,9 +195,11 @@ class Quiz:
     """where grades are kept, and read from"""
 
     def run(self) -> int:
+        from picolab import chapters
         from picolab.interview import bank, reviews, terminal
         from picolab.interview.session import day
 
+        chapters.register()
         what, *rest = self.action or ("practise",)
         wanted = {"practise": 0, "show": 1, "stats": 0, "lint": 0, "export": 2}
         if what not in wanted or len(rest) != wanted[what]:
@@ -248,8 +250,10 @@ class Progress:
     """print one JSON object"""
 
     def run(self) -> int:
+        from picolab import chapters
         from picolab.exercises.record import progress, standing
 
+        chapters.register()
         if self.json:
             print(json.dumps({"exercises": standing(self.chapter, kept=True)}))
         else:

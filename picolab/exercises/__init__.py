@@ -6,13 +6,14 @@ real ranks.
     exercise.hint()                                    # one more each time
     exercise.solution()                                # after a try, or with now=True
 
-One module is one exercise (its names are listed in catalogue.py); definition.py says what it is
-made of, attempt.py what a judge may ask in a rank, check.py how a verdict comes about, record.py
-what is remembered, mystery.py the runs whose fault has to be found.
+The engine: no exercise is here. One module of a chapter is one exercise, and the chapter registers
+it (catalogue.py); definition.py says what it is made of, attempt.py what a judge may ask in a rank,
+check.py how a verdict comes about, record.py what is remembered, mystery.py the runs whose fault
+has to be found.
 """
 
 from picolab.exercises.catalogue import exercise, ids
-from picolab.exercises.definition import Case, Exercise, Mutant
+from picolab.exercises.definition import Case, Exercise
 from picolab.exercises.record import progress
 
-__all__ = ["Case", "Exercise", "Mutant", "exercise", "ids", "progress"]
+__all__ = ["Case", "Exercise", "exercise", "ids", "progress"]

@@ -18,7 +18,7 @@ import torch
 
 from picolab import comm
 from picolab.comm.mesh import AXES
-from picolab.exercises.definition import Case
+from picolab.exercises.case import Case
 from picolab.show.table import bytes_text
 
 # Rounding of sums in another order; in fp64 a wrong factor or a missing term is far above it.

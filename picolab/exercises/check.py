@@ -23,15 +23,26 @@ import pkgutil
 import re
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal
+from typing import Literal, Protocol
 
 from picolab import launch
+from picolab.exercises.case import Case
 from picolab.launch.failures import RankFailure, RankHang, Stopped
 from picolab.show.table import Table
 from picolab.specs import Layout
 
-if TYPE_CHECKING:
-    from picolab.exercises.definition import Case, Exercise
+
+class Judged(Protocol):
+    """What has to be known of an exercise to judge an answer to it; see definition.Exercise."""
+
+    id: str
+    title: str
+    stub_function: Callable
+    judge: Callable
+    cases: tuple[Case, ...]
+    blocked: tuple[str, ...]
+    timeout: float
+
 
 Status = Literal["todo", "pass", "fail"]
 DEADLINE_S = 60.0  # for one case; the slowest solution takes two
@@ -42,7 +53,7 @@ class CheckResult:
 
     def __init__(
         self,
-        exercise: "Exercise",
+        exercise: Judged,
         status: Status,
         headline: str,
         rows: list[tuple[str, str]] = (),
@@ -103,13 +114,13 @@ _WORDS = {"todo": "Not written yet", "pass": "Right", "fail": "Not yet"}
 _MARKS = {"todo": ("○", "#888888"), "pass": ("✓", "#009E73"), "fail": ("✗", "#D55E00")}
 
 
-def check(exercise: "Exercise", fn: Callable) -> CheckResult:
+def check(exercise: Judged, fn: Callable) -> CheckResult:
     """See `Exercise.check`."""
     refuse_what_is_no_answer(exercise, fn)
     return judged(exercise, fn)
 
 
-def refuse_what_is_no_answer(exercise: "Exercise", fn: Callable) -> None:
+def refuse_what_is_no_answer(exercise: Judged, fn: Callable) -> None:
     """ValueError for what is not a function, is the package's, or cannot be called as asked."""
     if not callable(fn):
         raise ValueError(
@@ -134,7 +145,7 @@ def refuse_what_is_no_answer(exercise: "Exercise", fn: Callable) -> None:
         ) from None
 
 
-def judged(exercise: "Exercise", fn: Callable) -> CheckResult:
+def judged(exercise: Judged, fn: Callable) -> CheckResult:
     """The verdict on fn, whoever wrote it: the exercise's tests judge its own solution here."""
     counted: list = []
     for case in exercise.cases:
@@ -170,10 +181,11 @@ def judged(exercise: "Exercise", fn: Callable) -> CheckResult:
     return CheckResult(exercise, "pass", headline, counted=table)
 
 
-def _run(exercise: "Exercise", case: "Case", fn: Callable, world: int) -> list[dict]:
+def _run(exercise: Judged, case: Case, fn: Callable, world: int) -> list[dict]:
     job = launch.run(
         _in_a_rank,
-        exercise.id,
+        exercise.judge,
+        exercise.blocked,
         case,
         fn,
         world_size=world,
@@ -192,21 +204,19 @@ def _run(exercise: "Exercise", case: "Case", fn: Callable, world: int) -> list[d
         alarm.cancel()
 
 
-def _in_a_rank(exercise_id: str, case: "Case", fn: Callable) -> dict:
+def _in_a_rank(judge: Callable, blocked: tuple[str, ...], case: Case, fn: Callable) -> dict:
     import torch
 
     from picolab import comm
     from picolab.exercises.attempt import Attempt
-    from picolab.exercises.catalogue import find
 
-    exercise = find(exercise_id)
     comm.build_mesh(case.layout)
     torch.manual_seed(0)
-    for name in exercise.blocked:
+    for name in blocked:
         _block(name)
     attempt = Attempt(case)
     try:
-        exercise.judge(fn, attempt)
+        judge(fn, attempt)
     except NotImplementedError:
         return {"todo": True}
     return {"todo": False, **attempt.report()}

@@ -1,9 +1,9 @@
 """What an exercise is made of.
 
 Everything a learner meets stands in one module: the words, the stub, the hints, the solution with
-the reason why it works, the judge, and the mutants. A mutant is a wrong solution of the kind people
-really write; the test asks of each that the judge refuses it *with the sentence that helps*. So a
-judge that lets a mistake through, or only says "wrong", does not pass.
+the reason why it works, and the judge. Wrong solutions of the kind people really write stand beside
+the chapter's tests, each with the *sentence that helps*: a judge that lets a mistake through, or
+only says "wrong", does not pass.
 
 How a verdict comes about is check.py's, what a judge may ask in a rank attempt.py's.
 """
@@ -11,31 +11,11 @@ How a verdict comes about is check.py's, what a judge may ask in a rank attempt.
 import inspect
 import textwrap
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from picolab.exercises import record
+from picolab.exercises.case import Case
 from picolab.exercises.check import CheckResult, check
-
-
-@dataclass(frozen=True)
-class Case:
-    """One setting in which the learner's function is run, in fresh ranks."""
-
-    layout: str
-    """the ranks and their mesh, for instance "dp2tp2"; the axis "world" is always there"""
-    about: str = ""
-    """what is special about it, in a few words: shown when it is this case that fails"""
-    values: dict = field(default_factory=dict)
-    """whatever the judge needs: sizes, seeds"""
-
-
-@dataclass(frozen=True)
-class Mutant:
-    """A wrong solution, and what the learner must be told about it."""
-
-    function: Callable
-    says: str
-    """a part of the verdict's text"""
 
 
 @dataclass(frozen=True, repr=False)
@@ -64,7 +44,6 @@ class Exercise:
     judge: Callable
     """judge(learner, attempt), in each rank; see attempt.py"""
     cases: tuple[Case, ...]
-    mutants: tuple[Mutant, ...]
     starred: bool = False
     """one of the two to do if you do only two"""
     blocked: tuple[str, ...] = ()

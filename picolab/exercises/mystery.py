@@ -16,13 +16,14 @@ names nothing wrong scores more:
 None at all is a guess: it can be right, and is worth no more than 50. After the right name, or
 three wrong ones, the case is closed and explained; looks are free from then on.
 
-Importing this takes no torch; a run does. The cases are in mystery_cases.py, the looks in
-mystery_looks.py, and what happens in the ranks is in mystery_runs.py.
+Importing this takes no torch; a run does. The cases are the chapters', what one is made of is in
+mystery_case.py, the looks in mystery_looks.py, and what happens in the ranks in mystery_runs.py.
 """
 
+import importlib
 from typing import TYPE_CHECKING
 
-from picolab.exercises.mystery_cases import CASES, LOOKS, Mystery, Suspect
+from picolab.exercises.mystery_case import LOOKS, Mystery, Suspect
 from picolab.show.front_end import Message, Shown
 from picolab.show.table import Table
 
@@ -33,7 +34,19 @@ MOST_WRONG = 3
 _POINTS = (50, 100, 90, 80, 65, 50)  # by looks
 _PER_WRONG_NAME = 25
 
+_modules: list[str] = []
 _open: dict[str, "MysteryRun"] = {}
+
+
+def register(module: str) -> None:
+    """The cases of a chapter: a module that has them as CASES, imported when one is asked for."""
+    if module not in _modules:
+        _modules.append(module)
+
+
+def cases() -> dict[str, Mystery]:
+    """All of them, by id, in the order of the chapters."""
+    return {one.id: one for name in _modules for one in importlib.import_module(name).CASES}
 
 
 def mystery(id: str | None = None) -> "MysteryRun | Table":
@@ -44,9 +57,10 @@ def mystery(id: str | None = None) -> "MysteryRun | Table":
     """
     if id is None:
         return overview()
-    if not isinstance(id, str) or id not in CASES:
-        raise ValueError(f"there is no mystery run {id!r}; there are {', '.join(CASES)}")
-    case = _open.setdefault(id, MysteryRun(CASES[id]))
+    known = cases()
+    if not isinstance(id, str) or id not in known:
+        raise ValueError(f"there is no mystery run {id!r}; there are {', '.join(known)}")
+    case = _open.setdefault(id, MysteryRun(known[id]))
     case.show()
     return case
 
@@ -54,7 +68,7 @@ def mystery(id: str | None = None) -> "MysteryRun | Table":
 def overview() -> Table:
     """All cases: what is reported, how many looks and wrong names so far, and the score."""
     rows = []
-    for id, about in CASES.items():
+    for id, about in cases().items():
         case = _open.get(id) or MysteryRun(about)
         state = "closed" if case.closed else "open" if case.looks or case.wrong else ""
         row = [id, about.title, about.layout, len(case.looks), len(case.wrong), state, case.score]

@@ -16,7 +16,7 @@ from itertools import combinations
 from typing import NamedTuple
 
 from picolab import costs
-from picolab.exercises.mystery_cases import LOOKS
+from picolab.exercises.mystery_case import LOOKS
 from picolab.exercises.mystery_runs import Held, RankRecord, Recording
 from picolab.show.table import Table
 

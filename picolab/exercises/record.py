@@ -10,6 +10,7 @@ import json
 from datetime import UTC, datetime
 from pathlib import Path
 
+from picolab.exercises.catalogue import find, ids
 from picolab.launch import rundirs
 from picolab.show.files import write_beside
 from picolab.show.front_end import has_front_end
@@ -57,8 +58,6 @@ def standing(chapter: str | None = None, kept: bool | None = None) -> list[dict]
     kept: read the file too; None means where there is a front end. ValueError for a chapter that
     has no exercises.
     """
-    from picolab.exercises.catalogue import find, ids
-
     if not ids(chapter):
         chapters = sorted({name.split(".")[0] for name in ids()} - {"interview"})
         raise ValueError(

@@ -21,7 +21,6 @@ from picolab.interview.yaml_file import BankError, line_of
 
 Language = Literal["en", "zh"]
 Kind = Literal["explain", "numeric", "code", "diagnose", "design"]
-Area = Literal["collectives", "hardware", "data", "tensor", "sequence", "pipeline", "context", "4d"]
 Text = Annotated[str, Field(min_length=1, max_length=10_000)]
 
 
@@ -94,7 +93,8 @@ class Question(_Strict):
 
     id: Annotated[str, Field(pattern=r"^[a-z0-9]+-\d{3}$")]
     kind: Kind
-    area: Area
+    area: Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
+    """one of its topic's (topics.py)"""
     level: int = Field(ge=3, le=6)
     """3 explain, 4 derive and quantify, 5 design and trade off, 6 diagnose and judge"""
     minutes: int = Field(ge=2, le=25)

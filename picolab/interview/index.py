@@ -7,21 +7,12 @@ write(folder)     put between the two markers of README.md (`make refresh` does)
 from pathlib import Path
 
 from picolab.interview import bank as banks
+from picolab.interview import topics
 from picolab.interview.bank import Bank, BankError, Question
 from picolab.show.files import write_beside
 
 BEGIN = "<!-- From here on made by `make refresh`; what is written here by hand is lost. -->"
 END = "<!-- End of what `make refresh` makes. -->"
-AREAS = {
-    "collectives": "Collectives",
-    "hardware": "Hardware",
-    "data": "Data parallelism",
-    "tensor": "Tensor parallelism",
-    "sequence": "Sequence parallelism",
-    "pipeline": "Pipeline parallelism",
-    "context": "Context parallelism",
-    "4d": "All four together",
-}
 
 
 def render(bank: Bank) -> str:
@@ -37,7 +28,8 @@ def render(bank: Bank) -> str:
             f"ask for a number; {minutes / 60:.0f} hours in all.",
             "",
         ]
-        for area, title in AREAS.items():
+        used = {question.area: question.area for question in held.questions}
+        for area, title in topics.AREAS.get(topic, used).items():
             questions = [q for q in held.questions if q.area == area]
             if questions:
                 lines += [f"#### {title}", ""]

@@ -14,17 +14,18 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
 from picolab.exercises import catalogue
 from picolab.interview import bank as banks
+from picolab.interview import topics
 from picolab.interview.bank import Bank, BankError, Question
 from picolab.interview.lint_places import File, Finding, Place, keys_twice, told
 from picolab.interview.lint_texts import chinese, english
 from picolab.interview.lint_values import from_calls, values
 from picolab.interview.sources import read_sources
+from picolab.interview.topics import Counts
 from picolab.show.files import write_beside
 
 LOCK = "ids.lock"
@@ -32,28 +33,19 @@ ALIKE = 0.6
 """Two titles that share more of their trigrams than this are one question asked twice."""
 
 
-@dataclass(frozen=True)
-class Counts:
-    """What a bank has at least, and of explanations at most a share."""
-
-    questions: int
-    numeric: int
-    """questions that ask for a number which comes from a call into the package"""
-    code: int
-    diagnose: int
-    explain_share: float = 0.15
-
-
-COUNTS = {"4d_basics": Counts(questions=35, numeric=14, code=6, diagnose=6)}
-
-
 def lint(
-    folder: Path, strict: bool = False, counts: Mapping[str, Counts] = COUNTS
+    folder: Path,
+    strict: bool = False,
+    counts: Mapping[str, Counts] | None = None,
+    areas: Mapping[str, Mapping[str, str]] | None = None,
 ) -> list[Finding]:
     """All findings, by file and line. If a file cannot be read as a bank, only that is told.
 
-    strict: Chinese that is behind its English is an error, not a warning.
+    strict: Chinese that is behind its English is an error, not a warning. counts, areas: what each
+    topic must have, and may use; what its chapter registered, if not given.
     """
+    counts = topics.COUNTS if counts is None else counts
+    areas = topics.AREAS if areas is None else areas
     findings = [finding for path in sorted(folder.glob("*.yaml")) for finding in keys_twice(path)]
     try:
         banks.load.cache_clear()  # the files may have changed since
@@ -67,6 +59,7 @@ def lint(
         findings += values(question, at)
         findings += english(question, at)
         findings += _exercise(question, at)
+        findings += _area(question, at, areas.get(bank.topic_of(question.id)))
     findings += _cells(bank, files)
     findings += _sources(bank, files)
     findings += chinese(bank, files, strict)
@@ -171,7 +164,7 @@ def _counts(bank: Bank, counts: Mapping[str, Counts]) -> Iterator[Finding]:
     for topic, held in bank.topics.items():
         file = f"{topic}.yaml"
         if topic not in counts:
-            yield Finding(file, 1, f"lint.COUNTS does not say how many questions {topic} must have")
+            yield Finding(file, 1, f"no chapter says how many questions {topic} must have")
             continue
         wanted, questions = counts[topic], held.questions
         have = {
@@ -250,6 +243,12 @@ def _exercise(question: Question, at: Place) -> Iterator[Finding]:
     if question.exercise is not None and question.exercise not in catalogue.ids():
         what = f"{question.id}: there is no exercise {question.exercise!r} in the catalogue"
         yield at.finding(what, "exercise")
+
+
+def _area(question: Question, at: Place, known: Mapping[str, str] | None) -> Iterator[Finding]:
+    if known is not None and question.area not in known:
+        what = f"{question.id}: there is no area {question.area!r}; there is {', '.join(known)}"
+        yield at.finding(what, "area")
 
 
 # The bank as a whole.

@@ -4,16 +4,19 @@ Light to import: ipywidgets and plotly are imported when something is drawn, tor
 runs.
 """
 
+from picolab import chapters
 from picolab.lab.dashboard import Dashboard, dashboard
+from picolab.lab.doctor import doctor
 from picolab.lab.guesses import Comparison, Disagreement, Guess, compare, guess, scoreboard
 from picolab.lab.panel import Panel, panel
 from picolab.lab.quiz_card import Quiz, quiz
 from picolab.lab.timetable import timetable
-from picolab.launch import doctor
 
-# The functions `dashboard`, `panel` and `timetable` have the names of their modules. They are
-# imported here at once, so that these names are the functions from the first moment on: importing a
-# module later does not put it in their place.
+chapters.register()
+
+# The functions `dashboard`, `doctor`, `panel` and `timetable` have the names of their modules. They
+# are imported here at once, so that these names are the functions from the first moment on:
+# importing a module later does not put it in their place.
 __all__ = [
     "Comparison",
     "Dashboard",

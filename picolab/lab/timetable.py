@@ -1,24 +1,22 @@
-"""`pico.timetable()`: the collection in six evenings."""
+"""`pico.timetable()`: the collection in evenings."""
 
+from picolab import chapters
 from picolab.show.table import Table
 
-EVENINGS = (
-    (1, "00_start_here, 01_4d_basics", 75, "collectives, data and tensor parallelism", "yes"),
-    (
-        2,
-        "01_4d_basics to its end, 01_4d_basics_exercises",
-        90,
-        "pipeline and context parallelism, all axes at once; the two starred exercises",
-        "yes",
-    ),
-    (3, "03_3d_parallel", 75, "which layout to choose", "to come"),
-    (4, "04_mixed_precision, 05_memory", 90, "number formats; where the bytes are", "to come"),
-    (5, "02_moe", 75, "experts: routing, balance, all-to-all", "to come"),
-    (6, "06_monitoring, practice", 75, "finding the slow rank; interview questions", "to come"),
+TO_COME = (
+    ("02_moe", 75, "experts: routing, balance, all-to-all"),
+    ("03_3d_parallel", 75, "which layout to choose, and why a step is slow"),
+    ("04_mixed_precision, 05_memory", 90, "number formats; where the bytes are"),
+    ("06_monitoring, practice", 75, "finding the slow rank; interview questions"),
 )
 
 
 def timetable() -> Table:
     """Which chapters in which evening, how long they take, what they are about, what is there."""
+    here = [evening for chapter in chapters.all_chapters() for evening in chapter.evenings]
+    there = {chapter.notebook for chapter in chapters.all_chapters()}
+    rows = [[*evening, "yes"] for evening in here]
+    rows += [[*row, "to come"] for row in TO_COME if row[0].partition(",")[0] not in there]
     columns = ["evening", "chapters", "minutes", "about", "here"]
-    return Table(columns, [list(row) for row in EVENINGS], "The collection in six evenings")
+    rows = [[number, *row] for number, row in enumerate(rows, 1)]
+    return Table(columns, rows, f"The collection in {len(rows)} evenings")

@@ -3,7 +3,6 @@
 `run` starts fresh ranks from a warm server and returns what they returned; `Job` is the same in
 the background; a failure names the rank that caused it. Needs no torch itself (the ranks do)."""
 
-from picolab.launch.doctor import doctor
 from picolab.launch.expect import expect_failure
 from picolab.launch.export import collect, export
 from picolab.launch.failures import RankFailure, RankHang, Stopped
@@ -24,7 +23,6 @@ __all__ = [
     "Stopped",
     "World",
     "collect",
-    "doctor",
     "emit",
     "expect_failure",
     "export",

@@ -86,15 +86,13 @@ def cell_on_rank(cell: str, name: str, namespace: dict):
     import torch
     import torch.distributed as dist
 
-    import picolab
-
     tree = ast.parse("\n" + cell, filename=name)  # one line down, where `%%ranks` stands
     last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
     names = {
         "__name__": "__main__",
         "torch": torch,
         "dist": dist,
-        "pico": picolab,
+        "pico": sys.modules["picolab"],
         **namespace,
         "rank": dist.get_rank(),
         "world_size": dist.get_world_size(),

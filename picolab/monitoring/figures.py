@@ -7,8 +7,7 @@ the same four panels as plain arrays, in a fixed order of traces, which is what 
 assigns at each paint.
 
 The figures of a schedule (`schedule_slider`, `gantt`) live beside this file and are offered here
-too, and so are those of `picolab.show` (`ring_all_reduce_frames`, `rank_grid_figure`,
-`guess_figure`).
+too.
 """
 
 import math
@@ -16,10 +15,8 @@ from typing import NamedTuple
 
 from picolab.monitoring.gantt_figure import gantt
 from picolab.monitoring.history import History
-from picolab.monitoring.ring_attention_figure import ring_attention_frames
 from picolab.monitoring.run_state import RunState, decimate
 from picolab.monitoring.schedule_slider import schedule_slider
-from picolab.show.guess_figure import guess_figure
 from picolab.show.picture import (
     BLUE,
     GREY,
@@ -29,21 +26,15 @@ from picolab.show.picture import (
     LabFigure,
     template,
 )
-from picolab.show.rank_grid_figure import rank_grid_figure
-from picolab.show.ring_figure import ring_all_reduce_frames
 from picolab.show.table import Table, bytes_text
 
 __all__ = [
     "LabFigure",
     "Panels",
     "gantt",
-    "guess_figure",
     "ledger_figure",
     "loss_figure",
     "panels",
-    "rank_grid_figure",
-    "ring_all_reduce_frames",
-    "ring_attention_frames",
     "schedule_slider",
     "split_figure",
     "throughput_figure",

@@ -9,7 +9,6 @@ from picolab.show.guess_figure import guess_figure
 from picolab.show.numbers import Typed, read
 from picolab.show.picture import LabFigure, template
 from picolab.show.rank_grid_figure import rank_grid_figure
-from picolab.show.ring_figure import ring_all_reduce_frames
 from picolab.show.table import Table, bytes_text
 
 __all__ = [
@@ -23,7 +22,6 @@ __all__ = [
     "has_front_end",
     "rank_grid_figure",
     "read",
-    "ring_all_reduce_frames",
     "template",
     "write_beside",
 ]

@@ -9,6 +9,7 @@ The cheat sheet (summary/cheatsheet.md and .html) needs no browser and is writte
 list of all questions (interview_questions/README.md), and new ids are appended to ids.lock.
 """
 
+import importlib
 import sys
 import tempfile
 import time
@@ -18,8 +19,8 @@ from typing import NamedTuple
 from lab_driver import Lab, find_browser
 from test_chapter_one import NOTEBOOK, Panel, wait_until
 
+from picolab import chapters
 from picolab.interview import bank, index, lint
-from picolab.lab import cheatsheet
 from picolab.show.files import write_beside
 
 SUMMARY = NOTEBOOK.parents[1] / "summary"
@@ -123,8 +124,10 @@ def take_all(images: Path) -> None:
 
 
 if __name__ == "__main__":
-    for path in cheatsheet.write(SUMMARY):
-        print(f"wrote {path.name}")
+    chapters.register()
+    for chapter in chapters.all_chapters():
+        for path in importlib.import_module(chapter.cheatsheet).SHEET.write(SUMMARY):
+            print(f"wrote {path.name}")
     new_ids = lint.update_lock(bank.bank_folder())
     print(f"wrote {index.write(bank.bank_folder())}, new ids: {', '.join(new_ids) or 'none'}")
     if find_browser() is None:

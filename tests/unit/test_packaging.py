@@ -20,7 +20,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from picolab.launch.doctor import PYTHON, TORCH
+from picolab.lab.doctor import PYTHON, TORCH
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -182,6 +182,8 @@ def test_the_import_contract_holds(copy):
         ("monitoring/mutant.py", "picolab.launch.rundirs"),
         ("comm/mutant.py", "picolab.launch"),
         ("launch/mutant.py", "picolab.lab"),
+        ("exercises/mutant.py", "picolab.chapters.c01_4d_basics"),
+        ("interview/mutant.py", "picolab.chapters"),
     ],
 )
 def test_an_import_up_the_house_is_caught(copy, module, imported):
@@ -189,3 +191,40 @@ def test_an_import_up_the_house_is_caught(copy, module, imported):
     checked = lint(copy)
     assert checked.returncode == 1
     assert f"picolab.{module.replace('/', '.')[:-3]} -> {imported}" in checked.stdout
+
+
+def circle(folder: Path) -> list[str]:
+    """Modules of the copy that import each other in a circle; within a room, since the contract
+    has an eye on the rooms. Imports for a type checker alone do not count.
+    """
+    code = (
+        "import grimp, json, graphlib\n"
+        "graph = grimp.build_graph('picolab', exclude_type_checking_imports=True, cache_dir=None)\n"
+        "edges = {m: graph.find_modules_directly_imported_by(m) for m in graph.modules}\n"
+        "try:\n"
+        "    graphlib.TopologicalSorter(edges).prepare()\n"
+        "    print([])\n"
+        "except graphlib.CycleError as error:\n"
+        "    print(json.dumps(error.args[1]))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(folder)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return json.loads(done.stdout)
+
+
+def test_no_module_imports_itself_by_way_of_others(copy):
+    assert circle(copy) == []
+
+
+def test_a_circle_within_a_room_is_caught(copy):
+    files = copy / "picolab/exercises/one.py", copy / "picolab/exercises/other.py"
+    files[0].write_text("import picolab.exercises.other\n")
+    files[1].write_text("def late():\n    from picolab.exercises import one\n")
+    found = circle(copy)
+    assert {"picolab.exercises.one", "picolab.exercises.other"} <= set(found)

@@ -12,7 +12,7 @@ import yaml
 
 from picolab.interview import bank as banks
 from picolab.interview.bank import Bank, Question
-from picolab.interview.lint import Counts
+from picolab.interview.topics import Counts
 
 TITLES = (
     "Why pipelines idle",

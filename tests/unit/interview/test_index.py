@@ -10,8 +10,14 @@ import pytest
 import yaml
 
 from picolab.interview import bank as banks
+from picolab.interview import topics
 from picolab.interview.bank import BankError, Question, load
-from picolab.interview.index import AREAS, BEGIN, END, filled, render, write
+from picolab.interview.index import BEGIN, END, filled, render, write
+
+
+@pytest.fixture(autouse=True)
+def areas_of_chapter_one(monkeypatch):
+    monkeypatch.setitem(topics.AREAS, "small", topics.AREAS["4d_basics"])
 
 
 @pytest.fixture
@@ -61,8 +67,12 @@ def test_the_list(files):
     ]
 
 
-def test_every_area_has_a_title():
-    assert tuple(AREAS) == banks.Area.__args__ == Question.model_fields["area"].annotation.__args__
+def test_the_areas_are_those_of_the_topic_in_its_order(files, monkeypatch):
+    monkeypatch.setitem(topics.AREAS, "small", {"hardware": "First", "collectives": "Then"})
+    text = render(banks.load(files.write()))
+    assert 0 < text.index("#### First") < text.index("#### Then")
+    monkeypatch.delitem(topics.AREAS, "small")
+    assert "#### pipeline" in render(banks.load(files.write()))
 
 
 def test_only_what_is_between_the_markers_changes(files):

@@ -15,14 +15,13 @@ import pytest
 from picolab.interview import bank as banks
 from picolab.interview.bank import Question
 from picolab.interview.lint import (
-    COUNTS,
-    Counts,
     lint,
     main_lint,
     readme,
     similarity,
     update_lock,
 )
+from picolab.interview.topics import AREAS, COUNTS, Counts
 from picolab.interview.typed_numbers import typed_numbers
 
 
@@ -201,13 +200,21 @@ def test_too_many_explanations(files, found, make):
 
 
 def test_a_topic_must_be_in_the_table(found):
-    only(found(counts={"other": None}), "small.yaml", "does not say how many questions small")
+    only(found(counts={"other": None}), "small.yaml", "no chapter says how many questions small")
 
 
 def test_what_chapter_one_must_have():
     wanted = COUNTS["4d_basics"]
     assert (wanted.questions, wanted.numeric, wanted.code, wanted.diagnose) == (35, 14, 6, 6)
     assert wanted.explain_share == 0.15
+
+
+def test_an_area_that_the_topic_does_not_have(files, found, monkeypatch):
+    assert found() == []
+    known = {question["area"]: "a heading" for question in files.questions[1:]}
+    monkeypatch.setitem(AREAS, "small", known)
+    line = only(found(), "small.yaml", "s-001: there is no area 'pipeline'; there is ")
+    assert line == line_of(files, "small.yaml", "area: pipeline")
 
 
 # --- numbers --------------------------------------------------------------------------------------

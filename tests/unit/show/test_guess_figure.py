@@ -11,7 +11,7 @@ import random
 
 import pytest
 
-from picolab.monitoring.figures import guess_figure
+from picolab.show import guess_figure
 from picolab.show.guess_figure import Answered, finding, is_near
 from picolab.show.guess_labels import label_box, label_offsets, overlap
 

@@ -11,15 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from picolab.monitoring.figures import (
-    rank_grid_figure,
+from picolab.chapters.c01_4d_basics import (
     ring_all_reduce_frames,
     ring_attention_frames,
-    schedule_slider,
+    ring_figure,
 )
-from picolab.show import ring_figure
-from picolab.show.rank_grid_figure import groups
-from picolab.show.ring_figure import RingStep, simulate_ring
+from picolab.chapters.c01_4d_basics.ring_figure import RingStep, simulate_ring
+from picolab.monitoring.figures import schedule_slider
+from picolab.show.rank_grid_figure import groups, rank_grid_figure
 from picolab.specs import Layout
 
 

@@ -91,7 +91,7 @@ def test_a_red_green_pair_is_noticed():
 
 def test_importing_monitoring_draws_nothing():
     code = (
-        "import sys, picolab.monitoring, picolab.monitoring.figures as f\n"
+        "import sys, picolab.monitoring, picolab.chapters.c01_4d_basics as f\n"
         "str(f.ring_all_reduce_frames(3))\n"
         "print(sorted({'torch', 'numpy', 'plotly', 'pandas'} & set(sys.modules)))"
     )

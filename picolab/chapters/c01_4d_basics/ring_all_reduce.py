@@ -1,0 +1,83 @@
+"""Exercise: a ring all-reduce from sends and receives (chapter 1, section 2)."""
+
+from picolab import comm
+from picolab.exercises.attempt import Attempt
+from picolab.exercises.case import Case
+from picolab.exercises.definition import Exercise
+
+
+def my_ring_all_reduce(x):
+    import torch.distributed as dist
+
+    n, me = dist.get_world_size(), dist.get_rank()
+    right, left = (me + 1) % n, (me - 1) % n
+    chunks = x.view(-1).tensor_split(n)  # views: what you write into a chunk is in x
+    raise NotImplementedError(f"pass {len(chunks)} chunks on, from rank {left} to rank {right}")
+
+
+def solution(x):
+    import torch
+    import torch.distributed as dist
+
+    import picolab as pico
+
+    n, me = dist.get_world_size(), dist.get_rank()
+    right, left = (me + 1) % n, (me - 1) % n
+    chunks = x.view(-1).tensor_split(n)
+    for step in range(n - 1):  # reduce-scatter: add what comes from the left
+        mine, theirs = chunks[(me - step) % n], chunks[(me - step - 1) % n]
+        arrived = torch.empty_like(theirs)
+        pico.comm.exchange(mine, right, arrived, left, "world", "ring: reduce-scatter half")
+        theirs += arrived
+    for step in range(n - 1):  # all-gather: keep what comes from the left
+        mine, theirs = chunks[(me + 1 - step) % n], chunks[(me - step) % n]
+        pico.comm.exchange(mine, right, theirs, left, "world", "ring: all-gather half")
+
+
+def judge(learner, attempt: Attempt) -> None:
+    n, size = comm.mesh().size("world"), attempt.case.values["size"]
+    everyones = attempt.tensor(n, size)
+    x = everyones[attempt.rank].clone()
+    attempt.call(learner, {"x": x}, may_change=("x",))
+    attempt.only("send", "recv")
+    attempt.equal("x", x, everyones.sum(0))
+    attempt.budget("send", count=2 * (n - 1))
+    # The largest chunk, 2(n-1) times: only what is cut into n pieces stays below it.
+    largest = -(-size // n)
+    attempt.budget("send", payload_bytes=2 * (n - 1) * largest * x.element_size())
+
+
+EXERCISE = Exercise(
+    id="4d.ring.all-reduce",
+    title="A ring all-reduce",
+    minutes=15,
+    difficulty=3,
+    goal="`x` ends as the sum of all ranks' `x`, in place.",
+    interface="`my_ring_all_reduce(x)`, x a contiguous tensor whose size n need not divide. You "
+    "may use only `pico.comm.exchange(send, to, receive, source, axis, reason)`: it sends one "
+    "tensor and receives another at the same time. (Were all ranks to wait for their left "
+    'neighbour first, each would wait for one who waits too.) The axis is `"world"`.',
+    budget="2(n-1) sends a rank, each of one chunk: 2(n-1)/n of the bytes of `x`.",
+    hints=(
+        "Two loops of n-1 steps. In the first, what arrives is *added*; in the second, it "
+        "*replaces*. Write down for n = 3 which chunk each rank holds after each step.",
+        "In step s of the first loop, rank r sends chunk r-s and adds what comes to chunk r-s-1, "
+        "all modulo n. After n-1 steps, which chunk has rank r finished?",
+        "It is chunk r+1. So in step s of the second loop rank r sends chunk r+1-s and receives "
+        "into chunk r-s.",
+    ),
+    stub_function=my_ring_all_reduce,
+    solution_function=solution,
+    why="A chunk that travels collects one rank's part at each stop, so after n-1 stops it is the "
+    "whole sum. It stops at rank r with chunk r+1, because chunk c starts at rank c. The second "
+    "loop passes finished chunks on without adding. Each rank sends 2(n-1) chunks of 1/n: that is "
+    "the 2(n-1)/n in every formula.",
+    judge=judge,
+    cases=(
+        Case("dp2", "5 numbers", {"size": 5}),
+        Case("dp4", "17 numbers, which 4 does not divide", {"size": 17}),
+        Case("dp4", "3 numbers: one chunk is empty", {"size": 3}),
+    ),
+    blocked=("picolab.comm.ring.ring_all_reduce",),
+    timeout=5.0,
+)

@@ -1,0 +1,101 @@
+"""Wrong answers to 4d.tp.column-backward, and what each author must be told."""
+
+from picolab import comm
+
+
+def _local(x, w, dy):
+    return dy @ w, dy.flatten(0, 1).T @ x.flatten(0, 1)
+
+
+def no_all_reduce(x, w, dy):
+    return _local(x, w, dy)
+
+
+def does_not_wait(x, w, dy):
+    dx, dw = _local(x, w, dy)
+    comm.all_reduce(dx, "tp", "dx", async_op=True)
+    return dx, dw
+
+
+def reduces_dw_too(x, w, dy):
+    dx, dw = _local(x, w, dy)
+    return comm.all_reduce(dx, "tp", "dx"), comm.all_reduce(dw, "tp", "dw")
+
+
+def reduces_dw_instead(x, w, dy):
+    dx, dw = _local(x, w, dy)
+    return dx, comm.all_reduce(dw, "tp", "dw")
+
+
+def averages(x, w, dy):
+    dx, dw = _local(x, w, dy)
+    return comm.all_reduce(dx, "tp", "dx", op="avg"), dw
+
+
+def sums_over_the_world(x, w, dy):
+    dx, dw = _local(x, w, dy)
+    return comm.all_reduce(dx, "world", "dx"), dw
+
+
+def gathers_instead(x, w, dy):
+    whole_w = comm.all_gather(w, "tp", "w")
+    whole_dy = comm.all_gather(dy.contiguous(), "tp", "dy", dim=2)
+    return whole_dy @ whole_w, _local(x, w, dy)[1]
+
+
+def reduces_each_sequence(x, w, dy):
+    dx, dw = _local(x, w, dy)
+    for sequence in dx:
+        comm.all_reduce(sequence, "tp", "dx")
+    return dx, dw
+
+
+def takes_the_first_sequence(x, w, dy):
+    dx, _ = _local(x, w, dy)
+    return comm.all_reduce(dx, "tp", "dx"), dy[0].T @ x[0]
+
+
+def transposes_dw(x, w, dy):
+    dx, dw = _local(x, w, dy)
+    return comm.all_reduce(dx, "tp", "dx"), dw.T
+
+
+def scales_dy_in_place(x, w, dy):
+    dy *= x.shape[0]
+    dx, dw = _local(x, w, dy)
+    return comm.all_reduce(dx, "tp", "dx") / x.shape[0], dw / x.shape[0]
+
+
+def writes_dx_into_x(x, w, dy):
+    dx, dw = _local(x, w, dy)
+    return x.copy_(comm.all_reduce(dx, "tp", "dx")), dw
+
+
+def forgets_dw(x, w, dy):
+    return comm.all_reduce(dy @ w, "tp", "dx")
+
+
+def calls_the_packages(x, w, dy):
+    from picolab.parallel.tensor_comm import column_linear
+
+    x, w = x.requires_grad_(), w.requires_grad_()
+    column_linear(x, w).backward(dy)
+    return x.grad, w.grad
+
+
+MUTANTS = {
+    no_all_reduce: "nobody adds up the ranks' parts",
+    does_not_wait: "once `wait()` returns",
+    reduces_dw_too: "dw stays where it is made",
+    reduces_dw_instead: "what was all-reduced is another tensor",
+    averages: "all of it is 0.5 times what it should be",
+    sums_over_the_world: "it communicates over the ranks (0, 1, 2, 3)",
+    gathers_instead: "it uses all-gathers; allowed are all-reduces",
+    reduces_each_sequence: "it takes 2 all-reduces, and the budget is 1",
+    takes_the_first_sequence: "the first sequence alone is in it",
+    transposes_dw: "dw has the shape (5, 3), and should have (3, 5)",
+    scales_dy_in_place: "it changed its input `dy`",
+    writes_dx_into_x: "it changed its input `x`",
+    forgets_dw: "it returns one thing; asked for is `return dx, dw`",
+    calls_the_packages: "is what this exercise asks you to write",
+}
