@@ -67,9 +67,10 @@ class Doctor:
 
     def run(self) -> int:
         from picolab.lab.doctor import doctor
+        from picolab.show.terminal import say
 
         report = doctor()
-        print(report.to_json() if self.json else report)
+        say(report.to_json() if self.json else report)
         return 0 if report.ok else 1
 
 
@@ -252,12 +253,13 @@ class Progress:
     def run(self) -> int:
         from picolab import chapters
         from picolab.exercises.record import progress, standing
+        from picolab.show.terminal import say
 
         chapters.register()
         if self.json:
             print(json.dumps({"exercises": standing(self.chapter, kept=True)}))
         else:
-            print(progress(self.chapter, kept=True))
+            say(progress(self.chapter, kept=True))
         return 0
 
 
@@ -278,13 +280,14 @@ class Runs:
 
     def run(self) -> int:
         from picolab.launch import rundirs
+        from picolab.show.terminal import say
 
         if self.action == "ls":
             if self.names or self.all:
                 raise ValueError(
                     "picolab runs ls takes no names; to remove runs: picolab runs rm NAME..."
                 )
-            print(_listing(rundirs, as_json=self.json))
+            say(_listing(rundirs, as_json=self.json))
             return 0
         if self.all == bool(self.names):
             raise ValueError(

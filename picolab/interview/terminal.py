@@ -6,12 +6,12 @@ on the disk by then, and a question that was not graded leaves no trace.
 """
 
 import random
-import shutil
 import sys
-import textwrap
 from collections.abc import Callable
 from datetime import date, datetime
 from pathlib import Path
+
+from rich.console import RenderableType
 
 from picolab.interview import mock, statistics
 from picolab.interview.answers import RATINGS
@@ -19,6 +19,7 @@ from picolab.interview.bank import Bank, Language, Numeric, Question, check_lang
 from picolab.interview.reviews import Clock, ReviewLog, now
 from picolab.interview.session import Session
 from picolab.interview.words import WORDS, spoken
+from picolab.show.terminal import WIDEST, console, listed, markdown, text
 
 _LETTERS = "abcdefghijklmnoprtuvwxyz"  # q and s have a meaning of their own
 
@@ -206,7 +207,7 @@ class Terminal:
         while typed := self._prompt(prompt):
             try:
                 verdict = session.answer_number(index, typed)
-                self.say(f"  {spoken(verdict.text, self.language)}")
+                self._show(listed([(" ", spoken(verdict.text, self.language))]))
                 return
             except ValueError as error:  # no number: ask again
                 self.say(f"  {spoken(str(error), self.language)}")
@@ -227,7 +228,7 @@ class Terminal:
             self.say(self._words["no torch"])
             return
         path = self._folder / f"{exercise_id.replace('.', '_').replace('-', '_')}.py"
-        self.say(exercise.statement() + "\n\n" + textwrap.indent(exercise.stub, "    "))
+        self._show(markdown(f"{exercise.statement()}\n\n```python\n{exercise.stub}\n```"))
         try:
             if not path.exists():
                 path.write_text(exercise.stub + "\n", encoding="utf-8")
@@ -259,37 +260,37 @@ class Terminal:
     def stats(self) -> None:
         reviews = self.log.reviews()
         self._say_what_is_unreadable()
-        self.say(str(statistics.by_area(self.bank, reviews)))
-        self.say("\n" + str(statistics.forecast(self.bank, reviews, self._clock())))
-        self.say("\n" + str(statistics.calibration(reviews)))
+        self._show(statistics.by_area(self.bank, reviews))
+        self._show("", statistics.forecast(self.bank, reviews, self._clock()))
+        self._show("", statistics.calibration(reviews))
 
     def _show_question(self, question: Question) -> None:
-        self.say(f"\n{question.title}\n")
-        self._wrapped(question.question)
+        self._show(f"\n{question.title}\n", markdown(question.question))
         if question.conventions:
-            self.say(f"\n{self._words['conventions']}: {'; '.join(question.conventions)}")
+            said = f"{self._words['conventions']}: {'; '.join(question.conventions)}"
+            self._show("", markdown(said))
 
     def _show_answer(self, question: Question) -> None:
-        words = self._words
-        self.say(f"\n{words['answer']}\n")
-        self._wrapped(question.answer)
+        words, found = self._words, question.computed()
+        self._show(f"\n{words['answer']}\n", markdown(question.answer))
         if question.steps:
-            self.say(f"\n{words['steps']}")
-            for i, step in enumerate(question.steps, 1):
-                self._wrapped(f"{i}. {step.look}: {step.because}", "   ")
-        for number in question.numeric:
-            value, unit = question.computed()[number.value], f" {number.unit}".rstrip()
-            self._wrapped(f"= {asked_for(number)}: {value:.6g}{unit}")
-        self.say(f"\n{words['rubric']}")
-        for i, point in enumerate(question.rubric, 1):
-            must = words["must"] if point.must else ""
-            self._wrapped(f"{i}. [{point.points}] {point.text}{must}", "   ")
-        self.say(words["flags"])
-        for letter, flag in zip(_LETTERS, question.red_flags):
-            self._wrapped(f"{letter}. {flag}", "   ")
-        self.say(words["followups"])
-        for follow in question.followups:
-            self._wrapped(f"- {follow.question} ({'; '.join(follow.points)})", "  ")
+            steps = enumerate(question.steps, 1)
+            shown = listed((f"{i}.", f"{step.look}: {step.because}") for i, step in steps)
+            self._show(f"\n{words['steps']}", shown)
+        if question.numeric:
+            numbers = (
+                ("=", f"{asked_for(one)}: {found[one.value]:.6g} {one.unit}".rstrip())
+                for one in question.numeric
+            )
+            self._show("", listed(numbers))
+        points = [
+            (f"{i}.", f"[{point.points}] {point.text}{words['must'] if point.must else ''}")
+            for i, point in enumerate(question.rubric, 1)
+        ]
+        flags = [(f"{mark}.", flag) for mark, flag in zip(_LETTERS, question.red_flags)]
+        more = [("-", f"{one.question} ({'; '.join(one.points)})") for one in question.followups]
+        self._show(f"\n{words['rubric']}", listed(points), words["flags"], listed(flags))
+        self._show(words["followups"], listed(more))
         self.say(f"{words['read']}: {', '.join([*question.cells, *question.sources])}")
 
     # Reading and writing.
@@ -326,14 +327,10 @@ class Terminal:
                 return sorted(set(found))
             self.say(f"  a ... {_LETTERS[most - 1]}")
 
-    def _wrapped(self, text: str, indent: str = "") -> None:
-        width = min(100, shutil.get_terminal_size().columns)
-        for paragraph in text.strip().split("\n"):
-            if self.language == "zh":  # no spaces to break at; the terminal does it
-                self.say(paragraph)
-            else:
-                lines = textwrap.wrap(paragraph, width, subsequent_indent=indent) or [""]
-                self.say("\n".join(lines))
+    def _show(self, *shown: RenderableType) -> None:
+        to = console()
+        to.width = min(WIDEST, to.width)
+        self.say(text(*shown, to=to))
 
     def _say_what_is_unreadable(self) -> None:
         self.log.reviews()

@@ -80,9 +80,16 @@ class DoctorReport:
     def _table(self) -> Table:
         return Table(["check", "", "found"], [check[:3] for check in self.checks])
 
-    def __repr__(self) -> str:
+    def __rich__(self):
+        from rich.console import Group
+
         cures = [f"{check.name}: {check.cure}" for check in self.checks if check.cure]
-        return "\n".join([repr(self._table()), "", *cures, self.verdict])
+        return Group(self._table(), "", *cures, self.verdict)
+
+    def __repr__(self) -> str:
+        from picolab.show.terminal import text
+
+        return text(self)
 
     def _repr_html_(self) -> str:
         cures = "".join(

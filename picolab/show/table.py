@@ -11,20 +11,24 @@ class Table:
     def __init__(self, columns: Sequence[str], rows: Sequence[Sequence], title: str = ""):
         self.columns, self.rows, self.title = list(columns), [list(row) for row in rows], title
 
+    def __rich__(self):
+        from rich.box import Box
+        from rich.console import Group
+        from rich.table import Table as Rich
+
+        rule = Box("    \n    \n -  \n" + "    \n" * 5)
+        table = Rich(box=rule, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+        for i, name in enumerate(self.columns):
+            right = i > 0 and self._numeric(i)
+            table.add_column(name, justify="right" if right else "left", overflow="fold")
+        for row in self.rows:
+            table.add_row(*map(show, row))
+        return Group(self.title, table) if self.title else table
+
     def __repr__(self) -> str:
-        cells = [self.columns, *([show(value) for value in row] for row in self.rows)]
-        widths = [max(len(row[i]) for row in cells) for i in range(len(self.columns))]
-        left = [i == 0 or not self._numeric(i) for i in range(len(self.columns))]
-        lines = [
-            "  ".join(
-                text.ljust(width) if is_left else text.rjust(width)
-                for text, width, is_left in zip(row, widths, left)
-            ).rstrip()
-            for row in cells
-        ]
-        rule = "  ".join("-" * width for width in widths)
-        head = [self.title] if self.title else []
-        return "\n".join([*head, lines[0], rule, *lines[1:]])
+        from picolab.show.terminal import text
+
+        return text(self)
 
     def _repr_html_(self) -> str:
         def cell(tag, i, text):

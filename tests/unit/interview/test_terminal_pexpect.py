@@ -107,7 +107,7 @@ def test_a_known_mistake_gets_its_reason_on_the_spot(home):
     talk = start(home, "--level", "4")
     talk.expect("bubble \\(of the total\\)")
     talk.sendline("21.9")
-    talk.expect("That is the share of the \\*ideal\\* time")
+    talk.expect("That is the share of the \x1b\\[3mideal\x1b\\[0m time")  # slanted
     talk.sendline("q")
     talk.expect("Stopped. The question that was open is not written; 0 graded.")
     assert ended(talk) == 0

@@ -106,7 +106,7 @@ def test_a_table_reads_the_same_as_text_and_as_html():
     assert repr(table).splitlines() == [
         "a title",
         "name       bytes",
-        "-----  ---------",
+        "------ ---------",
         "a <b>  1,234,567",
         "c",
     ]
