@@ -16,6 +16,7 @@ import time
 import psutil
 import pytest
 
+from picolab.cli import main
 from picolab.costs import parameters
 from picolab.launch import rundirs
 from picolab.specs import ModelConfig
@@ -46,6 +47,17 @@ def picolab(*words: str) -> subprocess.CompletedProcess:
     return subprocess.CompletedProcess(words, process.returncode, stdout, stderr)
 
 
+@pytest.fixture
+def here(capsys):
+    """The command in this process, where torch and the rank server are there already."""
+
+    def call(*words: str) -> subprocess.CompletedProcess:
+        status = main(list(words))
+        return subprocess.CompletedProcess(words, status, *capsys.readouterr())
+
+    return call
+
+
 def test_train_json():
     done = picolab("train", "--layout", "dp2tp2", *SMALL, "--json")
     assert done.returncode == 0, done.stderr
@@ -61,18 +73,18 @@ def test_train_json():
     assert done.stderr.strip(), "progress goes to stderr"
 
 
-def test_the_same_seed_gives_the_same_losses():
+def test_the_same_seed_gives_the_same_losses(here):
     words = ("train", *SMALL, "--accumulate", "2", "--data", "random", "--json")
     first, again, other = (
-        json.loads(picolab(*words, "--seed", seed).stdout)["losses"] for seed in ("1", "1", "2")
+        json.loads(here(*words, "--seed", seed).stdout)["losses"] for seed in ("1", "1", "2")
     )
     assert first == again != other
 
 
-def test_the_optimizer_s_flags_reach_the_run():
+def test_the_optimizer_s_flags_reach_the_run(here):
     words = ("train", *SMALL, "--data", "random", "--json")
     plain, free, clipped, still = (
-        json.loads(picolab(*words, *more).stdout)["losses"]
+        json.loads(here(*words, *more).stdout)["losses"]
         for more in (
             (),
             ("--clip", "None"),
@@ -110,11 +122,17 @@ def test_help_explains_every_setting():
         (["--backend", "smoke"], "smoke"),
     ],
 )
-def test_bad_input_is_one_sentence(words, sentence):
-    done = picolab("train", *words)
+def test_bad_input_is_one_sentence(here, words, sentence):
+    done = here("train", *words)
     assert done.returncode == 2, done.stderr
     assert done.stdout == "" and "Traceback" not in done.stderr
     assert done.stderr.count("\n") == 1 and sentence in done.stderr
+
+
+def test_bad_input_is_one_sentence_in_a_process_of_its_own():
+    done = picolab("train", "--layout", "dp2xx3")
+    assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1
+    assert "'xx' is not an axis" in done.stderr
 
 
 def test_unknown_flag_names_the_nearest():

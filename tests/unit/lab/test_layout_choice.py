@@ -35,8 +35,8 @@ def test_exactly_what_works_is_offered(config, max_world):
     for dp, tp, pp, cp in itertools.product(range(1, max_world + 1), repeat=4):
         layout = Layout(dp=dp, tp=tp, pp=pp, cp=cp)
         try:
-            layout.check(config)
-            works = layout.world <= max_world
+            works = layout.world <= max_world  # the cheaper question first: most are too many
+            works and layout.check(config)
         except ValueError:
             works = False
         assert offered.get((dp, tp, pp, cp)) == (layout if works else None)

@@ -24,7 +24,7 @@ def one_bar():
     import plotly.graph_objects as go
 
     bar = go.Bar(x=["a"], y=[1], marker={"color": picture.BLUE})
-    return go.Figure(bar, layout={"template": picture.template(), "height": 300})
+    return go.Figure(bar, layout={"template": picture.template(), "height": 180})
 
 
 def pixels(data: bytes) -> tuple[int, int, set[tuple[int, ...]]]:
@@ -63,7 +63,7 @@ def _unfiltered(way: int, line: bytes, above: bytearray, channels: int) -> bytea
 
 def check_image(data: bytes):
     width, height, colours = pixels(data)
-    assert (width, height) == (2 * png.WIDTH, 600)
+    assert (width, height) == (2 * png.WIDTH, 360)
     assert (0xFF, 0xFF, 0xFF) in {colour[:3] for colour in colours if colour[3:] in ((), (255,))}
     assert all(colour[3:] in ((), (255,)) for colour in colours)  # nothing shows through
     blue = tuple(bytes.fromhex(picture.BLUE[1:]))

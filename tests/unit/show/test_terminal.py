@@ -12,9 +12,9 @@ import sys
 
 import pexpect
 import pytest
-from picolab.show.table import Table
 from rich.cells import cell_len
 
+from picolab.show.table import Table
 from picolab.show.terminal import console, listed, markdown, text
 
 LONG = (
