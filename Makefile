@@ -36,9 +36,9 @@ help:
 
 lab:
 	@$(setup) lab
-	@'$(VENV)/bin/python' -m picolab.lab.workcopy --work '$(WORK)'
-	@exec '$(VENV)/bin/python' -m jupyterlab --ServerApp.root_dir='$(WORK)' --port=$(PORT) --log-level=WARN \
-		--LabApp.default_url=/lab/tree/00_start_here.ipynb $(as_root) $(no_browser)
+	@'$(VENV)/bin/python' -m picolab.lab.workcopy --work '$(WORK)' --port '$(PORT)'
+	@exec '$(VENV)/bin/python' -m jupyterlab --ServerApp.root_dir='$(WORK)' --port=$(PORT) --ServerApp.port_retries=0 --log-level=WARN \
+		--LabApp.news_url=None --LabApp.default_url=/lab/tree/00_start_here.ipynb $(as_root) $(no_browser)
 
 test:
 	@$(setup) test

@@ -19,8 +19,9 @@ from types import NoneType, UnionType
 from typing import Annotated, Literal, Union, get_args, get_origin
 
 import tyro
-from tyro.conf import OmitArgPrefixes, Positional, arg, subcommand
+from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, Positional, arg, subcommand
 
+import picolab
 from picolab.specs import ModelConfig, TrainConfig
 from picolab.specs.settings import HEADINGS, RunOptions, Setting, settings
 
@@ -44,8 +45,12 @@ def _flag(setting: Setting) -> tuple | None:
         return None
     elif Path in members:
         word = "PATH"
-    else:  # where None is the default there is no need to type it; elsewhere tyro offers it
-        word = _WORDS.get(kinds[0]) if setting.default is None else None
+    elif setting.name == "model":
+        word = f"{{{','.join(ModelConfig.presets())}}}"
+    else:  # where None is the default there is no need to type it
+        word = _WORDS.get(kinds[0])
+        if NoneType in members and setting.default is not None:
+            word += "|None"
     hint = "(default: the model's)" if setting.of is ModelConfig else None
     about = arg(help=setting.about, metavar=word, help_behavior_hint=hint)
     if NoneType in members:
@@ -106,11 +111,9 @@ class Train:
 
 
 @dataclass(frozen=True)
-class Checkpoint:
-    """Look at checkpoints: is every byte the one that was written? Exit status 1 if not."""
+class CheckpointVerify:
+    """Read and hash every file: is every byte the one that was written? Exit status 1 if not."""
 
-    action: Positional[Literal["verify", "ls"]]
-    """verify reads and hashes every file; ls lists the checkpoints of a folder, oldest first"""
     path: Annotated[Positional[str], arg(metavar="PATH")]
     """a checkpoint, or a folder of them"""
     json: bool = False
@@ -119,8 +122,6 @@ class Checkpoint:
     def run(self) -> int:
         from picolab.training import folder
 
-        if self.action == "ls":
-            return _checkpoints(folder.contents(self.path), self.json)
         found = folder.verify(self.path)
         if self.json:
             shown = [{**asdict(one), "path": str(one.path)} for one in found]
@@ -135,6 +136,34 @@ class Checkpoint:
 
 
 @dataclass(frozen=True)
+class CheckpointLs:
+    """List the checkpoints of a folder, oldest first."""
+
+    path: Annotated[Positional[str], arg(metavar="PATH")]
+    """a folder of checkpoints"""
+    json: bool = False
+    """print one JSON object"""
+
+    def run(self) -> int:
+        from picolab.training import folder
+
+        return _checkpoints(folder.contents(self.path), self.json)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Look at checkpoints: what there is, and whether every byte is the one that was written."""
+
+    action: OmitSubcommandPrefixes[
+        Annotated[CheckpointVerify, subcommand("verify")]
+        | Annotated[CheckpointLs, subcommand("ls")]
+    ]
+
+    def run(self) -> int:
+        return self.action.run()
+
+
+@dataclass(frozen=True)
 class Verify:
     """Train a small, awkward model in one process and in a layout, and compare everything. On a
     mismatch: the parameter, the ratio, and the most likely cause."""
@@ -143,8 +172,8 @@ class Verify:
     """which layout; its ranks run here"""
     dtype: Literal["fp64", "fp32"] = "fp64"
     """fp64 tells a bug from rounding: rounding shrinks, a bug does not"""
-    fault: str | None = None
-    """switch on a fault of the catalogue, and see it named"""
+    fault: Annotated[str | None, arg(metavar="FAULT", help_behavior_hint="(default: none)")] = None
+    """switch on a fault of the catalogue (listed below), and see it named"""
     json: bool = False
     """print one JSON object"""
 
@@ -156,89 +185,175 @@ class Verify:
         return status
 
 
+def _topics() -> str:
+    """The installed banks' names, for --help; nothing is read for it."""
+    from picolab.interview.bank import BankError, bank_folder
+
+    try:
+        names = [path.stem for path in sorted(bank_folder().glob("*.yaml"))]
+    except BankError:
+        return "TOPIC"
+    return f"{{{','.join(name for name in names if '.' not in name and name != 'sources')}}}"
+
+
+Topic = Annotated[str | None, arg(metavar=_topics(), help_behavior_hint="(default: all)")]
+Lang = Annotated[str, arg(metavar="{en,zh}")]
+BankFolder = Annotated[
+    str | None, arg(metavar="FOLDER", help_behavior_hint="(default: the installed one)")
+]
+LogFile = Annotated[
+    str | None, arg(metavar="FILE", help_behavior_hint="(default: in your data folder)")
+]
+
+
 @dataclass(frozen=True)
-class Quiz:
-    """Practise for interviews: questions whose numbers are computed, and come again when due.
+class _Bank:
+    """What all of `picolab quiz` can be told."""
 
-    Alone, it asks up to five: due ones first, then new ones. With --minutes 45 it is a mock
-    interview, with a report. `quiz show ID` shows a question with its answer, `quiz stats` what is
-    known and what comes, `quiz lint` checks the banks, `quiz export anki out.apkg` makes a deck."""
+    topic: Topic = None
+    """of one bank only"""
+    lang: Lang = "en"
+    """en or zh"""
+    bank: BankFolder = None
+    """a folder of question banks"""
+    log: LogFile = None
+    """where grades are kept, and read from"""
 
-    action: Annotated[
-        Positional[tuple[str, ...]], arg(metavar="[show ID | stats | lint | export anki FILE]")
-    ] = ()
-    """nothing: practise"""
-    topic: str | None = None
-    """of one bank only, for instance 4d_basics"""
-    level: int | None = None
+    def folder(self) -> Path:
+        from picolab import chapters
+        from picolab.interview import bank
+
+        chapters.register()
+        return Path(self.bank) if self.bank else bank.bank_folder()
+
+    def face(self):
+        from picolab.interview import bank, reviews, terminal
+
+        log = reviews.ReviewLog(Path(self.log) if self.log else None)
+        return terminal.Terminal(bank.load(self.folder()), log, self.lang)
+
+
+@dataclass(frozen=True)
+class Practise(_Bank):
+    """Practise: due questions first, then new ones, the easier and shorter ones before the others.
+    With --minutes 45 it is a mock interview, with a report."""
+
+    level: Annotated[int | None, arg(metavar="{3,4,5,6}", help_behavior_hint="(default: all)")] = (
+        None
+    )
     """3 explain, 4 quantify, 5 design, 6 diagnose"""
     due: bool = False
     """only what is due"""
     n: Annotated[int, arg(aliases=["-n"])] = 5
     """how many questions"""
-    minutes: int | None = None
+    minutes: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(usual: 45)")] = None
     """a mock interview of so many minutes"""
-    lang: str = "en"
-    """en or zh"""
     until: Annotated[str | None, arg(metavar="DATE")] = None
     """the day of an interview, as 2027-03-01: everything comes before it"""
     report: Annotated[str | None, arg(metavar="FILE")] = None
     """where the mock interview's report goes"""
-    strict: bool = False
-    """lint: a translation that is behind its English is an error"""
-    bank: Annotated[
-        str | None, arg(metavar="FOLDER", help_behavior_hint="(default: the installed one)")
-    ] = None
-    """a folder of question banks"""
-    log: Annotated[
-        str | None, arg(metavar="FILE", help_behavior_hint="(default: in your data folder)")
-    ] = None
-    """where grades are kept, and read from"""
 
     def run(self) -> int:
-        from picolab import chapters
-        from picolab.interview import bank, reviews, terminal
         from picolab.interview.session import day
 
-        chapters.register()
-        what, *rest = self.action or ("practise",)
-        wanted = {"practise": 0, "show": 1, "stats": 0, "lint": 0, "export": 2}
-        if what not in wanted or len(rest) != wanted[what]:
-            raise ValueError(
-                f"picolab quiz {' '.join(self.action)}: write picolab quiz, or one of show ID, "
-                "stats, lint, export anki FILE"
-            )
         if self.minutes is not None and (self.level is not None or self.due):
             raise ValueError(
                 "a mock interview (--minutes) chooses levels and questions itself; leave out "
                 "--level and --due"
             )
-        folder = Path(self.bank) if self.bank else bank.bank_folder()
-        if what == "lint":
-            from picolab.interview.lint import main_lint
-
-            return main_lint(folder, self.strict)
-        questions = bank.load(folder)
-        if what == "export":
-            from picolab.interview.anki import export
-
-            if rest[0] != "anki":
-                raise ValueError(f"only anki can be exported to, not {rest[0]!r}")
-            count = export(questions, Path(rest[1]), self.lang, self.topic)
-            print(f"{count} questions in {rest[1]}")
-            return 0
-        log = reviews.ReviewLog(Path(self.log) if self.log else None)
-        face = terminal.Terminal(questions, log, self.lang)
-        if what == "show":
-            face.show(rest[0])
-        elif what == "stats":
-            face.stats()
-        elif self.minutes is not None:
+        if self.minutes is not None:
             report = Path(self.report) if self.report else None
-            face.interview(self.minutes, self.topic, report, day(self.until))
+            self.face().interview(self.minutes, self.topic, report, day(self.until))
         else:
-            face.practise(self.topic, self.level, self.due, self.n, day(self.until))
+            self.face().practise(self.topic, self.level, self.due, self.n, day(self.until))
         return 0
+
+
+@dataclass(frozen=True)
+class ListQuestions(_Bank):
+    """List the questions: id, level, minutes, kind, title, and when each comes again."""
+
+    def run(self) -> int:
+        self.face().questions(self.topic)
+        return 0
+
+
+@dataclass(frozen=True)
+class Show(_Bank):
+    """Show a question with its answer, rubric and sources."""
+
+    id: Positional[str] = ""
+    """of the question, as 4d-003; `picolab quiz list` has them"""
+
+    def run(self) -> int:
+        if not self.id:
+            raise ValueError("say which question, as in picolab quiz show 4d-003")
+        self.face().show(self.id)
+        return 0
+
+
+@dataclass(frozen=True)
+class Stats(_Bank):
+    """What is known, what comes due, and whether your confidence is earned."""
+
+    def run(self) -> int:
+        self.face().stats()
+        return 0
+
+
+@dataclass(frozen=True)
+class Lint:
+    """Check the banks: every mistake with its file and line. Exit status 1 if there is one."""
+
+    strict: bool = False
+    """a translation that is behind its English is an error"""
+    bank: BankFolder = None
+    """a folder of question banks"""
+
+    def run(self) -> int:
+        from picolab.interview.lint import main_lint
+
+        return main_lint(_Bank(bank=self.bank).folder(), self.strict)
+
+
+@dataclass(frozen=True)
+class Export(_Bank):
+    """Make a deck of the questions for Anki."""
+
+    to: Positional[Literal["anki"]] = "anki"
+    """the program"""
+    file: Annotated[Positional[str], arg(metavar="FILE")] = "picolab.apkg"
+    """where the deck goes"""
+
+    def run(self) -> int:
+        from picolab.interview import bank
+        from picolab.interview.anki import export
+
+        count = export(bank.load(self.folder()), Path(self.file), self.lang, self.topic)
+        print(f"{count} questions in {self.file}")
+        return 0
+
+
+QUIZ = ("practise", "list", "show", "stats", "lint", "export")
+
+
+@dataclass(frozen=True)
+class Quiz:
+    """Practise for interviews: questions whose numbers are computed, and come again when due.
+
+    Alone, it asks up to five, as `picolab quiz practise` does."""
+
+    what: OmitSubcommandPrefixes[
+        Annotated[Practise, subcommand("practise")]
+        | Annotated[ListQuestions, subcommand("list")]
+        | Annotated[Show, subcommand("show")]
+        | Annotated[Stats, subcommand("stats")]
+        | Annotated[Lint, subcommand("lint")]
+        | Annotated[Export, subcommand("export")]
+    ]
+
+    def run(self) -> int:
+        return self.what.run()
 
 
 @dataclass(frozen=True)
@@ -264,34 +379,39 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class Runs:
-    """List or remove run directories; picolab itself keeps the newest 20."""
+class RunsLs:
+    """List run directories, oldest first."""
 
-    action: Positional[Literal["ls", "rm"]]
-    """ls lists them, oldest first; rm removes the named ones"""
-    names: Annotated[
-        Positional[tuple[str, ...]], arg(metavar="NAME...", help_behavior_hint="")
-    ] = ()
-    """the runs to remove"""
-    all: bool = False
-    """rm: every run that is not going on"""
     json: bool = False
-    """ls: print one JSON object"""
+    """print one JSON object"""
 
     def run(self) -> int:
         from picolab.launch import rundirs
         from picolab.show.terminal import say
 
-        if self.action == "ls":
-            if self.names or self.all:
-                raise ValueError(
-                    "picolab runs ls takes no names; to remove runs: picolab runs rm NAME..."
-                )
-            say(_listing(rundirs, as_json=self.json))
-            return 0
+        say(_listing(rundirs, as_json=self.json))
+        return 0
+
+
+@dataclass(frozen=True)
+class RunsRm:
+    """Remove run directories: the named ones, or with --all every run that is not going on."""
+
+    names: Annotated[
+        Positional[tuple[str, ...]], arg(metavar="NAME...", help_behavior_hint="")
+    ] = ()
+    """the runs to remove; `picolab runs ls` shows the names"""
+    all: bool = False
+    """every run that is not going on"""
+
+    def run(self) -> int:
+        from picolab.launch import rundirs
+
         if self.all == bool(self.names):
             raise ValueError(
-                "picolab runs rm needs names, or --all; picolab runs ls shows the names"
+                "say which runs, or --all; picolab runs ls shows the names"
+                if not self.names
+                else "either names or --all, not both"
             )
         if self.all:
             names = [run.name for run in rundirs.ls() if not rundirs.is_running(run)]
@@ -300,6 +420,18 @@ class Runs:
         for run in rundirs.remove(names):
             print(f"removed {run}")
         return 0
+
+
+@dataclass(frozen=True)
+class Runs:
+    """List or remove run directories; picolab itself keeps the newest 20."""
+
+    action: OmitSubcommandPrefixes[
+        Annotated[RunsLs, subcommand("ls")] | Annotated[RunsRm, subcommand("rm")]
+    ]
+
+    def run(self) -> int:
+        return self.action.run()
 
 
 def _listing(rundirs, as_json: bool):
@@ -357,19 +489,39 @@ Command = (
 )
 
 
+def parse(words: list[str]):
+    """The command that these words ask for. SystemExit after --help, and for what cannot be met."""
+    # Alone, or with flags only, `quiz` is practice; its --help is the list of what else there is.
+    first = words[1] if len(words) > 1 else "--"
+    if words[:1] == ["quiz"] and first.startswith("-") and first not in ("-h", "--help"):
+        words.insert(1, "practise")
+    elif words[:1] == ["quiz"] and first not in (*QUIZ, "-h", "--help"):
+        raise ValueError(f"there is no `picolab quiz {first}`; there are {', '.join(QUIZ)}")
+    try:
+        return tyro.cli(
+            Command,
+            prog="picolab",
+            description="Learn how large models are trained on many devices, by training one on "
+            "yours. `picolab --version` says which this is.",
+            args=words,
+            config=(tyro.conf.FlagCreatePairsOff,),
+        )
+    except SystemExit:
+        if words[:1] == ["verify"] and {"-h", "--help"} & set(words):
+            print(_faults())
+        raise
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Parse, run, and turn what went wrong into one sentence and an exit status."""
     if os.environ.get("NO_COLOR"):  # tyro asks TERM only; older ones have no such option
         getattr(tyro, "_experimental_options", {})["ansi_codes"] = False
-    command = tyro.cli(
-        Command,
-        prog="picolab",
-        description="Learn how large models are trained on many devices, by training one on yours.",
-        args=arguments,
-        config=(tyro.conf.FlagCreatePairsOff,),
-    )
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if words == ["--version"]:
+        print(f"picolab {picolab.__version__}")
+        return 0
     try:
-        return command.run()
+        return parse(words).run()
     except KeyboardInterrupt:
         return _say("interrupted; no rank is left", 130)
     except (ValueError, ImportError) as error:
@@ -382,6 +534,15 @@ def main(arguments: list[str] | None = None) -> int:
         if not isinstance(error, RankFailure):
             raise
         return _say(error.headline(), 1)
+
+
+def _faults() -> str:
+    """The catalogue, as --help of verify lists it."""
+    try:
+        from picolab.debug.faults import CATALOGUE
+    except ImportError:
+        return "The faults are listed where torch is installed."
+    return "faults:\n" + "\n".join(f"  {name}" for name in CATALOGUE)
 
 
 def _say(sentence: str, status: int) -> int:

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from picolab.exercises.catalogue import About
+
 
 @dataclass(frozen=True)
 class Chapter:
@@ -21,8 +23,8 @@ class Chapter:
     """of the bank: key -> heading"""
     counts: Mapping[str, float]
     """of the bank: see interview/topics.py"""
-    exercises: Mapping[str, str]
-    """id -> module; those of the bank's coding tasks too"""
+    exercises: Mapping[str, About]
+    """by id; those of the bank's coding tasks too"""
     mysteries: str
     """the module that has them as CASES"""
     cheatsheet: str

@@ -13,8 +13,9 @@ import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from picolab.exercises import record
+from picolab.exercises import catalogue, record
 from picolab.exercises.case import Case
+from picolab.exercises.catalogue import About
 from picolab.exercises.check import CheckResult, check
 
 
@@ -24,11 +25,6 @@ class Exercise:
 
     id: str
     """chapter.topic.name"""
-    title: str
-    minutes: int
-    """what it takes somebody who meets it first"""
-    difficulty: int
-    """1 (fill in a line) to 5 (a whole algorithm with traps)"""
     goal: str
     """what the function has to do, in a few sentences"""
     interface: str
@@ -44,12 +40,19 @@ class Exercise:
     judge: Callable
     """judge(learner, attempt), in each rank; see attempt.py"""
     cases: tuple[Case, ...]
-    starred: bool = False
-    """one of the two to do if you do only two"""
     blocked: tuple[str, ...] = ()
     """dotted names of the package's functions that do what is asked: they refuse while judged"""
     timeout: float = 10.0
     """seconds without progress of any rank until it counts as a deadlock"""
+
+    @property
+    def about(self) -> About:
+        """Title, minutes and difficulty, as its chapter lists them."""
+        return catalogue.about(self.id)
+
+    @property
+    def title(self) -> str:
+        return self.about.title
 
     def check(self, fn: Callable) -> CheckResult:
         """Run your function in real ranks and say what came of it.
@@ -91,12 +94,12 @@ class Exercise:
 
     def statement(self) -> str:
         """The whole statement as Markdown."""
-        star = "  ★ one of the two to do if you do only two" if self.starred else ""
-        dots = "●" * self.difficulty + "○" * (5 - self.difficulty)
+        star = "  ★ one of the two to do if you do only two" if self.about.starred else ""
+        dots = "●" * self.about.difficulty + "○" * (5 - self.about.difficulty)
         return "\n\n".join(
             [
                 f"#### {self.title}",
-                f"{self.minutes} minutes, difficulty {dots}{star}",
+                f"{self.about.minutes} minutes, difficulty {dots}{star}",
                 f"**Goal** {self.goal}",
                 f"**Interface** {self.interface}",
                 f"**Budget** {self.budget}",

@@ -10,7 +10,7 @@ import json
 from datetime import UTC, datetime
 from pathlib import Path
 
-from picolab.exercises.catalogue import find, ids
+from picolab.exercises.catalogue import about, ids
 from picolab.launch import rundirs
 from picolab.show.files import write_beside
 from picolab.show.front_end import has_front_end
@@ -67,11 +67,12 @@ def standing(chapter: str | None = None, kept: bool | None = None) -> list[dict]
     found = []
     # Coding tasks of the question banks are practised there.
     chosen = [name for name in ids(chapter) if chapter or not name.startswith("interview.")]
-    for exercise in map(find, chosen):
-        entry = {**stored.get(exercise.id, {}), **_here.get(exercise.id, {})}
+    for name in chosen:
+        exercise = about(name)
+        entry = {**stored.get(name, {}), **_here.get(name, {})}
         found.append(
             {
-                "id": exercise.id,
+                "id": name,
                 "title": exercise.title,
                 "starred": exercise.starred,
                 "minutes": exercise.minutes,

@@ -12,8 +12,9 @@ The clock and the randomness are given from outside, so a test replays a session
 faces (a terminal, a notebook) drive the same object. What is out of order is refused with a
 RuntimeError that says what comes first.
 
-**Which card.** Due ones first, the most overdue first. Then new ones, spread over areas and levels:
-from the stratum that was seen least, at random inside it. Of a chain, a later question comes only
+**Which card.** Due ones first, the most overdue first. Then new ones: the lower level first, of a
+level the shorter ones, and of these from the area that was seen least, at random inside it. Of a
+chain, a later question comes only
 after the earlier was seen, and not as the very next card, unless `deepen()` asks for it.
 """
 
@@ -254,19 +255,16 @@ class Session:
         return chain is not None and own is not None and own.name == chain
 
     def _new(self) -> list[str]:
-        """New questions: from the stratum (area, level) seen least, at random inside it."""
+        """New questions by level and minutes; then from the area seen least, at random inside."""
         found = self.states()
-        strata = Counter()
-        for state in found.values():
-            question = self._questions[state.id]
-            strata[question.area, question.level] += bool(state.reviews)
+        seen = Counter(self._questions[s.id].area for s in found.values() if s.reviews)
         ready = [
             self._questions[s.id]
             for s in found.values()
             if s.is_new and s.id not in self._skipped and self._chain_ready(s.id, found)
         ]
         self._rng.shuffle(ready)
-        return [q.id for q in sorted(ready, key=lambda q: strata[q.area, q.level])]
+        return [q.id for q in sorted(ready, key=lambda q: (q.level, q.minutes, seen[q.area]))]
 
     def _chain_ready(self, question_id: str, found: dict[str, State]) -> bool:
         chain = self._questions[question_id].chain

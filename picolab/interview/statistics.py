@@ -10,6 +10,14 @@ from picolab.interview.reviews import Review, State, states
 from picolab.interview.session import CONFIDENCE
 from picolab.show.table import Table
 
+PASS = 0.4
+"""of the points; below it a proposal is "again" (answers.propose)"""
+
+
+def passed_by(review: Review) -> bool:
+    """Hard or better, and the points for it: a grade that one gives oneself counts with them."""
+    return review.rating != "again" and review.score >= PASS
+
 
 def by_area(bank: Bank, reviews: list[Review]) -> Table:
     """For each area: questions, seen, passed at the last review, mean score of the last."""
@@ -20,7 +28,7 @@ def by_area(bank: Bank, reviews: list[Review]) -> Table:
     rows = []
     for area, held in areas.items():
         last = [state.reviews[-1] for state in held if state.reviews]
-        passed = sum(review.rating != "again" for review in last)
+        passed = sum(passed_by(review) for review in last)
         score = 100 * sum(r.score for r in last) / len(last) if last else None
         rows.append([area, len(held), len(last), passed, score])
     seen, total = sum(row[2] for row in rows), sum(row[1] for row in rows)
@@ -39,11 +47,12 @@ def forecast(bank: Bank, reviews: list[Review], at: datetime, days: int = 7) -> 
 
 
 def calibration(reviews: list[Review]) -> Table:
-    """Said before the answer was shown, against how it went: passed means hard or better."""
+    """Said before the answer was shown, against how it went: passed means hard or better, with the
+    points for it."""
     rows = []
     for level, word in CONFIDENCE.items():
         held = [review for review in reviews if review.confidence == level]
-        passed = sum(review.rating != "again" for review in held)
+        passed = sum(passed_by(review) for review in held)
         share = 100 * passed / len(held) if held else None
         score = 100 * sum(r.score for r in held) / len(held) if held else None
         rows.append([f"{level} {word}", len(held), share, score])
@@ -57,10 +66,10 @@ def calibration_sentence(reviews: list[Review]) -> str:
     unsure = [r for r in reviews if r.confidence in (1, 2)]
     if len(sure) < 5:
         return "Confidence against result (five answers given with confidence 3 or 4 tell more)"
-    passed = sum(r.rating != "again" for r in sure) / len(sure)
+    passed = sum(passed_by(r) for r in sure) / len(sure)
     if passed < 0.7:
         return f"Overconfident: of {len(sure)} answers you were sure of, {passed:.0%} passed"
-    low = sum(r.rating != "again" for r in unsure) / len(unsure) if len(unsure) >= 5 else 0.0
+    low = sum(passed_by(r) for r in unsure) / len(unsure) if len(unsure) >= 5 else 0.0
     if low > 0.8:
         return f"Underconfident: of {len(unsure)} answers you doubted, {low:.0%} passed"
     return f"Well calibrated: of {len(sure)} answers you were sure of, {passed:.0%} passed"

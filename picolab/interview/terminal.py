@@ -15,10 +15,12 @@ from rich.console import RenderableType
 
 from picolab.interview import mock, statistics
 from picolab.interview.answers import RATINGS
-from picolab.interview.bank import Bank, Language, Numeric, Question, check_language
+from picolab.interview.bank import Bank, BankError, Language, Numeric, Question, check_language
 from picolab.interview.reviews import Clock, ReviewLog, now
 from picolab.interview.session import Session
+from picolab.interview.sources import read_sources
 from picolab.interview.words import WORDS, spoken
+from picolab.show.table import Table
 from picolab.show.terminal import WIDEST, console, listed, markdown, text
 
 _LETTERS = "abcdefghijklmnoprtuvwxyz"  # q and s have a meaning of their own
@@ -257,9 +259,29 @@ class Terminal:
         self._show_question(question)
         self._show_answer(question)
 
+    def questions(self, topic: str | None = None) -> None:
+        """All questions, by level and length, and when each comes again."""
+        session = Session(self.bank, self.log, topic=topic, language=self.language)
+        due = {name: state.due for name, state in session.states().items()}
+        questions = sorted(self.bank.questions(topic), key=lambda q: (q.level, q.minutes, q.id))
+        rows = [
+            [
+                *(question.id, question.level, question.minutes, question.area, question.kind),
+                self.bank.find(question.id, self.language).title,
+                f"{due[question.id]:%Y-%m-%d}" if due.get(question.id) else "new",
+            ]
+            for question in questions
+        ]
+        columns = ["id", "level", "minutes", "area", "kind", "question", "comes"]
+        new = sum(row[-1] == "new" for row in rows)
+        self._show(Table(columns, rows, f"{len(rows)} questions, {new} of them new"))
+
     def stats(self) -> None:
         reviews = self.log.reviews()
         self._say_what_is_unreadable()
+        if not reviews:
+            self.say(self._words["no reviews"].format(n=len(self.bank.questions())))
+            return
         self._show(statistics.by_area(self.bank, reviews))
         self._show("", statistics.forecast(self.bank, reviews, self._clock()))
         self._show("", statistics.calibration(reviews))
@@ -291,7 +313,13 @@ class Terminal:
         more = [("-", f"{one.question} ({'; '.join(one.points)})") for one in question.followups]
         self._show(f"\n{words['rubric']}", listed(points), words["flags"], listed(flags))
         self._show(words["followups"], listed(more))
-        self.say(f"{words['read']}: {', '.join([*question.cells, *question.sources])}")
+        self.say(f"{words['read']}: {', '.join(question.cells)}")
+        try:
+            known = read_sources(self.bank.folder)
+        except BankError:  # a folder of one's own, without a list of sources
+            known = {}
+        for key in question.sources:
+            self.say(f"  {known[key].citation}: {known[key].link}" if key in known else f"  {key}")
 
     # Reading and writing.
 

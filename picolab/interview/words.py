@@ -42,6 +42,8 @@ WORDS: dict[str, dict[str, str]] = {
         "nothing at all": "Nothing is due, and nothing was graded yet. Without {due}, new ones "
         "come.",
         "all seen": "All of these were seen, and none is due; the next comes on {day}.",
+        "no reviews": "Nothing is graded yet, so there is nothing to count: `picolab quiz` asks "
+        "the first of {n} questions, `picolab quiz list` shows them all.",
         "none graded": "Nothing was graded, and nothing was written.",
         "quota": "{q} new ones a day are enough to have seen all before {until}.",
         "part": "Part: {part}. {left} minutes left.",
@@ -101,6 +103,8 @@ WORDS: dict[str, dict[str, str]] = {
         "nothing": "没有到期的题。下一题在 {day} 到期；不加 {due} 时也会出新题。",
         "nothing at all": "没有到期的题，也还没有评过分。不加 {due} 时会出新题。",
         "all seen": "这些题都看过了，没有到期的；下一题在 {day} 到期。",
+        "no reviews": "还没有评过分，无从统计：`picolab quiz` 会从 {n} 道题中出题，"
+        "`picolab quiz list` 列出全部。",
         "none graded": "没有评分，也没有记录。",
         "quota": "每天 {q} 道新题，就能在 {until} 之前全部看过一遍。",
         "part": "环节：{part}。还剩 {left} 分钟。",

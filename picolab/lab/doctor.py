@@ -39,6 +39,14 @@ _WIDGETS = {"jupyterlab": 4, "ipykernel": 6, "ipywidgets": 8, "anywidget": 0, "p
 _RANK_BYTES = 0.35e9
 
 
+EXTRAS = "pip install -e '.[torch,lab]'"
+WITHOUT_TORCH = (
+    "Works already, without torch: interview practice (picolab quiz), what was done (picolab "
+    "progress), formulas, layouts and schedules (pico.costs, pico.Layout, pico.schedules). For "
+    f"ranks and notebooks, in the checkout: {EXTRAS}"
+)
+
+
 class Check(NamedTuple):
     name: str
     status: str  # "ok", "warn" or "fail"
@@ -60,6 +68,8 @@ class DoctorReport:
 
     @property
     def verdict(self) -> str:
+        if any(check.name == "torch" and check.status == "fail" for check in self.checks):
+            return WITHOUT_TORCH
         failed = [check.name for check in self.checks if check.status == "fail"]
         warned = [check.name for check in self.checks if check.status == "warn"]
         if failed:

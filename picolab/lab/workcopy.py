@@ -10,6 +10,7 @@ only; run as `python -m picolab.lab.workcopy`.
 import argparse
 import hashlib
 import json
+import socket
 import sys
 from pathlib import Path
 
@@ -45,12 +46,39 @@ def make_copies(source: Path, work: Path) -> list[str]:
                 f"{copy} was kept; it differs from {original}, and from which version is not known"
             )
         elif origins[original.name] != now:
-            lines.append(
-                f"{original.name} has moved on since {copy} was made; yours was kept. "
-                f"For the new one, rename yours and run this again"
-            )
+            lines.append(f"{original.name} has moved on since {copy} was made; yours was kept. ")
+            lines[-1] += _write_new(original, work, origins)
     write_beside(work / ORIGINS, json.dumps(origins, indent=1, sort_keys=True) + "\n")
     return lines
+
+
+def refuse_taken(port: int) -> None:
+    """ValueError if somebody listens on this port of this machine: JupyterLab would take another
+    one, and a bookmark would lead to somebody else's page.
+    """
+    with socket.socket() as asked:
+        asked.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            asked.bind(("127.0.0.1", port))
+        except OverflowError:
+            raise ValueError(f"PORT={port}: a port is a number from 1 to 65535") from None
+        except OSError as error:
+            raise ValueError(
+                f"port {port} cannot be used ({error.strerror}). Is JupyterLab running already? "
+                f"`jupyter lab list` shows it. Or take another port: make lab PORT={port + 1}"
+            ) from None
+
+
+def _write_new(original: Path, work: Path, origins: dict[str, str]) -> str:
+    """The new edition beside the reader's, as NAME.new.ipynb; what became of it, in a sentence. One
+    that the reader has worked in is theirs as well, and kept.
+    """
+    new = work / f"{original.stem}.new.ipynb"
+    if new.exists() and _hash(new) not in (origins.get(new.name), _hash(original)):
+        return f"{new} is an earlier edition that you worked in; rename it to get the newest"
+    write_beside(new, original.read_bytes())
+    origins[new.name] = _hash(original)
+    return f"The new one is {new}"
 
 
 def _hash(path: Path) -> str:
@@ -71,18 +99,23 @@ def _read_origins(path: Path) -> dict[str, str]:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m picolab.lab.workcopy", description=__doc__)
     parser.add_argument("--notebooks", type=Path, help="the chapters (default: picolab's own)")
+    parser.add_argument("--port", type=int, help="the port that JupyterLab is about to take")
     parser.add_argument("--work", type=Path, default=Path("work"), help="where the copies live")
     chosen = parser.parse_args(arguments)
     try:
         source = chosen.notebooks or notebooks_folder()
         if not source.is_dir():
             raise ValueError(f"{source} is not a folder")
+        if chosen.port is not None:
+            refuse_taken(chosen.port)
         lines = make_copies(source, chosen.work)
     except (ValueError, OSError) as problem:
         print(f"picolab: {problem}", file=sys.stderr)
         return 1
     for line in lines:
         print(line)
+    if chosen.port is not None:
+        print("To stop JupyterLab: Ctrl-C here, then y; or File > Shut Down in the page.")
     return 0
 
 

@@ -58,11 +58,11 @@ def test_each_mutant_is_told_what_is_wrong(name, function, says):
 def test_the_statement_is_whole(name):
     exercise = find(name)
     assert exercise.id == name
-    assert 5 <= exercise.minutes <= 25 and 1 <= exercise.difficulty <= 5
+    assert 5 <= exercise.about.minutes <= 25 and 1 <= exercise.about.difficulty <= 5
     assert len(set(exercise.hints)) == 3 and all(exercise.hints)
     assert len(mutants(name)) >= 4
     assert exercise.goal and exercise.interface and exercise.budget and exercise.why
-    for part in (exercise.title, str(exercise.minutes), exercise.budget):
+    for part in (exercise.title, str(exercise.about.minutes), exercise.budget):
         assert part in exercise.statement()
     assert "raise NotImplementedError" in exercise.stub
 
@@ -76,7 +76,7 @@ def test_what_the_package_has_cannot_be_handed_in(name):
 
 @pytest.mark.parametrize("chapter", all_chapters(), ids=lambda chapter: chapter.notebook)
 def test_two_are_starred_and_ids_are_of_a_chapter(chapter):
-    assert [find(name).starred for name in ids(chapter.key)].count(True) == 2
+    assert [find(name).about.starred for name in ids(chapter.key)].count(True) == 2
     assert all(
         name.count(".") == 2 and chapter.key in name.split(".")[:2] for name in chapter.exercises
     )

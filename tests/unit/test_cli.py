@@ -16,6 +16,7 @@ import time
 import psutil
 import pytest
 
+import picolab as pico
 from picolab.cli import main
 from picolab.costs import parameters
 from picolab.launch import rundirs
@@ -103,7 +104,44 @@ def test_help_explains_every_setting():
     for setting in settings():
         flag = f"--{setting.name.replace('_', '-')} "
         assert setting.name == "latent" or (flag in said and setting.about in said), setting
-    assert "--clip {None}|FLOAT" in said and "(default: 0.9 0.95)" in said
+    assert "--clip FLOAT|None" in said and "(default: 0.9 0.95)" in said
+
+
+@pytest.mark.parametrize(
+    "words, says",
+    [
+        ("--help", ["checkpoint", "quiz", "runs", "picolab --version"]),
+        ("train --help", ["{tiny,", "llama-3-8b"]),
+        ("verify --help", ["tp-norm-missing"]),
+        ("quiz --help", ["practise", "list", "show", "stats", "lint", "export"]),
+        ("quiz practise --help", ["{4d_basics}", "--minutes INT"]),
+        ("quiz stats --help", ["What is known"]),
+        ("quiz lint --help", ["--strict"]),
+        ("runs rm --help", ["--all"]),
+        ("runs ls --help", ["oldest first"]),
+        ("checkpoint ls --help", ["a folder of checkpoints"]),
+    ],
+)
+def test_each_help_is_its_own_and_shows_the_choices(words, says, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(words.split())
+    assert ended.value.code == 0
+    printed = capsys.readouterr().out
+    assert all(one in printed for one in says), printed
+    assert "{None}" not in printed
+    assert ("--minutes INT" in printed) == ("practise --" in words)
+
+
+def test_the_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"picolab {pico.__version__}\n"
+
+
+def test_a_quiz_command_that_does_not_exist(here):
+    done = here("quiz", "bad")
+    assert done.returncode == 2 and done.stdout == ""
+    said = "picolab: there is no `picolab quiz bad`; there are practise, list, show, stats,"
+    assert done.stderr.startswith(said) and done.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -217,9 +255,10 @@ def test_runs_ls_and_rm():
     assert {run["state"] for run in read["runs"]} == {"done"}
     assert picolab("runs", "rm", names[1]).returncode == 0
     assert [run.name for run in rundirs.ls()] == [names[0], names[2]]
-    for words in (["rm", "nonsense"], ["rm"], ["ls", names[0]], ["rm", "--all", names[0]]):
+    for words in (["rm", "nonsense"], ["rm"], ["rm", "--all", names[0]]):
         wrong = picolab("runs", *words)
         assert wrong.returncode == 2 and wrong.stderr.count("\n") == 1, wrong.stderr
+    assert picolab("runs", "ls", names[0]).returncode == 2
     assert picolab("runs", "rm", "--all").returncode == 0 and rundirs.ls() == []
 
 

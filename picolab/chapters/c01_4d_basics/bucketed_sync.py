@@ -124,9 +124,6 @@ _SHAPES = [(5, 3), (7,), (3, 4), (), (11,), (2, 3, 2)]
 
 EXERCISE = Exercise(
     id="4d.dp.buckets",
-    title="Bucketed gradient synchronisation",
-    minutes=25,
-    difficulty=4,
     goal="After backward, every `parameter.grad` becomes the sum of all ranks' gradients over the "
     "axis, on every rank. Gradients travel in buckets: some of them joined in one flat tensor, and "
     "one all-reduce for it.",

@@ -74,9 +74,6 @@ def _added_up(dw_FD, cuts):
 
 EXERCISE = Exercise(
     id="4d.tp.column-backward",
-    title="The backward of a column-parallel linear layer",
-    minutes=15,
-    difficulty=3,
     goal="W's rows are dealt out over tp, x is the same on all ranks of tp, and forward was "
     "`y = x @ w.T` on each rank, without communication. Return the gradients of the loss with "
     "respect to all of `x` and to this rank's `w`.",

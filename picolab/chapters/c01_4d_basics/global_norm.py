@@ -158,9 +158,6 @@ def _is_the_norm(attempt: Attempt, norm, squares: _Squares) -> None:
 
 EXERCISE = Exercise(
     id="4d.norm.global",
-    title="One global gradient norm under tp and pp",
-    minutes=20,
-    difficulty=4,
     goal="Return the norm of the whole model's gradient, the same on every rank: the root of the "
     "sum of the squares of all its numbers, each counted once, on however many ranks it is held. "
     "(Clipping divides by it, so a rank with another norm would train another model.)",

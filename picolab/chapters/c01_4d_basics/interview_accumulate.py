@@ -138,9 +138,6 @@ def _mean(parts):
 
 EXERCISE = Exercise(
     id="interview.4d.accumulate",
-    title="Accumulated gradients, and tokens that do not count",
-    minutes=15,
-    difficulty=3,
     goal="Every `parameter.grad` becomes the gradient of the mean loss over *all* valid tokens: of "
     "all micro-batches of all ranks of the axis, each token with the same weight. Return that mean "
     "loss, a tensor with one number, the same on every rank.",

@@ -107,9 +107,6 @@ def _known(whole_VD, rows, tokens_BS, mine) -> dict:
 
 EXERCISE = Exercise(
     id="interview.4d.embedding",
-    title="An embedding split along the vocabulary",
-    minutes=15,
-    difficulty=3,
     goal="Each rank of tp has some rows of the embedding table. The output is what the whole table "
     "would give, on every rank of tp; and backward leaves in `table.grad` the gradient of this "
     "rank's rows, as one process would have it.",

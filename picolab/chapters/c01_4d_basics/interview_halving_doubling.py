@@ -89,9 +89,6 @@ def _dense(everyones, back=True, add_back=False):
 
 EXERCISE = Exercise(
     id="interview.4d.halving-doubling",
-    title="An all-reduce in 2 log2(n) steps",
-    minutes=20,
-    difficulty=4,
     goal="`x` ends as the sum of all ranks' `x`, in place, like a ring all-reduce and with as few "
     "bytes; but the number of steps one after the other grows with the logarithm of n.",
     interface="`my_all_reduce(x)`, x contiguous, of any size (also smaller than n); n is a power "

@@ -110,9 +110,6 @@ def judge(learner, attempt: Attempt) -> None:
 
 EXERCISE = Exercise(
     id="interview.4d.sequence-block",
-    title="A block under sequence parallelism, forward and backward",
-    minutes=20,
-    difficulty=4,
     goal="Outside its matrices a block has its tokens split over the ranks of `tp`, and inside "
     "them its rows. Write forward and backward of `y = relu((x * scale) @ up.T) @ down.T` by hand: "
     "y for this rank's tokens, dx for this rank's tokens, and the gradients of what this rank "

@@ -100,9 +100,6 @@ def _compare(attempt: Attempt, result, copies, uses, replica: int, use: int, min
 
 EXERCISE = Exercise(
     id="interview.4d.tied-embedding",
-    title="One embedding on two stages",
-    minutes=15,
-    difficulty=3,
     goal="Input embedding and head are one table. In a pipeline the first stage looks tokens up in "
     "it and the last multiplies by it, so each of them holds a copy. Make the copies one parameter "
     "again: after the call both hold the first stage's values, and the gradient that one process "

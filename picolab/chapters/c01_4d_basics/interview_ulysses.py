@@ -146,9 +146,6 @@ def _listed(indices: list[int]) -> str:
 
 EXERCISE = Exercise(
     id="interview.4d.ulysses",
-    title="Ulysses attention: heads for tokens, and back",
-    minutes=18,
-    difficulty=4,
     goal="Causal attention over a sequence that is cut into c contiguous pieces, one a rank of "
     "`cp`. You have `attend`, which needs a head's *whole* sequence: so exchange, such that every "
     "rank has all tokens of some heads, and exchange back.",

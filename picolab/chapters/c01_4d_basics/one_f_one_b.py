@@ -184,10 +184,6 @@ def _count(attempt: Attempt, schedule: schedules.Schedule) -> None:
 
 EXERCISE = Exercise(
     id="4d.pp.1f1b",
-    title="The order of 1F1B",
-    minutes=20,
-    difficulty=3,
-    starred=True,
     goal="Write down in which order a stage does the forwards and backwards of its micro-batches, "
     "so that the pipeline is as fast as it can be *and* stage s never holds the activations of "
     "more than stages - s micro-batches. The ranks then train a small transformer in your order.",

@@ -49,9 +49,6 @@ def judge(learner, attempt: Attempt) -> None:
 
 EXERCISE = Exercise(
     id="4d.ring.all-reduce",
-    title="A ring all-reduce",
-    minutes=15,
-    difficulty=3,
     goal="`x` ends as the sum of all ranks' `x`, in place.",
     interface="`my_ring_all_reduce(x)`, x a contiguous tensor whose size n need not divide. You "
     "may use only `pico.comm.exchange(send, to, receive, source, axis, reason)`: it sends one "

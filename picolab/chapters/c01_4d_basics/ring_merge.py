@@ -214,9 +214,6 @@ _TYPICAL = (
 
 EXERCISE = Exercise(
     id="4d.cp.merge",
-    title="Ring attention: merging block after block",
-    minutes=20,
-    difficulty=3,
     goal="Attention of this rank's queries to the keys and values of *all* c ranks of the `cp` "
     "axis, which come by block after block. Here every query may see every key, whatever their "
     "order: the mask of causality is left out.",

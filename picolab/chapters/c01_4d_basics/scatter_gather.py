@@ -81,9 +81,6 @@ def _known_mistakes(parts: torch.Tensor, x: torch.Tensor, n: int) -> dict[str, t
 
 EXERCISE = Exercise(
     id="4d.collectives.scatter-gather",
-    title="An all-reduce in two halves",
-    minutes=12,
-    difficulty=2,
     goal="Return `update(sum of all ranks' x)`, the same on every rank of the axis. No rank may "
     "update more than its own share of the sum, 1/n of it: what others update, it gets from them.",
     interface="`my_all_reduce(x, axis, update)`: x a tensor of any shape, whose size n need not "

@@ -189,10 +189,6 @@ def _compare_gradient(attempt, dlogits, logits, targets, mine) -> None:
 
 EXERCISE = Exercise(
     id="4d.tp.vocab-loss",
-    title="Vocabulary-parallel cross entropy",
-    minutes=25,
-    difficulty=4,
-    starred=True,
     goal="Each rank of tp has the logits of its own share of the vocabulary, and all have the same "
     "labels. Return the sum of the tokens' losses, the same on every rank, and the gradient of "
     "that sum with respect to this rank's logits, without ever gathering the logits.",

@@ -135,9 +135,6 @@ def _ranges(positions: list[int]) -> str:
 
 EXERCISE = Exercise(
     id="4d.cp.zigzag",
-    title="The zig-zag split",
-    minutes=10,
-    difficulty=2,
     goal="Cut a sequence so that under causal attention, where token i has i + 1 scores, every "
     "rank computes *exactly* as many as every other. It is cut into 2c equal chunks; rank r gets "
     "chunk r and one more, in the order of the sequence. Which?",

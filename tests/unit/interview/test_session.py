@@ -10,7 +10,6 @@ The mutants: a draw that takes the bank's order, and one that does not look at c
 
 import os
 import random
-from collections import Counter
 from datetime import UTC, date, datetime, timedelta
 
 import pytest
@@ -362,21 +361,24 @@ def test_deepen_asks_nothing_twice_and_not_in_an_interview(start, log, clock):
     assert graded(planned, clock, take=1) == ["s-002"] and planned.deepen() is None
 
 
-def test_new_ones_are_spread_over_areas_and_levels(bank_files, make, tmp_path, clock):
-    """Twelve questions of one area and level, and one of each of three others."""
-    same = [make.plain(n, area="tensor", level=4) for n in range(9, 21)]
-    others = [
-        make.plain(n, area=area, level=5) for n, area in enumerate(("data", "4d", "context"), 1)
-    ]
-    bank = bank_files(*same, *others).bank()
+def test_new_ones_come_by_level_then_minutes_then_area(bank_files, make, tmp_path, clock):
+    """A newcomer meets no 20-minute design first; of equal ones the areas take turns."""
+    bank = bank_files(
+        make.plain(1, area="tensor", level=6, minutes=20),
+        make.plain(2, area="tensor", level=3, minutes=8),
+        make.plain(3, area="tensor", level=3, minutes=4),
+        make.plain(4, area="tensor", level=3, minutes=4),
+        make.plain(5, area="data", level=3, minutes=4),
+        make.plain(6, area="data", level=4, minutes=2),
+    ).bank()
     for seed in range(10):
         log = ReviewLog(tmp_path / f"{seed}.jsonl")
-        drawn = graded(Session(bank, log, count=4, clock=clock, rng=random.Random(seed)), clock)
-        areas = Counter(bank.find(name).area for name in drawn)
-        assert areas == {"tensor": 1, "data": 1, "4d": 1, "context": 1}, seed
+        drawn = graded(Session(bank, log, count=6, clock=clock, rng=random.Random(seed)), clock)
+        assert drawn[3:] == ["s-002", "s-006", "s-001"], seed
+        assert {bank.find(name).area for name in drawn[:2]} == {"tensor", "data"}, seed
     log = ReviewLog(tmp_path / "order.jsonl")
-    mutant = graded(InOrder(bank, log, count=4, clock=clock, rng=random.Random(0)), clock)
-    assert Counter(bank.find(name).area for name in mutant) == {"tensor": 4}
+    mutant = graded(InOrder(bank, log, count=6, clock=clock, rng=random.Random(0)), clock)
+    assert mutant[0] == "s-001"
 
 
 def test_inside_a_stratum_it_is_by_chance(bank_files, make, tmp_path, clock):

@@ -398,6 +398,20 @@ def test_a_coding_task_where_nothing_can_be_written(tmp_path):
 # Looking.
 
 
+def test_stats_before_any_use_say_what_to_do(tmp_path):
+    talk = Talk(tmp_path)
+    talk.face.stats()
+    assert "Nothing is graded yet" in talk.text and "picolab quiz" in talk.text
+    assert "questions seen" not in talk.text
+
+
+def test_the_list(tmp_path):
+    talk = Talk(tmp_path)
+    earlier(talk.log, "practice-001")
+    talk.face.questions()
+    assert "5 questions, 4 of them new" in talk.text and "practice-003" in talk.text
+
+
 def test_show_and_stats(tmp_path):
     talk = Talk(tmp_path)
     earlier(talk.log, "practice-001", confidence=4)

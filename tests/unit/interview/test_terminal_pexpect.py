@@ -41,7 +41,8 @@ def log(tmp_path):
 
 
 def command(*words: str) -> list[str]:
-    return ["-m", "picolab", "quiz", "--bank", str(BANK), *words]
+    what = words[:1] if words and not words[0].startswith("-") else ()
+    return ["-m", "picolab", "quiz", *what, "--bank", str(BANK), *words[len(what) :]]
 
 
 def start(home, *words: str) -> pexpect.spawn:
@@ -237,8 +238,8 @@ def test_chinese_on_a_terminal(home):
         (("-n", "0"), r"at least one question, not 0"),
         (("--minutes", "5"), r"ten minutes at least, not 5"),
         (("--minutes", "45", "--level", "4"), r"leave out --level and --due"),
-        (("shwo",), r"picolab quiz shwo: write picolab quiz, or one of show ID"),
-        (("show",), r"write picolab quiz, or one of show ID"),
+        (("shwo",), r"there is no `picolab quiz shwo`; there are practise, list, show"),
+        (("show",), r"say which question, as in picolab quiz show 4d-003"),
         (("--bank", "nowhere"), r"there is no folder nowhere"),
         (("--bank", str(BANK.parent)), r"there is no bank in "),
         (("--log", str(BANK)), r"Is a directory"),

@@ -4,13 +4,14 @@ Catches a copy that replaces the reader's work, a silence about a changed chapte
 about a chapter that only the reader changed.
 """
 
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from picolab.lab.workcopy import ORIGINS, make_copies, notebooks_folder
+from picolab.lab.workcopy import ORIGINS, make_copies, notebooks_folder, refuse_taken
 
 
 @pytest.fixture
@@ -50,12 +51,40 @@ def test_a_chapter_that_moved_on_is_said_and_not_taken(chapters, mine):
     for _ in range(2):  # said every time, until the reader does something about it
         [line] = make_copies(source, work)
         assert "01_4d_basics.ipynb has moved on" in line
+        assert line.endswith(f"The new one is {work / '01_4d_basics.new.ipynb'}")
         assert contents(work)["01_4d_basics.ipynb"] == mine
+        assert contents(work)["01_4d_basics.new.ipynb"] == "second edition"
     (work / "01_4d_basics.ipynb").rename(work / "01_4d_basics.mine.ipynb")
     [line] = make_copies(source, work)
     assert line.startswith("new:") and make_copies(source, work) == []
     assert contents(work)["01_4d_basics.ipynb"] == "second edition"
     assert contents(work)["01_4d_basics.mine.ipynb"] == mine
+
+
+def test_a_new_edition_that_was_worked_in_is_kept(chapters):
+    source, work = chapters
+    make_copies(source, work)
+    new = work / "01_4d_basics.new.ipynb"
+    for edition in ("second edition", "third edition"):
+        (source / "01_4d_basics.ipynb").write_text(edition)
+        make_copies(source, work)
+        assert new.read_text() == edition  # nobody has touched the one before
+    new.write_text("third edition, with my answers")
+    (source / "01_4d_basics.ipynb").write_text("fourth edition")
+    [line] = make_copies(source, work)
+    assert "worked in" in line and new.read_text() == "third edition, with my answers"
+
+
+def test_a_port_that_is_taken_is_a_sentence(tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(ValueError, match=f"port {port} cannot be used.*PORT={port + 1}"):
+            refuse_taken(port)
+    refuse_taken(port)
+    with pytest.raises(ValueError, match="from 1 to 65535"):
+        refuse_taken(70_000)
 
 
 @pytest.mark.parametrize("record", [None, "", "{half", "[]"])
