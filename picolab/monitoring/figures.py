@@ -23,7 +23,7 @@ from picolab.show.guess_figure import guess_figure
 from picolab.show.picture import (
     BLUE,
     GREY,
-    HATCH,
+    HATCHES,
     TEXT,
     TIME,
     LabFigure,
@@ -57,7 +57,7 @@ _SMOOTH_FROM = 40  # points: fewer need no smoothed line
 
 
 class Panels(NamedTuple):
-    """What the four panels show now: nine traces' arrays, in the order of `_traces`, and the
+    """What the four panels show now: ten traces' arrays, in the order of `_traces`, and the
     titles.
     """
 
@@ -83,7 +83,7 @@ def throughput_figure(source) -> LabFigure:
 
 
 def split_figure(source) -> LabFigure:
-    """Where a step goes, for each rank: compute, communication, waiting for others (hatched)."""
+    """Where a step goes, for each rank: compute, communication, waiting for others, bubble."""
     state = run_state(source)
     return _single(state, 2, split_table)
 
@@ -133,7 +133,7 @@ def split_table(state: RunState) -> Table:
         [f"rank {rank}", *(round(1e3 * part, 3) for part in parts)]
         for rank, parts in state.split().items()
     ]
-    return Table(["", "compute ms", "communication ms", "waiting ms"], rows)
+    return Table(["", "compute ms", "communication ms", "waiting ms", "bubble ms"], rows)
 
 
 def traffic_table(state: RunState) -> Table:
@@ -184,15 +184,18 @@ def _speed(state: RunState):
 def _split(state: RunState):
     split = state.split()
     names = [f"rank {rank}" for rank in split]
-    columns = zip(*split.values()) if split else ((), (), ())
+    columns = zip(*split.values()) if split else ((), (), (), ())
     traces = [{"x": _array([1e3 * v for v in column]), "y": names} for column in columns]
     if not split:
         return traces, "where a step goes: no step yet"
     if (slowest := state.slowest()) is not None:
         rank, waited = slowest
-        return traces, f"{waited * 1e3:.0f} ms a step waiting for rank {rank}"
+        title = f"{waited * 1e3:.0f} ms a step waiting for rank {rank}"
+        return traces, "; ".join(filter(None, (title, state.bubble_text())))
     whole = sum(parts.seconds for parts in split.values()) or 1.0
     shares = [100 * sum(part) / whole for part in zip(*split.values())]
+    if bubble := state.bubble_text():
+        return traces, bubble
     if shares[1] + shares[2] == 0:
         return traces, "a step is all compute"
     return traces, f"{shares[0]:.0f} % computing, {shares[2]:.0f} % waiting"
@@ -305,7 +308,7 @@ def _traces() -> list[tuple[int, dict]]:
                     "marker": {"color": TIME[name], "line": white, "pattern": _pattern(name)},
                 },
             )
-            for name in ("compute", "communication", "waiting")
+            for name in ("compute", "communication", "waiting", "bubble")
         ),
         (
             3,
@@ -333,9 +336,15 @@ def _traces() -> list[tuple[int, dict]]:
 
 
 def _pattern(name: str) -> dict:
-    if name != "waiting":
+    if name not in HATCHES:
         return {"shape": ""}
-    return {"shape": HATCH, "fillmode": "overlay", "fgcolor": "#ffffff", "size": 7, "solidity": 0.3}
+    return {
+        "shape": HATCHES[name],
+        "fillmode": "overlay",
+        "fgcolor": "#ffffff",
+        "size": 7,
+        "solidity": 0.3,
+    }
 
 
 def _axes(panel: int, rows: int) -> tuple[dict, dict]:
@@ -437,7 +446,7 @@ def training_layout(drawn: Panels, heading: str = "") -> dict:
 
 
 def training_traces(drawn: Panels) -> list[dict]:
-    """The nine traces with their data, each on its panel's axes."""
+    """The ten traces with their data, each on its panel's axes."""
     traces = []
     for (panel, trace), data in zip(_traces(), drawn.traces):
         number = "" if panel == 0 else str(panel + 1)

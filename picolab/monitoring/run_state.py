@@ -13,11 +13,14 @@ import math
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable
+from functools import cache
 
 from picolab.monitoring.events import Event
 from picolab.monitoring.ledger import Entry, Totals
 from picolab.monitoring.step_split import StepSplit, mean_split, step_split
+from picolab.schedules import make, simulate
 from picolab.show.table import bytes_text
+from picolab.specs import Layout
 
 WINDOW = 50
 ENDED = ("done", "failed", "stopped")
@@ -36,6 +39,7 @@ class RunState:
         self.eval_losses: dict[int, float] = {}  # steps done -> loss on held-out text
         self.tokens_per_s: dict[int, float] = {}
         self.ranks: set[int] = set()
+        self.pipeline: tuple[str, int] | None = None  # its schedule and how many micro-batches
         self._seconds: dict[int, dict[int, float]] = defaultdict(dict)  # step -> rank -> seconds
         self._entries: dict[int, list[Entry]] = defaultdict(list)  # step -> entries of all ranks
         self._loose: dict[str, Totals] = defaultdict(Totals)  # outside steps, by reason
@@ -70,6 +74,9 @@ class RunState:
             self._add_step(event.rank, data)
         elif event.kind == "eval":
             self.eval_losses[data["step"]] = float(data["loss"])
+        elif event.kind == "spans":
+            forwards = sum(span[0] == "F" for span in data["spans"])
+            self.pipeline = data["schedule"], forwards
         elif event.kind == "values":
             self._add_values(data)
         elif event.kind == "ledger":
@@ -148,7 +155,8 @@ class RunState:
         return statistics.median(values) if values else None
 
     def slowest(self) -> tuple[int, float] | None:
-        """The rank that the others wait for and how long they do in a step, if it is noticeable.
+        """The rank that the others wait for and how much longer than itself they do in a step, if
+        it is noticeable.
 
         It must compute noticeably longer than they do: stages of a pipeline wait for one another
         without any of them being slow.
@@ -157,12 +165,35 @@ class RunState:
         if len(split) < 2:
             return None
         rank = max(split, key=lambda r: split[r].compute_s)
-        others = [parts.waiting_s for r, parts in split.items() if r != rank]
-        waited = sum(others) / len(others)
+        others = [parts.held_up_s for r, parts in split.items() if r != rank]
+        waited = sum(others) / len(others) - split[rank].held_up_s
         typical = statistics.median(p.compute_s for r, p in split.items() if r != rank)
-        excess = min(waited - split[rank].waiting_s, split[rank].compute_s - typical)
+        excess = min(waited, split[rank].compute_s - typical)
         mean = sum(parts.seconds for parts in split.values()) / len(split)
         return (rank, waited) if excess > _NOTICEABLE * mean else None
+
+    def bubble(self) -> tuple[float, float | None] | None:
+        """The share of a pipeline's step in which a stage is idle, over all ranks and the window,
+        and the formula's share; None without a pipeline. The formula is for stages of equal cost,
+        and unknown of a run that tells no schedule.
+        """
+        split = self.split()
+        idle = sum(parts.bubble_s for parts in split.values())
+        if not idle:
+            return None
+        share = idle / sum(parts.seconds for parts in split.values())
+        if self.pipeline is None or not self.layout:
+            return share, None
+        schedule, micro_batches = self.pipeline
+        return share, _formula(schedule, Layout.parse(self.layout).pp, micro_batches)
+
+    def bubble_text(self) -> str:
+        """ "bubble 27 % of the step (formula 27 %)", or nothing."""
+        if (found := self.bubble()) is None:
+            return ""
+        share, formula = found
+        beside = "" if formula is None else f" (formula {100 * formula:.0f} %)"
+        return f"bubble {100 * share:.0f} % of the step{beside}"
 
     @property
     def is_empty(self) -> bool:
@@ -192,9 +223,16 @@ class RunState:
         if (slowest := self.slowest()) is not None:
             rank, waited = slowest
             parts.append(f"the others wait {waited * 1e3:.0f} ms for rank {rank}")
-        elif len(self.ranks) > 1 and self.complete_steps():
+        if bubble := self.bubble_text():
+            parts.append(bubble)
+        elif slowest is None and len(self.ranks) > 1 and self.complete_steps():
             parts.append("no rank is much slower")
         return ", ".join(parts)
+
+
+@cache
+def _formula(schedule: str, stages: int, micro_batches: int) -> float:
+    return float(simulate(make(schedule, stages, micro_batches)).bubble_of_total)
 
 
 def decimate(x: list, y: list, limit: int = 600) -> tuple[list, list]:

@@ -38,6 +38,7 @@ TIME = {
     "backward-weight": OCHRE,
     "communication": GREEN,
     "waiting": GREY,  # always hatched as well
+    "bubble": PURPLE,  # always hatched as well, the other way
 }
 MEMORY = {
     "parameters": BLUE,
@@ -50,6 +51,7 @@ ANSWER = {"guess": PURPLE, "formula": OCHRE, "measured": BLUE}
 GROUPS = (BLUE, RUST, GREEN, PURPLE, OCHRE)  # for things that are only told apart
 
 HATCH = "/"
+HATCHES = {"waiting": HATCH, "bubble": "\\"}  # states in which nothing is done
 _MIME = "application/vnd.plotly.v1+json"
 # Not "responsive": plotly then gives the figure the height of its place, and JupyterLab the place
 # the height of its figure, so that at the next change of the page's width both shrink to a line.

@@ -11,6 +11,8 @@ import picolab as pico
 from picolab import comm, costs, schedules
 from picolab.model import Transformer, initialise, slices
 from picolab.model.transformer import cross_entropy
+from picolab.monitoring import step_split
+from picolab.monitoring.figures import run_state
 from picolab.parallel.pipeline import PipelineParallelOptimizer
 from picolab.specs import ModelConfig
 
@@ -185,6 +187,43 @@ def test_the_bubble_in_real_spans_is_the_simulators(name):
     assert run.timeline().peak_in_flight == simulated.peak_in_flight
     # Mutant: the other definition, over the ideal, is 37.5 %.
     assert abs(min(bubbles) - costs.bubble_of_ideal(4, 8)) > 0.05
+
+
+def test_the_bubble_in_the_ledger_is_that_of_the_spans(monkeypatch):
+    """The split of a step, which knows the collectives only, against the timeline of the same steps,
+    which knows when each stage was busy. The split's share is of the whole step, which is a little
+    longer than the pipeline's part of it."""
+    run = pico.train(
+        layout="pp4",
+        steps=4,
+        accumulate=8,
+        micro_batch=1,
+        hidden=32,
+        ffn=32,
+        heads=4,
+        kv_heads=2,
+        seq=16,
+        stage_cost_s=(0.02, 0.04),
+        progress=False,
+    )
+    spans = [run.timeline(step) for step in range(1, 4)]
+    idle = [sum(t.idle[rank] for t in spans) / len(spans) for rank in range(4)]
+    state = run_state(run)
+
+    def check(split):
+        whole = sum(parts.seconds for parts in split.values())
+        measured = sum(parts.bubble_s for parts in split.values()) / whole
+        assert measured == pytest.approx(sum(idle) / whole, abs=0.03)
+        for rank, parts in split.items():
+            assert parts.bubble_s / parts.seconds == pytest.approx(
+                idle[rank] / parts.seconds, abs=0.05
+            )
+
+    check(state.split())
+    assert "(formula 27 %)" in state.sentence()
+    monkeypatch.setattr(step_split, "_MESSAGES", ())  # a receive is not matched with its send
+    with pytest.raises(AssertionError):
+        check(state.split())
 
 
 def test_equal_to_torchs_own_pipeline():

@@ -41,7 +41,8 @@ def test_each_figure_can_be_drawn_at_any_moment(build, events):
 def test_waiting_is_hatched_and_rank_0_is_on_top():
     figure = figures.split_figure(recorded_run()).figure
     bars = {trace.name: trace for trace in figure.data}
-    assert list(bars) == ["compute", "communication", "waiting"]
+    assert list(bars) == ["compute", "communication", "waiting", "bubble"]
+    assert bars["bubble"].marker.pattern.shape == "\\"
     assert bars["waiting"].marker.pattern.shape == "/"
     assert bars["compute"].marker.pattern.shape == ""
     assert list(bars["waiting"].y) == ["rank 0", "rank 1", "rank 2", "rank 3"]
