@@ -1,5 +1,5 @@
 # make lab    opens JupyterLab on your own copy of the first notebook
-# make test   runs the whole suite, notebooks included
+# make test   runs the suite, notebooks included
 # Both make .venv and install into it first, once; `make help` lists the rest.
 
 VENV ?= .venv
@@ -10,18 +10,20 @@ TORCH_INDEX ?=
 PORT ?= 8888
 BROWSER ?= yes
 WORK ?= work
+PARTS ?=
 
 setup = VENV='$(VENV)' PYTHON='$(PYTHON)' CONSTRAINTS='$(CONSTRAINTS)' TORCH_INDEX='$(TORCH_INDEX)' sh .ci/setup
 # JupyterLab refuses root unless told; in a container root is the usual user.
 as_root = $(if $(filter 0,$(shell id -u)),--allow-root)
 no_browser = $(if $(filter no,$(BROWSER)),--no-browser)
 
-.PHONY: help lab test lint format refresh release-check clean
+.PHONY: help lab test test-all lint format refresh release-check clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make lab      set up once, then open JupyterLab on your own copies of the notebooks (work/)"
-	@echo "make test     set up once, then run the whole suite, notebooks included"
+	@echo "make test     set up once, then run the suite, notebooks included; PARTS='unit notebooks' only those"
+	@echo "make test-all the same with what a week runs: every layout, every suspect, and coverage"
 	@echo "make lint     ruff and the import contract"
 	@echo "make format   put code and notebooks into the house format"
 	@echo "make refresh  draw the pictures, the cheat sheet and the index of questions again (needs Chromium)"
@@ -40,7 +42,11 @@ lab:
 
 test:
 	@$(setup) test
-	@'$(VENV)/bin/python' .ci/suite.py
+	@'$(VENV)/bin/python' .ci/suite.py $(PARTS)
+
+test-all:
+	@$(setup) test
+	@'$(VENV)/bin/python' .ci/suite.py --all $(PARTS)
 
 lint:
 	@$(setup) test

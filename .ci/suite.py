@@ -1,10 +1,16 @@
-"""The whole suite, step by step, with one summary at the end. `make test` and .ci/run both end
-here.
+"""The suite, part by part, with one summary at the end. `make test` and .ci/run both end here.
+
+    python .ci/suite.py                  what a push runs: every part
+    python .ci/suite.py unit notebooks   these parts
+    python .ci/suite.py --all            what a week runs: tests marked `weekly`, and coverage
+
+What may be weekly, and what a push keeps of it, is written in summary/00_architecture.md.
 
 Every step runs, whatever became of the ones before. Run it with the Python of the environment that
 `.ci/setup test` made; standard library only.
 """
 
+import argparse
 import os
 import subprocess
 import sys
@@ -17,6 +23,7 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
 NBVAL = ("--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout=300")
+SLOWEST = 20
 
 
 class Outcome(NamedTuple):
@@ -28,8 +35,10 @@ class Outcome(NamedTuple):
 
 
 class Suite:
-    def __init__(self, scratch: Path):
-        self.scratch, self.outcomes = scratch, []
+    def __init__(self, scratch: Path, *, weekly: bool):
+        self.scratch, self.weekly = scratch, weekly
+        self.outcomes: list[Outcome] = []
+        self.took: list[tuple[float, str]] = []  # of each test: seconds, name
         # Coverage data, run directories and Jupyter's settings stay out of the checkout and of the
         # user's home.
         self.environment = {
@@ -46,12 +55,16 @@ class Suite:
         status, seconds = self._run(step, words)
         self.outcomes.append(Outcome(step, int(status == 0), int(status != 0), 0, seconds))
 
-    def pytest(self, step: str, *words: str, coverage: bool = False) -> None:
-        """A step of many checks; pytest's own report says how many."""
+    def pytest(self, step: str, *words: str, only: str = "", coverage: bool = False) -> None:
+        """A step of many checks (`only` some markers); pytest's own report says how many."""
         report = self.scratch / f"{len(self.outcomes)}.xml"
         start = ["coverage", "run", "-m", "pytest"] if coverage else ["pytest"]
-        status, seconds = self._run(step, ["-m", *start, "-q", f"--junit-xml={report}", *words])
-        passed, failed, skipped = _counts(report)
+        markers = " and ".join(filter(None, (only, "" if self.weekly else "not weekly")))
+        status, seconds = self._run(
+            step, ["-m", *start, "-q", f"--junit-xml={report}", "-m", markers, *words]
+        )
+        passed, failed, skipped, took = _read(report)
+        self.took += took
         # 5 is "nothing was collected"; a crash may leave no report. Both are failures, never a
         # green nothing.
         self.outcomes.append(Outcome(step, passed, max(failed, int(status != 0)), skipped, seconds))
@@ -69,6 +82,10 @@ class Suite:
         return done.returncode, time.monotonic() - began
 
     def summary(self) -> int:
+        if self.took:
+            print(f"\n=== the {min(SLOWEST, len(self.took))} slowest tests")
+            for seconds, name in sorted(self.took, reverse=True)[:SLOWEST]:
+                print(f"{seconds:>7.1f}  {name}")
         width = max(len(outcome.step) for outcome in self.outcomes)
         print(f"\n=== summary (Python {sys.version.split()[0]})")
         print(f"{'step':<{width}}  result  passed  failed  skipped  seconds")
@@ -76,42 +93,77 @@ class Suite:
             result = "FAILED" if failed else "ok" if passed else "skipped"
             counts = f"{passed:>6}  {failed:>6}  {skipped:>7}  {seconds:>7.1f}"
             print(f"{step:<{width}}  {result:<7} {counts}")
+        seconds = sum(outcome.seconds for outcome in self.outcomes)
+        print(f"{'together':<{width}}  {'':<33}{seconds:>7.1f}")
         passed = sum(outcome.passed for outcome in self.outcomes)
         failed = sum(outcome.failed for outcome in self.outcomes)
         print(f"\n{passed} passed, {failed} failed", flush=True)
         return int(failed > 0)
 
 
-def _counts(report: Path) -> tuple[int, int, int]:
-    """(passed, failed, skipped) of a JUnit report; nothing passed if there is none."""
+def _read(report: Path) -> tuple[int, int, int, list[tuple[float, str]]]:
+    """(passed, failed, skipped, each test's seconds) of a JUnit report, which may be missing."""
     try:
-        suites = list(ElementTree.parse(report).iter("testsuite"))
+        tree = ElementTree.parse(report)
     except (OSError, ElementTree.ParseError):
-        return 0, 0, 0
+        return 0, 0, 0, []
+    suites = list(tree.iter("testsuite"))
     total, failed, errors, skipped = (
         sum(int(suite.get(name, 0)) for suite in suites)
         for name in ("tests", "failures", "errors", "skipped")
     )
+    took = [
+        (float(case.get("time", 0)), f"{case.get('classname')}: {case.get('name')}")
+        for case in tree.iter("testcase")
+    ]
     # A test that fails and whose teardown fails too is one test and two entries.
-    return max(total - failed - errors - skipped, 0), failed + errors, skipped
+    return max(total - failed - errors - skipped, 0), failed + errors, skipped, took
+
+
+def lint(suite: Suite) -> None:
+    suite.command("lint: ruff check", "-m", "ruff", "check", ".")
+    suite.command("lint: ruff format", "-m", "ruff", "format", "--check", ".")
+    contract = "from importlinter.cli import lint_imports_command as l; l()"
+    suite.command("lint: import contract", "-c", contract)
+
+
+def unit(suite: Suite) -> None:
+    suite.pytest("unit", "tests/unit", coverage=suite.weekly)
+
+
+def distributed(suite: Suite) -> None:
+    """All that is in no other part, so that no new folder is forgotten."""
+    others = "not browser and not notebook"
+    suite.pytest("distributed", "--ignore=tests/unit", "tests", only=others, coverage=suite.weekly)
+
+
+def notebooks(suite: Suite) -> None:
+    suite.pytest("notebooks: nbval", *NBVAL, "notebooks")
+    folders = map(str, ROOT.glob("tests/**/notebooks"))
+    suite.pytest("notebooks: papermill", *folders, only="notebook")
+
+
+def browser(suite: Suite) -> None:
+    suite.pytest("browser", "-rs", "tests/browser", only="browser")
+
+
+PARTS = {part.__name__: part for part in (lint, unit, distributed, notebooks, browser)}
 
 
 def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; or all")
+    parser.add_argument("--all", action="store_true", help="the weekly tests, and coverage, too")
+    asked = parser.parse_args()
+    if unknown := [name for name in asked.parts if name not in PARTS]:
+        parser.error(f"{unknown[0]!r} is no part of the suite; there are {', '.join(PARTS)}")
     with tempfile.TemporaryDirectory(prefix="picolab-suite-") as scratch:
-        suite = Suite(Path(scratch))
-        suite.command("ruff check", "-m", "ruff", "check", ".")
-        suite.command("ruff format", "-m", "ruff", "format", "--check", ".")
-        suite.command(
-            "import contract", "-c", "from importlinter.cli import lint_imports_command as l; l()"
-        )
-        suite.pytest(
-            "tests, with ranks", "-m", "not browser and not notebook", "tests", coverage=True
-        )
-        suite.command("coverage combine", "-m", "coverage", "combine", "--quiet")
-        suite.command("coverage report", "-m", "coverage", "report")
-        suite.pytest("notebooks, nbval", *NBVAL, "notebooks")
-        suite.pytest("notebooks, papermill", "-m", "notebook", "tests/notebooks")
-        suite.pytest("browser", "-m", "browser", "-rs", "tests/browser")
+        suite = Suite(Path(scratch), weekly=asked.all)
+        for name in asked.parts or PARTS:
+            PARTS[name](suite)
+        if any(suite.scratch.glob("coverage*")):
+            suite.command("coverage: combine", "-m", "coverage", "combine", "--quiet")
+            suite.command("coverage: report", "-m", "coverage", "report")
         return suite.summary()
 
 

@@ -289,7 +289,7 @@ EXERCISE = Exercise(
         Mutant(sum_is_not_written_back, "is still this rank's own"),
         Mutant(one_bucket_for_all, "an all-reduce carries 464 B, and a bucket holds at most 200 B"),
         Mutant(bucket_bytes_taken_for_numbers, "(bytes, not numbers)"),
-        Mutant(skips_what_was_not_used, "entered a collective of another size than the others"),
+        Mutant(skips_what_was_not_used, "the two ranks entered different collectives"),
         Mutant(fills_buckets_as_gradients_arrived, "another parameter's was added"),
         Mutant(last_bucket_is_never_started, "was the last bucket started?"),
         Mutant(sums_the_weights, "it changed the weights"),

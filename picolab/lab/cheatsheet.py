@@ -75,9 +75,9 @@ def evaluate(expression: str, given: str = "") -> float:
 
 def _beside() -> dict:
     """What the sheet calls beside the formulas of a bank; this one needs torch."""
-    from picolab.parallel.context import causal_work
+    from picolab.parallel.sequence_split import causal_work
 
-    return {"parallel.context.causal_work": causal_work}
+    return {"parallel.sequence_split.causal_work": causal_work}
 
 
 def in_words(value: float, unit: str) -> str:

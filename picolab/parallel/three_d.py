@@ -28,7 +28,8 @@ from picolab.parallel.pipeline import PipelineParallelOptimizer
 from picolab.parallel.placement import Batch, Placement
 from picolab.parallel.tensor import TensorParallelOptimizer
 from picolab.parallel.whole import gather_all, square_norm
-from picolab.specs import IMPLEMENTED_AXES, Layout
+from picolab.specs import Layout
+from picolab.specs.train_config import refuse_unimplemented
 
 
 def placements(layout: Layout, bucket_bytes: int, find_unused: bool) -> list[Placement]:
@@ -97,7 +98,7 @@ class ThreeDParallelOptimizer:
         find_unused: bool = False,
     ):
         layout = Layout.parse(layout)
-        _check_implemented(layout)
+        refuse_unimplemented(layout)
         layout.check(model.config)
         self.model, self.layout = model, layout
 
@@ -148,7 +149,7 @@ class ThreeDParallelOptimizer:
                 stage_cost_s=stage_cost_s,
             )
         self.finish_gradients()
-        return self._over_all_ranks(total, "loss")
+        return self._over_all_ranks(total)
 
     def evaluate(self, tokens_MBS: torch.Tensor, labels_MBS: torch.Tensor) -> torch.Tensor:
         """The mean loss of the global batch, as `forward_backward` returns it, and no gradients."""
@@ -157,7 +158,7 @@ class ThreeDParallelOptimizer:
             total = micro_batches.forward_only(self.model, batch, count)
         else:
             total = self.pipeline.forward_only(batch, count)
-        return self._over_all_ranks(total, "loss")
+        return self._over_all_ranks(total)
 
     def _split(self, tokens_MBS: torch.Tensor, labels_MBS: torch.Tensor) -> Batch:
         batch = Batch(tokens_MBS, labels_MBS)
@@ -165,11 +166,11 @@ class ThreeDParallelOptimizer:
             batch = placement.split(batch)
         return batch
 
-    def _over_all_ranks(self, total: torch.Tensor, what: str) -> torch.Tensor:
-        """A sum over this rank's tokens, which its stage may not know, -> that over all tokens."""
+    def _over_all_ranks(self, total: torch.Tensor) -> torch.Tensor:
+        """The loss of this rank's tokens, which its stage may not know, -> that of all tokens."""
         if self.layout.world > 1:
-            comm.all_reduce(total, self.layout.data_axis, f"dp: {what}")
-            comm.all_reduce(total, "pp", f"pp: {what}")  # the last stage knows it, others add zero
+            comm.all_reduce(total, self.layout.data_axis, "dp: loss")
+            comm.all_reduce(total, "pp", "pp: loss")  # the last stage knows it, others add zero
         return total
 
     @property
@@ -232,13 +233,3 @@ class ThreeDParallelOptimizer:
     def gradients(self) -> dict[str, torch.Tensor]:
         """The same of the gradients; parameters without one are left out."""
         return gather_all(self.parameters(), lambda p: p.grad, "gather the gradients")
-
-
-def _check_implemented(layout: Layout) -> None:
-    wanted = {"ep": layout.ep > 1, "zero": layout.zero > 0}
-    missing = [name for name, used in wanted.items() if used]
-    if missing:
-        raise ValueError(
-            f"{layout} has {' and '.join(missing)}, and training runs "
-            f"{', '.join(IMPLEMENTED_AXES)} so far; leave {' and '.join(missing)} out"
-        )

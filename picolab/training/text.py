@@ -28,6 +28,7 @@ other windows. Leaves out: a tokenizer, documents as units
 import bisect
 import functools
 import hashlib
+import math
 import os
 import sysconfig
 from itertools import accumulate as running_sum
@@ -102,6 +103,8 @@ class Text:
 
         hashed: with the corpus's hash, for which all of it is read, once."""
         state = {"position": self.position, "seed": self.seed, "corpus": self._corpus.identity}
+        if self.held_out:
+            state["held_out"] = self.held_out
         return {**state, "hash": self._corpus.hash} if hashed else state
 
     def load_state_dict(self, state: dict) -> None:
@@ -119,6 +122,14 @@ class Text:
             raise ValueError(
                 "this position is one in other data: the corpus has as many bytes as it had there, "
                 "but other ones; restore its files, or begin a new run with the new text"
+            )
+        there = state.get("held_out", 0)
+        untouched = self._corpus.before_held_out(max(there, self.held_out))
+        if there != self.held_out and state["position"] > untouched:
+            raise ValueError(
+                f"{state['position']:,} sequences are behind this position, with {there} held out, "
+                f"and here {self.held_out} are: some of these would be trained on, or read in "
+                "another order; keep eval_every and the batch as they were, or begin a new run"
             )
         self.position = state["position"]
 
@@ -164,6 +175,10 @@ class _Windows:
     def held_out(self, i: int) -> torch.Tensor:
         return self._window(permutation(self._count - 1 - i, self._count, f"{self._seed}/0"))
 
+    def before_held_out(self, held_out: int) -> float:
+        """Sequences of a run before it would come to these."""
+        return self._count - held_out
+
     def _window(self, window: int) -> torch.Tensor:
         raw = self._read(window * self._seq, self._seq + 1)
         return torch.frombuffer(raw, dtype=torch.uint8).long()
@@ -202,6 +217,9 @@ class _RandomTokens:
 
     def held_out(self, i: int) -> torch.Tensor:
         return self.sequence(-1 - i)
+
+    def before_held_out(self, held_out: int) -> float:
+        return math.inf
 
     def sequence(self, i: int) -> torch.Tensor:
         generator = torch.Generator().manual_seed(_hash(f"{self._seed}/{i}") >> 1)

@@ -117,12 +117,26 @@ def test_the_wheel_carries_the_chapters_and_the_banks(tmp_path):
     assert not [name for name in inside if name.startswith(("tests/", "work/"))]
 
 
+def parts() -> list[str]:
+    """The suite's own, as it names them when asked for one that does not exist."""
+    words = [sys.executable, str(ROOT / ".ci/suite.py"), "nothing"]
+    refused = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert refused.returncode == 2 and "'nothing' is no part of the suite" in refused.stderr
+    return refused.stderr.strip().rpartition("there are ")[2].split(", ")
+
+
 def test_workflows_and_devcontainer_use_the_same_scripts():
-    for name in ("ci.yml", "weekly.yml"):
-        jobs = yaml.safe_load((ROOT / ".github/workflows" / name).read_text())["jobs"]
-        assert [step["run"] for job in jobs.values() for step in job["steps"] if "run" in step] == [
-            ".ci/run"
-        ]
+    """A push runs every part of the suite, each beside the others; a week runs everything."""
+    jobs = {
+        name: yaml.safe_load((ROOT / ".github/workflows" / name).read_text())["jobs"]
+        for name in ("ci.yml", "weekly.yml")
+    }
+    assert {
+        name: [step["run"] for job in each.values() for step in job["steps"] if "run" in step]
+        for name, each in jobs.items()
+    } == {"ci.yml": [".ci/run ${{ matrix.parts }}"], "weekly.yml": [".ci/run --all", ".ci/run"]}
+    groups = jobs["ci.yml"]["suite"]["strategy"]["matrix"]["parts"]
+    assert " ".join(groups).split() == parts()
     assert os.access(ROOT / ".ci/run", os.X_OK)
     container = json.loads((ROOT / ".devcontainer/devcontainer.json").read_text())
     assert container["postCreateCommand"] == "sh .ci/setup lab"

@@ -41,6 +41,24 @@ def test_the_mesh_is_slices_of_one_arange_and_equals_torchs():
         )
 
 
+def along_derived_axes():
+    mesh, found = comm.build_mesh("dp2cp2ep2"), {}
+    for axis in ("dp_cp", "ep", "edp"):
+        x = comm.all_reduce(torch.tensor([10.0 ** mesh.rank("world")]), axis, "who is there?")
+        found[axis] = mesh.ranks(axis), x.item()
+    alias = comm.build_mesh("dp4")
+    return found, alias.group("dp_cp") is alias.group("dp"), alias.size("ep")
+
+
+def test_derived_axes_regroup_the_ranks():
+    for rank, (found, same, alone) in enumerate(pico.run(along_derived_axes, world_size=4)):
+        assert found["dp_cp"] == ((0, 1, 2, 3), 1111.0)
+        # ep is the inner part of dp x cp: neighbours; edp are those who hold the same experts.
+        assert found["ep"] == (((0, 1), 11.0) if rank < 2 else ((2, 3), 1100.0))
+        assert found["edp"] == (((0, 2), 101.0) if rank % 2 == 0 else ((1, 3), 1010.0))
+        assert same and alone == 1  # no second group where the ranks are those of another axis
+
+
 def every_collective():
     comm.build_mesh("dp2tp2")
     m = comm.mesh()

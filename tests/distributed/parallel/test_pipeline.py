@@ -72,13 +72,17 @@ def worst(found, expected) -> float:
     return max(errors)
 
 
+SHAPES = ((4, False), (5, True))
+
+
 @pytest.mark.parametrize("stages", [2, 4])
-def test_every_schedule_and_count_equals_one_process(stages):
+@pytest.mark.parametrize("turn", [0, pytest.param(1, marks=pytest.mark.weekly)])
+def test_every_schedule_and_count_equals_one_process(stages, turn):
+    """One turn has every pair of schedule, count and shape; both have all three crossed."""
     cases = [
-        (name, m, layers, tied)
-        for name in schedules.SCHEDULES
-        for m in (1, 2, 3, 5, 8)
-        for layers, tied in ((4, False), (5, True))
+        (name, m, *SHAPES[(i + j + turn) % 2])
+        for i, name in enumerate(schedules.SCHEDULES)
+        for j, m in enumerate((1, 2, 3, 5, 8))
     ]
     ranks = pico.run(in_stages, cases, world_size=stages)
     for i, (_, m, layers, tied) in enumerate(cases):
@@ -160,7 +164,7 @@ def test_what_was_sent_is_freed_and_one_f_one_b_keeps_fewer():
             assert len(freed) == 8 and set(freed) == {0}
 
 
-@pytest.mark.parametrize("name", ["1f1b", "gpipe"])
+@pytest.mark.parametrize("name", ["1f1b", pytest.param("gpipe", marks=pytest.mark.weekly)])
 def test_the_bubble_in_real_spans_is_the_simulators(name):
     """With a fixed cost a stage the measured bubble is within 5 % of the simulated one."""
     forward, backward = 0.08, 0.16  # long against what a step costs besides

@@ -92,7 +92,7 @@ def all_of(layouts, dtypes):
     return {layout: {dtype: train(layout, dtype) for dtype in dtypes} for layout in layouts}
 
 
-@pytest.mark.parametrize("world", LAYOUTS)
+@pytest.mark.parametrize("world", [2, 4, pytest.param(8, marks=pytest.mark.weekly)])
 def test_a_layout_with_sp_equals_one_process(expected, world):
     dtypes = list(TOLERANCE) if world == 2 else [torch.float64]
     ranks = pico.run(all_of, LAYOUTS[world], dtypes, world_size=world)

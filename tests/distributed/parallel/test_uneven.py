@@ -89,7 +89,12 @@ def all_of(config, layouts):
 
 
 @pytest.mark.parametrize(
-    ("name", "world"), [(name, world) for name in CONFIGS for world in LAYOUTS[name]]
+    ("name", "world"),
+    [
+        *(("three kv heads", world) for world in (2, 3, 4)),
+        ("tied, seven kv heads", 2),
+        pytest.param("tied, seven kv heads", 4, marks=pytest.mark.weekly),
+    ],
 )
 def test_an_uneven_layout_equals_one_process(name, world):
     expected = train(CONFIGS[name], "dp1")

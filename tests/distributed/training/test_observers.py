@@ -244,5 +244,12 @@ def test_the_trained_text_is_never_the_held_out_one(tmp_path):
     second = text.batch(accumulate=90, **rows)[0].flatten(0, 1).tolist()
     assert len({*map(tuple, held), *map(tuple, first)}) == 100
     assert sorted(first) == sorted(second) and first != second
+    # A run that held nothing out and came so far has read some of what would be held out now.
+    plain.position = 90
+    text.load_state_dict(plain.state_dict())
+    plain.position = 91
+    with pytest.raises(ValueError, match="91 sequences are behind this position, with 0 held out"):
+        text.load_state_dict(plain.state_dict())
+    plain.position = 90
     # Mutant: without held_out, the last ten of the first shuffle are trained on next.
     assert sorted(plain.batch(accumulate=10, **rows)[0].flatten(0, 1).tolist()) == sorted(held)

@@ -203,7 +203,7 @@ def sharded_by_substring(config, layout, rank=0):
     """Wrong: "attention" is found in "attention_norm" too."""
     words = ("embed", "attention", "mlp.", "head")
     return [
-        parameter._replace(sharded=any(word in parameter.name for word in words))
+        parameter._replace(axes={"tp"} if any(word in parameter.name for word in words) else set())
         for parameter in costs.local_parameters(config, layout, rank)
     ]
 
