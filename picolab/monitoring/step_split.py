@@ -72,26 +72,62 @@ def waiting_of(entries: Iterable[Entry]) -> list[tuple[Entry, float]]:
     """
     entries = list(entries)
     arrivals, halves = _arrivals(entries)
-    seen: dict[tuple, int] = defaultdict(int)
-    meetings: dict[tuple, dict[int, float]] = defaultdict(dict)  # who has arrived, and when
-    keys: list[tuple] = [()] * len(entries)
-    for i in sorted(range(len(entries)), key=arrivals.__getitem__):
-        entry = entries[i]
-        kind = _kind(entry)
-        keys[i] = kind, seen[entry.rank, kind]
-        seen[entry.rank, kind] += 1
-        meetings[keys[i]][entry.rank] = arrivals[i]
+    keys, meetings = _meetings(entries, arrivals)
 
     def last(i: int) -> float:
         arrived = meetings[keys[i]]
         complete = arrived.keys() == set(_takes_part(entries[i]))
-        return max(arrived.values()) if complete else arrivals[i]
+        return max(arrivals[j] for j in arrived.values()) if complete else arrivals[i]
 
     result = []
     for i, entry in enumerate(entries):
         until = max(last(j) for j in (i, halves.get(i, i)))
         result.append((entry, min(max(0.0, until - entry.start), entry.exposed_s)))
     return result
+
+
+class Message(NamedTuple):
+    """What one rank sent and another received, on the monotonic clock."""
+
+    source: int
+    target: int
+    axis: str
+    reason: str
+    payload_bytes: int
+    sent: float  # when the sender issued it
+    received: float  # when the receiver had it
+
+
+def messages_of(entries: Iterable[Entry]) -> list[Message]:
+    """The messages of one step of which both ends are known, in the order in which they were
+    sent."""
+    entries = list(entries)
+    arrivals, _ = _arrivals(entries)
+    found = []
+    for meeting in _meetings(entries, arrivals)[1].values():
+        ends = {entries[i].op: i for i in meeting.values()}
+        if ends.keys() == {*_MESSAGES}:
+            sent, got = entries[ends["send"]], entries[ends["recv"]]
+            about = sent.rank, got.rank, sent.axis, sent.reason, sent.payload_bytes
+            found.append(Message(*about, arrivals[ends["send"]], got.start + got.exposed_s))
+    return sorted(found, key=lambda message: message.sent)
+
+
+def _meetings(
+    entries: list[Entry], arrivals: list[float]
+) -> tuple[list[tuple], dict[tuple, dict[int, int]]]:
+    """A key for each entry, the same for those that belong together; and for each key, rank ->
+    its entry."""
+    seen: dict[tuple, int] = defaultdict(int)
+    meetings: dict[tuple, dict[int, int]] = defaultdict(dict)
+    keys: list[tuple] = [()] * len(entries)
+    for i in sorted(range(len(entries)), key=arrivals.__getitem__):
+        entry = entries[i]
+        kind = _kind(entry)
+        keys[i] = kind, seen[entry.rank, kind]
+        seen[entry.rank, kind] += 1
+        meetings[keys[i]][entry.rank] = i
+    return keys, meetings
 
 
 def _arrivals(entries: list[Entry]) -> tuple[list[float], dict[int, int]]:
