@@ -1,4 +1,4 @@
-"""The four panels as widgets that can be painted again and again.
+"""The panels as widgets that can be painted again and again.
 
 One `FigureWidget` and a sentence above it. A paint assigns only what changed, in one batch (one
 message instead of one for each attribute), and as numpy arrays, which travel as bytes: lists of
@@ -8,7 +8,13 @@ message instead of one for each attribute), and as numpy arrays, which travel as
 import html
 import threading
 
-from picolab.monitoring.figures import panels, training_layout, training_traces
+from picolab.monitoring.figures import (
+    Panels,
+    panels,
+    training_arrays,
+    training_layout,
+    training_traces,
+)
 from picolab.monitoring.run_state import RunState
 
 # A busy front end may build a view long after it was told to; 10 s were not always enough.
@@ -21,6 +27,7 @@ class LiveView:
         import plotly.graph_objects as go
 
         self._drawn = panels(RunState())
+        self._arrays = training_arrays(self._drawn)
         self.sentence = ipywidgets.HTML()
         # Drawn before it has a place, it is 700 pixels wide. With autosize, every later change of
         # the layout measures the place again.
@@ -40,17 +47,19 @@ class LiveView:
         self.say(state.sentence())
         drawn = panels(state)
         with self.figure.batch_update():
-            for trace, old, new in zip(self.figure.data, self._drawn.traces, drawn.traces):
+            arrays = training_arrays(drawn)
+            for trace, old, new in zip(self.figure.data, self._arrays, arrays):
                 for name, values in new.items():
                     if not _same(old.get(name), values):
                         trace[name] = values
+            if _shape(drawn) != _shape(self._drawn):
+                self.figure.update_layout(training_layout(drawn))
             for shown, title in zip(self.figure.layout.annotations, drawn.titles):
                 if shown.text != title:
                     shown.text = title
-            rows = len(drawn.traces[-1]["y"])
-            if rows != len(self._drawn.traces[-1]["y"]):
-                self.figure.layout.yaxis4.range = training_layout(drawn)["yaxis4"]["range"]
-        self._drawn = drawn
+            if drawn.activity:
+                self.figure.layout.xaxis5.range = training_layout(drawn)["xaxis5"]["range"]
+        self._drawn, self._arrays = drawn, arrays
 
     def close(self) -> None:
         """Remove the widgets, a little later: the front end may still be answering the last
@@ -71,6 +80,12 @@ def sentence_html(text: str) -> str:
         '<div style="font-size:15px;line-height:1.4;color:var(--jp-ui-font-color1,inherit);'
         f'padding:4px 0">{html.escape(text)}</div>'
     )
+
+
+def _shape(drawn: Panels) -> tuple[int, int]:
+    """What the layout depends on, besides titles: reasons of the ledger, and ranks of the fifth
+    panel."""
+    return len(drawn.traces[-1]["y"]), len(drawn.activity.bounds) if drawn.activity else 0
 
 
 def _same(old, new) -> bool:

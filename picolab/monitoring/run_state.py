@@ -15,6 +15,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from functools import cache
 
+from picolab.monitoring.activity import Activity, activity
 from picolab.monitoring.events import Event
 from picolab.monitoring.ledger import Entry, Totals
 from picolab.monitoring.step_split import StepSplit, mean_split, step_split
@@ -41,6 +42,7 @@ class RunState:
         self.ranks: set[int] = set()
         self.pipeline: tuple[str, int] | None = None  # its schedule and how many micro-batches
         self._seconds: dict[int, dict[int, float]] = defaultdict(dict)  # step -> rank -> seconds
+        self._began: dict[int, dict[int, float]] = defaultdict(dict)  # step -> rank -> its start
         self._entries: dict[int, list[Entry]] = defaultdict(list)  # step -> entries of all ranks
         self._loose: dict[str, Totals] = defaultdict(Totals)  # outside steps, by reason
         self.heard = 0
@@ -54,7 +56,9 @@ class RunState:
         kept["ranks"], kept["_loose"] = set(other.ranks), other._loose.copy()
         seconds = {step: dict(of_rank) for step, of_rank in other._seconds.items()}
         entries = {step: list(told) for step, told in other._entries.items()}
+        began = {step: dict(of_rank) for step, of_rank in other._began.items()}
         kept["_seconds"], kept["_entries"] = defaultdict(dict, seconds), defaultdict(list, entries)
+        kept["_began"] = defaultdict(dict, began)
         vars(self).update(kept)
 
     def add(self, event: Event) -> None:
@@ -94,10 +98,13 @@ class RunState:
             self.tokens_per_s.setdefault(step, data["tokens"] / seconds)
         if seconds is not None:
             self._seconds[step][rank] = seconds
+            if data.get("began") is not None:
+                self._began[step][rank] = data["began"]
             while len(self._seconds) > WINDOW + 1:
                 oldest = min(self._seconds)
                 self._seconds.pop(oldest)
                 self._entries.pop(oldest, None)
+                self._began.pop(oldest, None)
 
     def _add_values(self, data: dict) -> None:
         for series, name in ((self.losses, "loss"), (self.tokens_per_s, "tokens_per_s")):
@@ -126,6 +133,15 @@ class RunState:
         if len(steps) > 1 and steps[0] == 0:
             steps = steps[1:]
         return mean_split(step_split(self._entries[step], self._seconds[step]) for step in steps)
+
+    def activity(self, step: int | None = None) -> Activity | None:
+        """What each rank did when in this step of the window (None: the newest that is complete);
+        None if there is no such step."""
+        steps = self.complete_steps()
+        step = steps[-1] if step is None and steps else step
+        if step not in steps:
+            return None
+        return activity(step, self._entries[step], self._seconds[step], self._began[step])
 
     def traffic(self) -> dict[str, tuple[float, float]]:
         """reason -> (collectives, payload bytes) of one rank in one step, largest first: means
@@ -175,17 +191,27 @@ class RunState:
     def bubble(self) -> tuple[float, float | None] | None:
         """The share of a pipeline's step in which a stage is idle, over all ranks and the window,
         and the formula's share; None without a pipeline. The formula is for stages of equal cost,
-        and unknown of a run that tells no schedule.
+        and unknown of a run that tells no schedule. Nothing is said of events that are so old that
+        a message does not name its other end.
         """
         split = self.split()
         idle = sum(parts.bubble_s for parts in split.values())
-        if not idle:
+        if not idle or not self._messages_match():
             return None
         share = idle / sum(parts.seconds for parts in split.values())
         if self.pipeline is None or not self.layout:
             return share, None
         schedule, micro_batches = self.pipeline
         return share, _formula(schedule, Layout.parse(self.layout).pp, micro_batches)
+
+    def message_axes(self) -> set[str]:
+        """Over which axes messages went whose both ends are known, in the newest step."""
+        found = self.activity()
+        return {message.axis for message in found.messages} if found else set()
+
+    def _messages_match(self) -> bool:
+        entries = (e for step in self.complete_steps() for e in self._entries[step])
+        return all(e.peer is not None for e in entries if e.axis == "pp" and e.op == "recv")
 
     def bubble_text(self) -> str:
         """ "bubble 27 % of the step (formula 27 %)", or nothing."""

@@ -66,6 +66,11 @@ def arrival(entry: Entry) -> float:
     return entry.start + (entry.exposed_s - entry.seconds)
 
 
+def standing_still(entry: Entry) -> str:
+    """What the time is called in which the rank waits in this entry."""
+    return "bubble" if entry.axis == _PIPELINE else "waiting"
+
+
 def waiting_of(entries: Iterable[Entry]) -> list[tuple[Entry, float]]:
     """Each entry of one step, with the part of its exposed time in which the last of those it
     needs had not arrived.
@@ -166,7 +171,8 @@ def step_split(entries: Iterable[Entry], seconds: Mapping[int, float]) -> dict[i
     bubble: dict[int, float] = defaultdict(float)
     for entry, waiting_s in waiting_of(entries):
         exposed[entry.rank] += entry.exposed_s
-        (bubble if entry.axis == _PIPELINE else waited)[entry.rank] += waiting_s
+        into = bubble if standing_still(entry) == "bubble" else waited
+        into[entry.rank] += waiting_s
     return {
         rank: StepSplit(
             compute_s=max(0.0, total - exposed[rank]),

@@ -90,6 +90,14 @@ def template() -> dict:
     }
 
 
+def pattern(name: str) -> dict:
+    """The hatch of a state in which nothing is done; none for the others."""
+    if name not in HATCHES:
+        return {"shape": ""}
+    about = {"fillmode": "overlay", "fgcolor": "#ffffff", "size": 7, "solidity": 0.3}
+    return {"shape": HATCHES[name], **about}
+
+
 class LabFigure:
     """A picture with a text form.
 
