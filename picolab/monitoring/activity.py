@@ -75,7 +75,9 @@ class Activity(NamedTuple):
         parts = [f"{share:.0f} % {kind}" for share, kind in zip(shares, KINDS) if share >= 0.5]
         count = len(self.messages)
         said = f"; {count} message{'s' * (count != 1)}" if count else ""
-        return f"step {self.step}: {1e3 * (self.end - self.start):.0f} ms, {', '.join(parts)}{said}"
+        return (
+            f"step {self.step}: {1e3 * (self.end - self.start):,.0f} ms, {', '.join(parts)}{said}"
+        )
 
     def text(self, width: int = 100) -> str:
         """A row a rank, time to the right; each character is what took most of its time."""

@@ -4,8 +4,9 @@ Wrong versions these catch: gradients too large by the number of micro-batches (
 embedding whose two gradients are never added, stages that all start alike (picotron), activations
 kept after they were sent, a bubble that is drawn and not measured."""
 
+import json
 from functools import cache
-from itertools import product
+from itertools import pairwise, product
 
 import pytest
 import torch
@@ -271,6 +272,44 @@ def test_no_stage_is_in_the_bubble_while_it_computes(monkeypatch):
     monkeypatch.setattr(step_split, "arrival", lambda e: e.start + e.exposed_s - e.seconds - 0.01)
     with pytest.raises(AssertionError):
         check()
+
+
+def test_a_real_run_in_time_and_as_a_trace(tmp_path):
+    """Of every step: intervals without a gap, as many seconds as the split, an arrow for every
+    activation and every gradient, and in the trace the same, with the pipeline's own spans."""
+    run = costly_run("1f1b", 4, 8)
+    path = run.write_trace(tmp_path / "run.json")
+    trace = json.loads(path.read_text())["traceEvents"]
+    kinds = "compute", "communication", "waiting", "bubble"
+    in_us = {kind: 0.0 for kind in kinds}
+    for step in range(4):
+        found = run._activity(step)
+        assert len(found.messages) == 2 * 3 * 8
+        assert all(m.sent < m.received and abs(m.source - m.target) == 1 for m in found.messages)
+        seconds = {e.rank: e.data["seconds"] for e in run.events.where("step", step)}
+        split = step_split.step_split(run.ledger.step(step), seconds)
+        for rank, parts in found.split().items():
+            mine = [i for i in found.intervals if i.rank == rank]
+            assert all(a.end == b.start for a, b in pairwise(mine))
+            assert mine[-1].end - mine[0].start == pytest.approx(seconds[rank], abs=1e-9)
+            assert parts == pytest.approx(split[rank], abs=1e-9)
+            for kind, part in zip(kinds, parts):
+                in_us[kind] += 1e6 * part
+    for kind in kinds:
+        durations = [e["dur"] for e in trace if e.get("cat") == kind]
+        assert sum(durations) == pytest.approx(in_us[kind], abs=2e-3 * len(durations))
+    flows = [(e["ph"], e["id"]) for e in trace if e.get("cat") == "message"]
+    assert len(set(flows)) == len(flows) == 2 * 4 * 48
+    busy = sum(sum(run.timeline(step).busy) for step in range(4))
+    actions = [e["dur"] for e in trace if e["name"][0] in "FB" and e["pid"] == 2 and "dur" in e]
+    assert len(actions) == 4 * 4 * 16
+    assert sum(actions) == pytest.approx(1e6 * busy, abs=2e-3 * len(actions))
+    last = run.write_trace(tmp_path / "last.json", steps=[3])
+    steps = {e["name"] for e in json.loads(last.read_text())["traceEvents"] if e["ph"] == "X"}
+    assert "step 3" in steps and "step 2" not in steps
+    with pytest.raises(ValueError, match="no step 4: this run has 0 to 3"):
+        run.write_trace(tmp_path / "none.json", steps=[4])
+    assert repr(run.activity()).startswith("step 3: ")
 
 
 def test_equal_to_torchs_own_pipeline():
