@@ -8,6 +8,7 @@ message instead of one for each attribute), and as numpy arrays, which travel as
 import html
 import threading
 
+from picolab.monitoring.activity_figure import axes as activity_axes
 from picolab.monitoring.figures import (
     Panels,
     panels,
@@ -53,12 +54,17 @@ class LiveView:
                     if not _same(old.get(name), values):
                         trace[name] = values
             if _shape(drawn) != _shape(self._drawn):
-                self.figure.update_layout(training_layout(drawn))
-            for shown, title in zip(self.figure.layout.annotations, drawn.titles):
-                if shown.text != title:
-                    shown.text = title
-            if drawn.activity:
-                self.figure.layout.xaxis5.range = training_layout(drawn)["xaxis5"]["range"]
+                layout = training_layout(drawn)
+                # Assigned, since to update a list updates its old items, later in this batch.
+                self.figure.layout.annotations = layout.pop("annotations")
+                self.figure.update_layout(layout)
+            else:
+                for shown, title in zip(self.figure.layout.annotations, drawn.titles):
+                    if shown.text != title:
+                        shown.text = title
+            ends = tuple(activity_axes(drawn.activity)[0]["range"])
+            if drawn.activity and self.figure.layout.xaxis5.range != ends:
+                self.figure.layout.xaxis5.range = ends  # each step has its own length
         self._drawn, self._arrays = drawn, arrays
 
     def close(self) -> None:
@@ -89,4 +95,6 @@ def _shape(drawn: Panels) -> tuple[int, int]:
 
 
 def _same(old, new) -> bool:
+    if isinstance(new, dict):
+        return old == new
     return old is not None and len(old) == len(new) and all(a == b for a, b in zip(old, new))

@@ -210,7 +210,8 @@ def _split(state: RunState):
     if (slowest := state.slowest()) is not None:
         rank, waited = slowest
         title = f"{waited * 1e3:.0f} ms a step waiting for rank {rank}"
-        return traces, "; ".join(filter(None, (title, state.bubble_text())))
+        bubble = state.bubble()  # the formula's is in the sentence: a panel's title is short
+        return traces, title if bubble is None else f"{title}; bubble {100 * bubble[0]:.0f} %"
     whole = sum(parts.seconds for parts in split.values()) or 1.0
     shares = [100 * sum(part) / whole for part in zip(*split.values())]
     if bubble := state.bubble_text():
