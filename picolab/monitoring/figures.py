@@ -185,7 +185,9 @@ def _loss(state: RunState):
     if len(values) == 1:
         title = f"loss {values[0]:.3f} after the first step"
     elif values:
-        title = f"loss {values[0]:.3f} → {values[-1]:.3f} in {len(values)} steps"
+        # One noisy step is no headline where the smoothed line is drawn.
+        end = f"{smooth[-1]:.3f} (smoothed)" if smooth else f"{values[-1]:.3f}"
+        title = f"loss {values[0]:.3f} → {end} in {len(values)} steps"
     if state.eval_losses:
         title += f"; held-out text {state.eval_losses[max(state.eval_losses)]:.3f} ◆"
     return [{"x": x, "y": y}, {"x": sx, "y": sy}, {"x": ex, "y": ey}], title

@@ -52,6 +52,7 @@ GROUPS = (BLUE, RUST, GREEN, PURPLE, OCHRE)  # for things that are only told apa
 
 HATCH = "/"
 HATCHES = {"waiting": HATCH, "bubble": "\\"}  # states in which nothing is done
+PLAY_MS = 900  # a frame
 _MIME = "application/vnd.plotly.v1+json"
 # Not "responsive": plotly then gives the figure the height of its place, and JupyterLab the place
 # the height of its figure, so that at the next change of the page's width both shrink to a line.
@@ -120,6 +121,7 @@ class LabFigure:
             # JupyterLab's view forgets the height it was given: a frame or a slider's step that
             # changes the layout says it again.
             height = self._figure.layout.height
+            self._figure.update_layout(updatemenus=play_menus(self._figure))
             for frame in self._figure.frames:
                 frame.layout.height = height
             for step in [step for slider in self._figure.layout.sliders for step in slider.steps]:
@@ -207,3 +209,35 @@ def frame_slider(names: list[str], pad: int) -> dict:
         "tickcolor": TEXT,
         "steps": [{"method": "animate", "label": name, "args": [[name], jump]} for name in names],
     }
+
+
+def play_menus(figure) -> list[dict]:
+    """A Play and a Pause button in the row in which the slider over the frames says where it is; no
+    buttons without frames. From the last frame Play begins at the first."""
+    sliders = [s for s in figure.layout.sliders if any(t.method == "animate" for t in s.steps)]
+    if not (figure.frames and sliders):
+        return []
+    (slider,) = sliders
+    still = {"mode": "immediate", "transition": {"duration": 0}}
+    play = {**still, "fromcurrent": True, "frame": {"duration": PLAY_MS, "redraw": True}}
+    pause = {**still, "frame": {"duration": 0, "redraw": False}}
+    width = 1 if slider.len is None else slider.len
+    return [
+        {
+            "type": "buttons",
+            "direction": "left",
+            "showactive": False,
+            "x": (slider.x or 0) + width,
+            "xanchor": "right",
+            "y": slider.y or 0,
+            "yanchor": "top",
+            "pad": {"t": max(0, (slider.pad.t or 0) - 16)},
+            "font": {"color": TEXT, "size": 12},
+            "bgcolor": "rgba(0,0,0,0)",
+            "bordercolor": TEXT,
+            "buttons": [
+                {"label": "▶ Play", "method": "animate", "args": [None, play]},
+                {"label": "❚❚ Pause", "method": "animate", "args": [[None], pause]},
+            ],
+        }
+    ]

@@ -124,7 +124,7 @@ def _build(n: int, steps: list[RingStep]):
         "showscale": False,
         "xgap": 3,
         "ygap": 3,
-        "hovertemplate": "rank %{y}, %{x}<br>holds %{customdata}<extra></extra>",
+        "hovertemplate": "%{y}, %{x}<br>holds %{customdata}<extra></extra>",
     }
     arrows = {
         "type": "scatter",

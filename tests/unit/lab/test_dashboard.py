@@ -19,7 +19,7 @@ from picolab.lab import dashboard as show
 from picolab.lab.follower import PERIOD_S, Follower, RunDirectory
 from picolab.lab.live_view import LiveView
 from picolab.monitoring import Event
-from picolab.monitoring.figures import TRAINING_HEIGHT, training_figure
+from picolab.monitoring.figures import TRAINING_HEIGHT, panels, training_figure
 from picolab.monitoring.run_state import RunState, decimate
 from picolab.show.picture import LabFigure
 
@@ -96,8 +96,9 @@ def test_a_live_view_shows_the_run_while_it_goes():
     x, y = decimate(list(range(len(losses))), losses)
     assert list(view.figure.data[0].x) == x
     assert list(view.figure.data[0].y) == pytest.approx(y)
-    title = f"loss 5.000 → {losses[-1]:.3f} in {len(losses)} steps"
-    assert view.figure.layout.annotations[0].text == title
+    title = view.figure.layout.annotations[0].text
+    assert title == panels(shown.state).titles[0]
+    assert title.startswith("loss 5.000 → ") and title.endswith(f" in {len(losses)} steps")
     assert shown._view is None  # replaced by the static picture
 
 

@@ -18,6 +18,7 @@ from picolab.monitoring.figures import (
     schedule_slider,
 )
 from picolab.show import ring_figure
+from picolab.show.picture import PLAY_MS
 from picolab.show.rank_grid_figure import groups
 from picolab.show.ring_figure import RingStep, simulate_ring
 from picolab.specs import Layout
@@ -131,7 +132,7 @@ def test_a_grid_that_cannot_be_read_is_refused():
     )
 
 
-@pytest.mark.parametrize(
+LESSONS = pytest.mark.parametrize(
     "shown",
     [
         ring_all_reduce_frames(4),
@@ -141,6 +142,39 @@ def test_a_grid_that_cannot_be_read_is_refused():
     ],
     ids=["ring", "grid", "attention", "schedule"],
 )
+
+
+@LESSONS
+def test_every_figure_with_frames_can_be_played(shown):
+    """All frames in their order, drawn anew each; and stopped. Without a kernel."""
+    (menu,) = shown.figure.layout.updatemenus
+    play, pause = menu.buttons
+    assert play.label == "▶ Play" and pause.label == "❚❚ Pause"
+    assert play.method == pause.method == "animate"
+    names, how = play.args
+    assert names is None  # all of them
+    assert how["fromcurrent"] and how["frame"] == {"duration": PLAY_MS, "redraw": True}
+    stopped, how = pause.args
+    assert list(stopped) == [None] and how["mode"] == "immediate"
+    assert ' Play"' in shown.to_html(include_plotlyjs=False)
+
+
+def test_a_figure_without_frames_has_no_button():
+    assert len(rank_grid_figure(Layout()).figure.layout.updatemenus) == 0
+
+
+@LESSONS
+def test_no_rank_is_called_rank_rank(shown):
+    """Where an axis is labelled "rank 1", a hover text takes the label."""
+    axes = {name: shown.figure.layout[name] for name in shown.figure.layout if "axis" in name}
+    for trace in shown.figure.data:
+        for letter in "xy":
+            axis = axes.get(f"{letter}axis{(getattr(trace, f'{letter}axis') or letter)[1:]}")
+            if axis is not None and str((axis.ticktext or [""])[0]).startswith("rank"):
+                assert f"rank %{{{letter}}}" not in str(trace.hovertemplate)
+
+
+@LESSONS
 def test_every_frame_says_how_high_the_figure_is(shown):
     """JupyterLab's view forgets it otherwise: at the first move of the slider it is gone."""
     figure = shown.figure
