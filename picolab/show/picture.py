@@ -188,6 +188,12 @@ def contrast(one: str, other: str) -> float:
     return (bright + 0.05) / (dark + 0.05)
 
 
+def ink(ground: str) -> str:
+    """Black or white: whichever can be read better on a mark of this colour. One of them always has
+    a contrast of 4.5 (WCAG 2.1, 1.4.3); white alone has 3.1 on some of ours."""
+    return max(("#ffffff", "#000000"), key=lambda text: contrast(text, ground))
+
+
 def frame_slider(names: list[str], pad: int) -> dict:
     """A plotly slider over a figure's frames, which have these names; `pad` pixels below the plot.
 

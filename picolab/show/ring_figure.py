@@ -122,6 +122,8 @@ def _labels(n: int, step: RingStep) -> dict:
         ],
         "customdata": [
             f"rank {rank}, chunk {chunk}<br>holds the parts of {_ranks(step.chunks[rank][chunk])}"
+            if n <= _ROOMY
+            else f"rank {rank}, chunk {chunk}"  # lists would be most of the figure's bytes
             for rank, chunk in places
         ],
     }
