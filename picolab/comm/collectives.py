@@ -52,8 +52,9 @@ class Pending:
     caller's part.
     """
 
-    def __init__(self, works, tensor: torch.Tensor, start: float, *entries: tuple):
-        self._works, self._tensor, self._start, self._entries = works, tensor, start, entries
+    def __init__(self, works, tensor: torch.Tensor, start: float, *entries: tuple, peers=(None,)):
+        self._works, self._tensor, self._start = works, tensor, start
+        self._entries, self._peers = entries, peers  # a peer for each entry, None of collectives
 
     def wait(self) -> torch.Tensor:
         if self._works is not None:
@@ -61,10 +62,10 @@ class Pending:
             for work in self._works:
                 work.wait()
             end = current.now()
-            first, *rest = self._entries
-            current.record(*first, waited, end - self._start, end - waited)
-            for entry in rest:
-                current.record(*entry, end, 0.0, 0.0, leaves=False)
+            (first, peer), *rest = zip(self._entries, self._peers)
+            current.record(*first, waited, end - self._start, end - waited, peer=peer)
+            for entry, peer in rest:
+                current.record(*entry, end, 0.0, 0.0, leaves=False, peer=peer)
             self._works = None
         return self._tensor
 
@@ -205,23 +206,25 @@ def send(
     With async_op it returns at once, and x may be changed after the `Pending`'s `wait()`.
     """
     m = mesh()
+    peer = m.ranks(axis)[to]
     entry = _entry("send", axis, m, x, _bytes(x), reason)
-    start = _enter(entry, x, f" to {m.ranks(axis)[to]}")
-    work = _isend(x.contiguous(), m.ranks(axis)[to], group=m.group(axis))
+    start = _enter(entry, x, f" to {peer}")
+    work = _isend(x.contiguous(), peer, group=m.group(axis))
     if async_op:
-        return Pending([work], x, start, entry)
+        return Pending([work], x, start, entry, peers=(peer,))
     work.wait()
-    _done(entry, start, x)
+    _done(entry, start, x, peer)
     return None
 
 
 def recv(x: torch.Tensor, source: int, axis: str, reason: str) -> torch.Tensor:
     """Fill x with what the rank with index `source` along the axis sends. In place; returns x."""
     m = mesh()
+    peer = m.ranks(axis)[source]
     entry = _entry("recv", axis, m, x, _bytes(x), reason)
-    start = _enter(entry, x, f" from {m.ranks(axis)[source]}")
-    _irecv(x, m.ranks(axis)[source], group=m.group(axis)).wait()
-    return _done(entry, start, x)
+    start = _enter(entry, x, f" from {peer}")
+    _irecv(x, peer, group=m.group(axis)).wait()
+    return _done(entry, start, x, peer)
 
 
 def exchange(
@@ -246,8 +249,8 @@ def exchange(
     end = current.now()
     # One wait covers both; the receive is booked with no time of its own, so that times still add
     # up.
-    current.record(*sent, start, end - start, end - start)
-    current.record(*received, end, 0.0, 0.0, leaves=False)
+    current.record(*sent, start, end - start, end - start, peer=ranks[to])
+    current.record(*received, end, 0.0, 0.0, leaves=False, peer=ranks[source])
     return incoming
 
 
@@ -279,9 +282,10 @@ def shift(
     work = _all_to_all(incoming, outgoing, source, to, group=m.group(axis), async_op=async_op)
     incoming = incoming.view_as(x)
     if async_op:
-        return Pending([work], incoming, start, sent, received)
-    _done(sent, start, None)
-    current.record(*received, current.now(), 0.0, 0.0, leaves=False)
+        peers = ranks[right], ranks[left]
+        return Pending([work], incoming, start, sent, received, peers=peers)
+    _done(sent, start, None, ranks[right])
+    current.record(*received, current.now(), 0.0, 0.0, leaves=False, peer=ranks[left])
     return incoming
 
 
@@ -321,7 +325,7 @@ def _enter(entry: tuple, x: torch.Tensor, detail: str = "") -> float:
     return current.enter(f"{op} over {axis} of {where}: {dtype}{[*x.shape]}{detail} ({reason})")
 
 
-def _done(entry: tuple, start: float, result):
+def _done(entry: tuple, start: float, result, peer: int | None = None):
     end = current.now()
-    current.record(*entry, start, end - start, end - start)
+    current.record(*entry, start, end - start, end - start, peer=peer)
     return result

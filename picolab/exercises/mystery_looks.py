@@ -88,7 +88,7 @@ def summary(trial: Trial, name: str) -> str:
         )
     parts = [
         f"rank {rank} computes {1e3 * of.compute_s:.0f} ms a step and waits "
-        f"{1e3 * of.waiting_s:.0f} ms"
+        f"{1e3 * of.held_up_s:.0f} ms"
         for rank, of in trial.this.split.items()
     ]
     return "; ".join(parts)
@@ -316,8 +316,9 @@ def _spans(trial: Trial) -> Table:
         for rank, parts in recording.split.items()
     ]
     return Table(
-        ["run", "rank", "computing ms", "communicating ms", "waiting ms"],
+        ["run", "rank", "computing ms", "communicating ms", "waiting ms", "bubble ms"],
         rows,
         f"Where each rank's mean step went. Compare the ranks with each other, and this run with "
-        f"a right {trial.layout}. Waiting is for the last rank to arrive. Some ms are noise.",
+        f"a right {trial.layout}. Waiting is for the last rank to arrive; over pp it is called the "
+        f"bubble. Some ms are noise.",
     )

@@ -13,7 +13,7 @@ picture of the whole run takes its place when the run ends, before `job.result()
 from pathlib import Path
 
 from picolab.lab.follower import Follower, RunDirectory
-from picolab.monitoring.figures import LabFigure, run_state, training_figure
+from picolab.monitoring.figures import LabFigure, activity_figure, run_state, training_figure
 from picolab.monitoring.run_state import ENDED, RunState
 from picolab.show.front_end import Message, Shown, has_front_end
 
@@ -61,8 +61,19 @@ class Dashboard(Shown):
 
     @property
     def figure(self) -> LabFigure:
-        """The four panels as they are now: a static figure, with `.save(path)`."""
+        """The panels as they are now: a static figure, with `.save(path)`. Of a run with a
+        pipeline there are five: the newest step in time, with its messages, is below the four."""
         return training_figure(self._state)
+
+    def activity(self, step: int | None = None) -> LabFigure:
+        """What every rank did when in one of the newest 50 steps (None: the last that all ranks
+        have told), of any layout and also while the run goes on; with `.save(path)`."""
+        found = self._state.activity(step)
+        if found is None:
+            steps = self._state.complete_steps()
+            there = f"there are {steps[0]} to {steps[-1]}" if steps else "no step is complete yet"
+            raise ValueError(f"of step {step} nothing can be drawn: {there}")
+        return activity_figure(found)
 
     def close(self) -> None:
         """Stop following, and leave the static picture of what there was."""

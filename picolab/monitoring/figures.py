@@ -13,6 +13,15 @@ too.
 import math
 from typing import NamedTuple
 
+from picolab.monitoring.activity import Activity
+from picolab.monitoring.activity_figure import (
+    MAX_BARS,
+    ROW,
+    activity_figure,
+)
+from picolab.monitoring.activity_figure import arrays as activity_arrays
+from picolab.monitoring.activity_figure import axes as activity_axes
+from picolab.monitoring.activity_figure import traces as activity_traces
 from picolab.monitoring.gantt_figure import gantt
 from picolab.monitoring.history import History
 from picolab.monitoring.run_state import RunState, decimate
@@ -20,10 +29,10 @@ from picolab.monitoring.schedule_slider import schedule_slider
 from picolab.show.picture import (
     BLUE,
     GREY,
-    HATCH,
     TEXT,
     TIME,
     LabFigure,
+    pattern,
     template,
 )
 from picolab.show.table import Table, bytes_text
@@ -31,6 +40,7 @@ from picolab.show.table import Table, bytes_text
 __all__ = [
     "LabFigure",
     "Panels",
+    "activity_figure",
     "gantt",
     "ledger_figure",
     "loss_figure",
@@ -48,19 +58,26 @@ _SMOOTH_FROM = 40  # points: fewer need no smoothed line
 
 
 class Panels(NamedTuple):
-    """What the four panels show now: nine traces' arrays, in the order of `_traces`, and the
+    """What the four panels show now: ten traces' arrays, in the order of `_traces`, and the
     titles.
     """
 
     traces: list[dict]
     titles: list[str]
+    activity: Activity | None
+    """The newest step in time, of a run with a pipeline: a fifth panel below the four."""
 
 
 def panels(source) -> Panels:
     """The arrays and titles of the loss, speed, split and ledger panels."""
     state = run_state(source)
     drawn = [_loss(state), _speed(state), _split(state), _ledger(state)]
-    return Panels([t for traces, _ in drawn for t in traces], [title for _, title in drawn])
+    activity = state.activity() if "pp" in state.message_axes() else None
+    if activity is not None and len(activity.intervals) > MAX_BARS:
+        activity = None
+    titles = [title for _, title in drawn]
+    titles += [activity.sentence()] if activity else []
+    return Panels([t for traces, _ in drawn for t in traces], titles, activity)
 
 
 def loss_figure(source) -> LabFigure:
@@ -74,7 +91,7 @@ def throughput_figure(source) -> LabFigure:
 
 
 def split_figure(source) -> LabFigure:
-    """Where a step goes, for each rank: compute, communication, waiting for others (hatched)."""
+    """Where a step goes, for each rank: compute, communication, waiting for others, bubble."""
     state = run_state(source)
     return _single(state, 2, split_table)
 
@@ -124,7 +141,7 @@ def split_table(state: RunState) -> Table:
         [f"rank {rank}", *(round(1e3 * part, 3) for part in parts)]
         for rank, parts in state.split().items()
     ]
-    return Table(["", "compute ms", "communication ms", "waiting ms"], rows)
+    return Table(["", "compute ms", "communication ms", "waiting ms", "bubble ms"], rows)
 
 
 def traffic_table(state: RunState) -> Table:
@@ -133,12 +150,14 @@ def traffic_table(state: RunState) -> Table:
 
 
 def training_text(state: RunState) -> str:
-    titles = panels(state).titles
+    drawn = panels(state)
     tables = [steps_table(state), None, split_table(state), traffic_table(state)]
     parts = [state.sentence()]
-    for title, table in zip(titles, tables):
+    for title, table in zip(drawn.titles, tables):
         body = f"\n{table}" if table is not None and table.rows else ""
         parts.append(f"{title}{body}")
+    if drawn.activity:
+        parts.append(f"{drawn.titles[-1]}\n{drawn.activity.text()}")
     return "\n\n".join(parts)
 
 
@@ -157,7 +176,9 @@ def _loss(state: RunState):
     if len(values) == 1:
         title = f"loss {values[0]:.3f} after the first step"
     elif values:
-        title = f"loss {values[0]:.3f} → {values[-1]:.3f} in {len(values)} steps"
+        # One noisy step is no headline where the smoothed line is drawn.
+        end = f"{smooth[-1]:.3f} (smoothed)" if smooth else f"{values[-1]:.3f}"
+        title = f"loss {values[0]:.3f} → {end} in {len(values)} steps"
     if state.eval_losses:
         title += f"; held-out text {state.eval_losses[max(state.eval_losses)]:.3f} ◆"
     return [{"x": x, "y": y}, {"x": sx, "y": sy}, {"x": ex, "y": ey}], title
@@ -175,15 +196,19 @@ def _speed(state: RunState):
 def _split(state: RunState):
     split = state.split()
     names = [f"rank {rank}" for rank in split]
-    columns = zip(*split.values()) if split else ((), (), ())
+    columns = zip(*split.values()) if split else ((), (), (), ())
     traces = [{"x": _array([1e3 * v for v in column]), "y": names} for column in columns]
     if not split:
         return traces, "where a step goes: no step yet"
     if (slowest := state.slowest()) is not None:
         rank, waited = slowest
-        return traces, f"{waited * 1e3:.0f} ms a step waiting for rank {rank}"
+        title = f"{waited * 1e3:.0f} ms a step waiting for rank {rank}"
+        bubble = state.bubble()  # the formula's is in the sentence: a panel's title is short
+        return traces, title if bubble is None else f"{title}; bubble {100 * bubble[0]:.0f} %"
     whole = sum(parts.seconds for parts in split.values()) or 1.0
     shares = [100 * sum(part) / whole for part in zip(*split.values())]
+    if bubble := state.bubble_text():
+        return traces, bubble
     if shares[1] + shares[2] == 0:
         return traces, "a step is all compute"
     return traces, f"{shares[0]:.0f} % computing, {shares[2]:.0f} % waiting"
@@ -293,10 +318,10 @@ def _traces() -> list[tuple[int, dict]]:
                     **bar,
                     "name": name,
                     "hovertemplate": split_hover,
-                    "marker": {"color": TIME[name], "line": white, "pattern": _pattern(name)},
+                    "marker": {"color": TIME[name], "line": white, "pattern": pattern(name)},
                 },
             )
-            for name in ("compute", "communication", "waiting")
+            for name in ("compute", "communication", "waiting", "bubble")
         ),
         (
             3,
@@ -321,12 +346,6 @@ def _traces() -> list[tuple[int, dict]]:
             },
         ),
     ]
-
-
-def _pattern(name: str) -> dict:
-    if name != "waiting":
-        return {"shape": ""}
-    return {"shape": HATCH, "fillmode": "overlay", "fgcolor": "#ffffff", "size": 7, "solidity": 0.3}
 
 
 def _axes(panel: int, rows: int) -> tuple[dict, dict]:
@@ -386,28 +405,42 @@ _DOMAINS = (
     ([0.0, 0.42], [0.07, 0.44]),
     ([0.52, 1.0], [0.07, 0.44]),
 )
+_TOP, _TOP_HEADED, _BOTTOM = 40, 84, 44  # pixels of the margins
+_FIFTH = 80  # pixels about the fifth panel: its title, and the axis below it
 
 
 def training_layout(drawn: Panels, heading: str = "") -> dict:
-    """The layout of the four panels; titles are its annotations, in order."""
+    """The layout of the panels; titles are its annotations, in order."""
+    top = _TOP_HEADED if heading else _TOP
+    four = TRAINING_HEIGHT - top - _BOTTOM  # pixels of the four panels
+    ranks = len(drawn.activity.bounds) if drawn.activity else 0
+    fifth = ROW * ranks + _FIFTH if ranks else 0
+    whole = four + fifth
+    domains = [(x, [(fifth + edge * four) / whole for edge in y]) for x, y in _DOMAINS]
+    below = 0.07 * four / whole  # for the axis of the lowest panel
+    domains.append(([0.0, 1.0], [below, max(below, ROW * ranks / whole + below)]))
     layout: dict = {
         "template": template(),
-        "height": TRAINING_HEIGHT,
+        "height": TRAINING_HEIGHT + fifth,
         "barmode": "stack",
         "legend": {
             "x": 0.0,
-            "y": -0.045,
+            "y": -0.045 * four / whole,
             "yanchor": "top",
             "xanchor": "left",
             "traceorder": "normal",
         },
-        "margin": {"t": 84 if heading else 40, "b": 44, "l": 70},
-        "title": {"text": heading, "y": 0.975, "yanchor": "top"},
+        "margin": {"t": top, "b": _BOTTOM, "l": 70},
+        "title": {
+            "text": heading,
+            "y": 1 - 16 / (TRAINING_HEIGHT + fifth),
+            "yanchor": "top",
+        },
         "annotations": [
             {
                 "text": title,
                 "x": x[0],
-                "y": y[1] + 0.015,
+                "y": y[1] + 8 / whole,
                 "xref": "paper",
                 "yref": "paper",
                 "xanchor": "left",
@@ -415,29 +448,41 @@ def training_layout(drawn: Panels, heading: str = "") -> dict:
                 "showarrow": False,
                 "font": {"size": 13},
             }
-            for title, (x, y) in zip(drawn.titles, _DOMAINS)
+            for title, (x, y) in zip(drawn.titles, domains)
         ],
     }
     rows = len(drawn.traces[-1]["y"])
-    for panel, (x_domain, y_domain) in enumerate(_DOMAINS):
+    pairs = [*(_axes(panel, rows) for panel in range(4)), activity_axes(drawn.activity)]
+    for panel, ((x, y), (x_domain, y_domain)) in enumerate(zip(pairs, domains)):
         number = "" if panel == 0 else str(panel + 1)
-        x, y = _axes(panel, rows)
-        layout[f"xaxis{number}"] = {**x, "domain": x_domain, "anchor": f"y{number}"}
-        layout[f"yaxis{number}"] = {**y, "domain": y_domain, "anchor": f"x{number}"}
+        shown = {"visible": bool(ranks)} if panel == 4 else {}
+        layout[f"xaxis{number}"] = {**x, **shown, "domain": x_domain, "anchor": f"y{number}"}
+        layout[f"yaxis{number}"] = {**y, **shown, "domain": y_domain, "anchor": f"x{number}"}
     return layout
 
 
 def training_traces(drawn: Panels) -> list[dict]:
-    """The nine traces with their data, each on its panel's axes."""
+    """The ten traces of the four panels and the five of the fifth, with their data, each on its
+    panel's axes."""
     traces = []
-    for (panel, trace), data in zip(_traces(), drawn.traces):
+    placed = [*_traces(), *((4, trace) for trace in activity_traces())]
+    for (panel, trace), data in zip(placed, training_arrays(drawn), strict=True):
         number = "" if panel == 0 else str(panel + 1)
         traces.append({**trace, **data, "xaxis": f"x{number}", "yaxis": f"y{number}"})
     return traces
+
+
+def training_arrays(drawn: Panels) -> list[dict]:
+    """The data of `training_traces`, in their order."""
+    return [*drawn.traces, *activity_arrays(drawn.activity)]
 
 
 def _training(state: RunState):
     import plotly.graph_objects as go
 
     drawn = panels(state)
-    return go.Figure(data=training_traces(drawn), layout=training_layout(drawn, state.sentence()))
+    traces, layout = training_traces(drawn), training_layout(drawn, state.sentence())
+    if drawn.activity is None:  # a live view needs a place for them; what is finished does not
+        traces = traces[: len(drawn.traces)]
+        del layout["xaxis5"], layout["yaxis5"]
+    return go.Figure(data=traces, layout=layout)

@@ -13,7 +13,7 @@ from numbers import Real
 from typing import NamedTuple
 
 from picolab.schedules import Span, Timeline
-from picolab.show.picture import MEMORY, TIME, LabFigure, template
+from picolab.show.picture import MEMORY, TIME, LabFigure, ink, template
 from picolab.show.table import Table
 
 MAX_RANKS = 64
@@ -157,7 +157,7 @@ def bar_style(kind: str, axis: str, unit: str) -> dict:
         "width": 0.84,
         "insidetextanchor": "middle",
         "textangle": 0,
-        "insidetextfont": {"color": "#ffffff", "size": 12},
+        "insidetextfont": {"color": ink(TIME[_COLOURS[kind]]), "size": 12},
         "marker": {"color": TIME[_COLOURS[kind]], "line": _EDGE},
         "hovertemplate": (
             f"%{{y}}, {_KINDS[kind]} of micro-batch %{{text}}<br>"

@@ -42,13 +42,14 @@ class Entry(NamedTuple):
     start: float  # time.monotonic() at the call (for an asynchronous one: at the start of wait)
     seconds: float  # call to return (asynchronous: issue to return of wait)
     exposed_s: float  # the part in which the caller stood still
+    peer: int | None = None  # of a message: the global rank at its other end
 
 
 def _from_json(fields: list) -> Entry:
     """An entry that was read back from a file: JSON has no tuples, and a new string for each."""
-    rank, step, op, axis, ranks, dtype, payload, ring, reason, *times = fields
+    rank, step, op, axis, ranks, dtype, payload, ring, reason, *rest = fields
     op, axis, dtype, reason = map(sys.intern, (op, axis, dtype, reason))
-    return Entry(rank, step, op, axis, tuple(ranks), dtype, payload, ring, reason, *times)
+    return Entry(rank, step, op, axis, tuple(ranks), dtype, payload, ring, reason, *rest)
 
 
 class Totals(NamedTuple):
@@ -266,6 +267,7 @@ class RankLedger:
         seconds,
         exposed_s,
         leaves=True,
+        peer=None,
     ) -> None:
         """leaves: False for the second entry of a collective that is entered once (an exchange is
         a send and a receive). Were it counted as left twice, a rank that waits in another one
@@ -274,7 +276,7 @@ class RankLedger:
         if leaves and self._beacon is not None:
             self._beacon.leave()
         what = (op, axis, ranks, dtype, payload_bytes, ring_bytes, reason)
-        self.kept.append(Entry(self.rank, self.step, *what, start, seconds, exposed_s))
+        self.kept.append(Entry(self.rank, self.step, *what, start, seconds, exposed_s, peer))
         if len(self.kept) - self._flushed >= self.KEPT:
             self.flush()  # a function without steps never asks for it
 

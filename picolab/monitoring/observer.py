@@ -41,6 +41,8 @@ class StepReport:
     """CPU seconds of this process, all threads."""
     skipped: bool = False
     """All ranks agreed not to update (an fp16 gradient overflowed)."""
+    began: float | None = None
+    """On this machine's monotonic clock, as the ledger's times are."""
 
 
 class Observer:

@@ -13,11 +13,15 @@ import math
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable
+from functools import cache
 
+from picolab.monitoring.activity import Activity, activity
 from picolab.monitoring.events import Event
 from picolab.monitoring.ledger import Entry, Totals
 from picolab.monitoring.step_split import StepSplit, mean_split, step_split
+from picolab.schedules import make, simulate
 from picolab.show.table import bytes_text
+from picolab.specs import Layout
 
 WINDOW = 50
 ENDED = ("done", "failed", "stopped")
@@ -36,7 +40,9 @@ class RunState:
         self.eval_losses: dict[int, float] = {}  # steps done -> loss on held-out text
         self.tokens_per_s: dict[int, float] = {}
         self.ranks: set[int] = set()
+        self.pipeline: tuple[str, int] | None = None  # its schedule and how many micro-batches
         self._seconds: dict[int, dict[int, float]] = defaultdict(dict)  # step -> rank -> seconds
+        self._began: dict[int, dict[int, float]] = defaultdict(dict)  # step -> rank -> its start
         self._entries: dict[int, list[Entry]] = defaultdict(list)  # step -> entries of all ranks
         self._loose: dict[str, Totals] = defaultdict(Totals)  # outside steps, by reason
         self.heard = 0
@@ -50,7 +56,9 @@ class RunState:
         kept["ranks"], kept["_loose"] = set(other.ranks), other._loose.copy()
         seconds = {step: dict(of_rank) for step, of_rank in other._seconds.items()}
         entries = {step: list(told) for step, told in other._entries.items()}
+        began = {step: dict(of_rank) for step, of_rank in other._began.items()}
         kept["_seconds"], kept["_entries"] = defaultdict(dict, seconds), defaultdict(list, entries)
+        kept["_began"] = defaultdict(dict, began)
         vars(self).update(kept)
 
     def add(self, event: Event) -> None:
@@ -70,6 +78,9 @@ class RunState:
             self._add_step(event.rank, data)
         elif event.kind == "eval":
             self.eval_losses[data["step"]] = float(data["loss"])
+        elif event.kind == "spans":
+            forwards = sum(span[0] == "F" for span in data["spans"])
+            self.pipeline = data["schedule"], forwards
         elif event.kind == "values":
             self._add_values(data)
         elif event.kind == "ledger":
@@ -87,10 +98,13 @@ class RunState:
             self.tokens_per_s.setdefault(step, data["tokens"] / seconds)
         if seconds is not None:
             self._seconds[step][rank] = seconds
+            if data.get("began") is not None:
+                self._began[step][rank] = data["began"]
             while len(self._seconds) > WINDOW + 1:
                 oldest = min(self._seconds)
                 self._seconds.pop(oldest)
                 self._entries.pop(oldest, None)
+                self._began.pop(oldest, None)
 
     def _add_values(self, data: dict) -> None:
         for series, name in ((self.losses, "loss"), (self.tokens_per_s, "tokens_per_s")):
@@ -120,6 +134,15 @@ class RunState:
             steps = steps[1:]
         return mean_split(step_split(self._entries[step], self._seconds[step]) for step in steps)
 
+    def activity(self, step: int | None = None) -> Activity | None:
+        """What each rank did when in this step of the window (None: the newest that is complete);
+        None if there is no such step."""
+        steps = self.complete_steps()
+        step = steps[-1] if step is None and steps else step
+        if step not in steps:
+            return None
+        return activity(step, self._entries[step], self._seconds[step], self._began[step])
+
     def traffic(self) -> dict[str, tuple[float, float]]:
         """reason -> (collectives, payload bytes) of one rank in one step, largest first: means
         over ranks and window.
@@ -148,7 +171,8 @@ class RunState:
         return statistics.median(values) if values else None
 
     def slowest(self) -> tuple[int, float] | None:
-        """The rank that the others wait for and how long they do in a step, if it is noticeable.
+        """The rank that the others wait for and how much longer than itself they do in a step, if
+        it is noticeable.
 
         It must compute noticeably longer than they do: stages of a pipeline wait for one another
         without any of them being slow.
@@ -157,12 +181,45 @@ class RunState:
         if len(split) < 2:
             return None
         rank = max(split, key=lambda r: split[r].compute_s)
-        others = [parts.waiting_s for r, parts in split.items() if r != rank]
-        waited = sum(others) / len(others)
+        others = [parts.held_up_s for r, parts in split.items() if r != rank]
+        waited = sum(others) / len(others) - split[rank].held_up_s
         typical = statistics.median(p.compute_s for r, p in split.items() if r != rank)
-        excess = min(waited - split[rank].waiting_s, split[rank].compute_s - typical)
+        excess = min(waited, split[rank].compute_s - typical)
         mean = sum(parts.seconds for parts in split.values()) / len(split)
         return (rank, waited) if excess > _NOTICEABLE * mean else None
+
+    def bubble(self) -> tuple[float, float | None] | None:
+        """The share of a pipeline's step in which a stage is idle, over all ranks and the window,
+        and the formula's share; None without a pipeline. The formula is for stages of equal cost,
+        and unknown of a run that tells no schedule. Nothing is said of events that are so old that
+        a message does not name its other end.
+        """
+        split = self.split()
+        idle = sum(parts.bubble_s for parts in split.values())
+        if not idle or not self._messages_match():
+            return None
+        share = idle / sum(parts.seconds for parts in split.values())
+        if self.pipeline is None or not self.layout:
+            return share, None
+        schedule, micro_batches = self.pipeline
+        return share, _formula(schedule, Layout.parse(self.layout).pp, micro_batches)
+
+    def message_axes(self) -> set[str]:
+        """Over which axes messages went whose both ends are known, in the newest step."""
+        found = self.activity()
+        return {message.axis for message in found.messages} if found else set()
+
+    def _messages_match(self) -> bool:
+        entries = (e for step in self.complete_steps() for e in self._entries[step])
+        return all(e.peer is not None for e in entries if e.axis == "pp" and e.op == "recv")
+
+    def bubble_text(self) -> str:
+        """ "bubble 27 % of the step (formula 27 %)", or nothing."""
+        if (found := self.bubble()) is None:
+            return ""
+        share, formula = found
+        beside = "" if formula is None else f" (formula {100 * formula:.0f} %)"
+        return f"bubble {100 * share:.0f} % of the step{beside}"
 
     @property
     def is_empty(self) -> bool:
@@ -192,9 +249,16 @@ class RunState:
         if (slowest := self.slowest()) is not None:
             rank, waited = slowest
             parts.append(f"the others wait {waited * 1e3:.0f} ms for rank {rank}")
-        elif len(self.ranks) > 1 and self.complete_steps():
+        if bubble := self.bubble_text():
+            parts.append(bubble)
+        elif slowest is None and len(self.ranks) > 1 and self.complete_steps():
             parts.append("no rank is much slower")
         return ", ".join(parts)
+
+
+@cache
+def _formula(schedule: str, stages: int, micro_batches: int) -> float:
+    return float(simulate(make(schedule, stages, micro_batches)).bubble_of_total)
 
 
 def decimate(x: list, y: list, limit: int = 600) -> tuple[list, list]:

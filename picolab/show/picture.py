@@ -38,6 +38,7 @@ TIME = {
     "backward-weight": OCHRE,
     "communication": GREEN,
     "waiting": GREY,  # always hatched as well
+    "bubble": PURPLE,  # always hatched as well, the other way
 }
 MEMORY = {
     "parameters": BLUE,
@@ -50,6 +51,8 @@ ANSWER = {"guess": PURPLE, "formula": OCHRE, "measured": BLUE}
 GROUPS = (BLUE, RUST, GREEN, PURPLE, OCHRE)  # for things that are only told apart
 
 HATCH = "/"
+HATCHES = {"waiting": HATCH, "bubble": "\\"}  # states in which nothing is done
+PLAY_MS = 900  # a frame
 _MIME = "application/vnd.plotly.v1+json"
 # Not "responsive": plotly then gives the figure the height of its place, and JupyterLab the place
 # the height of its figure, so that at the next change of the page's width both shrink to a line.
@@ -88,6 +91,14 @@ def template() -> dict:
     }
 
 
+def pattern(name: str) -> dict:
+    """The hatch of a state in which nothing is done; none for the others."""
+    if name not in HATCHES:
+        return {"shape": ""}
+    about = {"fillmode": "overlay", "fgcolor": "#ffffff", "size": 7, "solidity": 0.3}
+    return {"shape": HATCHES[name], **about}
+
+
 class LabFigure:
     """A picture with a text form.
 
@@ -110,6 +121,7 @@ class LabFigure:
             # JupyterLab's view forgets the height it was given: a frame or a slider's step that
             # changes the layout says it again.
             height = self._figure.layout.height
+            self._figure.update_layout(updatemenus=play_menus(self._figure))
             for frame in self._figure.frames:
                 frame.layout.height = height
             for step in [step for slider in self._figure.layout.sliders for step in slider.steps]:
@@ -176,6 +188,12 @@ def contrast(one: str, other: str) -> float:
     return (bright + 0.05) / (dark + 0.05)
 
 
+def ink(ground: str) -> str:
+    """Black or white: whichever can be read better on a mark of this colour. One of them always has
+    a contrast of 4.5 (WCAG 2.1, 1.4.3); white alone has 3.1 on some of ours."""
+    return max(("#ffffff", "#000000"), key=lambda text: contrast(text, ground))
+
+
 def frame_slider(names: list[str], pad: int) -> dict:
     """A plotly slider over a figure's frames, which have these names; `pad` pixels below the plot.
 
@@ -197,3 +215,35 @@ def frame_slider(names: list[str], pad: int) -> dict:
         "tickcolor": TEXT,
         "steps": [{"method": "animate", "label": name, "args": [[name], jump]} for name in names],
     }
+
+
+def play_menus(figure) -> list[dict]:
+    """A Play and a Pause button in the row in which the slider over the frames says where it is; no
+    buttons without frames. From the last frame Play begins at the first."""
+    sliders = [s for s in figure.layout.sliders if any(t.method == "animate" for t in s.steps)]
+    if not (figure.frames and sliders):
+        return []
+    (slider,) = sliders
+    still = {"mode": "immediate", "transition": {"duration": 0}}
+    play = {**still, "fromcurrent": True, "frame": {"duration": PLAY_MS, "redraw": True}}
+    pause = {**still, "frame": {"duration": 0, "redraw": False}}
+    width = 1 if slider.len is None else slider.len
+    return [
+        {
+            "type": "buttons",
+            "direction": "left",
+            "showactive": False,
+            "x": (slider.x or 0) + width,
+            "xanchor": "right",
+            "y": slider.y or 0,
+            "yanchor": "top",
+            "pad": {"t": max(0, (slider.pad.t or 0) - 16)},
+            "font": {"color": TEXT, "size": 12},
+            "bgcolor": "rgba(0,0,0,0)",
+            "bordercolor": TEXT,
+            "buttons": [
+                {"label": "▶ Play", "method": "animate", "args": [None, play]},
+                {"label": "❚❚ Pause", "method": "animate", "args": [[None], pause]},
+            ],
+        }
+    ]

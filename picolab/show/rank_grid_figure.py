@@ -5,7 +5,7 @@ an axis and colours its groups: the ranks of one colour talk to each other along
 group is what is left of the grid when all other axes are held fixed.
 """
 
-from picolab.show.picture import GREY, GRID, GROUPS, TEXT, LabFigure, template
+from picolab.show.picture import GREY, GRID, GROUPS, TEXT, LabFigure, ink, template
 from picolab.show.table import Table
 
 MAX_WORLD = 256
@@ -78,19 +78,20 @@ def _build(layout, axes: list[str]):
             for i, group in enumerate(groups(layout, axis))
             for rank in group
         }
+        colours = [colour[rank] if axes else GREY for rank in range(layout.world)]
         return {
             "type": "scatter",
             "mode": "markers+text",
             "x": x,
             "y": y,
             "text": [str(rank) if small else f"<b>{rank}</b>" for rank in range(layout.world)],
-            "textfont": {"color": "#ffffff", "size": 11 if small else 15},
+            "textfont": {"color": [ink(c) for c in colours], "size": 11 if small else 15},
             "customdata": hover,
             "hovertemplate": "%{customdata}<extra></extra>",
             "marker": {
                 "symbol": "square",
                 "size": 22 if small else 38,
-                "color": [colour[rank] for rank in range(layout.world)] if axes else GREY,
+                "color": colours,
             },
             "showlegend": False,
         }

@@ -40,6 +40,7 @@ class EventWriter(Observer):
             grad_norm=report.grad_norm,
             lr=report.lr,
             tokens=report.tokens,
+            began=report.began,
             seconds=report.seconds,
             cpu_s=report.cpu_s,
             layout=str(run.config.layout),

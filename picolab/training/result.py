@@ -3,7 +3,7 @@
 import html
 import json
 import statistics
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +14,11 @@ from picolab import costs
 from picolab.launch import RunResult
 from picolab.model import Transformer, generate, load
 from picolab.monitoring import History, Ledger
+from picolab.monitoring.activity import Activity, activity
+from picolab.monitoring.activity_figure import activity_figure
+from picolab.monitoring.trace import chrome_trace, write_trace
 from picolab.schedules import Action, Span, Timeline
+from picolab.show.picture import LabFigure
 from picolab.show.table import bytes_text
 from picolab.specs import Layout, TrainConfig
 from picolab.training.build import build
@@ -129,15 +133,54 @@ class TrainResult:
         """
         if self.layout.pp == 1:
             raise ValueError(f"{self.layout} has no pipeline, so no stage has spans")
-        steps = range(self.first_step, self.first_step + len(self.losses))
         place = {"dp": 0, "cp": 0, "tp": 0}
         spans = [
             Span(stage, Action(kind, stage, micro_batch), start, end)
-            for event in self.events.where("spans", steps[step])
+            for event in self.events.where("spans", self._steps[step])
             if place.items() <= self.layout.coordinates(event.rank).items()
             for kind, stage, micro_batch, start, end in event.data["spans"]
         ]
         return Timeline(spans, name=str(self.layout))
+
+    def activity(self, step: int = -1) -> LabFigure:
+        """What every rank did when in a step (-1: the last): compute, communication, waiting and
+        bubble as bars, messages as arrows. With any layout; a figure with a text form.
+
+        `timeline` is the pipeline's own view of the step: forwards and backwards.
+        """
+        return activity_figure(self._activity(self._steps[step]))
+
+    def write_trace(self, path: str | Path, steps: Iterable[int] | None = None) -> Path:
+        """Write the run as a Chrome trace, to be opened at https://ui.perfetto.dev (which reads it
+        in the browser): a thread a rank, messages as arrows; see `picolab.monitoring.trace`.
+
+        steps   which ones, as numbers of the run; None: the newest 20. A step of four ranks takes
+                some ten thousand bytes to a megabyte
+
+        ValueError if the name does not end in .json, or the run has no such step.
+        """
+        chosen = self._steps[-20:] if steps is None else list(steps)
+        if missing := [step for step in chosen if step not in self._steps]:
+            first, last = self._steps[0], self._steps[-1]
+            raise ValueError(f"there is no step {missing[0]}: this run has {first} to {last}")
+        actions = [
+            (event.rank, *span)
+            for step in chosen
+            for event in self.events.where("spans", step)
+            for span in event.data["spans"]
+        ]
+        name = f"{self.config.model.name} on {self.layout}"
+        return write_trace(path, chrome_trace(map(self._activity, chosen), actions, name=name))
+
+    @property
+    def _steps(self) -> range:
+        return range(self.first_step, self.first_step + len(self.losses))
+
+    def _activity(self, step: int) -> Activity:
+        said = {event.rank: event.data for event in self.events.where("step", step)}
+        seconds = {rank: data["seconds"] for rank, data in said.items()}
+        began = {r: data["began"] for r, data in said.items() if data.get("began") is not None}
+        return activity(step, self.ledger.step(step), seconds, began)
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """The trained parameters, whole, by their global names, on the CPU: the same names and

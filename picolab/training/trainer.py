@@ -145,7 +145,7 @@ def train_step(run: "Run", step: int) -> StepReport:
     """One optimizer step, or one that all ranks agree to skip."""
     config, parallel, ledger = run.config, run.parallel, comm.ledger()
     run.step = ledger.step = step
-    began, cpu_began = time.perf_counter(), time.process_time()
+    began, cpu_began = time.monotonic(), time.process_time()  # the clock of the ledger
     run.tokens_MBS, run.labels_MBS = next_batch(run.text, config, run.device)
     count = global_count(run.labels_MBS)
     parallel.zero_grad()
@@ -159,8 +159,8 @@ def train_step(run: "Run", step: int) -> StepReport:
         run.optimizer.step()
         parallel.after_step()
     run.precision.after_step(taken)
-    times = time.perf_counter() - began, time.process_time() - cpu_began
-    report = StepReport(step, loss.item(), norm, count, lr, *times, skipped=not taken)
+    times = time.monotonic() - began, time.process_time() - cpu_began
+    report = StepReport(step, loss.item(), norm, count, lr, *times, not taken, began)
     run.ledger = Ledger(entry for entry in ledger.flush() if entry.step == step)
     ledger.step = None  # whatever observers send is no part of the step
     if taken:

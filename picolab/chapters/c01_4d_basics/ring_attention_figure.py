@@ -166,7 +166,7 @@ def _data(n: int, runs: dict[str, list[AttentionStep]], i: int) -> list[dict]:
                 "xaxis": heat_x,
                 "yaxis": y,
                 "hovertemplate": (
-                    "queries of rank %{y}, keys of rank %{x}<br>%{customdata}<extra></extra>"
+                    "queries of %{y}, keys of rank %{x}<br>%{customdata}<extra></extra>"
                 ),
             }
         )
@@ -202,7 +202,7 @@ def _data(n: int, runs: dict[str, list[AttentionStep]], i: int) -> list[dict]:
                     "yaxis": y,
                     "customdata": labels,
                     "hovertemplate": (
-                        f"rank %{{y}}, {name}: %{{x:g}}<br>computed so far:%{{customdata}}"
+                        f"%{{y}}, {name}: %{{x:g}}<br>computed so far:%{{customdata}}"
                         "<extra></extra>"
                     ),
                 }

@@ -9,14 +9,19 @@ in a step it sends one chunk on.
     all-gather, steps n .. 2(n-1)     the neighbour keeps the finished chunk instead
 
 After 2(n-1) steps every chunk on every rank holds all n contributions, and each rank has sent
-2(n-1)/n of the tensor. The figure is plain plotly frames behind a slider: it needs no kernel.
+2(n-1)/n of the tensor.
+
+In the figure a cell has n parts, one for each rank's contribution: its place and its colour say
+whose it is, and it is filled once the chunk holds it. The figure is plain plotly frames behind a
+slider: it needs no kernel.
 """
 
 from typing import NamedTuple
 
-from picolab.show.picture import LabFigure, frame_slider, template
+from picolab.show.picture import GRID, GROUPS, TEXT, LabFigure, frame_slider, template
 from picolab.show.table import Table
 
+_ROOMY = 8  # ranks: up to here there is room for words
 MAX_RANKS = 16  # 30 steps; more is no longer a picture
 
 
@@ -73,25 +78,54 @@ def _title(n: int, step: RingStep) -> str:
 
 
 def _legend(n: int) -> str:
-    return f"k/{n}: holds k of {n} contributions; ● arrived in this step; arrows: from whom"
+    return (
+        f"a cell has {n} parts, rank 0's to rank {n - 1}'s, filled once they are in the sum; "
+        "● arrived in this step; arrows: from whom"
+    )
 
 
 def _cells(n: int, step: RingStep) -> dict:
+    """A row a rank, and an empty one for its labels; of each chunk n parts and the gap after them.
+    0 is missing, 1 and more is the colour of the rank that a part comes from."""
+    z: list[list] = []
+    for row in step.chunks:
+        colours = []
+        for chunk in row:
+            colours += [1 + part % len(GROUPS) if part in chunk else 0 for part in range(n)] + [
+                None
+            ]
+        z += [colours, [None] * len(colours)]
+    return {"z": z[:-1]}
+
+
+def _ranks(chunk: frozenset[int]) -> str:
+    return f"rank{'s' * (len(chunk) > 1)} {', '.join(map(str, sorted(chunk)))}"
+
+
+def _edges(n: int) -> list[float]:
+    """Where parts and gaps begin and end, for chunks at 0, 1, ..."""
+    left, right = -0.46, 0.32  # the arrow goes down beside them
+    inside = [left + (right - left) * part / n for part in range(n + 1)]
+    return [chunk + edge for chunk in range(n) for edge in inside] + [n + left]
+
+
+def _labels(n: int, step: RingStep) -> dict:
+    """Below each cell, how many parts it holds, and whether the last of them arrived just now."""
     arrived = {(to, chunk) for _, to, chunk in step.sends}
-    label = [
-        [
-            f"<b>{len(chunk)}/{n}</b>" + (" ●" if (rank, c) in arrived else "")
-            for c, chunk in enumerate(row)
-        ]
-        for rank, row in enumerate(step.chunks)
-    ]
-    names = [
-        ["ranks " + ", ".join(map(str, sorted(chunk))) for chunk in row] for row in step.chunks
-    ]
+    places = [(rank, chunk) for rank in range(n) for chunk in range(n)]
     return {
-        "z": [[len(chunk) for chunk in row] for row in step.chunks],
-        "text": label,
-        "customdata": names,
+        "x": [chunk - 0.07 for _, chunk in places],
+        "y": [rank + 0.4 for rank, _ in places],
+        "text": [
+            f"{len(step.chunks[rank][chunk])}/{n}" + (" ●" if (rank, chunk) in arrived else "")
+            for rank, chunk in places
+        ],
+        "customdata": [
+            f"rank {rank}, chunk {chunk}<br>holds the parts of {_ranks(step.chunks[rank][chunk])}"
+            if n <= _ROOMY
+            else f"rank {rank}, chunk {chunk}"  # lists would be most of the figure's bytes
+            for rank, chunk in places
+        ],
     }
 
 
@@ -114,17 +148,27 @@ def _arrows(n: int, step: RingStep) -> dict:
 def _build(n: int, steps: list[RingStep]):
     import plotly.graph_objects as go
 
+    colours = [GRID, *GROUPS]
     heat = {
         "type": "heatmap",
-        "texttemplate": "%{text}",
-        "textfont": {"color": "#ffffff", "size": 13},
-        "zmin": 1,
-        "zmax": n,
-        "colorscale": _scale(n),
+        "x": _edges(n),
+        "y": [rank + edge for rank in range(n) for edge in (-0.42, 0.24)],  # a row, and the label's
+        "zmin": 0,
+        "zmax": len(colours),
+        "colorscale": [
+            [edge / len(colours), colour] for k, colour in enumerate(colours) for edge in (k, k + 1)
+        ],
         "showscale": False,
-        "xgap": 3,
-        "ygap": 3,
-        "hovertemplate": "rank %{y}, %{x}<br>holds %{customdata}<extra></extra>",
+        "xgap": 1,
+        "hoverinfo": "skip",
+    }
+    labels = {
+        "type": "scatter",
+        "mode": "text",
+        "textfont": {"color": TEXT, "size": 12 if n <= _ROOMY else 9},
+        "showlegend": False,
+        "hovertemplate": "%{customdata}<extra></extra>",
+        "cliponaxis": False,
     }
     arrows = {
         "type": "scatter",
@@ -132,29 +176,29 @@ def _build(n: int, steps: list[RingStep]):
         "showlegend": False,
         "hoverinfo": "skip",
         "cliponaxis": False,
-        "line": {"color": "#ffffff", "width": 2},
-        "marker": {
-            "symbol": "arrow",
-            "size": 9,
-            "color": "#ffffff",
-            "angleref": "previous",
-        },
+        "line": {"color": TEXT, "width": 2},
+        "marker": {"symbol": "arrow", "size": 9, "color": TEXT, "angleref": "previous"},
     }
-    place = {"x": list(range(n)), "y": list(range(n))}
+
+    def changes(step: RingStep) -> list[dict]:
+        return [_cells(n, step), _arrows(n, step), _labels(n, step)]
 
     def data(step: RingStep) -> list[dict]:
-        return [{**heat, **place, **_cells(n, step)}, {**arrows, **_arrows(n, step)}]
+        return [{**style, **of} for style, of in zip((heat, arrows, labels), changes(step))]
 
     frames = [
         {
             "name": str(step.step),
-            "data": data(step),
+            "data": [
+                {"type": style["type"], **of}  # plotly keeps the rest
+                for style, of in zip((heat, arrows, labels), changes(step))
+            ],
             "layout": {"title": {"text": _title(n, step), "subtitle": {"text": _legend(n)}}},
         }
         for step in steps
     ]
     slider = frame_slider([str(step.step) for step in steps], pad=30)
-    height = 215 + 46 * n
+    height = 215 + 54 * n
     return go.Figure(
         data=data(steps[0]),
         frames=frames,
@@ -168,7 +212,8 @@ def _build(n: int, steps: list[RingStep]):
                 "showgrid": False,
                 "zeroline": False,
                 "tickvals": list(range(n)),
-                "ticktext": [f"chunk {c}" for c in range(n)],
+                "ticktext": [f"chunk {c}" if n <= _ROOMY else str(c) for c in range(n)],
+                "title": {"text": "" if n <= _ROOMY else "chunk"},
                 "range": [-0.5, n - 0.5],
             },
             "yaxis": {
@@ -181,16 +226,3 @@ def _build(n: int, steps: list[RingStep]):
             "sliders": [slider],
         },
     )
-
-
-def _scale(n: int) -> list[list]:
-    """Grey for the own contribution alone, through blue, to green for the complete sum."""
-    grey, blue, green = "#6a6f78", "#2a72ee", "#0d7f65"  # dark enough for white digits
-    nearly = (n - 2) / (n - 1) if n > 2 else 0.5
-    return [
-        [0.0, grey],
-        [nearly, blue],
-        [(nearly + 1) / 2, blue],
-        [(nearly + 1) / 2, green],
-        [1.0, green],
-    ]

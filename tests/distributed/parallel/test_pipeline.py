@@ -4,6 +4,10 @@ Wrong versions these catch: gradients too large by the number of micro-batches (
 embedding whose two gradients are never added, stages that all start alike (picotron), activations
 kept after they were sent, a bubble that is drawn and not measured."""
 
+import json
+from functools import cache
+from itertools import pairwise, product
+
 import pytest
 import torch
 
@@ -11,6 +15,8 @@ import picolab as pico
 from picolab import comm, costs, schedules
 from picolab.model import Transformer, initialise, slices
 from picolab.model.transformer import cross_entropy
+from picolab.monitoring import step_split
+from picolab.monitoring.figures import run_state
 from picolab.parallel.pipeline import PipelineParallelOptimizer
 from picolab.specs import ModelConfig
 
@@ -162,23 +168,32 @@ def test_what_was_sent_is_freed_and_one_f_one_b_keeps_fewer():
             assert len(freed) == 8 and set(freed) == {0}
 
 
-@pytest.mark.parametrize("name", ["1f1b", pytest.param("gpipe", marks=pytest.mark.weekly)])
-def test_the_bubble_in_real_spans_is_the_simulators(name):
-    """With a fixed cost a stage the measured bubble is within 5 % of the simulated one."""
-    forward, backward = 0.08, 0.16  # long against what a step costs besides
-    run = pico.train(
-        layout=pico.Layout(pp=4, schedule=name),
+STAGE_COST_S = (0.08, 0.16)  # forward and backward; long against what a step costs besides
+WEEKLY_GPIPE = ["1f1b", pytest.param("gpipe", marks=pytest.mark.weekly)]
+
+
+@cache
+def costly_run(name, stages, micro_batches):
+    """Four steps of stages that sleep, so that they overlap also where they share cores."""
+    return pico.train(
+        layout=pico.Layout(pp=stages, schedule=name),
         steps=4,
-        accumulate=8,
+        accumulate=micro_batches,
         micro_batch=1,
         hidden=32,
         ffn=32,
         heads=4,
         kv_heads=2,
         seq=16,
-        stage_cost_s=(forward, backward),
+        stage_cost_s=STAGE_COST_S,
         progress=False,
     )
+
+
+@pytest.mark.parametrize("name", WEEKLY_GPIPE)
+def test_the_bubble_in_real_spans_is_the_simulators(name):
+    """With a fixed cost a stage the measured bubble is within 5 % of the simulated one."""
+    run, (forward, backward) = costly_run(name, 4, 8), STAGE_COST_S
     simulated = schedules.simulate(
         schedules.make(name, 4, 8), forward=forward, backward_input=backward, backward_weight=0
     )
@@ -189,6 +204,112 @@ def test_the_bubble_in_real_spans_is_the_simulators(name):
     assert run.timeline().peak_in_flight == simulated.peak_in_flight
     # Mutant: the other definition, over the ideal, is 37.5 %.
     assert abs(min(bubbles) - costs.bubble_of_ideal(4, 8)) > 0.05
+
+
+PIPELINES = [("1f1b", 2, 4), ("1f1b", 4, 8), pytest.param("gpipe", 4, 8, marks=pytest.mark.weekly)]
+
+
+@pytest.mark.parametrize(("name", "stages", "micro_batches"), PIPELINES)
+def test_the_bubble_in_the_ledger_is_that_of_the_spans(name, stages, micro_batches, monkeypatch):
+    """The split, which knows collectives only, against the timeline of the same steps, which knows
+    when each stage was busy. Both clocks run on the busy machine alike, so its speed cancels. Idle
+    in the timeline is also what messages take, and what lies between two spans: a little, beside
+    stages that cost so much; and the split's step goes on after the last span (norm, AdamW)."""
+    run = costly_run(name, stages, micro_batches)
+    state, spans = run_state(run), [run.timeline(step) for step in range(1, 4)]
+
+    def check(split):
+        for rank, parts in split.items():
+            idle = sum(timeline.idle[rank] for timeline in spans) / len(spans)
+            assert parts.bubble_s / parts.seconds == pytest.approx(idle / parts.seconds, abs=0.03)
+
+    check(state.split())
+    share, formula = state.bubble()
+    assert share == pytest.approx(sum(float(t.bubble_of_total) for t in spans) / 3, abs=0.03)
+    assert formula == pytest.approx((stages - 1) / (micro_batches + stages - 1), rel=1e-12)
+    text = f"bubble {100 * share:.0f} % of the step (formula {100 * formula:.0f} %)"
+    assert text in state.sentence() and "no rank is much slower" not in state.sentence()
+    # Mutant: a receive counts as communication, since no send is matched with it.
+    monkeypatch.setattr(step_split, "_MESSAGES", ())
+    with pytest.raises(AssertionError):
+        check(state.split())
+    assert state.bubble()[0] < 0.7 * share
+
+
+def test_no_stage_is_in_the_bubble_while_it_computes(monkeypatch):
+    """Exact, however busy the machine: what the split calls bubble meets none of the rank's own
+    spans. And the wait for a message ends after the span of the sender that made it, and before the
+    sender's next."""
+    run, reasons = (
+        costly_run("1f1b", 4, 8),
+        {"F": "pp: activations", "B": "pp: gradients of activations"},
+    )
+    rounding = 1e-6
+
+    def check():
+        ends = 0
+        for step in range(4):
+            spans = run.timeline(step).spans
+            of_rank = [[s for s in spans if s.rank == rank] for rank in range(4)]
+            waits = step_split.waiting_of(run.ledger.step(step))
+            for entry, waited in waits:
+                begin, end = entry.start + rounding, entry.start + waited - rounding
+                assert all(end <= s.start or s.end <= begin for s in of_rank[entry.rank])
+            for rank, kind in product(range(4), "FB"):
+                got = [w for w in waits if (w[0].rank, w[0].op) == (rank, "recv")]
+                got = [w for w in got if w[0].reason == reasons[kind]]
+                theirs = of_rank[got[0][0].peer] if got else []
+                made = [i for i, s in enumerate(theirs) if s.action.kind == kind]
+                for (entry, waited), i in zip(got, made, strict=True):
+                    end = entry.start + waited
+                    assert not waited or theirs[i].end <= end + rounding
+                    assert not waited or theirs[i + 1 :] == [] or end <= theirs[i + 1].start
+                    ends += waited > 0
+        assert ends > 4 * 4  # a stage waits at least once a step
+
+    check()
+    # Mutant: a message travels while its sender still computes it.
+    monkeypatch.setattr(step_split, "arrival", lambda e: e.start + e.exposed_s - e.seconds - 0.01)
+    with pytest.raises(AssertionError):
+        check()
+
+
+def test_a_real_run_in_time_and_as_a_trace(tmp_path):
+    """Of every step: intervals without a gap, as many seconds as the split, an arrow for every
+    activation and every gradient, and in the trace the same, with the pipeline's own spans."""
+    run = costly_run("1f1b", 4, 8)
+    path = run.write_trace(tmp_path / "run.json")
+    trace = json.loads(path.read_text())["traceEvents"]
+    kinds = "compute", "communication", "waiting", "bubble"
+    in_us = {kind: 0.0 for kind in kinds}
+    for step in range(4):
+        found = run._activity(step)
+        assert len(found.messages) == 2 * 3 * 8
+        assert all(m.sent < m.received and abs(m.source - m.target) == 1 for m in found.messages)
+        seconds = {e.rank: e.data["seconds"] for e in run.events.where("step", step)}
+        split = step_split.step_split(run.ledger.step(step), seconds)
+        for rank, parts in found.split().items():
+            mine = [i for i in found.intervals if i.rank == rank]
+            assert all(a.end == b.start for a, b in pairwise(mine))
+            assert mine[-1].end - mine[0].start == pytest.approx(seconds[rank], abs=1e-9)
+            assert parts == pytest.approx(split[rank], abs=1e-9)
+            for kind, part in zip(kinds, parts):
+                in_us[kind] += 1e6 * part
+    for kind in kinds:
+        durations = [e["dur"] for e in trace if e.get("cat") == kind]
+        assert sum(durations) == pytest.approx(in_us[kind], abs=2e-3 * len(durations))
+    flows = [(e["ph"], e["id"]) for e in trace if e.get("cat") == "message"]
+    assert len(set(flows)) == len(flows) == 2 * 4 * 48
+    busy = sum(sum(run.timeline(step).busy) for step in range(4))
+    actions = [e["dur"] for e in trace if e["name"][0] in "FB" and e["pid"] == 2 and "dur" in e]
+    assert len(actions) == 4 * 4 * 16
+    assert sum(actions) == pytest.approx(1e6 * busy, abs=2e-3 * len(actions))
+    last = run.write_trace(tmp_path / "last.json", steps=[3])
+    steps = {e["name"] for e in json.loads(last.read_text())["traceEvents"] if e["ph"] == "X"}
+    assert "step 3" in steps and "step 2" not in steps
+    with pytest.raises(ValueError, match="no step 4: this run has 0 to 3"):
+        run.write_trace(tmp_path / "none.json", steps=[4])
+    assert repr(run.activity()).startswith("step 3: ")
 
 
 def test_equal_to_torchs_own_pipeline():

@@ -7,8 +7,10 @@ reader that trips over half a line.
 
 import itertools
 import json
+import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -17,8 +19,13 @@ from picolab.lab import dashboard as show
 from picolab.lab.follower import PERIOD_S, Follower, RunDirectory
 from picolab.lab.live_view import LiveView
 from picolab.monitoring import Event
-from picolab.monitoring.run_state import decimate
+from picolab.monitoring.figures import TRAINING_HEIGHT, panels, training_figure
+from picolab.monitoring.run_state import RunState, decimate
 from picolab.show.picture import LabFigure
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "monitoring"))
+from recorded import recorded_run
+from test_step_split import entry
 
 
 def talk(steps, pause_s=0.0, fail_at=None):
@@ -89,9 +96,63 @@ def test_a_live_view_shows_the_run_while_it_goes():
     x, y = decimate(list(range(len(losses))), losses)
     assert list(view.figure.data[0].x) == x
     assert list(view.figure.data[0].y) == pytest.approx(y)
-    title = f"loss 5.000 → {losses[-1]:.3f} in {len(losses)} steps"
-    assert view.figure.layout.annotations[0].text == title
+    title = view.figure.layout.annotations[0].text
+    assert title == panels(shown.state).titles[0]
+    assert title.startswith("loss 5.000 → ") and title.endswith(f" in {len(losses)} steps")
     assert shown._view is None  # replaced by the static picture
+
+
+def test_a_live_view_draws_each_step_of_a_pipeline_in_time():
+    """A fifth panel opens with the first step that is complete; from then on it is the newest
+    step's. Painted live, the panels are those of the picture at the end."""
+
+    def events(step, seconds):
+        ends = {"op": "send", "peer": 1, "exposed": 0.0}, {"op": "recv", "peer": 0}
+        for rank, about in enumerate(ends):
+            for n in range(step + 1):  # a message more in each step
+                told = entry(rank, 10.0 + n, 0.5, axis="pp", **about)._replace(step=step)
+                yield Event("ledger", rank, 0.0, {"entries": [told]})
+            data = {"step": step, "loss": 1.0, "seconds": seconds, "began": 9.0}
+            yield Event("step", rank, 0.0, data)
+
+    state, view = RunState(world_size=2), LiveView()
+    view.paint(state)
+    assert view.figure.layout.height == TRAINING_HEIGHT
+    assert not view.figure.layout.yaxis5.visible
+    for step, seconds in ((0, 4.0), (1, 6.0)):
+        for event in events(step, seconds):
+            state.add(event)
+        view.paint(state)
+        final = training_figure(state).figure
+        assert view.figure.layout.height == final.layout.height > TRAINING_HEIGHT
+        assert view.figure.layout.yaxis5.visible
+        assert view.figure.layout.xaxis5.range == final.layout.xaxis5.range == (0, 1e3 * seconds)
+        assert [note.text for note in view.figure.layout.annotations] == [
+            note.text for note in final.layout.annotations
+        ]
+        for shown, right in zip(view.figure.data, final.data, strict=True):
+            assert list(shown.x) == pytest.approx(list(right.x), nan_ok=True)
+            assert list(shown.y) == pytest.approx(list(right.y), nan_ok=True)
+            if shown.type == "bar" and right.base is not None:
+                assert list(shown.base) == list(right.base)
+        assert list(view.figure.data[-1].marker.size) == [0, 8, 0] * (step + 1)
+
+
+def test_any_of_the_newest_steps_can_be_asked_for():
+    shown = show(Kept(recorded_run(steps=4)))
+    assert repr(shown.activity()).startswith("step 3: ")
+    assert repr(shown.activity(1)).startswith("step 1: ")
+    with pytest.raises(ValueError, match="of step 9 nothing can be drawn: there are 0 to 3"):
+        shown.activity(9)
+
+
+class Kept:
+    """Like a result."""
+
+    world_size, done = 4, True
+
+    def __init__(self, events):
+        self.events = events
 
 
 def test_before_the_first_event_a_live_view_says_so():

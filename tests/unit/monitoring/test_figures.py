@@ -41,7 +41,8 @@ def test_each_figure_can_be_drawn_at_any_moment(build, events):
 def test_waiting_is_hatched_and_rank_0_is_on_top():
     figure = figures.split_figure(recorded_run()).figure
     bars = {trace.name: trace for trace in figure.data}
-    assert list(bars) == ["compute", "communication", "waiting"]
+    assert list(bars) == ["compute", "communication", "waiting", "bubble"]
+    assert bars["bubble"].marker.pattern.shape == "\\"
     assert bars["waiting"].marker.pattern.shape == "/"
     assert bars["compute"].marker.pattern.shape == ""
     assert list(bars["waiting"].y) == ["rank 0", "rank 1", "rank 2", "rank 3"]
@@ -94,6 +95,14 @@ def test_long_runs_are_thinned_and_smoothed():
     raw, smooth = drawn.traces[:2]
     assert len(raw["x"]) == len(smooth["x"]) == 300
     assert smooth["y"][0] == pytest.approx(raw["y"][0])  # bias-corrected: not pulled to zero
+    assert drawn.titles[0] == f"loss 6.800 → {smooth['y'][-1]:.3f} (smoothed) in 300 steps"
+
+
+def test_a_smoothed_loss_is_unbiased_from_the_first_step():
+    """A constant is itself, and n steps are their mean with weights 0.9**k: by hand for three."""
+    assert figures._ema([2.5] * 50) == pytest.approx([2.5] * 50, rel=1e-12)
+    by_hand = [1.0, (0.9 + 2) / 1.9, (0.81 + 0.9 * 2 + 4) / 2.71]
+    assert figures._ema([1.0, 2.0, 4.0]) == pytest.approx(by_hand, rel=1e-12)
 
 
 def test_a_result_is_done_and_a_job_is_not():

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from recorded import entry, recorded_run
 
-from picolab.monitoring import Event
+from picolab.monitoring import Event, History
+from picolab.monitoring.figures import panels, run_state
 from picolab.monitoring.run_state import WINDOW, RunState, decimate
 
 
@@ -131,21 +132,93 @@ def test_decimation_survives_losses_that_are_not_numbers():
     assert 0 < len(x) <= 600 and all(math.isnan(v) for v in y)
 
 
-def test_stages_of_a_pipeline_wait_without_any_of_them_being_slow():
-    """All compute equally long and wait for one another in turn: nobody is slow."""
+def pipeline_run(slow_s=0.0, told=("1f1b", 8)):
+    """One step of four stages that compute a second (the last `slow_s` more) and stand still for
+    0.3 s: a part of it in a receive, the rest in the sum of the loss."""
     events = []
     for rank in range(4):
-        waits = 0.1 * rank  # at the end of the step, for the first stage's last backward
-        last = entry(
-            rank, 0, "all_reduce", "pp", range(4), 8, 1.4 - waits, waits + 1e-3, "pp: loss"
-        )
-        seconds = 1.0 + 0.3 + 1e-3
-        received = entry(
-            rank, 0, "recv", "pp", (rank,), 8, 1.0, 0.3 - waits, "pp: gradients of activations"
-        )
-        events.append(Event("ledger", rank, 0.0, {"entries": [received, last]}))
-        events.append(Event("step", rank, 0.0, {"step": 0, "loss": 1.0, "seconds": seconds}))
-    state = RunState(events)
+        late = slow_s if rank == 3 else 0.0
+        begin, end = 0.3 - 0.1 * rank + slow_s - late, 1.4 + slow_s
+        entries = [
+            entry(
+                rank, 0, "all_reduce", "pp", range(4), 8, end - 0.1 * rank, 0.1 * rank, "pp: loss"
+            )
+        ]
+        if rank < 3:
+            got = entry(rank, 0, "recv", "pp", range(4), 8, 1.0, begin, "pp: gradients")
+            entries.append(got._replace(peer=rank + 1))
+        if rank:
+            sent = entry(
+                rank, 0, "send", "pp", range(4), 8, 1.3 + slow_s, 0.0, "pp: gradients", exposed=0.0
+            )
+            entries.append(sent._replace(peer=rank - 1))
+        events.append(Event("ledger", rank, 0.0, {"entries": entries}))
+        if told:
+            spans = [(kind, rank, m, 0.0, 1.0) for kind in "FB" for m in range(told[1])]
+            events.append(
+                Event("spans", rank, 0.0, {"step": 0, "spans": spans, "schedule": told[0]})
+            )
+        data = {"step": 0, "loss": 1.0, "seconds": 1.3 + slow_s, "layout": "pp4"}
+        events.append(Event("step", rank, 0.0, data))
+    return events
+
+
+def test_stages_of_a_pipeline_wait_without_any_of_them_being_slow():
+    """All compute equally long and wait for one another in turn: nobody is slow."""
+    state = RunState(pipeline_run())
     split = state.split()
-    assert split[3].waiting_s == pytest.approx(0.3) and split[0].waiting_s == pytest.approx(0)
-    assert state.slowest() is None  # the mutant, which looks at the waiting alone, names rank 0
+    assert [split[rank].bubble_s for rank in range(4)] == pytest.approx([0.3] * 4)
+    assert [split[rank].waiting_s for rank in range(4)] == [0] * 4
+    assert state.slowest() is None
+    share, formula = state.bubble()
+    assert share == pytest.approx(0.3 / 1.3) and formula == pytest.approx(3 / 11)
+    assert state.sentence().endswith("loss 1.000, bubble 23 % of the step (formula 27 %)")
+    assert panels(state).titles[2] == "bubble 23 % of the step (formula 27 %)"
+
+
+def test_a_slow_stage_is_named_and_the_bubble_as_well():
+    state = RunState(pipeline_run(slow_s=0.4))
+    rank, waited = state.slowest()
+    assert rank == 3 and waited == pytest.approx(0.4)
+    assert "the others wait 400 ms for rank 3, bubble 35 % of the step" in state.sentence()
+    title = panels(state).titles[2]
+    assert title == "400 ms a step waiting for rank 3; bubble 35 %"
+
+
+def test_a_run_that_tells_no_schedule_has_no_formula():
+    assert RunState(pipeline_run(told=None)).sentence().endswith("bubble 23 % of the step")
+
+
+def test_without_a_pipeline_nothing_is_said_of_a_bubble():
+    assert RunState(recorded_run()).bubble() is None
+
+
+def test_events_of_a_time_when_messages_named_no_peer_still_load(tmp_path):
+    """Two ranks of a pipeline, as the ranks wrote them: an entry had twelve fields, and a step did
+    not tell when it began. Nothing is invented: a receive is communication, and no bubble is
+    measured that would stand beside the formula's."""
+    ledger = (
+        '{"kind": "ledger", "rank": %d, "t": 1.0, "data": {"entries": [[%d, 0, "%s", "pp", [0, 1], '
+        '"float32", 512, 512.0, "pp: activations", %f, 0.5, %f], [%d, 0, "all_reduce", "pp", '
+        '[0, 1], "float64", 8, 8.0, "pp: loss", %f, 0.2, 0.2]]}}\n'
+    )
+    step = (
+        '{"kind": "step", "rank": %d, "t": 2.0, "data": {"step": 0, "steps": 1, "loss": 1.0, '
+        '"tokens": 64, "seconds": 2.0, "layout": "pp2"}}\n'
+    )
+    for rank, op, start, exposed, meets in (
+        (0, "send", 10.9, 0.0, 11.0),
+        (1, "recv", 10.4, 0.5, 11.1),
+    ):
+        text = ledger % (rank, rank, op, start, exposed, rank, meets) + step % rank
+        (tmp_path / f"events.{rank}.jsonl").write_text(text)
+    history = History.read(tmp_path)
+    assert [entry.peer for entry in history.ledger] == [None] * 4
+    state = run_state(history)
+    split = state.split()
+    assert split[1].communication_s == pytest.approx(0.7) and split[1].bubble_s == 0
+    assert split[0].bubble_s == pytest.approx(0.1)  # of the sum, whose ranks it does tell
+    assert state.bubble() is None and "bubble" not in state.sentence()
+    found = state.activity()
+    assert found.messages == [] and panels(state).activity is None
+    assert found.split()[1] == pytest.approx(split[1])

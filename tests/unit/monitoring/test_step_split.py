@@ -1,9 +1,9 @@
 """The split of a step into compute, communication and waiting.
 
 Wrong versions these tests catch (kept below as mutants where they are code): charging the whole
-stand-still to communication; matching collectives over all axes by position only; measuring
-waiting from the first arrival instead of the own one; taking an asynchronous collective's start
-of wait for its arrival.
+stand-still to communication, or that of messages; matching collectives over all axes by position
+only; counting sends in the order of their waits; measuring waiting from the first arrival instead
+of the own one; taking an asynchronous collective's start of wait for its arrival.
 """
 
 import pytest
@@ -15,7 +15,9 @@ from picolab.monitoring.ledger import Entry
 from picolab.monitoring.step_split import StepSplit, mean_split, step_split
 
 
-def entry(rank, start, seconds, *, op="all_reduce", axis="tp", ranks=(0, 1), exposed=None):
+def entry(
+    rank, start, seconds, *, op="all_reduce", axis="tp", ranks=(0, 1), exposed=None, peer=None
+):
     exposed = seconds if exposed is None else exposed
     return Entry(
         rank=rank,
@@ -30,11 +32,12 @@ def entry(rank, start, seconds, *, op="all_reduce", axis="tp", ranks=(0, 1), exp
         start=start,
         seconds=seconds,
         exposed_s=exposed,
+        peer=peer,
     )
 
 
-def close(split, compute, communication, waiting):
-    assert split == pytest.approx(StepSplit(compute, communication, waiting), abs=1e-12)
+def close(split, compute, communication, waiting, bubble=0.0):
+    assert split == pytest.approx(StepSplit(compute, communication, waiting, bubble), abs=1e-12)
 
 
 def test_the_early_rank_waits_and_the_late_one_only_communicates():
@@ -77,15 +80,84 @@ def test_an_asynchronous_one_arrives_when_it_is_issued():
     close(split[1], 1.9, 0.1, 0.0)
 
 
-def test_messages_and_lonely_entries_are_communication():
+def test_lonely_entries_and_messages_of_which_the_other_end_is_unknown_are_communication():
     entries = [
         entry(0, 1.0, 0.5, op="send"),
         entry(1, 1.4, 0.1, op="recv"),
         entry(0, 2.0, 0.3, axis="dp"),  # rank 1's entry is missing
+        entry(1, 2.0, 0.2, op="recv", peer=0),  # rank 0's send is missing
     ]
     split = step_split(entries, {0: 3.0, 1: 3.0})
     close(split[0], 2.2, 0.8, 0.0)
-    close(split[1], 2.9, 0.1, 0.0)
+    close(split[1], 2.7, 0.3, 0.0)
+
+
+def test_before_its_sender_sends_a_stage_is_in_the_bubble():
+    # Stage 1 receives from 0.0 on; stage 0 computes until 1.0, sends, and goes on computing. The
+    # gradient comes back in the same way.
+    entries = [
+        entry(1, 0.0, 1.1, op="recv", axis="pp", peer=0),
+        entry(0, 1.5, 0.5, op="send", axis="pp", peer=1, exposed=0.0),  # issued at 1.0
+        entry(0, 1.6, 1.0, op="recv", axis="pp", peer=1),
+        entry(1, 3.0, 0.6, op="send", axis="pp", peer=0, exposed=0.0),  # issued at 2.4
+    ]
+    split = step_split(entries, {0: 3.0, 1: 3.0})
+    close(split[0], 2.0, 0.2, 0.0, 0.8)
+    close(split[1], 1.9, 0.1, 0.0, 1.0)
+
+
+def test_on_another_axis_the_same_is_waiting():
+    entries = [
+        entry(1, 0.0, 1.1, op="recv", axis="world", peer=0),
+        entry(0, 1.0, 0.1, op="send", axis="world", peer=1),
+    ]
+    close(step_split(entries, {0: 2.0, 1: 2.0})[1], 0.9, 0.1, 1.0)
+
+
+def test_a_sender_waits_for_its_receiver_too():
+    entries = [
+        entry(0, 1.0, 0.5, op="send", axis="pp", peer=1),
+        entry(1, 1.4, 0.1, op="recv", axis="pp", peer=0),
+    ]
+    close(step_split(entries, {0: 2.0, 1: 2.0})[0], 1.5, 0.1, 0.0, 0.4)
+
+
+def test_after_its_last_backward_a_stage_is_in_the_bubble():
+    entries = [entry(0, 1.9, 0.1, axis="pp"), entry(1, 1.0, 1.0, axis="pp")]
+    split = step_split(entries, {0: 2.0, 1: 2.0})
+    close(split[0], 1.9, 0.1, 0.0)
+    close(split[1], 1.0, 0.1, 0.0, 0.9)
+
+
+def test_sends_are_counted_in_the_order_of_issue():
+    # The second was done before the first, and so its entry was written first.
+    entries = [
+        entry(0, 3.0, 0.5, op="send", axis="pp", peer=1, exposed=0.0),  # issued at 2.5
+        entry(0, 3.1, 2.1, op="send", axis="pp", peer=1, exposed=0.0),  # issued at 1.0
+        entry(1, 0.8, 0.3, op="recv", axis="pp", peer=0),
+        entry(1, 2.0, 0.7, op="recv", axis="pp", peer=0),
+    ]
+    close(step_split(entries, {0: 4.0, 1: 4.0})[1], 3.0, 0.3, 0.0, 0.7)
+
+
+def hop(rank, arrived, waited, end, n=3):
+    """A ring's hop as `comm.shift` books it: a send with the time of both, and a receive."""
+    right, left = (rank + 1) % n, (rank - 1) % n
+    about = dict(axis="cp", ranks=tuple(range(n)))
+    sent = entry(rank, waited, end - arrived, op="send", peer=right, exposed=end - waited, **about)
+    return [sent, entry(rank, end, 0.0, op="recv", peer=left, **about)]
+
+
+def test_a_hop_waits_for_both_neighbours_and_its_receive_has_no_time_of_its_own():
+    # Rank 2 issues late: its right neighbour, 0, has nothing to read; its left one, 1, cannot send.
+    entries = [*hop(0, 1.0, 1.2, 1.9), *hop(1, 1.0, 1.3, 1.9), *hop(2, 1.8, 1.8, 1.9)]
+    split = step_split(entries, dict.fromkeys(range(3), 2.0))
+    close(split[0], 1.3, 0.1, 0.6)
+    close(split[1], 1.4, 0.1, 0.5)
+    close(split[2], 1.9, 0.1, 0.0)
+    close(
+        step_split(hop(0, 1.0, 1.0, 1.5), {0: 2.0})[0], 1.5, 0.5, 0.0
+    )  # of others nothing is told
 
 
 def test_json_lists_of_ranks_are_fine():
@@ -98,8 +170,8 @@ def test_a_rank_without_collectives_only_computes():
 
 
 def test_the_mean_is_taken_for_each_rank():
-    mean = mean_split([{0: StepSplit(1.0, 0.0, 0.0)}, {0: StepSplit(3.0, 1.0, 2.0)}])
-    close(mean[0], 2.0, 0.5, 1.0)
+    mean = mean_split([{0: StepSplit(1.0, 0.0, 0.0, 0.0)}, {0: StepSplit(3.0, 1.0, 2.0, 4.0)}])
+    close(mean[0], 2.0, 0.5, 1.0, 2.0)
 
 
 times = st.floats(0, 10, allow_nan=False)
@@ -152,7 +224,22 @@ def test_a_wrong_rule_for_waiting_is_noticed(monkeypatch, mutant):
         test_collectives_are_matched_within_their_own_group_and_axis()
 
 
+@pytest.mark.parametrize(
+    "check",
+    [
+        test_before_its_sender_sends_a_stage_is_in_the_bubble,
+        test_a_hop_waits_for_both_neighbours_and_its_receive_has_no_time_of_its_own,
+    ],
+)
+def test_receives_that_count_as_communication_are_noticed(monkeypatch, check):
+    monkeypatch.setattr(module, "_kind", lambda e: (e.op, e.axis, tuple(e.ranks)))
+    with pytest.raises(AssertionError):
+        check()
+
+
 def test_taking_the_start_of_wait_for_the_arrival_is_noticed(monkeypatch):
     monkeypatch.setattr(module, "arrival", lambda e: e.start)
     with pytest.raises(AssertionError):
         test_an_asynchronous_one_arrives_when_it_is_issued()
+    with pytest.raises(AssertionError):  # sends would be counted in the order of their waits
+        test_sends_are_counted_in_the_order_of_issue()

@@ -11,9 +11,12 @@ import sys
 
 import pytest
 
+from picolab.monitoring.figures import gantt, rank_grid_figure
+from picolab.schedules import make, simulate
 from picolab.show import picture
 from picolab.show.files import write_beside
 from picolab.show.picture import LabFigure, contrast
+from picolab.specs import Layout
 
 FAMILIES = [picture.TIME, picture.MEMORY, picture.ANSWER]
 
@@ -136,3 +139,34 @@ def test_a_file_is_never_half_written(tmp_path):
         write_beside(target, "after \ud800")  # cannot be encoded: writing fails in the middle
     assert target.read_text() == "before"
     assert [p.name for p in tmp_path.iterdir()] == ["kept.json"]
+
+
+MARKS = {*picture.TIME.values(), *picture.MEMORY.values(), *picture.GROUPS, picture.GREY}
+
+
+@pytest.mark.parametrize("ground", sorted(MARKS))
+def test_what_is_written_on_a_mark_can_be_read(ground):
+    assert contrast(picture.ink(ground), ground) >= 4.5
+
+
+def test_white_on_every_mark_is_noticed():
+    assert min(contrast("#ffffff", ground) for ground in MARKS) < 3.2
+
+
+@pytest.mark.parametrize(
+    "shown",
+    [rank_grid_figure(Layout.parse("dp2tp2pp2cp2")), gantt(simulate(make("1f1b", 2, 4)))],
+    ids=["grid", "gantt"],
+)
+def test_numbers_on_marks_have_that_contrast(shown):
+    seen = 0
+    for trace in [*shown.figure.data, *(t for f in shown.figure.frames for t in f.data)]:
+        font = trace.insidetextfont if trace.type == "bar" else trace.textfont
+        if font is None or font.color is None or not trace.marker.color:
+            continue
+        inks = [font.color] if isinstance(font.color, str) else list(font.color)
+        colours = trace.marker.color
+        grounds = [colours] if isinstance(colours, str) else list(colours)
+        assert all(contrast(a, b) >= 4.5 for a, b in zip(inks, grounds, strict=True))
+        seen += len(inks)
+    assert seen >= 2
