@@ -1,8 +1,9 @@
 """What surrounds the package agrees with it: environment.yml, constraints.txt, the wheel, the
-doctor, the import contract.
+doctor, the import contract, and what readers are told to install.
 
 Catches a dependency added to pyproject.toml alone, a pin outside its range, a wheel without the
-chapters or the question banks, and an import that goes up the house.
+chapters or the question banks, an import that goes up the house, and advice to install from an
+index that has no picolab.
 """
 
 import json
@@ -189,3 +190,18 @@ def test_an_import_up_the_house_is_caught(copy, module, imported):
     checked = lint(copy)
     assert checked.returncode == 1
     assert f"picolab.{module.replace('/', '.')[:-3]} -> {imported}" in checked.stdout
+
+
+INSTALLS_FROM_AN_INDEX = re.compile(r"picolab\[\w")  # of a checkout it is '.[torch]'
+
+
+def test_nobody_is_told_to_install_what_no_index_has():
+    folders = ("picolab", "notebooks", "interview_questions", "summary")
+    texts = [ROOT / "README.md", ROOT / "Makefile", *(ROOT / ".ci").glob("*.py")]
+    texts += [path for folder in folders for path in (ROOT / folder).rglob("*")]
+    suffixes = {".py", ".md", ".ipynb", ".yaml", ".yml", ""}
+    read = [path for path in texts if path.is_file() and path.suffix in suffixes]
+    assert len(read) > 100
+    told = [path.name for path in read if INSTALLS_FROM_AN_INDEX.search(path.read_text("utf-8"))]
+    assert told == []
+    assert INSTALLS_FROM_AN_INDEX.search("pip install 'picolab[torch]'")
