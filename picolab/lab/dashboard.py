@@ -5,7 +5,8 @@
     result = job.result()                                 # next cell
 
 In a front end, a live figure is painted at most five times a second from one background thread,
-and replaced by a light static figure when the run ends, so that the saved notebook keeps a picture.
+and replaced by a light static figure when the run ends, so that the saved notebook keeps a picture;
+a page may be loaded again at any time.
 Headless (papermill, nbval), no widget is made: the cell shows what is there, does not wait, and the
 picture of the whole run takes its place when the run ends, before `job.result()` returns.
 """
@@ -78,7 +79,7 @@ class Dashboard(Shown):
         self._view = None
         self.replace()
         if view is not None:
-            view.close()
+            view.end(self.content())
 
     def __repr__(self) -> str:
         return repr(self.content())

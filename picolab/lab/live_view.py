@@ -1,8 +1,10 @@
 """The four panels as widgets that can be painted again and again.
 
-One `FigureWidget` and a sentence above it. A paint assigns only what changed, in one batch (one
-message instead of one for each attribute), and as numpy arrays, which travel as bytes: lists of
-2,000 points take fifty times as long. Only made where there is a front end.
+One figure and a sentence above it. A paint assigns only what changed, in one batch (one message
+instead of one for each attribute), and as numpy arrays, which travel as bytes: lists of 2,000
+points take fifty times as long. At the end a light picture takes the figure's place *inside* the
+view, which is never taken away: a page that was loaded again may know nothing else of the run.
+Only made where there is a front end.
 """
 
 import html
@@ -10,27 +12,29 @@ import threading
 
 from picolab.monitoring.figures import panels, training_layout, training_traces
 from picolab.monitoring.run_state import RunState
+from picolab.show.front_end import as_widget
 
 # A busy front end may build a view long after it was told to; 10 s were not always enough.
 _CLOSE_AFTER_S = 60.0
 
 
 class LiveView:
-    def __init__(self):
+    def __init__(self, said: str = "waiting for the first event"):
         import ipywidgets
-        import plotly.graph_objects as go
+
+        from picolab.lab.live_figure import LiveFigure
 
         self._drawn = panels(RunState())
         self.sentence = ipywidgets.HTML()
         # Drawn before it has a place, it is 700 pixels wide. With autosize, every later change of
         # the layout measures the place again.
-        self.figure = go.FigureWidget(
+        self.figure = LiveFigure(
             data=training_traces(self._drawn),
             layout={**training_layout(self._drawn), "autosize": True},
         )
         self.figure._config = {"displaylogo": False}
         self.box = ipywidgets.VBox([self.sentence, self.figure])
-        self.say("waiting for the first event")
+        self.say(said)
 
     def say(self, text: str) -> None:
         self.sentence.value = sentence_html(text)
@@ -39,6 +43,11 @@ class LiveView:
         """Show where the run is now."""
         self.say(state.sentence())
         drawn = panels(state)
+        with self.figure.lock:
+            self._assign(drawn)
+        self._drawn = drawn
+
+    def _assign(self, drawn) -> None:
         with self.figure.batch_update():
             for trace, old, new in zip(self.figure.data, self._drawn.traces, drawn.traces):
                 for name, values in new.items():
@@ -50,19 +59,18 @@ class LiveView:
             rows = len(drawn.traces[-1]["y"])
             if rows != len(self._drawn.traces[-1]["y"]):
                 self.figure.layout.yaxis4.range = training_layout(drawn)["yaxis4"]["range"]
-        self._drawn = drawn
 
-    def close(self) -> None:
-        """Remove the widgets, a little later: the front end may still be answering the last
-        paint.
+    def end(self, picture) -> None:
+        """The run has ended: this takes the figure's place. The figure itself goes a little later:
+        the front end may still be answering the last paint.
         """
+        self.box.children = (as_widget(picture),)
         timer = threading.Timer(_CLOSE_AFTER_S, self._close)
         timer.daemon = True
         timer.start()
 
     def _close(self) -> None:
-        self.box.children = ()
-        for widget in (self.figure, self.sentence, self.box):
+        for widget in (self.figure, self.sentence):
             widget.close()
 
 
