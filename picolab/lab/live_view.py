@@ -39,10 +39,10 @@ class LiveView:
     def say(self, text: str) -> None:
         self.sentence.value = sentence_html(text)
 
-    def paint(self, state: RunState) -> None:
-        """Show where the run is now."""
+    def paint(self, state: RunState, covers: str = "") -> None:
+        """Show where the run is now; with `covers`, the lower panels say only this."""
         self.say(state.sentence())
-        drawn = panels(state)
+        drawn = panels(state, covers)
         with self.figure.lock:
             self._assign(drawn)
         self._drawn = drawn

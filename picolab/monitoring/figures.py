@@ -65,10 +65,15 @@ class Panels(NamedTuple):
     titles: list[str]
 
 
-def panels(source) -> Panels:
-    """The arrays and titles of the loss, speed, split and ledger panels."""
+def panels(source, covers: str = "") -> Panels:
+    """The arrays and titles of the loss, speed, split and ledger panels. With `covers`, the two
+    lower panels are empty, and this is what they say.
+    """
     state = run_state(source)
-    drawn = [_loss(state), _speed(state), _split(state), _ledger(state)]
+    shown = RunState() if covers else state
+    drawn = [_loss(state), _speed(state), _split(shown), _ledger(shown)]
+    if covers:
+        drawn[2:] = [(traces, covers) for traces, _ in drawn[2:]]
     return Panels([t for traces, _ in drawn for t in traces], [title for _, title in drawn])
 
 
@@ -94,10 +99,12 @@ def ledger_figure(source) -> LabFigure:
     return _single(state, 3, traffic_table)
 
 
-def training_figure(source) -> LabFigure:
-    """The four panels together, under the sentence that says where the run is."""
+def training_figure(source, covers: str = "") -> LabFigure:
+    """The four panels together, under the sentence that says where the run is. With `covers`, the
+    two lower ones say only this, in the picture and in the text.
+    """
     state = run_state(source)
-    return LabFigure(training_text(state), lambda: _training(state))
+    return LabFigure(training_text(state, covers), lambda: _training(state, covers))
 
 
 def run_state(source) -> RunState:
@@ -141,9 +148,11 @@ def traffic_table(state: RunState) -> Table:
     return Table(["reason", "collectives", "payload bytes"], rows)
 
 
-def training_text(state: RunState) -> str:
-    titles = panels(state).titles
+def training_text(state: RunState, covers: str = "") -> str:
+    titles = panels(state, covers).titles
     tables = [steps_table(state), None, split_table(state), traffic_table(state)]
+    if covers:
+        tables[2:] = [None, None]
     parts = [state.sentence()]
     for title, table in zip(titles, tables):
         body = f"\n{table}" if table is not None and table.rows else ""
@@ -445,8 +454,8 @@ def training_traces(drawn: Panels) -> list[dict]:
     return traces
 
 
-def _training(state: RunState):
+def _training(state: RunState, covers: str = ""):
     import plotly.graph_objects as go
 
-    drawn = panels(state)
+    drawn = panels(state, covers)
     return go.Figure(data=training_traces(drawn), layout=training_layout(drawn, state.sentence()))

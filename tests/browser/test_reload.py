@@ -51,8 +51,9 @@ _TITLES = """() => [...document.querySelectorAll('.js-plotly-plot')].map(figure 
 def outputs(lab: Lab, cell: str) -> list[set[str]]:
     """What the page's own notebook shows under a cell: the kinds of each output that has some."""
     found = lab.page.evaluate(
-        """id => [...jupyterapp.shell.currentWidget.content.model.cells].find(cell => cell.id === id)
-            .toJSON().outputs.map(output => Object.keys(output.data || {}))""",
+        """id => [...jupyterapp.shell.currentWidget.content.model.cells]
+            .find(cell => cell.id === id).toJSON()
+            .outputs.map(output => Object.keys(output.data || {}))""",
         cell,
     )
     return [set(kinds) for kinds in found if kinds]
@@ -69,8 +70,9 @@ def open_without_kernel(lab: Lab, name: str) -> None:
     lab.page.evaluate(
         """async name => {
             const panel = jupyterapp.shell.currentWidget;
+            await panel.context.save();
             await panel.sessionContext.shutdown();
-            panel.close();
+            panel.dispose();
             const none = {shouldStart: false, canStart: false, autoStartDefault: false};
             await jupyterapp.commands.execute('docmanager:open',
                 {path: name, factory: 'Notebook', kernelPreference: none});
