@@ -136,3 +136,72 @@ def test_a_run_survives_a_reload(tmp_path):
         open_without_kernel(lab, name)
         wait_until(lambda: max(steps(lab), default=0) > max(again), "the saved picture", 30)
         assert len(steps(lab)) == 1  # and the mutant's is a widget that nobody can draw
+
+
+ASK = """import picolab as pico
+pico.guess("a.b.{0}", "How many {0} are there?")"""
+LOOK = """shown = pico.compare("a.b.{0}", formula={1}, measured={1})"""
+ASIDE = """shown.also(pico.show.Table(["", "count"], [["in all", 98765]]))"""
+COVERED = """def talk():
+    for step in range(4):
+        import torch
+        pico.comm.all_reduce(torch.zeros(25), "world", "all of them")
+        pico.emit(step=step, loss=5.0 - step)
+talked = pico.run(talk, world_size=2, backend="gloo", quiet=True)
+pico.dashboard(talked, covers="a.b.stars")"""
+
+
+def under(lab: Lab, cell: str) -> str:
+    """The text that stands under a cell."""
+    lab.show_cell(cell)
+    return lab.page.locator(".jp-CodeCell", has_text=cell).locator(".jp-OutputArea").inner_text()
+
+
+def field(lab: Lab, cell: str):
+    lab.show_cell(cell)
+    found = lab.page.locator(".jp-CodeCell", has_text=cell).locator(".picolab-guess input")
+    found.wait_for(timeout=30_000)
+    return found
+
+
+@pytest.mark.parametrize("theme", ["JupyterLab Light", "JupyterLab Dark"])
+def test_enter_is_a_guess_also_after_a_reload(tmp_path, theme):
+    name = "guess.ipynb"
+    cells = {"ask-apples": ASK.format("apples"), "apples": LOOK.format("apples", 54321)}
+    cells |= {"ask-stars": ASK.format("stars"), "stars": LOOK.format("stars", 87654)}
+    cells |= {"aside": ASIDE, "covered": COVERED}
+    write(tmp_path / name, cells)
+    with Lab(tmp_path, theme=theme) as lab:
+        lab.open(name)
+        lab.run_all()
+        lab.wait_idle()
+        typed = field(lab, 'guess("a.b.apples')
+        typed.fill("12")
+        lab.page.keyboard.press("Tab")  # leaving the field is no guess
+        lab.page.wait_for_timeout(1500)
+        assert "54,321" not in under(lab, 'compare("a.b.apples')
+        assert "no guess yet" in under(lab, 'guess("a.b.apples')
+        typed.fill("13")
+        typed.press("Enter")
+        wait_until(lambda: "54,321" in under(lab, 'compare("a.b.apples'), "the table", 20)
+        assert "your guess: 13" in under(lab, 'guess("a.b.apples')
+        text = under(lab, "covers=")
+        assert "covered until you guess, or skip: a.b.stars" in text and "payload" not in text
+        lab.page.screenshot(path=tmp_path / "covered.png")
+
+        save(lab, tmp_path / name)
+        lab.open(name)
+        typed = field(lab, 'compare("a.b.stars')
+        assert "87,654" not in under(lab, 'compare("a.b.stars')
+        typed.fill("14")
+        typed.press("Enter")
+        wait_until(lambda: "87,654" in under(lab, 'compare("a.b.stars'), "the table", 30)
+        wait_until(lambda: "98,765" in under(lab, "shown.also("), "what goes with it", 30)
+        wait_until(lambda: "payload" in under(lab, "covers="), "the panels", 30)
+        assert "your guess: 14" in under(lab, 'guess("a.b.stars')
+        lab.page.screenshot(path=tmp_path / "uncovered.png")
+        for cell in ("apples", "stars", "aside", "covered"):
+            assert all(WIDGET not in kinds for kinds in outputs(lab, cell)), cell
+        save(lab, tmp_path / name)
+        assert "87,654" in (tmp_path / name).read_text()
+        assert real_errors(lab) == [] and lab.cell_errors() == []
