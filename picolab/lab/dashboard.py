@@ -53,7 +53,7 @@ class Dashboard(Shown):
             if live:
                 from picolab.lab.live_view import LiveView
 
-                self._view = LiveView()
+                self._view = LiveView(_starting(source))
             self.show(self._view.box if live else Message(_going(source)))
             self._follower = Follower(source, self._paint if live else None, self._end)
             self._state = self._follower.state
@@ -104,6 +104,11 @@ class Dashboard(Shown):
 
     def __repr__(self) -> str:
         return repr(self.content())
+
+
+def _starting(source) -> str:
+    world = getattr(source, "world_size", None)
+    return f"starting {world} rank{'s' * (world > 1)} ..." if world else "waiting for ranks ..."
 
 
 def _going(source) -> str:

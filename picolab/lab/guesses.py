@@ -135,6 +135,8 @@ def scoreboard() -> LabFigure:
 class Guess(Shown):
     """A question and its answer: `.value`; `.how` is "reader", "default", "skipped" or ""."""
 
+    _says_itself = True
+
     def __init__(self, id, question, unit="", default=None, choices=None):
         if not isinstance(id, str) or not re.fullmatch(r"[\w-]+(\.[\w-]+)*", id):
             raise ValueError(
@@ -220,6 +222,8 @@ class Guess(Shown):
 
 class Comparison(Shown):
     """Guess, formula and measured of one question; covered until there is a guess or a skip."""
+
+    _says_itself = True
 
     def __init__(self, id, formula, measured, tolerance=0.0, unit=None, note=""):
         if measured is None:

@@ -22,19 +22,30 @@ class LiveView:
     def __init__(self, said: str = "waiting for the first event"):
         import ipywidgets
 
-        from picolab.lab.live_figure import LiveFigure
-
         self._drawn = panels(RunState())
         self.sentence = ipywidgets.HTML()
-        # Drawn before it has a place, it is 700 pixels wide. With autosize, every later change of
-        # the layout measures the place again.
-        self.figure = LiveFigure(
-            data=training_traces(self._drawn),
-            layout={**training_layout(self._drawn), "autosize": True},
-        )
-        self.figure._config = {"displaylogo": False}
-        self.box = ipywidgets.VBox([self.sentence, self.figure])
+        self.box = ipywidgets.VBox([self.sentence])
         self.say(said)
+        self._figure, self._making = None, threading.RLock()
+        # plotly takes seconds to import when nothing is warm yet; the sentence stands meanwhile.
+        threading.Thread(target=lambda: self.figure, name="picolab-view", daemon=True).start()
+
+    @property
+    def figure(self):
+        """The figure, made when it is first asked for."""
+        with self._making:
+            if self._figure is None:
+                from picolab.lab.live_figure import LiveFigure
+
+                # Drawn before it has a place, it is 700 pixels wide. With autosize, every later
+                # change of the layout measures the place again.
+                self._figure = LiveFigure(
+                    data=training_traces(self._drawn),
+                    layout={**training_layout(self._drawn), "autosize": True},
+                )
+                self._figure._config = {"displaylogo": False}
+                self.box.children = (self.sentence, self._figure)
+            return self._figure
 
     def say(self, text: str) -> None:
         self.sentence.value = sentence_html(text)
@@ -64,13 +75,14 @@ class LiveView:
         """The run has ended: this takes the figure's place. The figure itself goes a little later:
         the front end may still be answering the last paint.
         """
+        made = self.figure  # one that came only now would take the picture's place
         self.box.children = (as_widget(picture),)
-        timer = threading.Timer(_CLOSE_AFTER_S, self._close)
+        timer = threading.Timer(_CLOSE_AFTER_S, self._close, [made])
         timer.daemon = True
         timer.start()
 
-    def _close(self) -> None:
-        for widget in (self.figure, self.sentence):
+    def _close(self, figure) -> None:
+        for widget in (figure, self.sentence):
             widget.close()
 
 

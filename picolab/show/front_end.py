@@ -54,6 +54,7 @@ class Shown:
     _cell = ""
     _version = 0
     _in_page = None
+    _says_itself = False  # whether its widget's text form is its own repr
 
     def content(self):
         """What is to be seen now: a widget, a figure, a table or a `Message`."""
@@ -110,6 +111,8 @@ class Shown:
     def _bundle(self, content) -> dict:
         """The content as what `display` takes; for a front end it says whose place this is."""
         data, metadata = shell().display_formatter.format(content)
+        if "application/vnd.jupyter.widget-view+json" in data and self._says_itself:
+            data = {**data, "text/plain": repr(self)}
         if has_front_end():
             mark = {"shown": self._handle.display_id, "version": self._version}
             metadata = {**metadata, "picolab": mark}

@@ -186,7 +186,7 @@ def test_enter_is_a_guess_also_after_a_reload(tmp_path, theme):
         wait_until(lambda: "54,321" in under(lab, 'compare("a.b.apples'), "the table", 20)
         assert "your guess: 13" in under(lab, 'guess("a.b.apples')
         text = under(lab, "covers=")
-        assert "covered until you guess, or skip: a.b.stars" in text and "payload" not in text
+        assert "covered until you guess, or skip: a.b.stars" in text and "all of them" not in text
         lab.page.screenshot(path=tmp_path / "covered.png")
 
         save(lab, tmp_path / name)
@@ -197,7 +197,7 @@ def test_enter_is_a_guess_also_after_a_reload(tmp_path, theme):
         typed.press("Enter")
         wait_until(lambda: "87,654" in under(lab, 'compare("a.b.stars'), "the table", 30)
         wait_until(lambda: "98,765" in under(lab, "shown.also("), "what goes with it", 30)
-        wait_until(lambda: "payload" in under(lab, "covers="), "the panels", 30)
+        wait_until(lambda: "all of them" in under(lab, "covers="), "the panels", 30)
         assert "your guess: 14" in under(lab, 'guess("a.b.stars')
         lab.page.screenshot(path=tmp_path / "uncovered.png")
         for cell in ("apples", "stars", "aside", "covered"):
