@@ -134,8 +134,12 @@ def test_a_run_survives_a_reload(tmp_path):
         assert len(kept["data"][PLOTLY]["data"][0]["x"]["bdata"]) > 10
 
         open_without_kernel(lab, name)
-        wait_until(lambda: max(steps(lab), default=0) > max(again), "the saved picture", 30)
-        assert len(steps(lab)) == 1  # and the mutant's is a widget that nobody can draw
+        # plotly's renderer shows the png that JupyterLab saved, until it is asked for more.
+        pictures = lab.page.locator(".jp-OutputArea img, .jp-OutputArea .js-plotly-plot")
+        wait_until(lambda: pictures.count() == 1, "the saved picture, and one only", 30)
+        assert pictures.first.bounding_box()["height"] > 300
+        # And the mutant's is a widget that nobody can draw.
+        assert "Loading widget" in lab.page.locator(".jp-NotebookPanel").inner_text()
 
 
 ASK = """import picolab as pico
