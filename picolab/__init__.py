@@ -3,7 +3,7 @@
 `import picolab as pico` is the only import a notebook needs besides torch. Every public name
 below is resolved on first use (PEP 562), so that the import itself takes no torch and starts
 nothing outside an interactive kernel. In a kernel it registers `%%ranks` and warms the rank
-server in the background."""
+server in the background; for a front end also what draws."""
 
 import importlib
 import sys
@@ -99,6 +99,24 @@ def _greet_kernel():
 
     magic.load(shell)
     server.warm()
+
+    from picolab.show import front_end
+
+    if front_end.has_front_end():
+        import threading
+
+        threading.Thread(target=_warm_kernel, name="picolab-warm", daemon=True).start()
+
+
+def _warm_kernel():
+    """What the first live figure needs, while the reader reads. Each import enters by one door, so
+    that a cell that imports the same meanwhile waits for it.
+    """
+    import contextlib
+
+    for name in ("ipywidgets", "plotly.graph_objects", "picolab.lab.live_figure", "torch"):
+        with contextlib.suppress(ImportError):  # who needs it says what to install
+            importlib.import_module(name)
 
 
 _greet_kernel()

@@ -11,7 +11,8 @@ try:
     import torch  # noqa: F401
 except ImportError as error:
     raise ImportError(
-        "picolab.comm needs PyTorch, which is not installed here: pip install 'picolab[torch]'"
+        "picolab.comm needs PyTorch, which is not installed here: "
+        "pip install -e '.[torch]' in the checkout"
     ) from error
 
 from picolab.comm.collectives import (

@@ -18,7 +18,8 @@ try:
     import torch  # noqa: F401
 except ImportError as error:
     raise ImportError(
-        "picolab.debug needs PyTorch, which is not installed here: pip install 'picolab[torch]'"
+        "picolab.debug needs PyTorch, which is not installed here: "
+        "pip install -e '.[torch]' in the checkout"
     ) from error
 
 from picolab.debug import other_faults, reduction_faults  # noqa: F401 (they fill the catalogue)

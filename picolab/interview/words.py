@@ -51,7 +51,8 @@ WORDS: dict[str, dict[str, str]] = {
         "report": "Report: {path}",
         "code": "This one is judged in real ranks. The stub is in {path}; edit it there.",
         "check": "c: check it, Enter: go on",
-        "no torch": "It runs in real ranks and needs PyTorch: pip install 'picolab[torch]'.",
+        "no torch": "It runs in real ranks and needs PyTorch: "
+        "pip install -e '.[torch]' in the checkout.",
         # The notebook's own.
         "keywords": "Answer aloud. Keywords to keep, if you like:",
         "how sure": "How sure are you?",
@@ -112,7 +113,8 @@ WORDS: dict[str, dict[str, str]] = {
         "report": "报告：{path}",
         "code": "这道题会在真实的 rank 里评判。代码模板在 {path}，请在那里修改。",
         "check": "c：检查，回车：继续",
-        "no torch": "它要在真实的 rank 里运行，需要 PyTorch：pip install 'picolab[torch]'。",
+        "no torch": "它要在真实的 rank 里运行，需要 PyTorch："
+        "在源码目录里 pip install -e '.[torch]'。",
         # The notebook's own.
         "keywords": "请口头作答。可写下关键词：",
         "how sure": "有多大把握？",

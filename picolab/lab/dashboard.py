@@ -5,54 +5,63 @@
     result = job.result()                                 # next cell
 
 In a front end, a live figure is painted at most five times a second from one background thread,
-and replaced by a light static figure when the run ends, so that the saved notebook keeps a picture.
+and replaced by a light static figure when the run ends, so that the saved notebook keeps a picture;
+a page may be loaded again at any time.
 Headless (papermill, nbval), no widget is made: the cell shows what is there, does not wait, and the
 picture of the whole run takes its place when the run ends, before `job.result()` returns.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
+from picolab.lab import guesses
 from picolab.lab.follower import Follower, RunDirectory
 from picolab.monitoring.figures import LabFigure, activity_figure, run_state, training_figure
 from picolab.monitoring.run_state import ENDED, RunState
 from picolab.show.front_end import Message, Shown, has_front_end
 
 
-def dashboard(source, *, live: bool | None = None) -> "Dashboard":
+def dashboard(source, *, covers: str | Sequence[str] = (), live: bool | None = None) -> "Dashboard":
     """Show loss, tokens/s, where a step goes, and what travels.
 
     source   a Job (live while it runs), a result (at once), or a run directory, also one that
              torchrun or Slurm writes to
+    covers   the id of a question, or several: where a step goes and what travels stay covered, in
+             picture and text, until each has a guess or was skipped
     live     True or False instead of finding out whether there is a front end with widgets
 
     Returns a `Dashboard`, which has shown itself; its `.figure` can be saved.
     """
+    ids = [covers] if isinstance(covers, str) else list(covers)
     if isinstance(source, str | Path):
         source = RunDirectory(source)
         follows = (source.is_running and has_front_end()) if live is None else live
-        return Dashboard(source, follows and source.state not in ENDED, follows)
+        return Dashboard(source, follows and source.state not in ENDED, follows, ids)
     if not hasattr(source, "events"):
         raise ValueError(f"a dashboard shows a job, a result or a run directory, not {source!r}")
     follows = hasattr(source, "on_event") and not source.done
-    return Dashboard(source, follows, has_front_end() if live is None else live)
+    return Dashboard(source, follows, has_front_end() if live is None else live, ids)
 
 
 class Dashboard(Shown):
     """What `pico.dashboard` shows. Printed, it is a text with the same numbers."""
 
-    def __init__(self, source, follows: bool, live: bool):
+    def __init__(self, source, follows: bool, live: bool, covers: Sequence[str] = ()):
         self._view = self._follower = None
+        self._covers = covers
         if follows:
             if live:
                 from picolab.lab.live_view import LiveView
 
-                self._view = LiveView()
+                self._view = LiveView(_starting(source))
             self.show(self._view.box if live else Message(_going(source)))
-            self._follower = Follower(source, self._view.paint if live else None, self._end)
+            self._follower = Follower(source, self._paint if live else None, self._end)
             self._state = self._follower.state
         else:
             self._state = run_state(source)
             self.show()
+        for id in [id for id in covers if not guesses.given(id)]:
+            guesses.once_given(id, self._uncover)
 
     @property
     def state(self) -> RunState:
@@ -63,7 +72,7 @@ class Dashboard(Shown):
     def figure(self) -> LabFigure:
         """The panels as they are now: a static figure, with `.save(path)`. Of a run with a
         pipeline there are five: the newest step in time, with its messages, is below the four."""
-        return training_figure(self._state)
+        return training_figure(self._state, self._cover())
 
     def activity(self, step: int | None = None) -> LabFigure:
         """What every rank did when in one of the newest 50 steps (None: the last that all ranks
@@ -81,6 +90,19 @@ class Dashboard(Shown):
             self._follower.close()
             self._end(self._follower.state)
 
+    def _cover(self) -> str:
+        """What the lower panels say as long as they would give an answer away; "" after that."""
+        asked = [id for id in self._covers if not guesses.given(id)]
+        return f"covered until you guess, or skip: {', '.join(asked)}" if asked else ""
+
+    def _paint(self, state: RunState) -> None:
+        self._view.paint(state, self._cover())
+
+    def _uncover(self) -> None:
+        """There is a guess: while the run goes on, the next paint shows what it covered."""
+        if self._view is None and not (self._follower and self._follower.going):
+            self.replace()
+
     def content(self):
         return Message(self._state.sentence()) if self._state.is_empty else self.figure
 
@@ -89,10 +111,15 @@ class Dashboard(Shown):
         self._view = None
         self.replace()
         if view is not None:
-            view.close()
+            view.end(self.content())
 
     def __repr__(self) -> str:
         return repr(self.content())
+
+
+def _starting(source) -> str:
+    world = getattr(source, "world_size", None)
+    return f"starting {world} rank{'s' * (world > 1)} ..." if world else "waiting for ranks ..."
 
 
 def _going(source) -> str:

@@ -155,7 +155,8 @@ def torch_build(torch: dict) -> Check:
             "torch",
             "fail",
             torch.get("problem", "not installed"),
-            f'pip install "torch{wanted}" (or pip install "picolab[torch]"). '
+            f'pip install "torch{wanted}" (or, in the checkout, '
+            "pip install -e '.[torch]'). "
             "Formulas, monitors and layouts work without it; ranks do not",
         )
     build = f"CUDA {torch['cuda']} build" if torch.get("cuda") else "CPU build"

@@ -40,6 +40,10 @@ class Follower:
             thread = threading.Thread(target=self._look, name="picolab-dashboard", daemon=True)
             thread.start()
 
+    @property
+    def going(self) -> bool:
+        return not self._ended.is_set()
+
     def close(self) -> None:
         """Stop following; the run goes on."""
         self._unregister()

@@ -21,7 +21,7 @@ scoreboard covers all chapters. Headless, that file is neither read nor written.
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from picolab.launch import rundirs
@@ -35,6 +35,7 @@ Value = float | int | str | bool
 
 _guesses: dict[str, "Guess"] = {}
 _comparisons: dict[str, "Comparison"] = {}
+_waiting: dict[str, list[Callable[[], None]]] = {}  # id -> what to call once there is an answer
 
 
 class Disagreement(AssertionError):
@@ -65,8 +66,9 @@ def guess(
     elif has_front_end():
         asked.recall(_stored().get(id, {}))
     _guesses[id] = asked
-    if id in _comparisons and asked.given:
-        _comparisons[id].uncover()
+    if id in _comparisons:
+        _comparisons[id].uncover()  # or cover it with this question
+    _tell(id)
     asked.show()
     return asked
 
@@ -98,6 +100,22 @@ def compare(
     return compared
 
 
+def given(id: str) -> bool:
+    """Whether this question has an answer, or was skipped."""
+    return id in _guesses and _guesses[id].given
+
+
+def once_given(id: str, call: Callable[[], None]) -> None:
+    """Call this once there is an answer to the question, or a skip."""
+    _waiting.setdefault(id, []).append(call)
+    _tell(id)
+
+
+def _tell(id: str) -> None:
+    while given(id) and _waiting.get(id):
+        _waiting[id].pop(0)()
+
+
 def scoreboard() -> LabFigure:
     """All guesses so far against what was measured, as one log-log picture with a table under it.
 
@@ -117,6 +135,8 @@ def scoreboard() -> LabFigure:
 class Guess(Shown):
     """A question and its answer: `.value`; `.how` is "reader", "default", "skipped" or ""."""
 
+    _says_itself = True
+
     def __init__(self, id, question, unit="", default=None, choices=None):
         if not isinstance(id, str) or not re.fullmatch(r"[\w-]+(\.[\w-]+)*", id):
             raise ValueError(
@@ -128,6 +148,7 @@ class Guess(Shown):
         self.choices = [str(choice) for choice in choices] if choices is not None else None
         self.value: Value | None = None
         self.how = ""
+        self.forms: list[Callable[[], None]] = []  # told of each answer
         if default is not None:
             self.value, self.how = self._accepted(_plain(default), "the default"), "default"
 
@@ -171,8 +192,11 @@ class Guess(Shown):
     def _settle(self, value: Value | None, how: str) -> None:
         self.value, self.how = value, how
         _keep(self.id, question=self.question, unit=self.unit, guess=value, how=how)
+        for tell in self.forms:
+            tell()
         if self.id in _comparisons:
             _comparisons[self.id].uncover()
+        _tell(self.id)
 
     def status(self) -> str:
         """One sentence: what stands as the guess."""
@@ -198,6 +222,8 @@ class Guess(Shown):
 
 class Comparison(Shown):
     """Guess, formula and measured of one question; covered until there is a guess or a skip."""
+
+    _says_itself = True
 
     def __init__(self, id, formula, measured, tolerance=0.0, unit=None, note=""):
         if measured is None:
@@ -303,12 +329,17 @@ class Comparison(Shown):
         return f"{self.id}: covered until you guess, or skip: {self.guess.question}"
 
     def content(self):
-        if not self.uncovered:
-            return Message(self._cover())
-        return _Noted(self.table(), self.note)
+        if not self.uncovered and self.guess is not None and has_front_end():
+            from picolab.lab.guess_form import form
+
+            return form(self.guess, f"{self.id}: covered until you guess, or skip")
+        return self._text()
+
+    def _text(self):
+        return _Noted(self.table(), self.note) if self.uncovered else Message(self._cover())
 
     def __repr__(self) -> str:
-        return repr(self.content())
+        return repr(self._text())
 
 
 class _Beside(Shown):

@@ -1,8 +1,10 @@
 """The panels as widgets that can be painted again and again.
 
-One `FigureWidget` and a sentence above it. A paint assigns only what changed, in one batch (one
-message instead of one for each attribute), and as numpy arrays, which travel as bytes: lists of
-2,000 points take fifty times as long. Only made where there is a front end.
+One figure and a sentence above it. A paint assigns only what changed, in one batch (one message
+instead of one for each attribute), and as numpy arrays, which travel as bytes: lists of 2,000
+points take fifty times as long. At the end a light picture takes the figure's place *inside* the
+view, which is never taken away: a page that was loaded again may know nothing else of the run.
+Only made where there is a front end.
 """
 
 import html
@@ -17,36 +19,53 @@ from picolab.monitoring.figures import (
     training_traces,
 )
 from picolab.monitoring.run_state import RunState
+from picolab.show.front_end import as_widget
 
 # A busy front end may build a view long after it was told to; 10 s were not always enough.
 _CLOSE_AFTER_S = 60.0
 
 
 class LiveView:
-    def __init__(self):
+    def __init__(self, said: str = "waiting for the first event"):
         import ipywidgets
-        import plotly.graph_objects as go
 
         self._drawn = panels(RunState())
         self._arrays = training_arrays(self._drawn)
         self.sentence = ipywidgets.HTML()
-        # Drawn before it has a place, it is 700 pixels wide. With autosize, every later change of
-        # the layout measures the place again.
-        self.figure = go.FigureWidget(
-            data=training_traces(self._drawn),
-            layout={**training_layout(self._drawn), "autosize": True},
-        )
-        self.figure._config = {"displaylogo": False}
-        self.box = ipywidgets.VBox([self.sentence, self.figure])
-        self.say("waiting for the first event")
+        self.box = ipywidgets.VBox([self.sentence])
+        self.say(said)
+        self._figure, self._making = None, threading.RLock()
+        # plotly takes seconds to import when nothing is warm yet; the sentence stands meanwhile.
+        threading.Thread(target=lambda: self.figure, name="picolab-view", daemon=True).start()
+
+    @property
+    def figure(self):
+        """The figure, made when it is first asked for."""
+        with self._making:
+            if self._figure is None:
+                from picolab.lab.live_figure import LiveFigure
+
+                # Drawn before it has a place, it is 700 pixels wide. With autosize, every later
+                # change of the layout measures the place again.
+                self._figure = LiveFigure(
+                    data=training_traces(self._drawn),
+                    layout={**training_layout(self._drawn), "autosize": True},
+                )
+                self._figure._config = {"displaylogo": False}
+                self.box.children = (self.sentence, self._figure)
+            return self._figure
 
     def say(self, text: str) -> None:
         self.sentence.value = sentence_html(text)
 
-    def paint(self, state: RunState) -> None:
-        """Show where the run is now."""
+    def paint(self, state: RunState, covers: str = "") -> None:
+        """Show where the run is now; with `covers`, the lower panels say only this."""
         self.say(state.sentence())
-        drawn = panels(state)
+        drawn = panels(state, covers)
+        with self.figure.lock:
+            self._assign(drawn)
+
+    def _assign(self, drawn) -> None:
         with self.figure.batch_update():
             arrays = training_arrays(drawn)
             for trace, old, new in zip(self.figure.data, self._arrays, arrays):
@@ -67,17 +86,18 @@ class LiveView:
                 self.figure.layout.xaxis5.range = ends  # each step has its own length
         self._drawn, self._arrays = drawn, arrays
 
-    def close(self) -> None:
-        """Remove the widgets, a little later: the front end may still be answering the last
-        paint.
+    def end(self, picture) -> None:
+        """The run has ended: this takes the figure's place. The figure itself goes a little later:
+        the front end may still be answering the last paint.
         """
-        timer = threading.Timer(_CLOSE_AFTER_S, self._close)
+        made = self.figure  # one that came only now would take the picture's place
+        self.box.children = (as_widget(picture),)
+        timer = threading.Timer(_CLOSE_AFTER_S, self._close, [made])
         timer.daemon = True
         timer.start()
 
-    def _close(self) -> None:
-        self.box.children = ()
-        for widget in (self.figure, self.sentence, self.box):
+    def _close(self, figure) -> None:
+        for widget in (figure, self.sentence):
             widget.close()
 
 

@@ -349,7 +349,8 @@ def _refuse_nonsense(fn, world_size, backend, timeout) -> None:
         raise ValueError("this is already a rank: a rank cannot start ranks of its own")
     if importlib.util.find_spec("torch") is None:
         raise ImportError(
-            "ranks need PyTorch, which is not installed here: pip install 'picolab[torch]'"
+            "ranks need PyTorch, which is not installed here: "
+            "pip install -e '.[torch]' in the checkout"
         )
 
 

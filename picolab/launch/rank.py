@@ -110,7 +110,8 @@ def _join(spec: RankSpec, store: Path, send) -> None:
         import torch.distributed as dist
     except ImportError as error:
         raise ImportError(
-            "ranks need PyTorch, which is not installed here: pip install 'picolab[torch]'"
+            "ranks need PyTorch, which is not installed here: "
+            "pip install -e '.[torch]' in the checkout"
         ) from error
     world, rank = spec.world_size, spec.rank
     os.environ.update(

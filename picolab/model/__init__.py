@@ -10,7 +10,8 @@ try:
     import torch  # noqa: F401
 except ImportError as error:
     raise ImportError(
-        "picolab.model needs PyTorch, which is not installed here: pip install 'picolab[torch]'"
+        "picolab.model needs PyTorch, which is not installed here: "
+        "pip install -e '.[torch]' in the checkout"
     ) from error
 
 from picolab.model.generate import generate

@@ -373,7 +373,7 @@ def _safetensors():
     except ImportError as error:
         raise ImportError(
             "Hugging Face weights need safetensors, which is not installed here: "
-            "pip install 'picolab[torch]'"
+            "pip install -e '.[torch]' in the checkout"
         ) from error
     return safetensors
 

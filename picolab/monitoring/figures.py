@@ -68,11 +68,16 @@ class Panels(NamedTuple):
     """The newest step in time, of a run with a pipeline: a fifth panel below the four."""
 
 
-def panels(source) -> Panels:
-    """The arrays and titles of the loss, speed, split and ledger panels."""
+def panels(source, covers: str = "") -> Panels:
+    """The arrays and titles of the loss, speed, split and ledger panels. With `covers`, the two
+    lower panels are empty, and this is what they say.
+    """
     state = run_state(source)
-    drawn = [_loss(state), _speed(state), _split(state), _ledger(state)]
-    activity = state.activity() if "pp" in state.message_axes() else None
+    shown = RunState() if covers else state
+    drawn = [_loss(state), _speed(state), _split(shown), _ledger(shown)]
+    if covers:
+        drawn[2:] = [(traces, covers) for traces, _ in drawn[2:]]
+    activity = shown.activity() if "pp" in shown.message_axes() else None
     if activity is not None and len(activity.intervals) > MAX_BARS:
         activity = None
     titles = [title for _, title in drawn]
@@ -102,10 +107,12 @@ def ledger_figure(source) -> LabFigure:
     return _single(state, 3, traffic_table)
 
 
-def training_figure(source) -> LabFigure:
-    """The four panels together, under the sentence that says where the run is."""
+def training_figure(source, covers: str = "") -> LabFigure:
+    """The four panels together, under the sentence that says where the run is. With `covers`, the
+    two lower ones say only this, in the picture and in the text.
+    """
     state = run_state(source)
-    return LabFigure(training_text(state), lambda: _training(state))
+    return LabFigure(training_text(state, covers), lambda: _training(state, covers))
 
 
 def run_state(source) -> RunState:
@@ -149,9 +156,11 @@ def traffic_table(state: RunState) -> Table:
     return Table(["reason", "collectives", "payload bytes"], rows)
 
 
-def training_text(state: RunState) -> str:
-    drawn = panels(state)
+def training_text(state: RunState, covers: str = "") -> str:
+    drawn = panels(state, covers)
     tables = [steps_table(state), None, split_table(state), traffic_table(state)]
+    if covers:
+        tables[2:] = [None, None]
     parts = [state.sentence()]
     for title, table in zip(drawn.titles, tables):
         body = f"\n{table}" if table is not None and table.rows else ""
@@ -477,10 +486,10 @@ def training_arrays(drawn: Panels) -> list[dict]:
     return [*drawn.traces, *activity_arrays(drawn.activity)]
 
 
-def _training(state: RunState):
+def _training(state: RunState, covers: str = ""):
     import plotly.graph_objects as go
 
-    drawn = panels(state)
+    drawn = panels(state, covers)
     traces, layout = training_traces(drawn), training_layout(drawn, state.sentence())
     if drawn.activity is None:  # a live view needs a place for them; what is finished does not
         traces = traces[: len(drawn.traces)]

@@ -24,7 +24,8 @@ try:
     import torch  # noqa: F401
 except ImportError as error:
     raise ImportError(
-        "picolab.parallel needs PyTorch, which is not installed here: pip install 'picolab[torch]'"
+        "picolab.parallel needs PyTorch, which is not installed here: "
+        "pip install -e '.[torch]' in the checkout"
     ) from error
 
 from picolab.parallel.data import DataParallelOptimizer, naive_sync

@@ -52,6 +52,9 @@ class Shown:
 
     _handle = None
     _cell = ""
+    _version = 0
+    _in_page = None
+    _says_itself = False  # whether its widget's text form is its own repr
 
     def content(self):
         """What is to be seen now: a widget, a figure, a table or a `Message`."""
@@ -61,10 +64,11 @@ class Shown:
         """Show it under the running cell."""
         if shell() is None:
             return
-        from IPython.display import display
+        from IPython.display import DisplayHandle
 
-        self._cell = running_cell()
-        self._handle = display(self.content() if content is None else content, display_id=True)
+        self._cell, self._version, self._in_page = running_cell(), 0, None
+        self._handle = DisplayHandle()
+        self._handle.display(**self._bundle(self.content() if content is None else content))
 
     def replace(self, content=None) -> None:
         """Show this, or what `content()` is now, where it was shown before; from any thread.
@@ -73,25 +77,61 @@ class Shown:
         that started the thread, and an executor drops what does not belong to the cell it runs: in
         an empty context it carries the current one. And between two cells an executor listens to
         nothing: so it is told once more at the end of the next cell, in time for its last message.
+
+        A front end may have loaded its page again since, and then knows no display id any more:
+        `InPage` sees to that.
         """
-        handle, content = self._handle, self.content() if content is None else content
+        handle = self._handle
         if handle is None:
             return
-        contextvars.Context().run(handle.update, content)
+        self._version += 1
+        bundle = self._bundle(self.content() if content is None else content)
+        contextvars.Context().run(self._replace, bundle)
         if not has_front_end():
             events = shell().events
 
             def again(*_) -> None:
                 events.unregister("post_run_cell", again)
-                handle.update(content)
+                handle.update(**bundle)
 
             events.register("post_run_cell", again)
+
+    def _replace(self, bundle: dict) -> None:
+        self._handle.update(**bundle)
+        if has_front_end():
+            from picolab.show.in_page import InPage
+
+            data, metadata = bundle["obj"], bundle["metadata"]
+            output = {"output_type": "display_data", "data": data, "metadata": metadata}
+            # A new one each time: it acts when it is made, also in a page too busy to hear changes.
+            before, self._in_page = self._in_page, InPage(output=output)
+            if before is not None:
+                before.close()
+
+    def _bundle(self, content) -> dict:
+        """The content as what `display` takes; for a front end it says whose place this is."""
+        data, metadata = shell().display_formatter.format(content)
+        if "application/vnd.jupyter.widget-view+json" in data and self._says_itself:
+            data = {**data, "text/plain": repr(self)}
+        if has_front_end():
+            mark = {"shown": self._handle.display_id, "version": self._version}
+            metadata = {**metadata, "picolab": mark}
+        return {"obj": data, "raw": True, "metadata": metadata}
 
     def _ipython_display_(self) -> None:
         if shell() is None:
             print(repr(self))
         elif self._cell != running_cell():
             self.show()
+
+
+def as_widget(content):
+    """A figure, a table or a `Message` as a widget, to stand inside another one."""
+    import ipywidgets
+
+    data, metadata = shell().display_formatter.format(content) if shell() else ({}, {})
+    output = {"output_type": "display_data", "data": data, "metadata": metadata}
+    return ipywidgets.Output(outputs=(output,))
 
 
 class Message:

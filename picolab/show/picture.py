@@ -115,7 +115,8 @@ class LabFigure:
         if self._figure is None:
             if importlib.util.find_spec("plotly") is None:
                 raise ImportError(
-                    "drawing needs plotly: pip install 'picolab[lab]'. The text form works without"
+                    "drawing needs plotly: pip install -e '.[lab]' in the checkout. "
+                    "The text form works without"
                 )
             self._figure = self._build()
             # JupyterLab's view forgets the height it was given: a frame or a slider's step that

@@ -17,7 +17,8 @@ try:
     import torch  # noqa: F401
 except ImportError as error:
     raise ImportError(
-        "picolab.training needs PyTorch, which is not installed here: pip install 'picolab[torch]'"
+        "picolab.training needs PyTorch, which is not installed here: "
+        "pip install -e '.[torch]' in the checkout"
     ) from error
 
 from picolab.specs import TrainConfig

@@ -1,8 +1,9 @@
 """What surrounds the package agrees with it: environment.yml, constraints.txt, the wheel, the
-doctor, the import contract.
+doctor, the import contract, and what readers are told to install.
 
 Catches a dependency added to pyproject.toml alone, a pin outside its range, a wheel without the
-chapters or the question banks, and an import that goes up the house.
+chapters or the question banks, an import that goes up the house, and advice to install from an
+index that has no picolab.
 """
 
 import json
@@ -228,3 +229,18 @@ def test_a_circle_within_a_room_is_caught(copy):
     files[1].write_text("def late():\n    from picolab.exercises import one\n")
     found = circle(copy)
     assert {"picolab.exercises.one", "picolab.exercises.other"} <= set(found)
+
+
+INSTALLS_FROM_AN_INDEX = re.compile(r"picolab\[\w")  # of a checkout it is '.[torch]'
+
+
+def test_nobody_is_told_to_install_what_no_index_has():
+    folders = ("picolab", "notebooks", "interview_questions", "summary")
+    texts = [ROOT / "README.md", ROOT / "Makefile", *(ROOT / ".ci").glob("*.py")]
+    texts += [path for folder in folders for path in (ROOT / folder).rglob("*")]
+    suffixes = {".py", ".md", ".ipynb", ".yaml", ".yml", ""}
+    read = [path for path in texts if path.is_file() and path.suffix in suffixes]
+    assert len(read) > 100
+    told = [path.name for path in read if INSTALLS_FROM_AN_INDEX.search(path.read_text("utf-8"))]
+    assert told == []
+    assert INSTALLS_FROM_AN_INDEX.search("pip install 'picolab[torch]'")

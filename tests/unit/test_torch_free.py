@@ -121,7 +121,7 @@ def test_doctor_without_torch(tmp_path):
         XDG_STATE_HOME=str(tmp_path),
     )
     assert asked.returncode == 1, asked.stderr
-    assert "not installed" in asked.stdout and "picolab[torch]" in asked.stdout
+    assert "not installed" in asked.stdout and "pip install -e '.[torch]'" in asked.stdout
 
 
 @pytest.mark.parametrize("room", ["comm", "model", "parallel", "training"])
@@ -136,7 +136,7 @@ def test_rooms_that_need_torch_say_what_to_install(room):
             print(error)
         """)
     assert asked.returncode == 0, asked.stderr
-    assert "picolab[torch]" in asked.stdout, asked.stdout
+    assert "pip install -e '.[torch]'" in asked.stdout, asked.stdout
 
 
 def test_training_without_torch_is_one_sentence(tmp_path):
@@ -145,7 +145,7 @@ def test_training_without_torch_is_one_sentence(tmp_path):
         XDG_STATE_HOME=str(tmp_path),
     )
     assert asked.returncode == 2
-    assert "Traceback" not in asked.stderr and "picolab[torch]" in asked.stderr
+    assert "Traceback" not in asked.stderr and "pip install -e '.[torch]'" in asked.stderr
 
 
 def test_import_picolab_is_light():

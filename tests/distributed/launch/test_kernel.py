@@ -12,7 +12,7 @@ import time
 import psutil
 import pytest
 
-pytest.importorskip("ipykernel", reason="needs the lab extra: pip install 'picolab[lab]'")
+pytest.importorskip("ipykernel", reason="needs the lab extra: pip install -e '.[lab]'")
 from jupyter_client.manager import start_new_kernel
 
 OUTLIVE_S = 3.0

@@ -284,4 +284,4 @@ def test_without_torch_a_coding_task_says_what_to_install(home, log, tmp_path):
     asked = run({**home, "PYTHONPATH": str(tmp_path)}, "--due", typed="\n" * 5)
     said = asked.stdout.decode()
     assert asked.returncode == 0, asked.stderr
-    assert "pip install 'picolab[torch]'" in said and "Comes again on" in said
+    assert "pip install -e '.[torch]'" in said and "Comes again on" in said

@@ -19,7 +19,7 @@ from picolab.lab import dashboard as show
 from picolab.lab.follower import PERIOD_S, Follower, RunDirectory
 from picolab.lab.live_view import LiveView
 from picolab.monitoring import Event
-from picolab.monitoring.figures import TRAINING_HEIGHT, panels, training_figure
+from picolab.monitoring.figures import TRAINING_HEIGHT, panels, run_state, training_figure
 from picolab.monitoring.run_state import RunState, decimate
 from picolab.show.picture import LabFigure
 
@@ -237,3 +237,54 @@ def test_closing_leaves_the_run_alone():
 def test_what_cannot_be_shown_is_refused(source):
     with pytest.raises(ValueError, match="run directory"):
         show(source)
+
+
+def check_covering(covered):
+    """A dashboard whose lower panels would answer a question that is open."""
+    from picolab.lab import guess
+
+    result = pico.run(send, world_size=2, quiet=True, backend="gloo")
+    shown = covered(result)
+    asked = guess("c.t.bytes", "How many bytes?", unit="bytes")
+    for text in (repr(shown), shown.figure.text, shown.figure.figure.to_json()):
+        assert "400" not in text and "my reason" not in text and "c.t.bytes" in text
+    asked.skip()
+    assert "my reason" in repr(shown) and "c.t.bytes" not in repr(shown)
+
+
+def send():
+    import torch
+
+    pico.comm.all_reduce(torch.zeros(100), "world", "my reason")
+    pico.emit(step=0, loss=5.0)
+
+
+@pytest.fixture
+def no_guesses(monkeypatch, tmp_path):
+    from picolab.lab import guesses
+
+    monkeypatch.setattr(guesses, "_guesses", {})
+    monkeypatch.setattr(guesses, "_waiting", {})
+
+
+def test_what_is_asked_stays_covered(no_guesses):
+    check_covering(lambda result: show(result, covers="c.t.bytes"))
+
+
+def test_a_dashboard_that_covers_nothing_is_caught(no_guesses):
+    with pytest.raises(AssertionError):
+        check_covering(show)
+
+
+def test_a_page_that_is_loaded_again_is_told_the_present():
+    """The mutant: plotly's own state, which is that of the first moment."""
+    import plotly.graph_objects as go
+
+    view = LiveView()
+    figure = view.figure
+    view.paint(run_state([Event("values", 0, 0.0, {"step": 0, "loss": 5.0})]))
+    assert "after the first step" in str(figure.get_state()["_widget_layout"])
+    assert figure.get_state()["_widget_data"][0]["x"]["shape"] == (1,)
+    first = go.FigureWidget.get_state(figure)
+    assert "no step yet" in str(first["_widget_layout"])
+    assert len(str(figure.get_state())) < 100_000  # and plotly itself is not part of it

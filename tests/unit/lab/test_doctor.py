@@ -99,7 +99,7 @@ def test_ask_torch_where_it_is_broken(tmp_path, monkeypatch):
         (python((3, 10, 4)), "fail", "3.11"),
         (python((3, 13, 0)), "ok", ""),
         (python((3, 11, 0), "pypy"), "fail", "CPython"),
-        (torch_build({"problem": "not installed"}), "fail", "picolab[torch]"),
+        (torch_build({"problem": "not installed"}), "fail", "pip install -e '.[torch]'"),
         (torch_build({**HERE, "version": "2.5.1"}), "warn", ">=2.11"),
         (torch_build({**HERE, "version": "2.14.0"}), "warn", "<2.14"),
         (torch_build({**HERE, "version": "2.12.0a0+git1"}), "ok", ""),

@@ -158,7 +158,9 @@ def test_with_a_front_end_it_is_live_and_then_static(front_end):
     assert of(said, "comm_open")
     (display,) = [c for c in of(said, "display_data") if WIDGET in c["data"]]
     # The cell has returned, and the figure is painted: an update is a comm message.
-    painted = front_end.until(lambda m: "_py2js_update" in str(m["content"].get("data")))
+    painted = front_end.until(
+        lambda m: m["msg_type"] == "comm_msg" and "_py2js_update" in str(m["content"].get("data"))
+    )
     assert of(painted, "update_display_data") == []
     stopped = front_end.run("print(job.stop())")
     replaced = [
@@ -177,7 +179,8 @@ def test_a_paint_is_few_messages_and_an_equal_one_none(front_end):
         "from picolab.monitoring.run_state import RunState\n"
         "from picolab.lab.live_view import LiveView\n"
         "said = [Event('values', 0, 0.0, dict(step=i, loss=9.0 - i)) for i in range(9)]\n"
-        "view = LiveView()"
+        "view = LiveView()\n"
+        "made = view.figure"
     )
     paint = "view.paint(RunState(said))"
     first = of(front_end.run(paint), "comm_msg")

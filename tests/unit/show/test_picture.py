@@ -11,9 +11,9 @@ import sys
 
 import pytest
 
-from picolab.monitoring.figures import gantt, rank_grid_figure
+from picolab.monitoring.figures import gantt
 from picolab.schedules import make, simulate
-from picolab.show import picture
+from picolab.show import picture, rank_grid_figure
 from picolab.show.files import write_beside
 from picolab.show.picture import LabFigure, contrast
 from picolab.specs import Layout

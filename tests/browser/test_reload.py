@@ -1,0 +1,211 @@
+"""A page that is loaded again while something is still to come: the kernel lives, the page is new.
+
+Catches a live figure that starts again from its first moment, an end that never arrives, a view
+that is taken away though its picture was not delivered, a table that stays covered after the guess,
+and a saved notebook that needs its kernel to show what happened. The mutant, an output that is
+replaced by display id alone, stays as it was: the test sees the difference.
+"""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+from lab_driver import Lab, find_browser
+from test_chapter_one import wait_until
+from test_quiz import write
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.timeout(400),
+    pytest.mark.skipif(
+        importlib.util.find_spec("playwright") is None,
+        reason="playwright is not installed (make test installs it)",
+    ),
+    pytest.mark.skipif(
+        find_browser() is None, reason="no Chromium or Chrome here (apt-get install chromium)"
+    ),
+]
+
+PLOTLY = "application/vnd.plotly.v1+json"
+WIDGET = "application/vnd.jupyter.widget-view+json"
+RUN = """import time
+import picolab as pico
+
+class Slow(pico.Observer):  # the browser wants a core, too
+    def step(self, run, report):
+        time.sleep(0.1)
+
+small = dict(seq=32, layers=1, wait=False, progress=False, observers=[Slow()])
+job = pico.train("tiny", layout="dp2", steps=5_000, **small)
+first = pico.dashboard(job)"""
+# A second view of the same run, which knows display ids and nothing else.
+MUTANT = """mutant = pico.dashboard(job)
+mutant._replace = lambda bundle: mutant._handle.update(**bundle)"""
+_LAST_STEP = """() => [...document.querySelectorAll('.js-plotly-plot')].map(figure =>
+    Math.max(-1, ...((figure._fullData || [{}])[0].x || [])))"""
+_TITLES = """() => [...document.querySelectorAll('.js-plotly-plot')].map(figure =>
+    (figure._fullLayout.annotations || []).map(note => note.text))"""
+
+
+def outputs(lab: Lab, cell: str) -> list[set[str]]:
+    """What the page's own notebook shows under a cell: the kinds of each output that has some."""
+    found = lab.page.evaluate(
+        """id => [...jupyterapp.shell.currentWidget.content.model.cells]
+            .find(cell => cell.id === id).toJSON()
+            .outputs.map(output => Object.keys(output.data || {}))""",
+        cell,
+    )
+    return [set(kinds) for kinds in found if kinds]
+
+
+def save(lab: Lab, path: Path) -> None:
+    """Save the notebook. (It may be changed again at once: plotly adds a picture.)"""
+    before = path.stat().st_mtime_ns
+    lab.command("docmanager:save")
+    wait_until(lambda: path.stat().st_mtime_ns > before, "the notebook to be saved", 40)
+
+
+def open_without_kernel(lab: Lab, name: str) -> None:
+    lab.page.evaluate(
+        """async name => {
+            const panel = jupyterapp.shell.currentWidget;
+            await panel.context.save();
+            await panel.sessionContext.shutdown();
+            panel.dispose();
+            const none = {shouldStart: false, canStart: false, autoStartDefault: false};
+            await jupyterapp.commands.execute('docmanager:open',
+                {path: name, factory: 'Notebook', kernelPreference: none});
+            return 1;
+        }""",
+        name,
+    )
+    lab.page.wait_for_selector(".jp-NotebookPanel .jp-Cell", timeout=30_000)
+
+
+def real_errors(lab: Lab) -> list[str]:
+    """anywidget complains of a machine on which a page takes more than two seconds to begin."""
+    return [error for error in lab.errors if "Failed to initialize model" not in error]
+
+
+def steps(lab: Lab) -> list[int]:
+    """The last step of the loss in each figure on the page; -1 where there is none."""
+    return lab.page.evaluate(_LAST_STEP)
+
+
+def test_a_run_survives_a_reload(tmp_path):
+    name = "run.ipynb"
+    cells = {"run": RUN, "mutant": MUTANT, "stop": "job.stop()"}
+    write(tmp_path / name, cells)
+    with Lab(tmp_path) as lab:
+        lab.open(name)
+        lab.run_cell("pico.train")
+        lab.run_cell("mutant =")
+        lab.wait_idle()
+        wait_until(lambda: sum(n > 5 for n in steps(lab)) == 2, "both figures to be drawn", 90)
+        save(lab, tmp_path / name)
+        before = max(steps(lab))
+
+        lab.open(name)
+        wait_until(lambda: len(steps(lab)) == 2, "both figures to be there again", 60)
+        # From the first moment on what was before is there, and the lower panels with it.
+        again = steps(lab)
+        assert min(again) >= before - 1, (before, again)
+        shown = lab.page.evaluate(_TITLES)
+        for titles in shown:
+            assert "waiting" in titles[2] and "payload" in titles[3], shown
+        wait_until(lambda: min(steps(lab)) > max(again) + 5, "more steps to arrive", 60)
+
+        lab.run_cell("job.stop()")
+        lab.wait_idle()
+        wait_until(lambda: PLOTLY in outputs(lab, "run")[0], "the last picture", 30)
+        [now] = outputs(lab, "run")
+        assert WIDGET not in now  # JupyterLab adds a png
+        assert WIDGET in outputs(lab, "mutant")[0]
+        lab.show_cell("pico.train")
+        # What the mutant shows is inside its widget: nothing is lost as long as the kernel lives.
+        wait_until(lambda: sum(n > max(again) for n in steps(lab)) == 2, "both last pictures", 30)
+        assert real_errors(lab) == [] and lab.cell_errors() == []
+        save(lab, tmp_path / name)
+
+        saved = {cell["id"]: cell for cell in json.loads((tmp_path / name).read_text())["cells"]}
+        [kept] = [output for output in saved["run"]["outputs"] if "data" in output]
+        assert kept["data"]["text/plain"][0].startswith("stopped after")
+        assert len(kept["data"][PLOTLY]["data"][0]["x"]["bdata"]) > 10
+
+        open_without_kernel(lab, name)
+        # plotly's renderer shows the png that JupyterLab saved, until it is asked for more.
+        pictures = lab.page.locator(".jp-OutputArea img, .jp-OutputArea .js-plotly-plot")
+        wait_until(lambda: pictures.count() == 1, "the saved picture, and one only", 30)
+        assert pictures.first.bounding_box()["height"] > 300
+        # And the mutant's is a widget that nobody can draw.
+        assert "Loading widget" in lab.page.locator(".jp-NotebookPanel").inner_text()
+
+
+ASK = """import picolab as pico
+pico.guess("a.b.{0}", "How many {0} are there?")"""
+LOOK = """shown = pico.compare("a.b.{0}", formula={1}, measured={1})"""
+ASIDE = """shown.also(pico.show.Table(["", "count"], [["in all", 98765]]))"""
+COVERED = """def talk():
+    for step in range(4):
+        import torch
+        pico.comm.all_reduce(torch.zeros(25), "world", "all of them")
+        pico.emit(step=step, loss=5.0 - step)
+talked = pico.run(talk, world_size=2, backend="gloo", quiet=True)
+pico.dashboard(talked, covers="a.b.stars")"""
+
+
+def under(lab: Lab, cell: str) -> str:
+    """The text that stands under a cell."""
+    lab.show_cell(cell)
+    return lab.page.locator(".jp-CodeCell", has_text=cell).locator(".jp-OutputArea").inner_text()
+
+
+def field(lab: Lab, cell: str):
+    lab.show_cell(cell)
+    found = lab.page.locator(".jp-CodeCell", has_text=cell).locator(".picolab-guess input")
+    found.wait_for(timeout=30_000)
+    return found
+
+
+@pytest.mark.parametrize("theme", ["JupyterLab Light", "JupyterLab Dark"])
+def test_enter_is_a_guess_also_after_a_reload(tmp_path, theme):
+    name = "guess.ipynb"
+    cells = {"ask-apples": ASK.format("apples"), "apples": LOOK.format("apples", 54321)}
+    cells |= {"ask-stars": ASK.format("stars"), "stars": LOOK.format("stars", 87654)}
+    cells |= {"aside": ASIDE, "covered": COVERED}
+    write(tmp_path / name, cells)
+    with Lab(tmp_path, theme=theme) as lab:
+        lab.open(name)
+        lab.run_all()
+        lab.wait_idle()
+        typed = field(lab, 'guess("a.b.apples')
+        typed.fill("12")
+        lab.page.keyboard.press("Tab")  # leaving the field is no guess
+        lab.page.wait_for_timeout(1500)
+        assert "54,321" not in under(lab, 'compare("a.b.apples')
+        assert "no guess yet" in under(lab, 'guess("a.b.apples')
+        typed.fill("13")
+        typed.press("Enter")
+        wait_until(lambda: "54,321" in under(lab, 'compare("a.b.apples'), "the table", 20)
+        assert "your guess: 13" in under(lab, 'guess("a.b.apples')
+        text = under(lab, "covers=")
+        assert "covered until you guess, or skip: a.b.stars" in text and "all of them" not in text
+        lab.page.screenshot(path=tmp_path / "covered.png")
+
+        save(lab, tmp_path / name)
+        lab.open(name)
+        typed = field(lab, 'compare("a.b.stars')
+        assert "87,654" not in under(lab, 'compare("a.b.stars')
+        typed.fill("14")
+        typed.press("Enter")
+        wait_until(lambda: "87,654" in under(lab, 'compare("a.b.stars'), "the table", 30)
+        wait_until(lambda: "98,765" in under(lab, "shown.also("), "what goes with it", 30)
+        wait_until(lambda: "all of them" in under(lab, "covers="), "the panels", 30)
+        assert "your guess: 14" in under(lab, 'guess("a.b.stars')
+        lab.page.screenshot(path=tmp_path / "uncovered.png")
+        for cell in ("apples", "stars", "aside", "covered"):
+            assert all(WIDGET not in kinds for kinds in outputs(lab, cell)), cell
+        save(lab, tmp_path / name)
+        assert "87,654" in (tmp_path / name).read_text()
+        assert real_errors(lab) == [] and lab.cell_errors() == []
