@@ -46,7 +46,8 @@ def tell_again(entries_of_rank, steps: int) -> RankReport:
         ):
             values.append(value)
         ledger.flush()
-        events.write("spans", step=step, spans=[("F", 0, m, now, now + 1.0) for m in range(4)])
+        spans = [("F", 0, m, now, now + 1.0) for m in range(4)]
+        events.write("spans", step=step, spans=spans, schedule="1f1b")
         about = {"loss": loss, "grad_norm": 1.0, "lr": 3e-3, "tokens": 1024, "seconds": seconds}
         events.write("step", step=step, steps=steps, cpu_s=seconds, layout="dp2tp2", **about)
     ledger.step = None
