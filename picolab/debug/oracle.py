@@ -30,7 +30,7 @@ Leaves out: which ranks would be slow, or hang.
 """
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -68,12 +68,31 @@ def verify(
     Raises ValueError for a layout that cannot run here or cannot split the model, for a fault that
     does not exist or that this layout cannot have; RankFailure if a rank fails.
     """
+    [verdict] = verify_each(
+        layout, [fault], dtype=dtype, steps=steps, seed=seed, backend=backend, timeout=timeout
+    )
+    return verdict
+
+
+def verify_each(
+    layout: Layout | str,
+    each: Sequence[str | faults.Fault | None],
+    *,
+    dtype: Literal["fp64", "fp32"] = "fp64",
+    steps: int = 5,
+    seed: int = 7,
+    backend: launch.job.Backend = "gloo",
+    timeout: float = 120,
+) -> list[Verdict]:
+    """`verify` with one fault after the other, in the same ranks: a verdict for each. To start
+    ranks takes longer than most of what is compared.
+    """
     began = time.monotonic()
     layout = Layout.parse(layout)
-    broken = faults.find(fault) if fault is not None else None
+    broken = [faults.find(fault) if fault is not None else None for fault in each]
     recipes = _recipes(layout, dtype, steps, seed)
-    if broken is not None:
-        broken.check(layout)
+    for fault in filter(None, broken):
+        fault.check(layout)
     run = launch.run(
         _rank,
         recipes,
@@ -84,13 +103,16 @@ def verify(
         name="verify",
         quiet=True,
     )
-    verdicts = []
-    for i, recipe in enumerate(recipes):
-        ranks: list[Observation] = [of_rank[i] for of_rank in run]
-        verdicts.append(judge(Evidence(recipe, one_process(recipe, ranks[0].device), ranks)))
-    first = next((verdict for verdict in verdicts if not verdict.ok), verdicts[0])
-    others = [verdict for verdict in verdicts if verdict is not first]
-    return replace(first, others=others, seconds=time.monotonic() - began)
+    found = []
+    for number in range(len(broken)):
+        verdicts = []
+        for i, recipe in enumerate(recipes):
+            ranks: list[Observation] = [of_rank[number][i] for of_rank in run]
+            verdicts.append(judge(Evidence(recipe, one_process(recipe, ranks[0].device), ranks)))
+        first = next((verdict for verdict in verdicts if not verdict.ok), verdicts[0])
+        others = [verdict for verdict in verdicts if verdict is not first]
+        found.append(replace(first, others=others, seconds=time.monotonic() - began))
+    return found
 
 
 def judge(evidence: Evidence) -> Verdict:
@@ -122,9 +144,11 @@ def main_verify(
     return (verdict.to_json() if as_json else repr(verdict)), 0 if verdict.ok else 1
 
 
-def _rank(recipes: list[Recipe], fault: faults.Fault | None) -> list[Observation]:
-    others = [faults.Injection(fault)] if fault else []
-    return [observe(recipe, *others) for recipe in recipes]
+def _rank(recipes: list[Recipe], each: list[faults.Fault | None]) -> list[list[Observation]]:
+    return [
+        [observe(recipe, *([faults.Injection(fault)] if fault else [])) for recipe in recipes]
+        for fault in each
+    ]
 
 
 def _recipes(layout: Layout, dtype: str, steps: int, seed: int) -> list[Recipe]:

@@ -233,7 +233,9 @@ def test_a_link_opens_the_notebook_at_its_cell(tmp_path):
         assert lab.errors == []
 
 
-@pytest.mark.parametrize("theme", ["JupyterLab Light", "JupyterLab Dark"])
+@pytest.mark.parametrize(
+    "theme", ["JupyterLab Dark", pytest.param("JupyterLab Light", marks=pytest.mark.weekly)]
+)
 def test_it_can_be_read_in_both_themes(tmp_path, theme):
     """Every text of the card against its background: 4.5 to 1, as WCAG asks for normal text."""
     notebook(tmp_path)

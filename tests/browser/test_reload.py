@@ -168,7 +168,9 @@ def field(lab: Lab, cell: str):
     return found
 
 
-@pytest.mark.parametrize("theme", ["JupyterLab Light", "JupyterLab Dark"])
+@pytest.mark.parametrize(
+    "theme", ["JupyterLab Dark", pytest.param("JupyterLab Light", marks=pytest.mark.weekly)]
+)
 def test_enter_is_a_guess_also_after_a_reload(tmp_path, theme):
     name = "guess.ipynb"
     cells = {"ask-apples": ASK.format("apples"), "apples": LOOK.format("apples", 54321)}
