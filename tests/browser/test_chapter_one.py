@@ -169,6 +169,9 @@ OPERATED = {
 def copy_cells(folder: Path, whole: bool) -> None:
     notebook = json.loads(NOTEBOOK.read_text(encoding="utf-8"))
     if not whole:
+        for cell in notebook["cells"]:
+            if cell["id"] == "close-layout-run":  # the panel needs the layout, not the run
+                cell["source"] = "both = pico.Layout.parse(LAYOUT)"
         notebook["cells"] = [cell for cell in notebook["cells"] if cell["id"] in OPERATED]
         assert len(notebook["cells"]) == len(OPERATED)
     (folder / NOTEBOOK.name).write_text(json.dumps(notebook), encoding="utf-8")

@@ -139,7 +139,9 @@ def test_a_run_survives_a_reload(tmp_path):
         wait_until(lambda: pictures.count() == 1, "the saved picture, and one only", 30)
         assert pictures.first.bounding_box()["height"] > 300
         # And the mutant's is a widget that nobody can draw.
-        assert "Loading widget" in lab.page.locator(".jp-NotebookPanel").inner_text()
+        lab.show_cell("mutant =")
+        panel = lab.page.locator(".jp-NotebookPanel")
+        wait_until(lambda: "Loading widget" in panel.inner_text(), "the mutant's widget", 30)
 
 
 ASK = """import picolab as pico
