@@ -128,7 +128,10 @@ def lint(suite: Suite) -> None:
 
 
 def unit(suite: Suite) -> None:
-    suite.pytest("unit", "tests/unit", coverage=suite.weekly)
+    # These start few ranks, and wait for single processes most of the time: two at once. Coverage
+    # is taken of one.
+    beside = [] if suite.weekly else ["-n", "2", "--dist", "worksteal"]
+    suite.pytest("unit", *beside, "tests/unit", coverage=suite.weekly)
 
 
 def distributed(suite: Suite) -> None:
