@@ -8,6 +8,7 @@ replaced by display id alone, stays as it was: the test sees the difference.
 
 import importlib.util
 import json
+import time
 from pathlib import Path
 
 import pytest

@@ -182,7 +182,7 @@ main(["train", "--help"])
         cwd=tmp_path,
     )
     assert asked.returncode == 0, asked.stderr
-    assert "--patience {None}|INT" in asked.stdout and "Steps that it waits." in asked.stdout
+    assert "--patience INT|None" in asked.stdout and "Steps that it waits." in asked.stdout
 
 
 def test_the_docstring_has_every_explanation():
