@@ -1,8 +1,9 @@
 """`pico.panel()`: choose dp, tp, pp and cp, press Run, watch, press Stop.
 
 The sliders offer only what works: every value of one fits some values of the others, and when the
-product would be too many ranks, the sliders that were not touched give way. Under them stands what
-the formulas say about the chosen layout, beside its rank grid, and after a run what was measured.
+product would be too many ranks, the sliders that were not touched give way. Under them stands which
+rank holds what of the chosen layout, what the formulas say about it, and after a run what was
+measured.
 All layouts train on the same global batch, so a run can be held against an earlier one of another
 layout: the panel says how far apart their losses are.
 
@@ -25,6 +26,7 @@ from picolab.lab.layout_choice import (
     working_layouts,
 )
 from picolab.lab.panel_widgets import PanelWidgets
+from picolab.lab.placement import Placement, placement_figure
 from picolab.monitoring.figures import training_figure
 from picolab.monitoring.run_state import RunState
 from picolab.show.front_end import Message, Shown, has_front_end
@@ -202,6 +204,12 @@ class Panel(Shown):
         return formula_table(
             self.config, self.layout, self._measured.get(str(self.layout)), **self._step
         )
+
+    def placement(self) -> Placement:
+        """Which rank of the chosen layout holds what."""
+        step = {"micro_batch": self._step["micro_batch"]}
+        step["accumulate"] = self._accumulated(self.layout)
+        return placement_figure(self.layout, self.config, **step)
 
     def choose(self, **axis: int) -> Layout:
         """Move a slider: `choose(pp=2)`. If that is too many ranks, the other sliders give way."""

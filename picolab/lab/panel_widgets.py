@@ -10,7 +10,6 @@ from collections.abc import Iterable
 from picolab.lab.layout_choice import SLIDERS
 from picolab.lab.live_view import LiveView, sentence_html
 from picolab.monitoring.run_state import RunState
-from picolab.show.rank_grid_figure import grid_table
 from picolab.specs import Layout
 
 _STYLES = {"done": "success", "failed": "danger", "stopped": "warning"}
@@ -34,7 +33,7 @@ class PanelWidgets:
         self.progress = widgets.IntProgress(min=0, max=steps, description="steps")
         self.steps = widgets.Label(f"0 of {steps}")
         self.message = widgets.HTML(sentence_html(panel.message))
-        self.formulas, self.grid = widgets.HTML(), widgets.HTML()
+        self.formulas, self.placement = widgets.HTML(), widgets.HTML()
         self.show_formulas()
         self.live = widgets.VBox()
         self._view: LiveView | None = None
@@ -43,10 +42,8 @@ class PanelWidgets:
                 widgets.HBox(list(self.sliders.values()), layout={"flex_flow": "row wrap"}),
                 widgets.HBox([self.run, self.stop, self.progress, self.steps]),
                 self.message,
-                widgets.HBox(
-                    [self.formulas, self.grid],
-                    layout={"flex_flow": "row wrap", "grid_gap": "0 32px"},
-                ),
+                self.placement,
+                self.formulas,
                 self.live,
             ]
         )
@@ -71,7 +68,7 @@ class PanelWidgets:
 
     def show_formulas(self) -> None:
         self.formulas.value = _compact(self._panel.table())
-        self.grid.value = _compact(grid_table(self._panel.layout))
+        self.placement.value = self._panel.placement()._repr_html_()
 
     def begin(self) -> None:
         """A run has been started: an empty live figure, no progress."""

@@ -4,7 +4,7 @@ Wrong versions these tests catch: a combination of sliders that cannot run, a ca
 for its run, a second press that starts a second run, a stop that needs something to stop, a failure
 that says nothing, numbers of one layout shown for another, a live figure that stays when the run
 ends, a run that is said to be starting while it trains, layouts whose losses cannot be compared, a
-grid that does not follow the sliders.
+picture of who holds what that does not follow the sliders.
 """
 
 import itertools
@@ -44,13 +44,13 @@ def test_the_sliders_offer_only_what_works():
     sliders["tp"].value = 2
     sliders["dp"].value = 2
     assert str(shown.layout) == "dp2tp2" and "the most" not in widgets.message.value
-    assert "dp 1" in widgets.grid.value and "tp 1" in widgets.grid.value
+    assert "dp 1, tp 1" in widgets.placement.value
     sliders["dp"].value = 4  # eight ranks would be too many: tp gives way
     assert str(shown.layout) == "dp4" and sliders["tp"].value == 1
     assert "the most this panel starts is 4 ranks" in widgets.message.value
     sliders["tp"].value = 4
     assert str(shown.layout) == "tp4" and sliders["dp"].value == 1
-    assert "dp 1" not in widgets.grid.value and "tp 3" in widgets.grid.value
+    assert "dp 1" not in widgets.placement.value and "tp 3" in widgets.placement.value
 
 
 @pytest.mark.parametrize("max_world", [2, 3, 4, 6])
