@@ -1,15 +1,15 @@
 """Which rank holds what: a row for each rank, a strip for each thing that a layout can cut.
 
-    sequences   of a step: dp deals them out, micro-batch by micro-batch
+    samples     sequences of a step: dp deals them out, micro-batch by micro-batch
     tokens      of a sequence: cp deals out 2 * cp chunks, a light and a heavy one to each rank
     layers      pp
     q ... down  the matrices of each of its layers: tp. q, k, v, gate and up are cut along their
                 outputs (upright bands), o and down along their inputs (flat bands)
-    embedding,  rows of the vocabulary: tp, on the first and on the last stage of pp
-    head
+    embed, head rows of the vocabulary: tp, on the first and on the last stage of pp
 
 The strip is the whole thing, and what the rank holds of it is filled. Ranks with the same colour
-and letter in a column hold the same. Norms are not drawn: every rank of a stage has them whole.
+and letter in a column hold the same; what no axis cuts is grey. Norms are not drawn: every rank of
+a stage has them whole.
 
 It is a table of small pictures and not one large picture: a screen reader reads its cells, and it
 can be made anew at every press of a button. Where things are cut is what `costs` says;
@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 from picolab import costs
 from picolab.show.files import write_beside
-from picolab.show.picture import GROUPS
+from picolab.show.picture import GREY, GROUPS
 from picolab.show.table import Table
 from picolab.specs import Layout, ModelConfig
 
@@ -39,6 +39,7 @@ class Part(NamedTuple):
     held: tuple[range, ...]  # in the order of the thing
     of: int
     flat: bool = False  # a matrix that is cut along its inputs
+    cut: bool = True  # False: every rank that holds it holds all of it
 
     @property
     def letter(self) -> str:
@@ -49,6 +50,8 @@ class Part(NamedTuple):
         """ "0-63", "0-15, 48-63", or how many where there are more than two pieces."""
         if not self.held:
             return "none"
+        if not self.cut:
+            return f"all {self.of:,}"
         if len(self.held) > 2:
             return f"{sum(map(len, self.held))} of {self.of:,}"
         return ", ".join(map(_span, self.held))
@@ -80,8 +83,8 @@ def parts(
     rows = cut(config.vocab)
     ffn = cut(config.ffn)
     first, last = pp == 0, pp == layout.pp - 1
-    return [
-        Part("sequences", "dp", dp, _joined([range(i, i + 1) for i in sequences]), batch),
+    found = [
+        Part("samples", "dp", dp, _joined([range(i, i + 1) for i in sequences]), batch),
         Part("tokens", "cp", cp, _joined(tokens), config.seq),
         Part("layers", "pp", pp, (layers,), config.layers),
         Part("q", "tp", tp, q, queries),
@@ -89,9 +92,10 @@ def parts(
         Part("o", "tp", tp, q, queries, flat=True),
         Part("gate, up", "tp", tp, ffn, config.ffn),
         Part("down", "tp", tp, ffn, config.ffn, flat=True),
-        Part("embedding", "tp", tp, rows if first else (), config.vocab, flat=True),
+        Part("embed", "tp", tp, rows if first else (), config.vocab, flat=True),
         Part("head", "tp", tp, rows if last else (), config.vocab, flat=True),
     ]
+    return [part._replace(cut=layout.axes[part.axis] > 1) for part in found]
 
 
 def placement_figure(
@@ -151,19 +155,19 @@ class Placement:
 
     def _repr_html_(self) -> str:
         heads = "".join(
-            f'<th scope="col" style="{_CELL}">{html.escape(part.thing)}</th>'
+            f'<th scope="col" style="{_HEAD}">{html.escape(part.thing)}</th>'
             for part in self.parts[0]
         )
         body = "".join(
-            f'<tr><th scope="row" style="{_CELL};white-space:nowrap">'
-            f"{_named(self.layout, rank).replace(': ', '<br>')}</th>"
+            f'<tr><th scope="row" style="{_CELL}">{_head(self.layout, rank)}</th>'
             + "".join(f'<td style="{_CELL}">{_strip(part)}{_label(part)}</td>' for part in held)
             + "</tr>"
             for rank, held in self.parts.items()
         )
         return (
             f'<div style="overflow-x:auto"><div>{html.escape(self.title)}</div>'
-            f'<table style="{_TABLE}"><thead><tr><th scope="col" style="{_CELL}">rank</th>{heads}'
+            f'<table style="{_TABLE}"><thead><tr>'
+            f'<th scope="col" style="{_HEAD};width:96px">rank</th>{heads}'
             f"</tr></thead><tbody>{body}</tbody></table>"
             f'<div style="font-size:12px">{_LEGEND}</div></div>'
         )
@@ -182,17 +186,19 @@ class Placement:
         return path
 
 
-_TABLE = "width:100%;max-width:1100px;min-width:600px;table-layout:fixed;border-collapse:collapse"
-_CELL = "text-align:left;vertical-align:top;padding:3px 4px;line-height:14px;font-size:11px"
+_TABLE = "width:100%;max-width:1100px;min-width:640px;table-layout:fixed;border-collapse:collapse"
+_CELL = "text-align:left;vertical-align:top;padding:3px;line-height:14px;font-size:11px"
+_HEAD = f"{_CELL};font-weight:600"
 _LEGEND = (
     "Filled: what the rank holds; its indices are below. Same colour and letter in a column: the "
-    "same. Upright bands: cut along the outputs; flat ones: along the inputs or the vocabulary."
+    "same. Grey: not cut. Upright bands: cut along the outputs; flat ones: along the inputs or the "
+    "vocabulary."
 )
 
 
 def _strip(part: Part) -> str:
     """The whole thing as a frame, what is held of it filled."""
-    colour = GROUPS[part.owner % len(GROUPS)]
+    colour = GROUPS[part.owner % len(GROUPS)] if part.cut else GREY
     filled = "".join(_band(piece, part, colour) for piece in part.held)
     frame = (
         f'<rect class="whole" width="{_WIDTH}" height="{_HEIGHT}" fill="none" stroke="#808488" '
@@ -216,14 +222,13 @@ def _band(piece: range, part: Part, colour: str) -> str:
 
 
 def _label(part: Part) -> str:
-    text = html.escape(part.text)
-    return f"<b>{part.letter}</b> {text}" if part.held else text
+    pieces = part.text.split(", ")
+    text = ", ".join(f'<span style="white-space:nowrap">{piece}</span>' for piece in pieces)
+    return f"<b>{part.letter}</b> {text}" if part.held and part.cut else text
 
 
 def _said(part: Part) -> str:
-    if not part.held:
-        return "none"
-    return f"{part.letter} {part.text}"
+    return f"{part.letter} {part.text}" if part.held and part.cut else part.text
 
 
 def _named(layout: Layout, rank: int) -> str:
@@ -231,6 +236,11 @@ def _named(layout: Layout, rank: int) -> str:
     place = layout.coordinates(rank)
     where = ", ".join(f"{axis} {place[axis]}" for axis, size in layout.axes.items() if size > 1)
     return f"{rank}: {where}" if where else str(rank)
+
+
+def _head(layout: Layout, rank: int) -> str:
+    number, _, where = _named(layout, rank).partition(": ")
+    return f'{number}<br><span style="font-weight:normal">{where}</span>' if where else number
 
 
 def _letter(place: int) -> str:

@@ -54,7 +54,7 @@ def wrong(figure, config, layout):
     for rank, cells in strips(figure).items():
         share = {name: filled for name, (filled, _) in cells.items()}
         own = [part for part in figure.parts[rank] if part.thing == "layers"]
-        drawn = {"embed.weight": share["embedding"] * table, "head.weight": share["head"] * table}
+        drawn = {"embed.weight": share["embed"] * table, "head.weight": share["head"] * table}
         for layer in own[0].held[0]:
             for matrix, of in matrices.items():
                 size = sum(share[name] * numel for name, numel in of)
@@ -126,7 +126,7 @@ def test_every_token_of_a_step_is_on_one_rank_of_each_group(layout):
         of = {part.thing: part for part in held}
         if layout.coordinates(rank)["tp"]:
             continue
-        for sequence in [i for piece in of["sequences"].held for i in piece]:
+        for sequence in [i for piece in of["samples"].held for i in piece]:
             for token in [i for piece in of["tokens"].held for i in piece]:
                 seen[sequence, token] = seen.get((sequence, token), 0) + 1
     assert set(seen.values()) == {1}
@@ -143,7 +143,7 @@ def test_tokens_and_sequences_are_those_that_training_reads():
         place = figure.layout.coordinates(rank)
         assert tokens == positions(place["cp"], 2, TINY.seq).tolist()
         first = 2 * place["dp"]  # micro-batch by micro-batch, as training/text.py says
-        assert [i for piece in of["sequences"].held for i in piece] == [
+        assert [i for piece in of["samples"].held for i in piece] == [
             first + 4 * m + b for m in range(3) for b in range(2)
         ]
 
@@ -160,6 +160,7 @@ def test_it_reads_without_colour_and_without_a_picture():
 
 def test_of_many_ranks_the_first_are_drawn_and_it_says_so():
     figure = placement_figure("dp8tp4", TINY)
+    assert "all 4" in repr(figure)  # layers, which it does not cut
     assert len(strips(figure)) == MAX_RANKS
     assert "the first 16 are drawn" in figure.title and "32 ranks" in figure.title
     assert "are drawn" not in placement_figure("dp4tp4", TINY).title
