@@ -103,8 +103,9 @@ class LiveView:
 
 def sentence_html(text: str) -> str:
     return (
-        '<div style="font-size:15px;line-height:1.4;color:var(--jp-ui-font-color1,inherit);'
-        f'padding:4px 0">{html.escape(text)}</div>'
+        '<div role="status" style="font-size:15px;line-height:1.4;white-space:pre-line;'
+        'color:var(--jp-ui-font-color1,inherit);padding:4px 0">'
+        f"{html.escape(text)}</div>"
     )
 
 

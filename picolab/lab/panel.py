@@ -1,8 +1,8 @@
 """`pico.panel()`: choose dp, tp, pp and cp, press Run, watch, press Stop.
 
-The sliders offer only what works: every value of one fits some values of the others, and when the
-product would be too many ranks, the sliders that were not touched give way. Under them stands which
-rank holds what of the chosen layout, what the formulas say about it, and after a run what was
+The buttons offer only what works: every value of one axis fits some values of the others, and when
+the product would be too many ranks, the axes that were not touched give way. Under them stands
+which rank holds what of the chosen layout, what the formulas say about it, and after a run what was
 measured.
 All layouts train on the same global batch, so a run can be held against an earlier one of another
 layout: the panel says how far apart their losses are.
@@ -27,6 +27,7 @@ from picolab.lab.layout_choice import (
 )
 from picolab.lab.panel_widgets import PanelWidgets
 from picolab.lab.placement import Placement, placement_figure
+from picolab.lab.traffic_bars import traffic_bars
 from picolab.monitoring.figures import training_figure
 from picolab.monitoring.run_state import RunState
 from picolab.show.front_end import Message, Shown, has_front_end
@@ -46,10 +47,10 @@ def panel(
     accumulate: int | None = None,
     **settings,
 ) -> "Panel":
-    """Sliders for dp, tp, pp and cp, formulas, Run and Stop, progress, and the live dashboard.
+    """Buttons for dp, tp, pp and cp, formulas, Run and Stop, progress, and the live dashboard.
 
     max_world   the most ranks it will start
-    layout      where the sliders stand at first; its schedule and sp are kept when they move
+    layout      what is chosen at first; its schedule and sp are kept when others are
     autorun     headless only: run that layout once and show its picture
     live        True or False instead of finding out whether there is a front end with widgets
     accumulate  micro-batches of one replica in one step; None: 12 over all replicas, so that every
@@ -205,6 +206,11 @@ class Panel(Shown):
             self.config, self.layout, self._measured.get(str(self.layout)), **self._step
         )
 
+    def bars(self) -> str:
+        """The same as `table`, as HTML with bars."""
+        measured = self._measured.get(str(self.layout))
+        return traffic_bars(self.config, self.layout, measured, **self._step)
+
     def placement(self) -> Placement:
         """Which rank of the chosen layout holds what."""
         step = {"micro_batch": self._step["micro_batch"]}
@@ -212,7 +218,7 @@ class Panel(Shown):
         return placement_figure(self.layout, self.config, **step)
 
     def choose(self, **axis: int) -> Layout:
-        """Move a slider: `choose(pp=2)`. If that is too many ranks, the other sliders give way."""
+        """Press a button: `choose(pp=2)`. If that is too many ranks, the other axes give way."""
         [(name, size)] = axis.items()
         layout = nearest(self._choices, self.layout, name, size)
         if layout is None:
