@@ -18,6 +18,11 @@ _NAMES = {
     "pp": "pipeline stages",
     "cp": "context parallel",
 }
+# The theme tells the chosen button from the others by a shade of grey only.
+_CHOSEN_STYLE = (
+    "<style>.picolab-choice button.mod-active{font-weight:700;"
+    "box-shadow:inset 0 -3px 0 var(--jp-brand-color1,#2a72ee)}</style>"
+)
 _STYLES = {"done": "success", "failed": "danger", "stopped": "warning"}
 
 
@@ -76,7 +81,8 @@ class PanelWidgets:
         self.message.value = sentence_html(text)
 
     def show_formulas(self) -> None:
-        self.formulas.value = self._panel.bars()
+        """Of the chosen layout: who holds what, and the formulas."""
+        self.formulas.value = _CHOSEN_STYLE + self._panel.bars()
         self.placement.value = self._panel.placement()._repr_html_()
 
     def begin(self) -> None:
@@ -111,7 +117,7 @@ def _buttons(axis: str, sizes: list[int], size: int):
     """One button for each size. A button's tooltip is also what a screen reader says of it."""
     import ipywidgets as widgets
 
-    return widgets.ToggleButtons(
+    row = widgets.ToggleButtons(
         options=sizes,
         value=size,
         description=axis,
@@ -119,6 +125,8 @@ def _buttons(axis: str, sizes: list[int], size: int):
         style={"description_width": "24px", "button_width": "40px"},
         layout={"width": "auto", "margin": "2px 20px 2px 0"},
     )
+    row.add_class("picolab-choice")
+    return row
 
 
 def _over(size: int) -> str:

@@ -165,11 +165,11 @@ class Placement:
             for rank, held in self.parts.items()
         )
         return (
-            f'<div style="overflow-x:auto"><div>{html.escape(self.title)}</div>'
+            f'<div style="line-height:18px"><div>{html.escape(self.title)}</div>'
             f'<table style="{_TABLE}"><thead><tr>'
-            f'<th scope="col" style="{_HEAD};width:96px">rank</th>{heads}'
+            f'<th scope="col" style="{_HEAD};width:84px">rank</th>{heads}'
             f"</tr></thead><tbody>{body}</tbody></table>"
-            f'<div style="font-size:12px">{_LEGEND}</div></div>'
+            f'<div style="font-size:12px;line-height:16px">{_LEGEND}</div></div>'
         )
 
     def save(self, path: str | Path) -> Path:
@@ -186,9 +186,9 @@ class Placement:
         return path
 
 
-_TABLE = "width:100%;max-width:1100px;min-width:640px;table-layout:fixed;border-collapse:collapse"
+_TABLE = "width:100%;max-width:1100px;table-layout:fixed;border-collapse:collapse"
 _CELL = "text-align:left;vertical-align:top;padding:3px;line-height:14px;font-size:11px"
-_HEAD = f"{_CELL};font-weight:600"
+_HEAD = f"{_CELL};font-weight:500;font-size:10px"
 _LEGEND = (
     "Filled: what the rank holds; its indices are below. Same colour and letter in a column: the "
     "same. Grey: not cut. Upright bands: cut along the outputs; flat ones: along the inputs or the "

@@ -33,11 +33,11 @@ def traffic_bars(
     for reason in reasons:
         lines = [_line("formula", expected.get(reason), most)]
         if measured is not None:
-            verdict = _verdict(expected.get(reason), found.get(reason))
             unit = expected[reason].unit if reason in expected else "collective"
             told = found.get(reason)
             told = told._replace(unit=unit) if told else None
-            lines.append(_line("measured", told, most, verdict))
+            same = _same(expected.get(reason), told)
+            lines.append(_line("measured", told, most, same))
         head = f'<th scope="rowgroup" rowspan="{len(lines)}" style="{_CELL};font-weight:normal">'
         rows.append(
             f"<tbody><tr>{head}{html.escape(reason)}</th>" + "</tr><tr>".join(lines) + "</tr>"
@@ -56,7 +56,7 @@ def traffic_bars(
     return f'<div style="font-size:13px;line-height:18px"><div>{said}</div>{facts}{table}</div>'
 
 
-def _line(name: str, traffic: Traffic | None, most: float, verdict: str = "") -> str:
+def _line(name: str, traffic: Traffic | None, most: float, same: bool | None = None) -> str:
     share = 100 * traffic.payload_bytes / most if traffic else 0
     bar = (
         f'<div class="bar {name}" style="width:{share:.6g}%;min-width:2px;height:10px;'
@@ -64,15 +64,16 @@ def _line(name: str, traffic: Traffic | None, most: float, verdict: str = "") ->
         if traffic
         else ""
     )
-    said = str(traffic) if traffic else "none"
+    said = "the same" if same else str(traffic) if traffic else "none"
+    if same is False:
+        said += "; <b>not the formula's</b>"
     return (
         f'<td style="{_CELL}">{name}</td><td style="{_CELL};width:34%">{bar}</td>'
-        f'<td style="{_CELL}">{said}{verdict}</td>'
+        f'<td style="{_CELL}">{said}</td>'
     )
 
 
-def _verdict(expected: Traffic | None, found: Traffic | None) -> str:
+def _same(expected: Traffic | None, found: Traffic | None) -> bool:
     if expected is None or found is None:
-        return "; <b>not as the formula says</b>"
-    same = all(math.isclose(a, b, rel_tol=1e-9) for a, b in zip(expected[:2], found[:2]))
-    return "; as the formula says" if same else "; <b>not as the formula says</b>"
+        return False
+    return all(math.isclose(a, b, rel_tol=1e-9) for a, b in zip(expected[:2], found[:2]))
