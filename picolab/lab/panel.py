@@ -5,7 +5,8 @@ the product would be too many ranks, the axes that were not touched give way. Un
 which rank holds what of the chosen layout, what the formulas say about it, and after a run what was
 measured.
 All layouts train on the same global batch, so a run can be held against an earlier one of another
-layout: the panel says how far apart their losses are.
+layout: the losses of earlier runs stand in grey behind it, and the panel says how far apart they
+are.
 
 No callback waits: a run is a background job, its end is reported by the thread that sees it, and
 Stop asks in a thread of its own. While ranks run, the live figure is in the panel; when they end,
@@ -35,6 +36,7 @@ from picolab.show.table import Table
 from picolab.specs import Layout, assemble
 from picolab.specs.settings import split, takes_settings
 
+_GHOSTS = 4  # earlier runs that are drawn behind a run
 _COMPARED = 20  # first losses of two runs; later ones drift apart by rounding
 
 
@@ -89,6 +91,7 @@ class Panel(Shown):
         self._starting = ""  # what was said at the start of the run, until its first step
         self._measured: dict[str, dict] = {}  # layout -> reason -> (operations, payload bytes)
         self._losses: dict[str, dict[int, float]] = {}  # layout -> step -> loss, of its last run
+        self.earlier: dict[str, dict[int, float]] = {}  # those drawn in grey behind this run's
         self._lock = threading.Lock()
         self._busy = False
         self._widgets = PanelWidgets(self, self._choices.values(), config.steps) if live else None
@@ -108,6 +111,7 @@ class Panel(Shown):
             if self._busy:
                 return self._say(f"{self._run_layout} is still running; press Stop to end it")
             self._busy, self._run_layout = True, self.layout
+        self.earlier = dict(list(self._losses.items())[-_GHOSTS:])
         self._starting = f"starting {_ranks(self.layout)} for {self.layout}"
         self._say(self._starting)
         try:
@@ -151,7 +155,9 @@ class Panel(Shown):
         try:
             said = self._against_others(said, state)
             self._measured[str(self._run_layout)] = state.traffic()
-            picture = Message(state.sentence()) if state.is_empty else training_figure(state)
+            picture = Message(state.sentence())
+            if not state.is_empty:
+                picture = training_figure(state, beside=self.earlier)
             self._picture.replace(picture)
             if self._widgets:
                 self._widgets.end(state)
@@ -174,7 +180,9 @@ class Panel(Shown):
             for name in self._losses
             if name != str(mine) and self._batch(name) == self._batch(mine)
         ]
-        self._losses[str(mine)] = dict(state.losses)
+        if state.losses:
+            self._losses.pop(str(mine), None)  # the newest is last
+            self._losses[str(mine)] = dict(state.losses)
         if not others or not state.losses:
             return said
         other = "dp1" if "dp1" in others else others[0]

@@ -86,18 +86,18 @@ class PanelWidgets:
         self.placement.value = self._panel.placement()._repr_html_()
 
     def begin(self) -> None:
-        """A run has been started: an empty live figure, no progress."""
+        """A run has been started: a live figure of earlier runs only, no progress."""
         if self._view is None:
             self._view = LiveView()
             self.live.children = (self._view.box,)
         self.live.layout.display = None
-        self._view.paint(RunState())
+        self._view.paint(RunState(), beside=self._panel.earlier)
         self.progress.bar_style = ""
         self._progress(RunState())
         self.stop.disabled = False
 
     def paint(self, state: RunState) -> None:
-        self._view.paint(state)
+        self._view.paint(state, beside=self._panel.earlier)
         self._progress(state)
 
     def end(self, state: RunState) -> None:

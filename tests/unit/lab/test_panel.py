@@ -125,6 +125,10 @@ def test_layouts_see_the_same_batches_and_their_losses_are_held_together():
         rows = {row[0]: row for row in shown.table().rows}
         traffic = [name for name in rows if ": " in name]
         assert all(rows[name][1] == rows[name][2] for name in traffic), rows
+    assert list(shown.earlier) == ["dp1", "pp2"]  # drawn in grey behind the last run
+    ghosts = widgets._view.figure.data[-1]
+    assert [text for text in ghosts.text if text] == ["dp1", "pp2"]
+    assert list(ghosts.y[:4]) == list(shown.earlier["dp1"].values())
     assert "are those of" not in messages["dp1"]
     for layout in ("pp2", "dp2cp2"):
         said = messages[layout]
