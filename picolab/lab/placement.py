@@ -222,8 +222,7 @@ def _band(piece: range, part: Part, colour: str) -> str:
 
 
 def _label(part: Part) -> str:
-    pieces = part.text.split(", ")
-    text = ", ".join(f'<span style="white-space:nowrap">{piece}</span>' for piece in pieces)
+    text = part.text.replace("–", "–<wbr/>")  # in a narrow column a range is broken here
     return f"<b>{part.letter}</b> {text}" if part.held and part.cut else text
 
 

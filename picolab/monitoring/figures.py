@@ -87,7 +87,6 @@ def panels(source, covers: str = "", beside: Losses | None = None) -> Panels:
     if activity is not None and len(activity.intervals) > MAX_BARS:
         activity = None
     titles = [title for _, title in drawn]
-    titles[0] += _grey(beside)
     titles += [activity.sentence()] if activity else []
     traces = [trace for traces, _ in drawn for trace in traces]
     return Panels(traces, titles, activity, _ghosts(beside))
@@ -219,12 +218,6 @@ def _ghosts(beside: Losses | None) -> dict:
         ys += [*y, math.nan]
         texts += [*(name if at == named else "" for at in range(len(x))), ""]
     return {"x": _array(xs), "y": _array(ys), "text": texts}
-
-
-def _grey(beside: Losses | None) -> str:
-    if not beside:
-        return ""
-    return f"; grey: {', '.join(beside) if len(beside) < 4 else f'{len(beside)} earlier runs'}"
 
 
 def _speed(state: RunState):
@@ -394,8 +387,8 @@ def _traces() -> list[tuple[int, dict]]:
 _GHOSTS = {
     "type": "scatter",
     "mode": "lines+text",
-    "line": {"color": GREY, "width": 5},
-    "opacity": 0.5,  # wide and pale: it shows on both sides of a line that lies on it
+    # Wide and pale: it shows on both sides of a line that lies on it.
+    "line": {"color": "rgba(106,111,120,0.45)", "width": 5},
     "zorder": -1,
     "textposition": "top right",
     "textfont": {"size": 12, "color": TEXT},

@@ -32,15 +32,14 @@ def findings(states: list[RunState]) -> tuple[str, str]:
     """What the loss panel and the speed panel say."""
     labels = names(states)
     common = sorted(set.intersection(*(set(state.losses) for state in states)))
-    loss = "loss: no step in common"
+    loss = "losses: no step in common"
     if common:
         of_step = [[state.losses[step] for state in states] for step in common]
         apart = max(max(values) - min(values) for values in of_step)
-        steps = f"{len(common)} steps" if len(common) > 1 else "the first step"
-        loss = f"loss: {apart:.1e} apart at most in {steps}"
+        loss = f"losses {apart:.1e} apart at most"
     speeds = {label: state.speed() for label, state in zip(labels, states)}
-    told = ", ".join(f"{label} {speed:,.0f}" for label, speed in speeds.items() if speed)
-    return loss, f"tokens/s (median): {told}" if told else "tokens/s: no step yet"
+    told = [f"{label} {speed:,.0f}" for label, speed in speeds.items() if speed is not None]
+    return loss, f"tokens/s (median): {', '.join(told)}" if told else "tokens/s: no step yet"
 
 
 def _text(states: list[RunState]) -> str:
@@ -56,8 +55,9 @@ def _text(states: list[RunState]) -> str:
 def _build(states: list[RunState]):
     import plotly.graph_objects as go
 
-    traces, (loss, speed) = [], findings(states)
+    traces, (loss, _) = [], findings(states)
     for i, (label, state) in enumerate(zip(names(states), states)):
+        speed = "" if state.speed() is None else f": {state.speed():,.0f} tokens/s"
         series = ((state.losses, "", "loss %{y:.4f}"), (state.tokens_per_s, "2", "%{y:,.0f} tok/s"))
         for values, axis, said in series:
             steps = sorted(values)
@@ -66,9 +66,10 @@ def _build(states: list[RunState]):
                 {
                     "type": "scatter",
                     "mode": "lines",
-                    "name": label,
+                    "name": f"{label}{speed}",  # many names do not fit in a title
                     "legendgroup": label,
                     "showlegend": not axis,
+                    "cliponaxis": False,
                     "x": x,
                     "y": y,
                     "xaxis": f"x{axis}",
@@ -94,7 +95,7 @@ def _build(states: list[RunState]):
             "yanchor": "bottom",
             "showarrow": False,
         }
-        for text, x in ((loss, 0.0), (speed, 0.54))
+        for text, x in ((loss, 0.0), ("speed, the median below", 0.54))
     ]
     layout = {
         "template": template(),

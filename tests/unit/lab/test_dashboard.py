@@ -71,7 +71,7 @@ def test_two_results_are_laid_over_one_another():
     other = pico.run(talk, 4, world_size=1, quiet=True)
     shown = show(one, other)
     assert [state.losses[3] for state in shown.states] == [4.97, 4.97]
-    assert "run (2)" in repr(shown) and "0.0e+00 apart at most in 4 steps" in repr(shown)
+    assert "run (2)" in repr(shown) and "0.0e+00 apart at most" in repr(shown)
     assert len(shown.figure.figure.data) == 4
     with pytest.raises(ValueError, match="covers is for the dashboard of one run"):
         show(one, other, covers="x")

@@ -24,9 +24,10 @@ B = {0: 6.0, 1: 5.25, 2: 4.125, 3: 3.0}
 
 def test_each_line_is_its_run():
     figure = overlay_figure([state("dp2", A), state("tp2", B)]).figure
-    lines = {(trace.name, trace.yaxis): dict(zip(trace.x, trace.y)) for trace in figure.data}
+    lines = {(trace.legendgroup, trace.yaxis): dict(zip(trace.x, trace.y)) for trace in figure.data}
     assert lines["dp2", "y"] == A and lines["tp2", "y"] == B
     assert lines["tp2", "y2"] == {step: 100.0 + step for step in B}
+    assert figure.data[2].name == "tp2: 102 tokens/s"
     assert [trace.showlegend for trace in figure.data] == [True, False, True, False]
     one, other = figure.data[0].line, figure.data[2].line
     assert one.color != other.color and one.dash != other.dash  # also told apart without colour
@@ -34,9 +35,9 @@ def test_each_line_is_its_run():
 
 def test_the_title_says_how_far_apart_they_are():
     loss, speed = findings([state("dp2", A), state("tp2", B)])
-    assert loss == "loss: 2.5e-01 apart at most in 3 steps"
+    assert loss == "losses 2.5e-01 apart at most"
     assert speed == "tokens/s (median): dp2 102, tp2 102"
-    assert findings([state("dp2", A), state("dp2", {})])[0] == "loss: no step in common"
+    assert findings([state("dp2", A), state("dp2", {})])[0] == "losses: no step in common"
 
 
 def test_the_text_has_the_same_numbers():
