@@ -24,7 +24,7 @@ from picolab.costs.parameters import (
     local_parameters,
     parameters,
 )
-from picolab.costs.slices import even_slices
+from picolab.costs.slices import even_slices, replica_sequences, zigzag_chunks
 from picolab.costs.stages import stage_layers
 from picolab.costs.traffic import (
     buckets,
@@ -55,9 +55,11 @@ __all__ = [
     "in_flight",
     "local_parameters",
     "parameters",
+    "replica_sequences",
     "ring_bytes",
     "stage_layers",
     "state_bytes",
     "step_ledger",
     "tensor_parallel_layer_bytes",
+    "zigzag_chunks",
 ]

@@ -1,4 +1,6 @@
-"""How a size that need not divide is dealt out: one rule for layers, heads, rows and columns."""
+"""How what is split is dealt out: layers, heads, rows and columns by one rule, the chunks of a
+sequence, and the sequences of a step.
+"""
 
 
 def even_slices(size: int, n: int, blocks: int | None = None) -> list[range]:
@@ -18,3 +20,18 @@ def even_slices(size: int, n: int, blocks: int | None = None) -> list[range]:
     unit, (each, spare) = size // blocks, divmod(blocks, n)
     ends = [unit * ((i + 1) * each + min(i + 1, spare)) for i in range(n)]
     return [range(start, stop) for start, stop in zip([0, *ends], ends)]
+
+
+def zigzag_chunks(rank: int, cp: int) -> tuple[int, int]:
+    """Which two of a sequence's 2 * cp equal chunks a rank of cp holds: a light one and a heavy one
+    of causal attention, so that all ranks have the same work.
+    """
+    return rank, 2 * cp - 1 - rank
+
+
+def replica_sequences(
+    position: int, dp_rank: int, dp_size: int, micro_batch: int, accumulate: int
+) -> list[int]:
+    """The places of one replica's sequences in a global batch that begins at `position`."""
+    first = [position + (m * dp_size + dp_rank) * micro_batch for m in range(accumulate)]
+    return [f + b for f in first for b in range(micro_batch)]

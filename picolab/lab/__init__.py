@@ -9,6 +9,7 @@ from picolab.lab.dashboard import Dashboard, dashboard
 from picolab.lab.doctor import doctor
 from picolab.lab.guesses import Comparison, Disagreement, Guess, compare, guess, scoreboard
 from picolab.lab.panel import Panel, panel
+from picolab.lab.placement import placement_figure
 from picolab.lab.quiz_card import Quiz, quiz
 from picolab.lab.timetable import timetable
 
@@ -29,6 +30,7 @@ __all__ = [
     "doctor",
     "guess",
     "panel",
+    "placement_figure",
     "quiz",
     "scoreboard",
     "timetable",

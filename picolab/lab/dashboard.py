@@ -3,6 +3,7 @@
     job = pico.train(layout="dp2tp2", steps=50, wait=False)
     pico.dashboard(job)                                   # draws while the ranks run
     result = job.result()                                 # next cell
+    pico.dashboard(result, other)                         # loss and speed of two runs
 
 In a front end, a live figure is painted at most five times a second from one background thread,
 and replaced by a light static figure when the run ends, so that the saved notebook keeps a picture;
@@ -17,15 +18,19 @@ from pathlib import Path
 from picolab.lab import guesses
 from picolab.lab.follower import Follower, RunDirectory
 from picolab.monitoring.figures import LabFigure, activity_figure, run_state, training_figure
+from picolab.monitoring.overlay_figure import overlay_figure
 from picolab.monitoring.run_state import ENDED, RunState
 from picolab.show.front_end import Message, Shown, has_front_end
 
 
-def dashboard(source, *, covers: str | Sequence[str] = (), live: bool | None = None) -> "Dashboard":
+def dashboard(
+    source, *others, covers: str | Sequence[str] = (), live: bool | None = None
+) -> "Dashboard | Overlay":
     """Show loss, tokens/s, where a step goes, and what travels.
 
     source   a Job (live while it runs), a result (at once), or a run directory, also one that
              torchrun or Slurm writes to
+    others   more of them that have ended: then loss and tokens/s of all, one over the other
     covers   the id of a question, or several: where a step goes and what travels stay covered, in
              picture and text, until each has a guess or was skipped
     live     True or False instead of finding out whether there is a front end with widgets
@@ -33,12 +38,15 @@ def dashboard(source, *, covers: str | Sequence[str] = (), live: bool | None = N
     Returns a `Dashboard`, which has shown itself; its `.figure` can be saved.
     """
     ids = [covers] if isinstance(covers, str) else list(covers)
+    if others:
+        if ids:
+            raise ValueError("covers is for the dashboard of one run; leave it out for several")
+        return Overlay([source, *others])
     if isinstance(source, str | Path):
         source = RunDirectory(source)
         follows = (source.is_running and has_front_end()) if live is None else live
         return Dashboard(source, follows and source.state not in ENDED, follows, ids)
-    if not hasattr(source, "events"):
-        raise ValueError(f"a dashboard shows a job, a result or a run directory, not {source!r}")
+    _require_run(source)
     follows = hasattr(source, "on_event") and not source.done
     return Dashboard(source, follows, has_front_end() if live is None else live, ids)
 
@@ -115,6 +123,45 @@ class Dashboard(Shown):
 
     def __repr__(self) -> str:
         return repr(self.content())
+
+
+class Overlay(Shown):
+    """What `pico.dashboard(a, b)` shows: runs that have ended, one over the other."""
+
+    def __init__(self, sources: Sequence):
+        self.states = [_ended(source) for source in sources]
+        self.show()
+
+    @property
+    def figure(self) -> LabFigure:
+        """Loss and tokens/s of all runs, with `.save(path)`."""
+        return overlay_figure(self.states)
+
+    def content(self) -> LabFigure:
+        return self.figure
+
+    def __repr__(self) -> str:
+        return repr(self.figure)
+
+
+def _ended(source) -> RunState:
+    if isinstance(source, str | Path):
+        source = RunDirectory(source)
+        going = source.state not in ENDED and source.is_running
+    else:
+        _require_run(source)
+        going = not getattr(source, "done", True)
+    if going:
+        raise ValueError(
+            f"{getattr(source, 'name', source)!s} is running, and several runs are laid over one "
+            "another when all have ended: wait for it (job.result()), or show it alone"
+        )
+    return run_state(source)
+
+
+def _require_run(source) -> None:
+    if not hasattr(source, "events"):
+        raise ValueError(f"a dashboard shows a job, a result or a run directory, not {source!r}")
 
 
 def _starting(source) -> str:

@@ -8,13 +8,14 @@ divide evenly, and with which four pipeline stages are busy most of the time.
 import dataclasses
 import itertools
 import math
+from typing import NamedTuple
 
 from picolab import costs
 from picolab.show.guess_figure import value_text
 from picolab.show.table import Table
 from picolab.specs import Layout, ModelConfig
 
-SLIDERS = ("dp", "tp", "pp", "cp")
+CHOSEN = ("dp", "tp", "pp", "cp")
 MICRO_BATCHES = 12
 
 
@@ -28,10 +29,10 @@ def working_layouts(
     if isinstance(max_world, bool) or not isinstance(max_world, int) or max_world < 1:
         raise ValueError(f"max_world is a number of ranks, 1 or more, not {max_world!r}")
     like, found = Layout.parse(like), {}
-    for sizes in itertools.product(range(1, max_world + 1), repeat=len(SLIDERS)):
+    for sizes in itertools.product(range(1, max_world + 1), repeat=len(CHOSEN)):
         if math.prod(sizes) > max_world:
             continue
-        axes = dict(zip(SLIDERS, sizes))
+        axes = dict(zip(CHOSEN, sizes))
         layout = dataclasses.replace(like, **axes, sp=like.sp and axes["tp"] > 1)
         try:
             layout.check(config)
@@ -50,7 +51,7 @@ def nearest(
     Nearest as `Layout.check` has it: the smallest sum of |log(new / old)| over the axes, and of two
     equally near ones the one with more of what comes first.
     """
-    place, old = SLIDERS.index(axis), [getattr(now, name) for name in SLIDERS]
+    place, old = CHOSEN.index(axis), [getattr(now, name) for name in CHOSEN]
 
     def distance(sizes: tuple[int, ...]) -> tuple:
         moved = sum(abs(math.log2(new / was)) for new, was in zip(sizes, old))
@@ -67,22 +68,54 @@ def accumulated(layout: Layout, given: int | None = None) -> int:
     return given or max(layout.pp, MICRO_BATCHES // layout.dp)
 
 
-def formula_rows(
+class Traffic(NamedTuple):
+    """What is sent and received for one reason; means over ranks, so counts may be broken."""
+
+    count: float
+    payload_bytes: float
+    unit: str = "collective"
+
+    def __str__(self) -> str:
+        """ "786,432 bytes (786 kB) in 12 messages"."""
+        plural = "" if self.count == 1 else "s"
+        size = value_text(round(self.payload_bytes), "bytes")
+        return f"{size} in {self.count:g} {self.unit}{plural}"
+
+
+def formula_traffic(
     config: ModelConfig, layout: Layout, *, accumulate: int | None = None, **step
-) -> dict[str, tuple[float, float]]:
-    """reason -> (operations, payload bytes) of one rank and step, largest first: the mean over the
-    ranks, since the stages of a pipeline differ. What is sent and what is received count alike.
+) -> dict[str, Traffic]:
+    """reason -> `Traffic` of one rank and step, largest first: the mean over the ranks, since the
+    stages of a pipeline differ. What is sent and what is received count alike.
     """
-    totals: dict[str, tuple[float, float]] = {}
+    totals: dict[str, Traffic] = {}
     for rank in range(layout.world):
         ledger = costs.step_ledger(
             config, layout, rank=rank, accumulate=accumulated(layout, accumulate), **step
         )
-        for (_, _, reason), expected in ledger.items():
-            count, size = totals.get(reason, (0, 0))
-            totals[reason] = count + expected.count, size + expected.payload_bytes
-    rows = {r: (count / layout.world, size / layout.world) for r, (count, size) in totals.items()}
-    return dict(sorted(rows.items(), key=lambda row: -row[1][1]))
+        for (op, _, reason), expected in ledger.items():
+            unit = "message" if op in ("send", "recv") else "collective"
+            count, size, _ = totals.get(reason, (0, 0, ""))
+            totals[reason] = Traffic(count + expected.count, size + expected.payload_bytes, unit)
+    world = layout.world
+    rows = {r: Traffic(n / world, size / world, unit) for r, (n, size, unit) in totals.items()}
+    return dict(sorted(rows.items(), key=lambda row: -row[1].payload_bytes))
+
+
+def whole_facts(
+    config: ModelConfig, layout: Layout, accumulate: int | None = None
+) -> list[tuple[str, str]]:
+    """What the formulas say besides traffic: (name, value)."""
+    each, facts = accumulated(layout, accumulate), [("parameters", _parameters(config, layout))]
+    if layout.pp > 1:
+        bubble = 100 * costs.bubble_of_total(layout.pp, each)
+        facts.append(("pipeline bubble, of the total", f"{bubble:.1f} %, {each} micro-batches"))
+    return facts
+
+
+def title(layout: Layout, micro_batch: int, accumulate: int | None = None) -> str:
+    sequences = layout.dp * accumulated(layout, accumulate) * micro_batch
+    return f"{layout}: {_ranks(layout.world)}, {sequences} sequences a step"
 
 
 def formula_table(
@@ -98,31 +131,27 @@ def formula_table(
     `step` is what `costs.step_ledger` takes; `measured` is reason -> (operations, payload bytes),
     means over the ranks.
     """
-    each = accumulated(layout, accumulate)
-    rows = [["parameters", _parameters(config, layout), ""]]
-    if layout.pp > 1:
-        bubble = 100 * costs.bubble_of_total(layout.pp, each)
-        rows.append(["pipeline bubble, of the total", f"{bubble:.1f} %, {each} micro-batches", ""])
-    expected = formula_rows(config, layout, accumulate=each, **step)
+    rows = [[*fact, ""] for fact in whole_facts(config, layout, accumulate)]
+    expected = formula_traffic(config, layout, accumulate=accumulate, **step)
     for reason in [*expected, *(r for r in measured or {} if r not in expected)]:
-        found = (measured or {}).get(reason)
-        rows.append([reason, _traffic(expected.get(reason)), _traffic(found)])
+        formula, found = expected.get(reason), (measured or {}).get(reason)
+        unit = formula.unit if formula else "collective"
+        told = Traffic(*found, unit) if found else None
+        rows.append([reason, *("none" if t is None else str(t) for t in (formula, told))])
     if not expected:
         rows.append(["collectives", "none: one rank talks to nobody", ""])
     whose = "one step, mean of the ranks" if layout.pp > 1 else "one rank, one step"
     columns = [whose, "formula", "measured"]
     if measured is None:
         columns, rows = columns[:2], [row[:2] for row in rows]
-    sequences = layout.dp * each * step["micro_batch"]
-    title = f"{layout}: {_ranks(layout.world)}, {sequences} sequences a step"
-    return Table(columns, rows, title)
+    return Table(columns, rows, title(layout, step["micro_batch"], accumulate))
 
 
 def choices_table(config: ModelConfig, layouts: dict[tuple[int, ...], Layout], **step) -> Table:
     """Every layout a panel offers: ranks, parameters on a rank, bytes a step."""
     rows = []
     for layout in sorted(layouts.values(), key=lambda layout: layout.world):
-        traffic = sum(size for _, size in formula_rows(config, layout, **step).values())
+        traffic = sum(t.payload_bytes for t in formula_traffic(config, layout, **step).values())
         rows.append(
             [str(layout), layout.world, max(_held(config, layout)), round(traffic)],
         )
@@ -144,13 +173,6 @@ def _parameters(config: ModelConfig, layout: Layout) -> str:
     least, most = min(held), max(held)
     own = f"{most:,}" if least == most else f"{least:,} to {most:,}"
     return own if least == whole else f"{own} of {whole:,}"
-
-
-def _traffic(row: tuple[float, float] | None) -> str:
-    if row is None:
-        return "none"
-    count, size = row
-    return f"{value_text(round(size), 'bytes')} in {count:g}"
 
 
 def _ranks(world: int) -> str:

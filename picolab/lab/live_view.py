@@ -12,6 +12,7 @@ import threading
 
 from picolab.monitoring.activity_figure import axes as activity_axes
 from picolab.monitoring.figures import (
+    Losses,
     Panels,
     panels,
     training_arrays,
@@ -58,10 +59,11 @@ class LiveView:
     def say(self, text: str) -> None:
         self.sentence.value = sentence_html(text)
 
-    def paint(self, state: RunState, covers: str = "") -> None:
-        """Show where the run is now; with `covers`, the lower panels say only this."""
+    def paint(self, state: RunState, covers: str = "", beside: Losses | None = None) -> None:
+        """Show where the run is now; with `covers`, the lower panels say only this; `beside` are
+        the losses of earlier runs."""
         self.say(state.sentence())
-        drawn = panels(state, covers)
+        drawn = panels(state, covers, beside)
         with self.figure.lock:
             self._assign(drawn)
 
@@ -103,8 +105,9 @@ class LiveView:
 
 def sentence_html(text: str) -> str:
     return (
-        '<div style="font-size:15px;line-height:1.4;color:var(--jp-ui-font-color1,inherit);'
-        f'padding:4px 0">{html.escape(text)}</div>'
+        '<div role="status" style="font-size:15px;line-height:1.4;white-space:pre-line;'
+        'color:var(--jp-ui-font-color1,inherit);padding:4px 0">'
+        f"{html.escape(text)}</div>"
     )
 
 
@@ -117,4 +120,6 @@ def _shape(drawn: Panels) -> tuple[int, int]:
 def _same(old, new) -> bool:
     if isinstance(new, dict):
         return old == new
-    return old is not None and len(old) == len(new) and all(a == b for a, b in zip(old, new))
+    if old is None or len(old) != len(new):
+        return False
+    return all(a == b or (a != a and b != b) for a, b in zip(old, new))  # NaN: a gap in a line

@@ -1,10 +1,12 @@
 """`pico.panel()`: choose dp, tp, pp and cp, press Run, watch, press Stop.
 
-The sliders offer only what works: every value of one fits some values of the others, and when the
-product would be too many ranks, the sliders that were not touched give way. Under them stands what
-the formulas say about the chosen layout, beside its rank grid, and after a run what was measured.
+The buttons offer only what works: every value of one axis fits some values of the others, and when
+the product would be too many ranks, the axes that were not touched give way. Under them stands
+which rank holds what of the chosen layout, what the formulas say about it, and after a run what was
+measured.
 All layouts train on the same global batch, so a run can be held against an earlier one of another
-layout: the panel says how far apart their losses are.
+layout: the losses of earlier runs stand in grey behind it, and the panel says how far apart they
+are.
 
 No callback waits: a run is a background job, its end is reported by the thread that sees it, and
 Stop asks in a thread of its own. While ranks run, the live figure is in the panel; when they end,
@@ -25,6 +27,8 @@ from picolab.lab.layout_choice import (
     working_layouts,
 )
 from picolab.lab.panel_widgets import PanelWidgets
+from picolab.lab.placement import Placement, placement_figure
+from picolab.lab.traffic_bars import traffic_bars
 from picolab.monitoring.figures import training_figure
 from picolab.monitoring.run_state import RunState
 from picolab.show.front_end import Message, Shown, has_front_end
@@ -32,6 +36,7 @@ from picolab.show.table import Table
 from picolab.specs import Layout, assemble
 from picolab.specs.settings import split, takes_settings
 
+_GHOSTS = 4  # earlier runs that are drawn behind a run
 _COMPARED = 20  # first losses of two runs; later ones drift apart by rounding
 
 
@@ -44,10 +49,10 @@ def panel(
     accumulate: int | None = None,
     **settings,
 ) -> "Panel":
-    """Sliders for dp, tp, pp and cp, formulas, Run and Stop, progress, and the live dashboard.
+    """Buttons for dp, tp, pp and cp, formulas, Run and Stop, progress, and the live dashboard.
 
     max_world   the most ranks it will start
-    layout      where the sliders stand at first; its schedule and sp are kept when they move
+    layout      what is chosen at first; its schedule and sp are kept when others are
     autorun     headless only: run that layout once and show its picture
     live        True or False instead of finding out whether there is a front end with widgets
     accumulate  micro-batches of one replica in one step; None: 12 over all replicas, so that every
@@ -86,6 +91,7 @@ class Panel(Shown):
         self._starting = ""  # what was said at the start of the run, until its first step
         self._measured: dict[str, dict] = {}  # layout -> reason -> (operations, payload bytes)
         self._losses: dict[str, dict[int, float]] = {}  # layout -> step -> loss, of its last run
+        self.earlier: dict[str, dict[int, float]] = {}  # those drawn in grey behind this run's
         self._lock = threading.Lock()
         self._busy = False
         self._widgets = PanelWidgets(self, self._choices.values(), config.steps) if live else None
@@ -105,6 +111,7 @@ class Panel(Shown):
             if self._busy:
                 return self._say(f"{self._run_layout} is still running; press Stop to end it")
             self._busy, self._run_layout = True, self.layout
+        self.earlier = dict(list(self._losses.items())[-_GHOSTS:])
         self._starting = f"starting {_ranks(self.layout)} for {self.layout}"
         self._say(self._starting)
         try:
@@ -148,7 +155,9 @@ class Panel(Shown):
         try:
             said = self._against_others(said, state)
             self._measured[str(self._run_layout)] = state.traffic()
-            picture = Message(state.sentence()) if state.is_empty else training_figure(state)
+            picture = Message(state.sentence())
+            if not state.is_empty:
+                picture = training_figure(state, beside=self.earlier)
             self._picture.replace(picture)
             if self._widgets:
                 self._widgets.end(state)
@@ -171,7 +180,9 @@ class Panel(Shown):
             for name in self._losses
             if name != str(mine) and self._batch(name) == self._batch(mine)
         ]
-        self._losses[str(mine)] = dict(state.losses)
+        if state.losses:
+            self._losses.pop(str(mine), None)  # the newest is last
+            self._losses[str(mine)] = dict(state.losses)
         if not others or not state.losses:
             return said
         other = "dp1" if "dp1" in others else others[0]
@@ -203,8 +214,19 @@ class Panel(Shown):
             self.config, self.layout, self._measured.get(str(self.layout)), **self._step
         )
 
+    def bars(self) -> str:
+        """The same as `table`, as HTML with bars."""
+        measured = self._measured.get(str(self.layout))
+        return traffic_bars(self.config, self.layout, measured, **self._step)
+
+    def placement(self) -> Placement:
+        """Which rank of the chosen layout holds what."""
+        step = {"micro_batch": self._step["micro_batch"]}
+        step["accumulate"] = self._accumulated(self.layout)
+        return placement_figure(self.layout, self.config, **step)
+
     def choose(self, **axis: int) -> Layout:
-        """Move a slider: `choose(pp=2)`. If that is too many ranks, the other sliders give way."""
+        """Press a button: `choose(pp=2)`. If that is too many ranks, the other axes give way."""
         [(name, size)] = axis.items()
         layout = nearest(self._choices, self.layout, name, size)
         if layout is None:

@@ -7,12 +7,22 @@ out goes on listening, and complains of every update.
 
 from collections.abc import Iterable
 
-from picolab.lab.layout_choice import SLIDERS
+from picolab.lab.layout_choice import CHOSEN
 from picolab.lab.live_view import LiveView, sentence_html
 from picolab.monitoring.run_state import RunState
-from picolab.show.rank_grid_figure import grid_table
 from picolab.specs import Layout
 
+_NAMES = {
+    "dp": "data parallel",
+    "tp": "tensor parallel",
+    "pp": "pipeline stages",
+    "cp": "context parallel",
+}
+# The theme tells the chosen button from the others by a shade of grey only.
+_CHOSEN_STYLE = (
+    "<style>.picolab-choice button.mod-active{font-weight:700;"
+    "box-shadow:inset 0 -3px 0 var(--jp-brand-color1,#2a72ee)}</style>"
+)
 _STYLES = {"done": "success", "failed": "danger", "stopped": "warning"}
 
 
@@ -21,37 +31,38 @@ class PanelWidgets:
         import ipywidgets as widgets
 
         self._panel, self._moving, choices = panel, False, list(choices)
-        self.sliders = {
-            axis: _slider(
+        self.choices = {
+            axis: _buttons(
                 axis,
                 sorted({getattr(layout, axis) for layout in choices}),
                 getattr(panel.layout, axis),
             )
-            for axis in SLIDERS
+            for axis in CHOSEN
         }
         self.run = widgets.Button(description="Run", button_style="primary", icon="play")
-        self.stop = widgets.Button(description="Stop", icon="stop")
+        self.stop = widgets.Button(description="Stop", icon="stop", disabled=True)
         self.progress = widgets.IntProgress(min=0, max=steps, description="steps")
         self.steps = widgets.Label(f"0 of {steps}")
         self.message = widgets.HTML(sentence_html(panel.message))
-        self.formulas, self.grid = widgets.HTML(), widgets.HTML()
+        self.formulas, self.placement = widgets.HTML(), widgets.HTML()
         self.show_formulas()
         self.live = widgets.VBox()
         self._view: LiveView | None = None
         self.box = widgets.VBox(
             [
-                widgets.HBox(list(self.sliders.values()), layout={"flex_flow": "row wrap"}),
-                widgets.HBox([self.run, self.stop, self.progress, self.steps]),
-                self.message,
+                widgets.HBox(list(self.choices.values()), layout={"flex_flow": "row wrap"}),
                 widgets.HBox(
-                    [self.formulas, self.grid],
-                    layout={"flex_flow": "row wrap", "grid_gap": "0 32px"},
+                    [self.run, self.stop, self.progress, self.steps],
+                    layout={"flex_flow": "row wrap"},
                 ),
+                self.message,
+                self.placement,
+                self.formulas,
                 self.live,
             ]
         )
-        for axis, slider in self.sliders.items():
-            slider.observe(lambda change, axis=axis: self._moved(axis, change.new), "value")
+        for axis, buttons in self.choices.items():
+            buttons.observe(lambda change, axis=axis: self._moved(axis, change.new), "value")
         self.run.on_click(lambda _: panel.run())
         self.stop.on_click(lambda _: panel.stop())
 
@@ -61,8 +72,8 @@ class PanelWidgets:
         self._moving = True
         try:
             layout = self._panel.choose(**{axis: size})
-            for name, slider in self.sliders.items():
-                slider.value = getattr(layout, name)
+            for name, buttons in self.choices.items():
+                buttons.value = getattr(layout, name)
         finally:
             self._moving = False
 
@@ -70,21 +81,23 @@ class PanelWidgets:
         self.message.value = sentence_html(text)
 
     def show_formulas(self) -> None:
-        self.formulas.value = _compact(self._panel.table())
-        self.grid.value = _compact(grid_table(self._panel.layout))
+        """Of the chosen layout: who holds what, and the formulas."""
+        self.formulas.value = _CHOSEN_STYLE + self._panel.bars()
+        self.placement.value = self._panel.placement()._repr_html_()
 
     def begin(self) -> None:
-        """A run has been started: an empty live figure, no progress."""
+        """A run has been started: a live figure of earlier runs only, no progress."""
         if self._view is None:
             self._view = LiveView()
             self.live.children = (self._view.box,)
         self.live.layout.display = None
-        self._view.paint(RunState())
+        self._view.paint(RunState(), beside=self._panel.earlier)
         self.progress.bar_style = ""
         self._progress(RunState())
+        self.stop.disabled = False
 
     def paint(self, state: RunState) -> None:
-        self._view.paint(state)
+        self._view.paint(state, beside=self._panel.earlier)
         self._progress(state)
 
     def end(self, state: RunState) -> None:
@@ -92,6 +105,7 @@ class PanelWidgets:
         self.paint(state)
         self.progress.bar_style = _STYLES.get(state.state, "")
         self.live.layout.display = "none"
+        self.stop.disabled = True
 
     def _progress(self, state: RunState) -> None:
         count = max(state.losses, default=-1) + 1
@@ -99,23 +113,21 @@ class PanelWidgets:
         self.steps.value = f"{count} of {self.progress.max}"
 
 
-def _compact(table) -> str:
-    """A table's HTML in lines of text height: a widget's own lines are as high as its buttons."""
-    style = "<style>.picolab-compact td,.picolab-compact th{padding:1px 14px 1px 0}</style>"
-    return (
-        f'{style}<div class="picolab-compact" style="line-height:18px">{table._repr_html_()}</div>'
-    )
-
-
-def _slider(name: str, values: list[int], value: int):
-    """A slider over these values; with a single one (a slider needs two), a list of one."""
+def _buttons(axis: str, sizes: list[int], size: int):
+    """One button for each size. A button's tooltip is also what a screen reader says of it."""
     import ipywidgets as widgets
 
-    kind = widgets.SelectionSlider if len(values) > 1 else widgets.Dropdown
-    return kind(
-        options=values,
-        value=value,
-        description=name,
-        style={"description_width": "28px"},
-        layout={"width": "172px"},
+    row = widgets.ToggleButtons(
+        options=sizes,
+        value=size,
+        description=axis,
+        tooltips=[f"{axis} {size}: {_NAMES[axis]}, {_over(size)}" for size in sizes],
+        style={"description_width": "24px", "button_width": "40px"},
+        layout={"width": "auto", "margin": "2px 20px 2px 0"},
     )
+    row.add_class("picolab-choice")
+    return row
+
+
+def _over(size: int) -> str:
+    return "not split" if size == 1 else f"over {size} ranks"

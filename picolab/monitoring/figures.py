@@ -11,6 +11,7 @@ too.
 """
 
 import math
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from picolab.monitoring.activity import Activity
@@ -57,6 +58,9 @@ _ROWS = 8  # reasons drawn; the rest are summed in one row
 _SMOOTH_FROM = 40  # points: fewer need no smoothed line
 
 
+Losses = Mapping[str, Mapping[int, float]]  # name of a run -> step -> loss
+
+
 class Panels(NamedTuple):
     """What the four panels show now: ten traces' arrays, in the order of `_traces`, and the
     titles.
@@ -66,11 +70,13 @@ class Panels(NamedTuple):
     titles: list[str]
     activity: Activity | None
     """The newest step in time, of a run with a pipeline: a fifth panel below the four."""
+    ghosts: dict
+    """Losses of earlier runs, one trace behind the loss."""
 
 
-def panels(source, covers: str = "") -> Panels:
+def panels(source, covers: str = "", beside: Losses | None = None) -> Panels:
     """The arrays and titles of the loss, speed, split and ledger panels. With `covers`, the two
-    lower panels are empty, and this is what they say.
+    lower panels are empty, and this is what they say. `beside` are earlier runs' losses by name.
     """
     state = run_state(source)
     shown = RunState() if covers else state
@@ -82,7 +88,8 @@ def panels(source, covers: str = "") -> Panels:
         activity = None
     titles = [title for _, title in drawn]
     titles += [activity.sentence()] if activity else []
-    return Panels([t for traces, _ in drawn for t in traces], titles, activity)
+    traces = [trace for traces, _ in drawn for trace in traces]
+    return Panels(traces, titles, activity, _ghosts(beside))
 
 
 def loss_figure(source) -> LabFigure:
@@ -107,12 +114,14 @@ def ledger_figure(source) -> LabFigure:
     return _single(state, 3, traffic_table)
 
 
-def training_figure(source, covers: str = "") -> LabFigure:
+def training_figure(source, covers: str = "", beside: Losses | None = None) -> LabFigure:
     """The four panels together, under the sentence that says where the run is. With `covers`, the
-    two lower ones say only this, in the picture and in the text.
+    two lower ones say only this, in the picture and in the text. `beside`: the losses of earlier
+    runs by name, drawn in grey.
     """
     state = run_state(source)
-    return LabFigure(training_text(state, covers), lambda: _training(state, covers))
+    text = training_text(state, covers, beside)
+    return LabFigure(text, lambda: _training(state, covers, beside))
 
 
 def run_state(source) -> RunState:
@@ -156,8 +165,8 @@ def traffic_table(state: RunState) -> Table:
     return Table(["reason", "collectives", "payload bytes"], rows)
 
 
-def training_text(state: RunState, covers: str = "") -> str:
-    drawn = panels(state, covers)
+def training_text(state: RunState, covers: str = "", beside: Losses | None = None) -> str:
+    drawn = panels(state, covers, beside)
     tables = [steps_table(state), None, split_table(state), traffic_table(state)]
     if covers:
         tables[2:] = [None, None]
@@ -167,6 +176,9 @@ def training_text(state: RunState, covers: str = "") -> str:
         parts.append(f"{title}{body}")
     if drawn.activity:
         parts.append(f"{drawn.titles[-1]}\n{drawn.activity.text()}")
+    if beside:
+        rows = [[name, len(losses), losses[max(losses)]] for name, losses in beside.items()]
+        parts.append(f"earlier runs\n{Table(['layout', 'steps', 'last loss'], rows)}")
     return "\n\n".join(parts)
 
 
@@ -191,6 +203,21 @@ def _loss(state: RunState):
     if state.eval_losses:
         title += f"; held-out text {state.eval_losses[max(state.eval_losses)]:.3f} ◆"
     return [{"x": x, "y": y}, {"x": sx, "y": sy}, {"x": ex, "y": ey}], title
+
+
+def _ghosts(beside: Losses | None) -> dict:
+    """Lines with gaps between them. Runs on the same batches lie on one another, so each has its
+    name at a place of its own.
+    """
+    xs, ys, texts = [], [], []
+    for i, (name, losses) in enumerate((beside or {}).items()):
+        steps = sorted(losses)
+        x, y = decimate(steps, [losses[s] for s in steps], 300)
+        named = (len(x) - 1) * (i + 1) // (len(beside) + 1)
+        xs += [*x, math.nan]
+        ys += [*y, math.nan]
+        texts += [*(name if at == named else "" for at in range(len(x))), ""]
+    return {"x": _array(xs), "y": _array(ys), "text": texts}
 
 
 def _speed(state: RunState):
@@ -357,6 +384,19 @@ def _traces() -> list[tuple[int, dict]]:
     ]
 
 
+_GHOSTS = {
+    "type": "scatter",
+    "mode": "lines+text",
+    # Wide and pale: it shows on both sides of a line that lies on it.
+    "line": {"color": "rgba(106,111,120,0.45)", "width": 5},
+    "zorder": -1,
+    "textposition": "top right",
+    "textfont": {"size": 12, "color": TEXT},
+    "hoverinfo": "skip",
+    "showlegend": False,
+}
+
+
 def _axes(panel: int, rows: int) -> tuple[dict, dict]:
     """The x and y axis of a panel; `rows` is how many reasons the ledger shows."""
     # Few ticks, and none rounded: of four steps more than six would stand at halves.
@@ -471,10 +511,10 @@ def training_layout(drawn: Panels, heading: str = "") -> dict:
 
 
 def training_traces(drawn: Panels) -> list[dict]:
-    """The ten traces of the four panels and the five of the fifth, with their data, each on its
-    panel's axes."""
+    """The ten traces of the four panels, the five of the fifth, and the earlier runs' losses, with
+    their data, each on its panel's axes."""
     traces = []
-    placed = [*_traces(), *((4, trace) for trace in activity_traces())]
+    placed = [*_traces(), *((4, trace) for trace in activity_traces()), (0, _GHOSTS)]
     for (panel, trace), data in zip(placed, training_arrays(drawn), strict=True):
         number = "" if panel == 0 else str(panel + 1)
         traces.append({**trace, **data, "xaxis": f"x{number}", "yaxis": f"y{number}"})
@@ -483,15 +523,17 @@ def training_traces(drawn: Panels) -> list[dict]:
 
 def training_arrays(drawn: Panels) -> list[dict]:
     """The data of `training_traces`, in their order."""
-    return [*drawn.traces, *activity_arrays(drawn.activity)]
+    return [*drawn.traces, *activity_arrays(drawn.activity), drawn.ghosts]
 
 
-def _training(state: RunState, covers: str = ""):
+def _training(state: RunState, covers: str = "", beside: Losses | None = None):
     import plotly.graph_objects as go
 
-    drawn = panels(state, covers)
+    drawn = panels(state, covers, beside)
     traces, layout = training_traces(drawn), training_layout(drawn, state.sentence())
-    if drawn.activity is None:  # a live view needs a place for them; what is finished does not
+    # A live view needs a place for what is not there yet; what is finished does not.
+    *traces, ghosts = traces
+    if drawn.activity is None:
         traces = traces[: len(drawn.traces)]
         del layout["xaxis5"], layout["yaxis5"]
-    return go.Figure(data=traces, layout=layout)
+    return go.Figure(data=[*traces, ghosts] if beside else traces, layout=layout)

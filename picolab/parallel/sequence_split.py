@@ -28,6 +28,7 @@ from typing import Literal, NamedTuple
 import torch
 
 from picolab import comm
+from picolab.costs import zigzag_chunks
 
 Split = Literal["zigzag", "contiguous"]
 
@@ -37,7 +38,7 @@ Split = Literal["zigzag", "contiguous"]
 def chunks(rank: int, cp: int, split: Split = "zigzag") -> tuple[int, ...]:
     """Which chunks a rank holds: r of c, or r and 2c-1-r of 2c. In the order of the sequence."""
     if split == "zigzag":
-        return rank, 2 * cp - 1 - rank
+        return zigzag_chunks(rank, cp)
     if split == "contiguous":
         return (rank,)
     raise ValueError(f"split is {split!r}; it is 'zigzag' or 'contiguous'")

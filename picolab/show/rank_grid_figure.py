@@ -32,15 +32,6 @@ def rank_grid_figure(layout) -> LabFigure:
     return LabFigure(_text(layout, axes), lambda: _build(layout, axes))
 
 
-def grid_table(layout) -> Table:
-    """The grid as a small table: rows for places on pp and dp, columns on cp and tp."""
-    rows, columns = layout.pp * layout.dp, layout.cp * layout.tp
-    ranks = [range(row * columns, (row + 1) * columns) for row in range(rows)]
-    names = _labels(layout, ("pp", "dp"), rows)
-    head = ["", *(_labels(layout, ("cp", "tp"), columns) if columns > 1 else ["rank"])]
-    return Table(head, [[name, *row] for name, row in zip(names, ranks)], "which rank stands where")
-
-
 def _listed(members: list[list[int]], most: int = 8) -> str:
     shown = "  ".join("(" + " ".join(map(str, group)) + ")" for group in members[:most])
     return shown + (f"  and {len(members) - most} more" if len(members) > most else "")

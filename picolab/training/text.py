@@ -36,6 +36,8 @@ from pathlib import Path
 
 import torch
 
+from picolab.costs import replica_sequences
+
 # A corpus of up to 256 MiB is hashed as a whole, a larger one in so many blocks, evenly spread:
 # another text is still noticed, but an edit of a few words may fall between them. For the standard
 # library, 12 MB in 734 files, it takes 1.5 times as long as opening it (0.05 s and 0.03 s).
@@ -82,7 +84,7 @@ class Text:
 
         All ranks call it once a step, and all positions move on by the *global* batch.
         """
-        mine = _mine(self.position, dp_rank, dp_size, micro_batch, accumulate)
+        mine = replica_sequences(self.position, dp_rank, dp_size, micro_batch, accumulate)
         self.position += dp_size * accumulate * micro_batch
         return self._stacked([self._corpus.sequence(i) for i in mine], micro_batch)
 
@@ -91,7 +93,7 @@ class Text:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The same of the held-out sequences, always from the first one."""
         assert dp_size * accumulate * micro_batch <= self.held_out
-        mine = _mine(0, dp_rank, dp_size, micro_batch, accumulate)
+        mine = replica_sequences(0, dp_rank, dp_size, micro_batch, accumulate)
         return self._stacked([self._corpus.held_out(i) for i in mine], micro_batch)
 
     def _stacked(self, rows: list[torch.Tensor], micro_batch: int):
@@ -132,14 +134,6 @@ class Text:
                 "another order; keep eval_every and the batch as they were, or begin a new run"
             )
         self.position = state["position"]
-
-
-def _mine(
-    position: int, dp_rank: int, dp_size: int, micro_batch: int, accumulate: int
-) -> list[int]:
-    """The places of one replica's sequences in a global batch that begins at `position`."""
-    first = [position + (m * dp_size + dp_rank) * micro_batch for m in range(accumulate)]
-    return [f + b for f in first for b in range(micro_batch)]
 
 
 class _Windows:

@@ -1,4 +1,4 @@
-"""Chapter 1 as a reader meets it: JupyterLab, a real browser, sliders, run, stop, run again.
+"""Chapter 1 as a reader meets it: JupyterLab, a real browser, buttons, run, stop, run again.
 
 Catches a panel whose callbacks are dead, a figure that stays empty or fills only at the end, a stop
 that leaves ranks behind, a second run that shows the first one's data, a lesson's figure that
@@ -35,7 +35,7 @@ LESSONS = ("ring_all_reduce_frames(", "schedule_slider(", "ring_attention_frames
 
 
 class Panel:
-    """The panel on the page: four sliders, two buttons, a live figure in the same cell."""
+    """The panel on the page: four rows of choices, two buttons, a live figure in the same cell."""
 
     def __init__(self, lab: Lab):
         self.lab = lab
@@ -48,27 +48,18 @@ class Panel:
         found = self.cell.locator("button.jupyter-button")
         return found.filter(has_text=re.compile(rf"^\s*{name}\s*$"))
 
-    def slider(self, name: str):
+    def choice(self, name: str):
+        """The buttons of one axis."""
         label = self.lab.page.locator(".widget-label", has_text=re.compile(rf"^{name}$"))
-        return self.lab.page.locator(".widget-inline-hbox", has=label)
+        return self.cell.locator(".widget-toggle-buttons", has=label)
 
-    def move(self, name: str, key: str) -> tuple[str, str]:
-        """Press an arrow key on a slider; its reading before and after."""
-        slider = self.slider(name)
-        readout = slider.locator(".widget-readout")
-        # A readout that is being written is empty for a moment.
-        wait_until(readout.inner_text, f"slider {name} to show its value")
-        seen = [readout.inner_text()]
-        slider.locator(".noUi-handle").focus()
-        self.lab.page.keyboard.press(key)
-
-        def left() -> bool:
-            if (now := readout.inner_text()) not in ("", seen[0]):
-                seen.append(now)
-            return len(seen) > 1
-
-        wait_until(left, f"slider {name} to leave {seen[0]}")
-        return seen[0], seen[1]
+    def move(self, name: str) -> tuple[str, str]:
+        """Press the button behind the chosen one; what was chosen before and what is after."""
+        chosen = self.choice(name).locator("button.mod-active")
+        seen = chosen.inner_text().strip()
+        self.choice(name).locator("button.mod-active + button").click()
+        wait_until(lambda: chosen.inner_text().strip() != seen, f"{name} to leave {seen}")
+        return seen, chosen.inner_text().strip()
 
     def data(self) -> list[list[float]]:
         """The values of every trace of the panel's figures, as the browser holds them."""
@@ -192,11 +183,12 @@ def test_chapter_one_in_a_browser(tmp_path, whole):
 
         panel = Panel(lab)
         for axis in ("tp", "pp"):  # the second makes the first give way
-            before, after = panel.move(axis, "ArrowRight")
+            before, after = panel.move(axis)
             assert int(after) > int(before)
-        for said in ("pp: activations", "pp 1"):  # once the kernel has heard of the sliders
+        for said in ("pp: activations", "pp 1"):  # once the kernel has heard of the buttons
             wait_until(lambda said=said: said in panel.text(), f"the panel to say {said!r}")
 
+        assert panel.button("Stop").is_disabled()
         panel.run_and_watch()
         first = panel.data()
         panel.stop()

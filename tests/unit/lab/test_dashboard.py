@@ -66,6 +66,23 @@ def test_an_end_that_comes_later_is_noticed(monkeypatch):
     assert shown.state.state != "done"
 
 
+def test_two_results_are_laid_over_one_another():
+    one = pico.run(talk, 5, world_size=1, quiet=True)
+    other = pico.run(talk, 4, world_size=1, quiet=True)
+    shown = show(one, other)
+    assert [state.losses[3] for state in shown.states] == [4.97, 4.97]
+    assert "run (2)" in repr(shown) and "0.0e+00 apart at most" in repr(shown)
+    assert len(shown.figure.figure.data) == 4
+    with pytest.raises(ValueError, match="covers is for the dashboard of one run"):
+        show(one, other, covers="x")
+    with pytest.raises(ValueError, match="a job, a result or a run directory"):
+        show(one, 3)
+    job = pico.run(talk, 1000, 0.05, world_size=1, quiet=True, wait=False)
+    with pytest.raises(ValueError, match="when all have ended"):
+        show(one, job)
+    job.stop()
+
+
 def test_live_paints_are_few_and_end_with_the_run():
     painted, ended = [], []
     job = pico.run(talk, 150, 0.01, world_size=2, quiet=True, wait=False)
@@ -130,12 +147,12 @@ def test_a_live_view_draws_each_step_of_a_pipeline_in_time():
         assert [note.text for note in view.figure.layout.annotations] == [
             note.text for note in final.layout.annotations
         ]
-        for shown, right in zip(view.figure.data, final.data, strict=True):
+        for shown, right in zip(view.figure.data[:-1], final.data, strict=True):
             assert list(shown.x) == pytest.approx(list(right.x), nan_ok=True)
             assert list(shown.y) == pytest.approx(list(right.y), nan_ok=True)
             if shown.type == "bar" and right.base is not None:
                 assert list(shown.base) == list(right.base)
-        assert list(view.figure.data[-1].marker.size) == [0, 8, 0] * (step + 1)
+        assert list(view.figure.data[-2].marker.size) == [0, 8, 0] * (step + 1)
 
 
 def test_any_of_the_newest_steps_can_be_asked_for():

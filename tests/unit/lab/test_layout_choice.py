@@ -15,8 +15,8 @@ from picolab.lab.layout_choice import (
     MICRO_BATCHES,
     accumulated,
     choices_table,
-    formula_rows,
     formula_table,
+    formula_traffic,
     nearest,
     working_layouts,
 )
@@ -77,10 +77,10 @@ def test_all_layouts_see_one_batch_and_no_stage_is_left_without_work():
 
 def test_the_stages_of_a_pipeline_are_averaged():
     layout = Layout(pp=4)
-    rows = formula_rows(TINY, layout, **STEP)
+    rows = formula_traffic(TINY, layout, **STEP)
     ranks = [costs.step_ledger(TINY, layout, rank=rank, **STEP) for rank in range(4)]
     sent = sum(e.payload_bytes for of in ranks for k, e in of.items() if k[2] == "pp: activations")
-    assert rows["pp: activations"] == (3.0, sent / 4)  # 2 x (1 + 2 + 2 + 1) / 4
+    assert rows["pp: activations"] == (3.0, sent / 4, "message")  # 2 x (1 + 2 + 2 + 1) / 4
     # The mutant shows the first stage's, which only sends: 2.
     assert ranks[0]["send", "pp", "pp: activations"].count == 2
     table = formula_table(TINY, layout, **STEP)
@@ -101,14 +101,14 @@ def test_the_table_holds_the_formulas_numbers():
     assert set(rows) == {"parameters", *(reason for _, _, reason in expected)}
     for (_, _, reason), found in expected.items():
         assert rows[reason].startswith(f"{found.payload_bytes:,} bytes")
-        assert rows[reason].endswith(f"in {found.count}")
+        assert f"in {found.count} collective" in rows[reason]
 
 
 def test_measured_stands_beside_the_formula_even_if_no_formula_expects_it():
     measured = {"dp: gradient bucket": (4.0, 3_215_872.0), "surprise": (1.0, 8.0)}
     rows = {row[0]: row for row in formula_table(TINY, Layout(dp=2), measured, **STEP).rows}
     assert rows["dp: gradient bucket"][1] == rows["dp: gradient bucket"][2]
-    assert rows["surprise"][1:] == ["none", "8 bytes in 1"]
+    assert rows["surprise"][1:] == ["none", "8 bytes in 1 collective"]
     assert rows["dp: loss"][2] == "none"
 
 

@@ -1,10 +1,11 @@
 """The panel, with real widgets and real runs.
 
-Wrong versions these tests catch: a combination of sliders that cannot run, a callback that waits
+Wrong versions these tests catch: a combination of buttons that cannot run, a callback that waits
 for its run, a second press that starts a second run, a stop that needs something to stop, a failure
 that says nothing, numbers of one layout shown for another, a live figure that stays when the run
-ends, a run that is said to be starting while it trains, layouts whose losses cannot be compared, a
-grid that does not follow the sliders.
+ends, a Stop that can be pressed when nothing runs, a run that is said to be starting while it
+trains, layouts whose losses cannot be compared, a picture of who holds what that does not follow
+the buttons.
 """
 
 import itertools
@@ -32,36 +33,36 @@ def live(**options):
     return shown, shown._widgets
 
 
-def test_the_sliders_offer_only_what_works():
+def test_the_buttons_offer_only_what_works():
     shown, widgets = live(steps=2, max_world=4, layers=2)
-    sliders = widgets.sliders
-    assert [slider.description for slider in sliders.values()] == ["dp", "tp", "pp", "cp"]
-    assert sliders["dp"].options == sliders["tp"].options == (1, 2, 3, 4)
-    assert sliders["pp"].options == (1, 2)  # of two layers
-    assert sliders["cp"].options == (1, 2, 4)  # 6 does not divide a sequence of 32
+    choices = widgets.choices
+    assert [row.description for row in choices.values()] == ["dp", "tp", "pp", "cp"]
+    assert choices["dp"].options == choices["tp"].options == (1, 2, 3, 4)
+    assert choices["pp"].options == (1, 2)  # of two layers
+    assert choices["cp"].options == (1, 2, 4)  # 6 does not divide a sequence of 32
     _, fewer = live(steps=2, max_world=4, kv_heads=2)  # a key-value head stays on one rank
-    assert fewer.sliders["tp"].options == (1, 2)
-    sliders["tp"].value = 2
-    sliders["dp"].value = 2
+    assert fewer.choices["tp"].options == (1, 2)
+    choices["tp"].value = 2
+    choices["dp"].value = 2
     assert str(shown.layout) == "dp2tp2" and "the most" not in widgets.message.value
-    assert "dp 1" in widgets.grid.value and "tp 1" in widgets.grid.value
-    sliders["dp"].value = 4  # eight ranks would be too many: tp gives way
-    assert str(shown.layout) == "dp4" and sliders["tp"].value == 1
+    assert "dp 1, tp 1" in widgets.placement.value
+    choices["dp"].value = 4  # eight ranks would be too many: tp gives way
+    assert str(shown.layout) == "dp4" and choices["tp"].value == 1
     assert "the most this panel starts is 4 ranks" in widgets.message.value
-    sliders["tp"].value = 4
-    assert str(shown.layout) == "tp4" and sliders["dp"].value == 1
-    assert "dp 1" not in widgets.grid.value and "tp 3" in widgets.grid.value
+    choices["tp"].value = 4
+    assert str(shown.layout) == "tp4" and choices["dp"].value == 1
+    assert "dp 1" not in widgets.placement.value and "tp 3" in widgets.placement.value
 
 
 @pytest.mark.parametrize("max_world", [2, 3, 4, 6])
-def test_every_way_through_the_sliders_ends_in_a_layout_that_works(max_world):
+def test_every_way_through_the_buttons_ends_in_a_layout_that_works(max_world):
     shown, widgets = live(steps=2, max_world=max_world, layers=3)
-    for one, other in itertools.permutations(widgets.sliders, 2):
-        for a, b in itertools.product(*(widgets.sliders[n].options for n in (one, other))):
-            widgets.sliders[one].value = a
-            widgets.sliders[other].value = b
+    for one, other in itertools.permutations(widgets.choices, 2):
+        for a, b in itertools.product(*(widgets.choices[n].options for n in (one, other))):
+            widgets.choices[one].value = a
+            widgets.choices[other].value = b
             assert getattr(shown.layout, other) == b and shown.layout.world <= max_world
-            standing = {name: slider.value for name, slider in widgets.sliders.items()}
+            standing = {name: row.value for name, row in widgets.choices.items()}
             assert standing == {name: getattr(shown.layout, name) for name in standing}
             shown.layout.check(shown.config)
 
@@ -72,10 +73,14 @@ def test_a_size_that_is_not_offered_is_refused():
         shown.choose(pp=2)
 
 
-def test_a_single_choice_is_no_slider():
-    _, widgets = live(steps=2, max_world=1)
-    dp = widgets.sliders["dp"]
-    assert dp.options == (1,) and type(dp).__name__ == "Dropdown"
+def test_every_choice_is_a_button_that_says_what_it_is():
+    _, widgets = live(steps=2, max_world=4, layers=2)
+    for axis, row in widgets.choices.items():
+        assert type(row).__name__ == "ToggleButtons" and len(row.tooltips) == len(row.options)
+        assert all(tip.startswith(f"{axis} {n}: ") for n, tip in zip(row.options, row.tooltips))
+    assert "over 2 ranks" in widgets.choices["tp"].tooltips[1]
+    _, alone = live(steps=2, max_world=1)
+    assert alone.choices["dp"].options == (1,)
 
 
 def test_the_buttons_are_called_run_and_stop():
@@ -86,8 +91,10 @@ def test_the_buttons_are_called_run_and_stop():
 def test_a_run_from_beginning_to_end():
     shown, widgets = live(steps=6, layout="dp2")
     assert "measured" not in widgets.formulas.value
+    assert widgets.stop.disabled  # as long as there is nothing to stop
     widgets.run.click()
     first = shown.job
+    assert not widgets.stop.disabled
     assert first is not None and not first.done  # the callback did not wait for it
     assert widgets.live.children and widgets.live.layout.display is None
     widgets.run.click()
@@ -96,11 +103,11 @@ def test_a_run_from_beginning_to_end():
     until(lambda: not shown._busy, "the end")
     assert widgets.progress.value == 6 and widgets.progress.bar_style == "success"
     assert "6 of 6 steps" in widgets.message.value
-    assert widgets.live.layout.display == "none"
+    assert widgets.live.layout.display == "none" and widgets.stop.disabled
     assert shown.result.losses == list(first.result().losses)
     rows = {row[0]: row for row in shown.table().rows}
     assert rows["dp: gradient bucket"][1] == rows["dp: gradient bucket"][2]
-    widgets.sliders["dp"].value = 3  # what dp2 measured is not shown for dp3
+    widgets.choices["dp"].value = 3  # what dp2 measured is not shown for dp3
     assert "measured" not in widgets.formulas.value
 
 
@@ -108,8 +115,8 @@ def test_layouts_see_the_same_batches_and_their_losses_are_held_together():
     shown, widgets = live(steps=4, layers=2, eps=1e-5)
     messages = {}
     for layout in ("dp1", "pp2", "dp2cp2"):
-        for axis, slider in widgets.sliders.items():
-            slider.value = getattr(pico.Layout.parse(layout), axis)
+        for axis, row in widgets.choices.items():
+            row.value = getattr(pico.Layout.parse(layout), axis)
         assert shown.layout == pico.Layout.parse(layout)
         widgets.run.click()
         shown.wait()
@@ -118,6 +125,10 @@ def test_layouts_see_the_same_batches_and_their_losses_are_held_together():
         rows = {row[0]: row for row in shown.table().rows}
         traffic = [name for name in rows if ": " in name]
         assert all(rows[name][1] == rows[name][2] for name in traffic), rows
+    assert list(shown.earlier) == ["dp1", "pp2"]  # drawn in grey behind the last run
+    ghosts = widgets._view.figure.data[-1]
+    assert [text for text in ghosts.text if text] == ["dp1", "pp2"]
+    assert list(ghosts.y[:4]) == list(shown.earlier["dp1"].values())
     assert "are those of" not in messages["dp1"]
     for layout in ("pp2", "dp2cp2"):
         said = messages[layout]

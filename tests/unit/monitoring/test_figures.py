@@ -113,3 +113,18 @@ def test_a_result_is_done_and_a_job_is_not():
     assert figures.run_state(Kept()).state == "done"
     Kept.state = "running"
     assert figures.run_state(Kept()).state == "running"
+
+
+def test_earlier_runs_stand_in_grey_behind_the_loss():
+    beside = {"dp1": {0: 6.0, 1: 5.0, 2: 4.0}, "tp2": {0: 6.5, 1: 5.5}}
+    shown = training_figure(recorded_run(), beside=beside)
+    ghosts = shown.figure.data[-1]
+    assert len(shown.figure.data) == 1 + len(training_figure(recorded_run()).figure.data)
+    drawn = {(x, y) for x, y in zip(ghosts.x, ghosts.y) if x == x}
+    assert drawn == {point for losses in beside.values() for point in losses.items()}
+    assert [i for i, x in enumerate(ghosts.x) if x != x] == [3, 6]  # a gap behind each line
+    assert [text for text in ghosts.text if text] == ["dp1", "tp2"]
+    assert ghosts.zorder < 0 < ghosts.line.width
+    assert (ghosts.xaxis, ghosts.yaxis) == ("x", "y")
+    assert "earlier runs" in repr(shown) and "tp2" in repr(shown)
+    assert "earlier runs" not in repr(training_figure(recorded_run()))

@@ -1,0 +1,263 @@
+"""Which rank holds what: a row for each rank, a strip for each thing that a layout can cut.
+
+    samples     sequences of a step: dp deals them out, micro-batch by micro-batch
+    tokens      of a sequence: cp deals out 2 * cp chunks, a light and a heavy one to each rank
+    layers      pp
+    q ... down  the matrices of each of its layers: tp. q, k, v, gate and up are cut along their
+                outputs (upright bands), o and down along their inputs (flat bands)
+    embed, head rows of the vocabulary: tp, on the first and on the last stage of pp
+
+The strip is the whole thing, and what the rank holds of it is filled. Ranks with the same colour
+and letter in a column hold the same; what no axis cuts is grey. Norms are not drawn: every rank of
+a stage has them whole.
+
+It is a table of small pictures and not one large picture: a screen reader reads its cells, and it
+can be made anew at every press of a button. Where things are cut is what `costs` says;
+tests/unit/lab/test_placement.py holds the filled areas against `costs.local_parameters`.
+"""
+
+import html
+from pathlib import Path
+from typing import NamedTuple
+
+from picolab import costs
+from picolab.show.files import write_beside
+from picolab.show.picture import GREY, GROUPS
+from picolab.show.table import Table
+from picolab.specs import Layout, ModelConfig
+
+MAX_RANKS = 16
+_WIDTH, _HEIGHT = 64, 18  # of a strip, in its own units: it is stretched to its column
+
+
+class Part(NamedTuple):
+    """What a rank holds of one thing."""
+
+    thing: str  # a column of the picture
+    axis: str  # along which the thing is cut
+    owner: int  # the rank's place on that axis
+    held: tuple[range, ...]  # in the order of the thing
+    of: int
+    flat: bool = False  # a matrix that is cut along its inputs
+    cut: bool = True  # False: every rank that holds it holds all of it
+
+    @property
+    def letter(self) -> str:
+        return _letter(self.owner)
+
+    @property
+    def text(self) -> str:
+        """ "0-63", "0-15, 48-63", or how many where there are more than two pieces."""
+        if not self.held:
+            return "none"
+        if not self.cut:
+            return f"all {self.of:,}"
+        if len(self.held) > 2:
+            return f"{sum(map(len, self.held))} of {self.of:,}"
+        return ", ".join(map(_span, self.held))
+
+
+def parts(
+    config: ModelConfig, layout: Layout | str, rank: int, *, micro_batch: int, accumulate: int
+) -> list[Part]:
+    """What one rank holds, in the order of the columns. Raises what `costs.local_parameters` does:
+    of dp, tp, pp and cp, and plain Llama decoders.
+    """
+    layout = Layout.parse(layout)
+    costs.local_parameters(config, layout, rank)  # refuses what has no such slices
+    place = layout.coordinates(rank)
+    dp, cp, pp, tp = (place[axis] for axis in ("dp", "cp", "pp", "tp"))
+
+    sequences = costs.replica_sequences(0, dp, layout.dp, micro_batch, accumulate)
+    batch = layout.dp * micro_batch * accumulate
+    chunk = config.seq // (2 * layout.cp)
+    tokens = [range(i * chunk, (i + 1) * chunk) for i in costs.zigzag_chunks(cp, layout.cp)]
+    layers = costs.stage_layers(config.layers, layout.pp)[pp]
+
+    def cut(size: int, blocks: int | None = None) -> tuple[range, ...]:
+        return (costs.even_slices(size, layout.tp, blocks)[tp],)
+
+    # A key-value head stays with the queries that read it.
+    queries, keys = config.heads * config.head_dim, config.kv_heads * config.head_dim
+    q, kv = cut(queries, config.kv_heads), cut(keys, config.kv_heads)
+    rows = cut(config.vocab)
+    ffn = cut(config.ffn)
+    first, last = pp == 0, pp == layout.pp - 1
+    found = [
+        Part("samples", "dp", dp, _joined([range(i, i + 1) for i in sequences]), batch),
+        Part("tokens", "cp", cp, _joined(tokens), config.seq),
+        Part("layers", "pp", pp, (layers,), config.layers),
+        Part("q", "tp", tp, q, queries),
+        Part("k, v", "tp", tp, kv, keys),
+        Part("o", "tp", tp, q, queries, flat=True),
+        Part("gate, up", "tp", tp, ffn, config.ffn),
+        Part("down", "tp", tp, ffn, config.ffn, flat=True),
+        Part("embed", "tp", tp, rows if first else (), config.vocab, flat=True),
+        Part("head", "tp", tp, rows if last else (), config.vocab, flat=True),
+    ]
+    return [part._replace(cut=layout.axes[part.axis] > 1) for part in found]
+
+
+def placement_figure(
+    layout: Layout | str,
+    config: ModelConfig | str = "tiny",
+    *,
+    micro_batch: int = 4,
+    accumulate: int = 1,
+) -> "Placement":
+    """Draw which rank holds which layers, slices of matrices, tokens and sequences.
+
+    layout       dp, tp, pp and cp; of more than 16 ranks the first 16 are drawn
+    config       a plain Llama decoder, or the name of one
+    micro_batch  sequences of a micro-batch
+    accumulate   micro-batches of one replica in a step
+
+    Raises ValueError for a layout that cannot split the model, and for what has no such slices
+    (experts, ZeRO 3).
+    """
+    if isinstance(config, str):
+        config = ModelConfig.preset(config)
+    return Placement(config, Layout.parse(layout), micro_batch, accumulate)
+
+
+class Placement:
+    """What `placement_figure` shows: a table of strips in a notebook, a table of texts in print."""
+
+    def __init__(self, config: ModelConfig, layout: Layout, micro_batch: int, accumulate: int):
+        layout.check(config)
+        self.config, self.layout = config, layout
+        self.drawn = min(layout.world, MAX_RANKS)
+        step = {"micro_batch": micro_batch, "accumulate": accumulate}
+        self.parts = {rank: parts(config, layout, rank, **step) for rank in range(self.drawn)}
+
+    @property
+    def title(self) -> str:
+        ranks = "1 rank" if self.layout.world == 1 else f"{self.layout.world:,} ranks"
+        title = f"{self.layout}: what each of {ranks} holds of {self.config.name}"
+        if self.layout.world == 1:
+            title = f"{self.layout}: one rank holds all of {self.config.name}"
+        if self.drawn < self.layout.world:
+            title += f"; the first {self.drawn} are drawn"
+        return title
+
+    @property
+    def table(self) -> Table:
+        """The same in words: letter and indices, the first and the last."""
+        columns = ["rank", *(part.thing for part in self.parts[0])]
+        rows = [
+            [_named(self.layout, rank), *(_said(part) for part in held)]
+            for rank, held in self.parts.items()
+        ]
+        return Table(columns, rows, self.title)
+
+    def __repr__(self) -> str:
+        return repr(self.table)
+
+    def _repr_html_(self) -> str:
+        heads = "".join(
+            f'<th scope="col" style="{_HEAD}">{html.escape(part.thing)}</th>'
+            for part in self.parts[0]
+        )
+        body = "".join(
+            f'<tr><th scope="row" style="{_CELL}">{_head(self.layout, rank)}</th>'
+            + "".join(f'<td style="{_CELL}">{_strip(part)}{_label(part)}</td>' for part in held)
+            + "</tr>"
+            for rank, held in self.parts.items()
+        )
+        return (
+            f'<div style="line-height:18px"><div>{html.escape(self.title)}</div>'
+            f'<table style="{_TABLE}"><thead><tr>'
+            f'<th scope="col" style="{_HEAD};width:84px">rank</th>{heads}'
+            f"</tr></thead><tbody>{body}</tbody></table>"
+            f'<div style="font-size:12px;line-height:16px">{_LEGEND}</div></div>'
+        )
+
+    def save(self, path: str | Path) -> Path:
+        """Write it as .html (the picture) or .txt (the table of texts)."""
+        path = Path(path).expanduser()
+        page = (
+            '<!doctype html><meta charset="utf-8"><style>:root{color-scheme:light dark}'
+            f"body{{font-family:system-ui,sans-serif}}</style>{self._repr_html_()}"
+        )
+        written = {".html": page, ".txt": f"{self!r}\n"}
+        if path.suffix not in written:
+            raise ValueError(f"cannot save a placement as {path.name}: end it in .html or .txt")
+        write_beside(path, written[path.suffix])
+        return path
+
+
+_TABLE = "width:100%;max-width:1100px;table-layout:fixed;border-collapse:collapse"
+_CELL = "text-align:left;vertical-align:top;padding:3px;line-height:14px;font-size:11px"
+_HEAD = f"{_CELL};font-weight:500;font-size:10px"
+_LEGEND = (
+    "Filled: what the rank holds; its indices are below. Same colour and letter in a column: the "
+    "same. Grey: not cut. Upright bands: cut along the outputs; flat ones: along the inputs or the "
+    "vocabulary."
+)
+
+
+def _strip(part: Part) -> str:
+    """The whole thing as a frame, what is held of it filled."""
+    colour = GROUPS[part.owner % len(GROUPS)] if part.cut else GREY
+    filled = "".join(_band(piece, part, colour) for piece in part.held)
+    frame = (
+        f'<rect class="whole" width="{_WIDTH}" height="{_HEIGHT}" fill="none" stroke="#808488" '
+        'vector-effect="non-scaling-stroke"/>'
+    )
+    return (
+        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" preserveAspectRatio="none" aria-hidden="true" '
+        f'style="display:block;width:100%;height:{_HEIGHT}px">{filled}{frame}</svg>'
+    )
+
+
+def _band(piece: range, part: Part, colour: str) -> str:
+    start, size = piece.start / part.of, len(piece) / part.of
+    x, y, width, height = start * _WIDTH, 0, size * _WIDTH, _HEIGHT
+    if part.flat:
+        x, y, width, height = 0, start * _HEIGHT, _WIDTH, size * _HEIGHT
+    return (
+        f'<rect class="held" x="{x:.9g}" y="{y:.9g}" width="{width:.9g}" height="{height:.9g}" '
+        f'fill="{colour}"/>'
+    )
+
+
+def _label(part: Part) -> str:
+    text = part.text.replace("–", "–<wbr/>")  # in a narrow column a range is broken here
+    return f"<b>{part.letter}</b> {text}" if part.held and part.cut else text
+
+
+def _said(part: Part) -> str:
+    return f"{part.letter} {part.text}" if part.held and part.cut else part.text
+
+
+def _named(layout: Layout, rank: int) -> str:
+    """ "3: pp 1, tp 1"; an axis of size 1 is not named."""
+    place = layout.coordinates(rank)
+    where = ", ".join(f"{axis} {place[axis]}" for axis, size in layout.axes.items() if size > 1)
+    return f"{rank}: {where}" if where else str(rank)
+
+
+def _head(layout: Layout, rank: int) -> str:
+    number, _, where = _named(layout, rank).partition(": ")
+    return f'{number}<br><span style="font-weight:normal">{where}</span>' if where else number
+
+
+def _letter(place: int) -> str:
+    """A, B, ... Z, A1, B1, ..."""
+    again, letter = divmod(place, 26)
+    return chr(ord("A") + letter) + (str(again) if again else "")
+
+
+def _span(piece: range) -> str:
+    return f"{piece.start}" if len(piece) == 1 else f"{piece.start}–{piece.stop - 1}"
+
+
+def _joined(pieces: list[range]) -> tuple[range, ...]:
+    """Neighbours as one."""
+    found: list[range] = []
+    for piece in pieces:
+        if found and found[-1].stop == piece.start:
+            found[-1] = range(found[-1].start, piece.stop)
+        else:
+            found.append(piece)
+    return tuple(found)

@@ -1,0 +1,188 @@
+"""The picture of which rank holds what: its filled areas are what `costs.local_parameters` counts.
+
+Wrong versions these tests catch: every size cut as if it divided, key-value heads cut apart from
+their queries, the head on the first stage, layers of another stage, chunks in order instead of
+zig-zag, a batch dealt out in blocks instead of micro-batch by micro-batch, one slice for all ranks,
+more ranks drawn than can be read without a word about it.
+"""
+
+import re
+from math import prod
+from xml.etree import ElementTree
+
+import pytest
+
+from picolab import costs
+from picolab.lab import placement
+from picolab.lab.placement import MAX_RANKS, placement_figure
+from picolab.specs import Layout, ModelConfig
+
+TINY = ModelConfig.preset("tiny")
+UNEVEN = TINY.replace(
+    hidden=96, heads=6, kv_heads=3, head_dim=16, ffn=131, vocab=257, layers=3, seq=120
+)
+CASES = [(TINY, "dp2tp2pp2"), (TINY, "cp2tp2"), (UNEVEN, "tp2pp2dp2"), (TINY, "dp1")]
+
+
+def strips(figure):
+    """rank -> column -> (share of the strip that is filled, filled rectangles)."""
+    table = re.search(r"<table.*</table>", figure._repr_html_())[0]
+    root = ElementTree.fromstring(table.replace("<br>", " ").replace("&nbsp;", " "))
+    names = [head.text for head in root.find("thead/tr")][1:]
+    drawn = {}
+    for row in root.find("tbody"):
+        rank = int(re.match(r"\d+", row.find("th").text)[0])
+        drawn[rank] = {}
+        for name, cell in zip(names, row.findall("td"), strict=True):
+            rects = cell.findall("svg/rect")
+            [whole] = [r for r in rects if r.get("class") == "whole"]
+            held = [r for r in rects if r.get("class") == "held"]
+            area = sum(float(r.get("width")) * float(r.get("height")) for r in held)
+            whole_area = float(whole.get("width")) * float(whole.get("height"))
+            drawn[rank][name] = area / whole_area, held
+    return drawn
+
+
+def wrong(figure, config, layout):
+    """What the drawn areas say of each rank's parameters, where it is not what `costs` says."""
+    found, hidden = [], config.hidden
+    q, kv = config.heads * config.head_dim * hidden, config.kv_heads * config.head_dim * hidden
+    matrices = {"attention.qkv": [("q", q), ("k, v", 2 * kv)], "attention.o": [("o", q)]}
+    matrices |= {"mlp.gate_up": [("gate, up", 2 * config.ffn * hidden)]}
+    matrices |= {"mlp.down": [("down", config.ffn * hidden)]}
+    table = config.vocab * hidden
+    for rank, cells in strips(figure).items():
+        share = {name: filled for name, (filled, _) in cells.items()}
+        own = [part for part in figure.parts[rank] if part.thing == "layers"]
+        drawn = {"embed.weight": share["embed"] * table, "head.weight": share["head"] * table}
+        for layer in own[0].held[0]:
+            for matrix, of in matrices.items():
+                size = sum(share[name] * numel for name, numel in of)
+                drawn[f"layers.{layer}.{matrix}.weight"] = size
+        drawn = {name: round(size) for name, size in drawn.items() if size}
+        said = {
+            parameter.name: parameter.numel
+            for parameter in costs.local_parameters(config, layout, rank)
+            if "norm" not in parameter.name
+        }
+        if config.tied and "embed.weight" in said and "head.weight" in drawn:
+            drawn.pop("head.weight")
+        if drawn != said:
+            found.append((rank, drawn, said))
+        if round(share["layers"] * config.layers) != len(own[0].held[0]):
+            found.append((rank, "layers", share["layers"]))
+    return found
+
+
+@pytest.mark.parametrize("config, layout", CASES)
+def test_what_is_filled_is_what_costs_counts(config, layout):
+    figure = placement_figure(layout, config)
+    assert set(strips(figure)) == set(range(Layout.parse(layout).world))
+    assert wrong(figure, config, layout) == []
+
+
+def heads_apart(size, n, blocks=None):
+    return costs.even_slices(size, n)
+
+
+def first_slice(size, n, blocks=None):
+    return [costs.even_slices(size, n, blocks)[0]] * n
+
+
+def floored(size, n, blocks=None):
+    return [range(i * (size // n), (i + 1) * (size // n)) for i in range(n)]
+
+
+@pytest.mark.parametrize("mutant", [heads_apart, first_slice, floored])
+def test_a_wrong_cut_is_seen(monkeypatch, mutant):
+    class Wrong:
+        even_slices = staticmethod(mutant)
+
+        def __getattr__(self, name):
+            return getattr(costs, name)
+
+    monkeypatch.setattr(placement, "costs", Wrong())
+    assert wrong(placement_figure("tp2pp2dp2", UNEVEN), UNEVEN, "tp2pp2dp2")
+
+
+@pytest.mark.parametrize("wrong_thing", ["head", "layers"])
+def test_a_wrong_stage_is_seen(wrong_thing):
+    figure, wrong_parts = placement_figure("dp2tp2pp2", TINY), {}
+    for rank, held in figure.parts.items():
+        other = figure.parts[(rank + 4) % 8]
+        wrong_parts[rank] = [
+            theirs if mine.thing == wrong_thing else mine for mine, theirs in zip(held, other)
+        ]
+    figure.parts = wrong_parts
+    assert wrong(figure, TINY, "dp2tp2pp2")
+
+
+@pytest.mark.parametrize("layout", ["cp2tp2", "dp2cp2", "cp4", "dp3", "dp1"])
+def test_every_token_of_a_step_is_on_one_rank_of_each_group(layout):
+    layout, step = Layout.parse(layout), {"micro_batch": 2, "accumulate": 3}
+    config = TINY
+    seen: dict[tuple, int] = {}
+    for rank, held in placement_figure(layout, config, **step).parts.items():
+        of = {part.thing: part for part in held}
+        if layout.coordinates(rank)["tp"]:
+            continue
+        for sequence in [i for piece in of["samples"].held for i in piece]:
+            for token in [i for piece in of["tokens"].held for i in piece]:
+                seen[sequence, token] = seen.get((sequence, token), 0) + 1
+    assert set(seen.values()) == {1}
+    assert len(seen) == prod([layout.dp, *step.values()]) * config.seq
+
+
+def test_tokens_and_sequences_are_those_that_training_reads():
+    from picolab.parallel.sequence_split import positions
+
+    figure = placement_figure("dp2cp2", TINY, micro_batch=2, accumulate=3)
+    for rank, held in figure.parts.items():
+        of = {part.thing: part for part in held}
+        tokens = [i for piece in of["tokens"].held for i in piece]
+        place = figure.layout.coordinates(rank)
+        assert tokens == positions(place["cp"], 2, TINY.seq).tolist()
+        first = 2 * place["dp"]  # micro-batch by micro-batch, as training/text.py says
+        assert [i for piece in of["samples"].held for i in piece] == [
+            first + 4 * m + b for m in range(3) for b in range(2)
+        ]
+
+
+def test_it_reads_without_colour_and_without_a_picture():
+    text = repr(placement_figure("cp2tp2", TINY))
+    last = text.splitlines()[-1]
+    assert "3: cp 1, tp 1" in last and "B" in last
+    seq = TINY.seq
+    assert f"{seq // 4}–{3 * seq // 4 - 1}" in last  # its two chunks are neighbours
+    page = placement_figure("cp2tp2", TINY)._repr_html_()
+    assert page.count('scope="row"') == 4 and "<b>B</b>" in page
+
+
+def test_of_many_ranks_the_first_are_drawn_and_it_says_so():
+    figure = placement_figure("dp8tp4", TINY)
+    assert "all 4" in repr(figure)  # layers, which it does not cut
+    assert len(strips(figure)) == MAX_RANKS
+    assert "the first 16 are drawn" in figure.title and "32 ranks" in figure.title
+    assert "are drawn" not in placement_figure("dp4tp4", TINY).title
+
+
+def test_it_can_be_saved(tmp_path):
+    figure = placement_figure("dp2tp2", TINY)
+    assert "<svg" in figure.save(tmp_path / "a.html").read_text()
+    assert "dp 1, tp 1" in figure.save(tmp_path / "a.txt").read_text()
+    with pytest.raises(ValueError, match=r"\.html or \.txt"):
+        figure.save(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize(
+    "layout, config, sentence",
+    [
+        ("tp8", "tiny", "leaves ranks with nothing"),
+        ("dp2zero3", "tiny", "zero3"),
+        ("dp2", "mixtral-8x7b", "plain Llama"),
+        ("dp2", "huge", "huge"),
+    ],
+)
+def test_what_has_no_slices_is_refused(layout, config, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        placement_figure(layout, config)
