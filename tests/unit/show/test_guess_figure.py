@@ -86,7 +86,7 @@ def test_where_the_dots_are():
     check_dots(ROWS, drawn("guess"))
     guess = traces(ROWS)["guess"]
     assert list(guess.marker.symbol) == ["diamond"] * 4 + ["triangle-right"]
-    assert [text.strip() for text in guess.text] == [*[""] * 4, "over a billion times too large"]
+    assert [text.strip() for text in guess.text] == [*[""] * 4, "1 billion times too large"]
     axis = guess_figure(ROWS).figure.layout.xaxis
     assert axis.type == "log" and axis.range[0] == -axis.range[1] and axis.range[1] > 1
     assert list(axis.tickvals) == [0.1, 0.2, 0.5, 1, 2, 5, 10] and axis.ticktext[3] == "right"
