@@ -216,6 +216,7 @@ def _ledger(trial: Trial) -> Table:
         rows,
         f"The collectives of one rank in one step. Compare the formula with this run; in a right "
         f"{trial.layout} they are equal, to the byte.",
+        [number for number, line in enumerate(trial.collectives) if line.differs],
     )
 
 
