@@ -30,7 +30,7 @@ _PUBLIC = {
     "dry_run": "picolab.debug:dry_run",
     "parallelize": "picolab.parallel:parallelize",
     "exercise": "picolab.exercises:exercise",
-    "mystery": "picolab.exercises.mystery:mystery",
+    "mystery": "picolab.lab:mystery",
     "progress": "picolab.exercises:progress",
     "guess": "picolab.lab:guess",
     "compare": "picolab.lab:compare",

@@ -69,13 +69,15 @@ class Doctor:
 
     json: bool = False
     """print one JSON object"""
+    all: bool = False
+    """every check, also where there is nothing to cure"""
 
     def run(self) -> int:
         from picolab.lab.doctor import doctor
         from picolab.show.terminal import say
 
         report = doctor()
-        say(report.to_json() if self.json else report)
+        say(report.to_json() if self.json else report.full() if self.all else report)
         return 0 if report.ok else 1
 
 

@@ -102,7 +102,8 @@ class Verdict:
             for row in sorted(self.rows, key=lambda row: row.ok)
         ]
         columns = ["what", "which", "largest difference", "allowed", "", "ratio"]
-        return Table(columns, rows, title=self.title)
+        wrong = range(sum(not row.ok for row in self.rows))
+        return Table(columns, rows, self.title, wrong)
 
     def summary(self) -> Table:
         """One row for each kind of comparison."""
@@ -116,7 +117,8 @@ class Verdict:
         wrong = [line for line in self.ledger if not line.ok]
         verdict = "ok" if not wrong else f"{len(wrong)} of {len(self.ledger)} wrong"
         rows.append(["collectives, count and bytes", len(self.ledger), None, None, verdict])
-        return Table(["compared", "how many", "largest difference", "allowed", ""], rows)
+        wrong = [number for number, row in enumerate(rows) if row[-1] != "ok"]
+        return Table(["compared", "how many", "largest difference", "allowed", ""], rows, "", wrong)
 
     @property
     def _findings(self) -> list[str]:

@@ -16,25 +16,31 @@ names nothing wrong scores more:
 None at all is a guess: it can be right, and is worth no more than 50. After the right name, or
 three wrong ones, the case is closed and explained; looks are free from then on.
 
+In a front end a case is a form (lab/mystery_form.py): buttons for the looks, losses and norms as
+curves, the suspects to choose from. Text, score and functions are the same.
+
 Importing this takes no torch; a run does. The cases are the chapters', what one is made of is in
 mystery_case.py, the looks in mystery_looks.py, and what happens in the ranks in mystery_runs.py.
 """
 
 import importlib
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from picolab.exercises.mystery_case import LOOKS, Mystery, Suspect
-from picolab.show.front_end import Message, Shown
+from picolab.show.front_end import Message, Shown, has_front_end
 from picolab.show.table import Table
 
 if TYPE_CHECKING:
     from picolab.exercises.mystery_looks import Trial
+    from picolab.show.picture import LabFigure
 
 MOST_WRONG = 3
 _POINTS = (50, 100, 90, 80, 65, 50)  # by looks
 _PER_WRONG_NAME = 25
 
 _modules: list[str] = []
+_forms: list[Callable] = []  # at most one: what shows a case in a front end
 _open: dict[str, "MysteryRun"] = {}
 
 
@@ -42,6 +48,11 @@ def register(module: str) -> None:
     """The cases of a chapter: a module that has them as CASES, imported when one is asked for."""
     if module not in _modules:
         _modules.append(module)
+
+
+def register_form(form: Callable[["MysteryRun"], object]) -> None:
+    """What makes the widget of a case, for a front end; `lab` has it, which is above this."""
+    _forms[:] = [form]
 
 
 def cases() -> dict[str, Mystery]:
@@ -84,8 +95,14 @@ def points(looks: int, wrong: int) -> int:
     return max(0, _POINTS[looks] - _PER_WRONG_NAME * wrong)
 
 
+def say(text: str) -> None:
+    print(text, end="", flush=True)
+
+
 class MysteryRun(Shown):
     """One case, its looks and its answer."""
+
+    _says_itself = True
 
     def __init__(self, about: Mystery):
         self.about, self.id = about, about.id
@@ -96,6 +113,10 @@ class MysteryRun(Shown):
         self._tables: dict[str, Table] = {}
         self._trial: Trial | None = None
         self._closing: Answer | None = None
+        self.say: Callable[[str], None] = say
+        """Told what is going on while a case trains, in pieces of a sentence."""
+        self.forms: list[Callable[[], None]] = []
+        """Called after each look and each name."""
 
     @property
     def closed(self) -> bool:
@@ -131,13 +152,34 @@ class MysteryRun(Shown):
             self._tables[name] = mystery_looks.look(self._trained(), name)
         if name not in self.looks and not self.closed:
             self.looks.append(name)
+        self._tell()
         return self._tables[name]
+
+    def picture(self, name: str) -> "Table | LabFigure":
+        """A look, counted like any other, with losses and norms as curves."""
+        table = self.look(name)
+        from picolab.exercises import mystery_curves
+
+        return mystery_curves.curves(self._trial, name) if name in mystery_curves.CURVES else table
 
     def name(self, letter: str) -> "Answer":
         """Name what is wrong, by the letter of a suspect.
 
         Raises ValueError for what is no suspect's letter.
         """
+        answer = self._named(letter)
+        self._tell()
+        return answer
+
+    def worth(self) -> int:
+        """The score of the right name, were it given now."""
+        return points(len(self.looks), len(self.wrong))
+
+    def _tell(self) -> None:
+        for tell in self.forms:
+            tell()
+
+    def _named(self, letter: str) -> "Answer":
         letters = self.about.letters
         given = letter.strip().upper() if isinstance(letter, str) else letter
         if not isinstance(given, str) or given not in letters:
@@ -151,7 +193,7 @@ class MysteryRun(Shown):
         if given in self.wrong:
             return Answer(False, None, [Message(f"{given} was wrong already. It costs nothing.")])
         if given == self.about.culprit:
-            score = points(len(self.looks), len(self.wrong))
+            score = self.worth()
             self._closing = self._closed(True, score)
             return self._closing
         if len(self.wrong) + 1 == MOST_WRONG:
@@ -162,9 +204,16 @@ class MysteryRun(Shown):
         self.wrong.append(given)
         return self._not_it(letters[given], given)
 
-    def content(self) -> "Parts":
+    def story(self) -> str:
         about = self.about
-        story = f"{self.id}: {about.title}\n{about.setting_text()}\n\n{about.story}\n"
+        return f"{self.id}: {about.title}\n{about.setting_text()}\n\n{about.story}\n"
+
+    def content(self):
+        if has_front_end() and _forms:
+            return _forms[0](self)
+        return self._text()
+
+    def _text(self) -> "Parts":
         looks = Table(
             ["look", "what it shows"],
             [[f'case.look("{name}")', words] for name, words in LOOKS.items()],
@@ -172,10 +221,10 @@ class MysteryRun(Shown):
             "looks, and fewer are worth more; then case.name(letter).",
         )
         status = [Message(self._status())] if self.looks or self.wrong or self.closed else []
-        return Parts([Message(story), looks, *status])
+        return Parts([Message(self.story()), looks, *status])
 
     def __repr__(self) -> str:
-        return repr(self.content())
+        return repr(self._text())
 
     def _status(self) -> str:
         if self._closing is not None:
@@ -197,9 +246,9 @@ class MysteryRun(Shown):
                 ("one process", mystery_runs.one_process(config), None),
             ):
                 begin = f"{self.id}: training " if not found else ", "
-                print(f"{begin}{what}", end="", flush=True)
+                self.say(f"{begin}{what}")
                 found.append(mystery_runs.record(settings, at_work))
-            print(". Done.")
+            self.say(". Done.\n")
             self._trial = mystery_looks.Trial(*found)
         return self._trial
 

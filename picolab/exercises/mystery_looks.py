@@ -62,12 +62,12 @@ def found(trial: Trial) -> set[str]:
 def summary(trial: Trial, name: str) -> str:
     """What a look has to show, in a sentence."""
     if name in ("loss", "norm"):
-        this, right, one = _series(trial, name)
+        this, right, one = series(trial, name)
         ratios = [a / b for a, b in zip(this, one)]
-        text = f"off by up to {_off(max(_relative(this, one)))}"
+        text = f"off by up to {_off(max(relative(this, one)))}"
         constant = max(ratios) - min(ratios) < 1e-4 * max(ratios) and abs(ratios[0] - 1) > 1e-2
         times = f", {ratios[0]:.4g} times one process's in every step" if constant else ""
-        return f"{text}{times} (a right {trial.layout}: {_off(max(_relative(right, one)))})"
+        return f"{text}{times} (a right {trial.layout}: {_off(max(relative(right, one)))})"
     if name == "ledger":
         wrong = [line for line in trial.collectives if line.differs]
         if not wrong:
@@ -96,8 +96,8 @@ def summary(trial: Trial, name: str) -> str:
 
 def _shows(trial: Trial, name: str) -> bool:
     if name in ("loss", "norm"):
-        this, _, one = _series(trial, name)
-        return max(_relative(this, one)) > ROUNDING
+        this, _, one = series(trial, name)
+        return max(relative(this, one)) > ROUNDING
     if name == "ledger":
         return any(line.differs for line in trial.collectives)
     return any(pair.wrong for pair in trial.copies[0])
@@ -106,13 +106,13 @@ def _shows(trial: Trial, name: str) -> bool:
 # -- loss and norm
 
 
-def _series(trial: Trial, name: str) -> tuple[list[float], list[float], list[float]]:
+def series(trial: Trial, name: str) -> tuple[list[float], list[float], list[float]]:
     """Of this run, of the right one, of one process."""
     kind = {"loss": "losses", "norm": "norms"}[name]
     return tuple(getattr(run, kind) for run in (trial.this, trial.right, trial.one))
 
 
-def _relative(values: list[float], right: list[float]) -> list[float]:
+def relative(values: list[float], right: list[float]) -> list[float]:
     return [abs(a - b) / abs(b) for a, b in zip(values, right)]
 
 
@@ -139,8 +139,8 @@ def _norm(trial: Trial) -> Table:
 
 
 def _steps_table(trial: Trial, name: str, title: str) -> Table:
-    this, right, one = _series(trial, name)
-    off, usual = _relative(this, one), _relative(right, one)
+    this, right, one = series(trial, name)
+    off, usual = relative(this, one), relative(right, one)
     last = len(one) - 1
     chosen = sorted({round(i * last / (_ROWS - 1)) for i in range(_ROWS)})
     columns = ["step", "this run", "one process"]
@@ -216,6 +216,7 @@ def _ledger(trial: Trial) -> Table:
         rows,
         f"The collectives of one rank in one step. Compare the formula with this run; in a right "
         f"{trial.layout} they are equal, to the byte.",
+        [number for number, line in enumerate(trial.collectives) if line.differs],
     )
 
 

@@ -56,10 +56,18 @@ class Check(NamedTuple):
 
 class DoctorReport:
     """The checks, in the order a reader cures them: `print(report)`, shown as a table in a
-    notebook, `.to_json()`."""
+    notebook, `.to_json()`.
 
-    def __init__(self, checks: list[Check]):
+    Where there is nothing to cure it is one line, which a notebook unfolds; `.full()` is all of it.
+    """
+
+    def __init__(self, checks: list[Check], folded: bool = True):
         self.checks = checks
+        self._folded = folded and all(check.status == "ok" for check in checks)
+
+    def full(self) -> "DoctorReport":
+        """The same, with every check."""
+        return DoctorReport(self.checks, folded=False)
 
     @property
     def ok(self) -> bool:
@@ -78,6 +86,17 @@ class DoctorReport:
             return f"Ready. Worth a look: {', '.join(warned)}."
         return "Ready."
 
+    @property
+    def line(self) -> str:
+        """Ready, and the most important facts."""
+        found = {check.name: check.finding for check in self.checks}
+        facts = [
+            f"{name} {found[name].split(' (')[0]}" for name in ("Python", "torch") if name in found
+        ]
+        facts += [f"{found['cores'].split()[0]} cores"] if "cores" in found else []
+        facts += [f"{name}: {found[name]}" for name in ("memory", "GPUs") if name in found]
+        return f"{self.verdict[:-1]}: {'; '.join(facts)}." if facts else self.verdict
+
     def to_json(self) -> str:
         return json.dumps(
             {
@@ -88,11 +107,14 @@ class DoctorReport:
         )
 
     def _table(self) -> Table:
-        return Table(["check", "", "found"], [check[:3] for check in self.checks])
+        wrong = [number for number, check in enumerate(self.checks) if check.status == "fail"]
+        return Table(["check", "", "found"], [check[:3] for check in self.checks], "", wrong)
 
     def __rich__(self):
         from rich.console import Group
 
+        if self._folded:
+            return Group(f"{self.line} (Every check: picolab doctor --all.)")
         cures = [f"{check.name}: {check.cure}" for check in self.checks if check.cure]
         return Group(self._table(), "", *cures, self.verdict)
 
@@ -107,6 +129,9 @@ class DoctorReport:
             for check in self.checks
             if check.cure
         )
+        if self._folded:
+            line = html.escape(self.line)
+            return f"<details><summary>{line}</summary>{self._table()._repr_html_()}</details>"
         listed = f"<ul>{cures}</ul>" if cures else ""
         return f"{self._table()._repr_html_()}{listed}<p>{html.escape(self.verdict)}</p>"
 

@@ -7,6 +7,7 @@ second guess replaces the first. It stands under the question, and in what is co
 
 import html
 
+from picolab.lab.own_keys import own_keys
 from picolab.show import read
 from picolab.show.guess_figure import value_text
 
@@ -108,7 +109,7 @@ def form(guess, lead: str = ""):
         enter.on_msg(entered)
         rows = [question, widgets.HBox([field, unit, send, skip, enter]), status]
     else:
-        rows = [question, field, widgets.HBox([send, skip]), status]
+        rows = [question, field, widgets.HBox([send, skip]), status, own_keys()]
     box = widgets.VBox(rows).add_class("picolab-guess")
     box.parts = {"field": field, "send": send, "skip": skip, "status": status}
     if guess.choices is None:

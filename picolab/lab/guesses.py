@@ -27,9 +27,9 @@ from pathlib import Path
 from picolab.launch import rundirs
 from picolab.show.files import write_beside
 from picolab.show.front_end import Message, Shown, has_front_end
-from picolab.show.guess_figure import Answered, guess_figure, value_text
+from picolab.show.guess_figure import Answered, apart, guess_figure, value_text
 from picolab.show.picture import LabFigure
-from picolab.show.table import Table, show
+from picolab.show.table import Table
 
 Value = float | int | str | bool
 
@@ -117,7 +117,7 @@ def _tell(id: str) -> None:
 
 
 def scoreboard() -> LabFigure:
-    """All guesses so far against what was measured, as one log-log picture with a table under it.
+    """All guesses so far against what was measured: a row a question, on one axis of ratios.
 
     `.save("guesses.html")` writes a page that works offline, `.save("guesses.png")` an image (with
     a Chromium or Chrome; RuntimeError without). Questions whose guess or measurement is still open
@@ -258,7 +258,7 @@ class Comparison(Shown):
         raise Disagreement(
             f"{self.id}: the formula says {value_text(self.formula, self.unit)}, but "
             f"{value_text(self.measured, self.unit)} was measured "
-            f"({_apart(self.measured, self.formula)}; tolerance {_percent(self.tolerance)}). "
+            f"({apart(self.measured, self.formula, 'as')}; tolerance {_percent(self.tolerance)}). "
             "One of the two is wrong."
         )
 
@@ -300,7 +300,7 @@ class Comparison(Shown):
             [
                 f"guess{how}",
                 "" if value is None else value_text(value, self.unit),
-                "" if value is None else _apart(value, self.measured),
+                "" if value is None else apart(value, self.measured),
             ]
         ]
         if self.formula is not None:
@@ -309,7 +309,7 @@ class Comparison(Shown):
                 [
                     "formula",
                     value_text(self.formula, self.unit),
-                    _apart(self.formula, self.measured) + allowed,
+                    apart(self.formula, self.measured) + allowed,
                 ]
             )
         rows.append(["measured", value_text(self.measured, self.unit), ""])
@@ -393,20 +393,6 @@ def _agree(formula, measured, tolerance: float) -> bool:
     if not (_is_number(formula) and _is_number(measured)):
         return False
     return abs(measured - formula) <= tolerance * abs(formula)  # False for NaN
-
-
-def _apart(value, reference) -> str:
-    """How far a value is from the reference, in words."""
-    if value == reference:
-        return "equal"
-    if not (_is_number(value) and _is_number(reference)):
-        return "different"
-    if not reference or not math.isfinite(value) or not math.isfinite(reference):
-        return f"{show(value - reference)} apart"
-    ratio = value / reference
-    if ratio >= 2:
-        return f"{show(ratio)} times as large"
-    return f"{100 * (ratio - 1):+.2g} %"
 
 
 def _percent(tolerance: float) -> str:

@@ -119,6 +119,23 @@ class Folded:
         return set(fields) <= set(Group._fields) and fields.get("step") is None
 
 
+class ByReason(dict[str, Totals]):
+    """`by_reason()["dp: gradient bucket"].payload_bytes` as ever; printed, a row a reason."""
+
+    def table(self) -> Table:
+        rows = [
+            [reason, t.count, t.payload_bytes, round(t.ring_bytes), t.seconds * 1e3]
+            for reason, t in self.items()
+        ]
+        return Table(["reason", "count", "payload bytes", "ring bytes", "ms stood still"], rows)
+
+    def __repr__(self) -> str:
+        return repr(self.table())
+
+    def _repr_html_(self) -> str:
+        return self.table()._repr_html_()
+
+
 class Ledger:
     """A list of entries with questions it can answer.
 
@@ -202,10 +219,10 @@ class Ledger:
             groups[key] = groups[key].add(entry)
         return dict(groups)
 
-    def by_reason(self) -> dict[str, Totals]:
-        """Totals for each reason, largest payload first."""
+    def by_reason(self) -> "ByReason":
+        """Totals for each reason, largest payload first: a dictionary that shows as a table."""
         groups = {key[0]: totals for key, totals in self.by("reason").items()}
-        return dict(sorted(groups.items(), key=lambda item: -item[1].payload_bytes))
+        return ByReason(sorted(groups.items(), key=lambda item: -item[1].payload_bytes))
 
     def table(self) -> Table:
         """One row for each (operation, axis, reason): how often, how much, how long."""

@@ -1,29 +1,31 @@
-"""All guesses against what was measured, in one log-log picture with its table underneath.
+"""All guesses against what was measured, a row a question, on one axis of ratios.
 
-A point is a question: what was measured to the right, the guess upwards, both on logarithmic axes.
-Units may differ from point to point, because only a point's distance to the diagonal is read: on it
-the guess is right, and a factor of two is as far above it as below, at any size. The band along it
-is where a guess is near. Points carry numbers, and the table says which question each is.
+To the left the question in words, and what was guessed and measured. To the right a dot where
+guess / measured lies, from a tenth to ten times, logarithmic: on the line in the middle the guess
+is right, and a factor of two is as far to its left as to its right, at any size and in any unit.
+The band along it is where a guess is near. The height follows the number of questions.
 
-Beyond a factor of 10,000 a guess is drawn at that distance, with an arrow. A choice, zero, or
-numbers that are negative have no place on logarithmic axes: these points stand beside, in one
-column if the guess is right (or near), in another if not.
+Beyond a factor of ten a guess stands at the edge, with its factor. A choice is right, on the line,
+or wrong: then it has no ratio, nor has a zero or a negative number, and stands in a column of its
+own.
 """
 
 import html
 import math
+import textwrap
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from picolab.show.guess_labels import label_offsets
 from picolab.show.picture import ANSWER, GRID, TEXT, LabFigure, template
 from picolab.show.table import Table, bytes_text, show
 
 NEAR = 0.10  # a guess within 10 % counts as near
-_EDGE = 1e4
+_EDGE = 10.0  # a guess farther away than this stands at the edge
+_TICKS = {0.1: "÷ 10", 0.2: "÷ 5", 0.5: "÷ 2", 1.0: "right", 2.0: "× 2", 5.0: "× 5", 10.0: "× 10"}
 
-# Pixels, at the narrowest a notebook shows a figure; on a wider page points only move apart.
-_WIDTH, _PLOT, _ROW = 640, 380, 25
+# Pixels. Questions stand in the left margin, so that a wide page widens the axis and not them.
+_LABEL, _LINE, _BETWEEN, _TOP, _BOTTOM = 320, 17, 16, 96, 52
+_LETTERS = 42  # in a line of a question
 
 
 class Answered(NamedTuple):
@@ -58,6 +60,37 @@ def is_near(row: Answered) -> bool:
     """Whether the guess is the measured choice, or within 10 % of the measured number."""
     ratio = _ratio(row.guess, row.measured)
     return ratio is not None and abs(ratio - 1) <= NEAR
+
+
+def apart(value, reference, how: str = "too") -> str:
+    """How far a value is from the reference, in words.
+
+    Within a factor of two in per cent, beyond that as a factor: 13 and 400 would both be
+    "-100 %" of 54,321. `how` is "as" where neither of the two is the true one.
+    """
+    if value == reference:
+        return "equal"
+    if not (_is_number(value) and _is_number(reference)):
+        return "different"
+    if not reference or not math.isfinite(value) or not math.isfinite(reference):
+        return f"{show(value - reference)} apart"
+    ratio = value / reference
+    if ratio <= 0:
+        return f"{show(value - reference)} apart"
+    if 0.5 < ratio < 2:
+        percent = 100 * (ratio - 1)
+        return f"{percent:+.0f} %" if abs(percent) >= 10 else f"{percent:+.2g} %"
+    if ratio > 1:
+        return f"{_factor_text(ratio)} times {how} large"
+    return f"{_factor_text(1 / ratio)} times {how} small"
+
+
+def _factor_text(factor: float) -> str:
+    """Two digits: 4178.5 -> "4,200"."""
+    for name, size in (("billion", 1e9), ("million", 1e6)):
+        if factor >= size:
+            return f"{factor / size:.2g} {name}" if factor < 1e3 * size else f"over a {name}"
+    return f"{float(f'{factor:.2g}'):,.0f}" if factor >= 10 else f"{factor:.2g}"
 
 
 def _is_number(value) -> bool:
@@ -132,83 +165,146 @@ def _against(row: Answered) -> str:
 # -- the picture ----------------------------------------------------------------------------------
 
 
-class _Point(NamedTuple):
-    number: int
-    x: float
-    y: float
+class _Dot(NamedTuple):
+    x: float  # guess / measured, as it is drawn
+    y: float  # pixels from the top
     symbol: str
     hover: str
+    text: str = ""
 
 
 def _build(rows: list[Answered], title: str):
     import plotly.graph_objects as go
 
-    points, beside, formulas = _places(rows)
-    table_px = _ROW * (len(rows) + 2)  # a row to spare: a long name may take two lines
-    height = 56 + _PLOT + 110 + table_px + 10
-    bottom, floor = (table_px + 110) / (height - 66), table_px / (height - 66)
-    right = 0.76 if beside else 1.0
-    low, high = _range([v for p in points for v in (p.x, p.y)] + [f.y for f in formulas])
-    ticks = range(math.ceil(low), math.floor(high) + 1, max(1, round((high - low) / 8)))
-    log_axis = {
-        "type": "log",
-        "range": [low, high],
-        "tickvals": [10.0**tick for tick in ticks],
-        "ticktext": [_power(tick) for tick in ticks],
-    }
+    labels, middles, total = _labels(rows)
+    guesses, others, formulas = _dots(rows, middles)
+    high = math.log10(_EDGE)
+    right = 0.84 if others else 1.0
     traces = [
-        *_diagonal(low, high),
         _marks("formula", formulas, {"symbol": "circle-open", "size": 17, "line": {"width": 2.5}}),
-        _marks("guess", points, {"size": 10}),
+        _marks("guess", guesses, {"size": 11}),
     ]
+    vertical = {"range": [total, 0], "visible": False, "fixedrange": True}
     layout = {
         "template": template(),
-        "title": {"text": title},
-        "height": height,
-        "margin": {"t": 56, "b": 10},
-        "annotations": _numbers(points, formulas, low, high, right),
-        "xaxis": {**log_axis, "domain": [0, right], "title": {"text": "measured"}},
-        "yaxis": {**log_axis, "domain": [bottom, 1], "title": {"text": "guess"}},
-        "legend": {"x": 0, "y": bottom - 62 / (height - 66), "yanchor": "top"},
+        "title": {"text": title, "y": 1, "yref": "container", "yanchor": "top", "pad": {"t": 14}},
+        "height": _TOP + max(total, _LINE) + _BOTTOM,
+        "margin": {"l": _LABEL, "r": 24, "t": _TOP, "b": _BOTTOM},
+        "annotations": labels,
+        "shapes": _lines(middles, total),
+        "xaxis": {
+            "type": "log",
+            "range": [-1.12 * high, 1.12 * high],
+            "domain": [0, right],
+            "side": "top",
+            "tickvals": list(_TICKS),
+            "ticktext": list(_TICKS.values()),
+            "title": {"text": "guess / measured"},
+            "fixedrange": True,
+        },
+        "yaxis": vertical,
+        "legend": {"x": 0, "xanchor": "left", "y": 0, "yanchor": "top", "yref": "paper"},
+        "showlegend": True,
     }
-    if beside:
-        traces.append(_marks("", beside, {"size": 10}, axis="2"))
-        layout |= _strip(beside, right, bottom)
-    traces.append(_table(rows, floor))
+    if others:
+        traces.append(_marks("no ratio", others, {"size": 11}, axis="2"))
+        layout["xaxis2"] = {
+            "range": [-1, 1],
+            "domain": [right + 0.03, 1],
+            "anchor": "y2",
+            "side": "top",
+            "tickvals": [0],
+            "ticktext": ["not it"],
+            "showgrid": False,
+            "zeroline": False,
+            "fixedrange": True,
+        }
+        layout["yaxis2"] = {**vertical, "anchor": "x2"}
     return go.Figure(data=[trace for trace in traces if trace], layout=layout)
 
 
-def _places(rows: list[Answered]) -> tuple[list[_Point], list[_Point], list[_Point]]:
-    """Guesses on the axes, guesses that stand beside, and formulas on the axes."""
-    points, beside, formulas = [], [], []
-    filled = {0: 0, 1: 0}
-    for number, row in enumerate(rows, 1):
-        hover = "<br>".join(_hover(number, row))
+def _labels(rows: list[Answered]) -> tuple[list[dict], list[float], float]:
+    """What stands beside each row, where the rows' middles are, and where the last one ends."""
+    labels, middles, top = [], [], 0.0
+    for row in rows:
+        question = _broken(row.question or row.id, lines=3)
+        said = _broken(_said(row), lines=2)
+        height = _LINE * (len(question) + len(said)) + _BETWEEN
+        middles.append(top + height / 2)
+        text = [f"<b>{line}</b>" for line in question] + said
+        labels.append(
+            {
+                "text": "<br>".join(text),
+                "align": "left",
+                "showarrow": False,
+                "x": 0,
+                "xref": "paper",
+                "xanchor": "left",
+                "xshift": -_LABEL,
+                "y": middles[-1],
+                "yanchor": "middle",
+                "font": {"size": 12},
+            }
+        )
+        top += height
+    return labels, middles, top
+
+
+def _broken(text: str, lines: int) -> list[str]:
+    """Lines that fit beside the axis; the rest is in what the pointer shows."""
+    found = textwrap.wrap(text, _LETTERS, max_lines=lines, placeholder=" …")
+    return [html.escape(line) for line in found]
+
+
+def _said(row: Answered) -> str:
+    """What was guessed and measured: "13 for 54,321 bytes"."""
+
+    def short(value) -> str:
+        if row.unit == "bytes" and _is_number(value):
+            return bytes_text(value)
+        return f"{show(value)} {row.unit}".strip()
+
+    measured = "nothing measured" if row.measured is None else short(row.measured)
+    if row.guess is None:
+        return f"{row.note or 'no guess'}: {measured}"
+    by = " by default" if row.note == "default" else ""
+    return f"guess {short(row.guess)}{by}; measured {measured}"
+
+
+def _dots(rows: list[Answered], middles: list[float]) -> tuple[list[_Dot], list[_Dot], list[_Dot]]:
+    """Guesses on the axis, guesses that have no ratio, and formulas."""
+    guesses, others, formulas = [], [], []
+    for row, y in zip(rows, middles):
+        hover = "<br>".join(_hover(row))
         if row.guess is not None and row.measured is not None:
-            if _has_place(row.guess, row.measured):
-                ratio = row.guess / row.measured
-                y = row.measured * min(max(ratio, 1 / _EDGE), _EDGE)
-                points.append(_Point(number, row.measured, y, _symbol(ratio), hover))
+            if row.guess == row.measured:
+                guesses.append(_Dot(1.0, y, "diamond", hover))
+            elif _has_place(row.guess, row.measured):
+                guesses.append(_guess_dot(row, y, hover))
+            elif is_near(row):  # both are negative
+                guesses.append(_Dot(row.guess / row.measured, y, "diamond", hover))
             else:
-                column = 0 if is_near(row) else 1
-                symbol = "x" if column else "diamond"
-                beside.append(_Point(number, column, filled[column], symbol, hover))
-                filled[column] += 1
-        if _has_place(row.formula, row.measured) and 1 / _EDGE < row.formula / row.measured < _EDGE:
-            formulas.append(_Point(number, row.measured, row.formula, "circle-open", hover))
-    return points, beside, formulas
+                others.append(_Dot(0, y, "x", hover))
+        if _has_place(row.formula, row.measured):
+            ratio = row.formula / row.measured
+            if 1 / _EDGE <= ratio <= _EDGE:
+                formulas.append(_Dot(ratio, y, "circle-open", hover))
+    return guesses, others, formulas
 
 
-def _hover(number: int, row: Answered) -> list[str]:
+def _guess_dot(row: Answered, y: float, hover: str) -> _Dot:
+    ratio = row.guess / row.measured
+    if 1 / _EDGE <= ratio <= _EDGE:
+        return _Dot(ratio, y, "diamond", hover)
+    symbol = "triangle-right" if ratio > 1 else "triangle-left"
+    return _Dot(_EDGE if ratio > 1 else 1 / _EDGE, y, symbol, hover, apart(*row[1:3]))
+
+
+def _hover(row: Answered) -> list[str]:
     """Lines of at most some 60 characters: plotly does not break any itself."""
-    lines, line = [f"<b>{number}  {html.escape(row.id)}</b>"], ""
-    for word in html.escape(row.question).split():
-        if line and len(line) + len(word) > 60:
-            lines.append(line)
-            line = ""
-        line = f"{line} {word}".strip()
+    lines = [f"<b>{html.escape(row.id)}</b>"]
+    lines += [html.escape(line) for line in textwrap.wrap(row.question, 60)]
     answers = (("guess", row.guess), ("formula", row.formula), ("measured", row.measured))
-    lines += [line] if line else []
     lines += [
         f"{name} {html.escape(value_text(value, row.unit))}"
         for name, value in answers
@@ -217,163 +313,42 @@ def _hover(number: int, row: Answered) -> list[str]:
     return lines + ([f"({row.note})"] if row.note else [])
 
 
-def _symbol(ratio: float) -> str:
-    if ratio > _EDGE:
-        return "triangle-up"
-    return "triangle-down" if ratio < 1 / _EDGE else "diamond"
+def _lines(middles: list[float], total: float) -> list[dict]:
+    """The band in which a guess is near, the line on which it is right, and one a row."""
+    down = {"xref": "x", "yref": "y", "y0": 0, "y1": total, "layer": "below"}
+    near = {"type": "rect", "x0": 1 - NEAR, "x1": 1 + NEAR, "fillcolor": GRID, "line": {"width": 0}}
+    right = {"type": "line", "x0": 1, "x1": 1, "line": {"color": ANSWER["measured"], "width": 1.5}}
+    right["line"]["dash"] = "dot"
+    across = {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "layer": "below"}
+    grid = {"color": GRID, "width": 1}
+    rows = [{**across, "yref": "y", "y0": y, "y1": y, "line": grid} for y in middles]
+    return [{**down, **near}, {**down, **right}, *rows]
 
 
-def _range(values: list[float]) -> tuple[float, float]:
-    """Both axes' ends, as powers of ten: the same, so that the diagonal is one."""
-    if not values:
-        return -0.3, 2.3
-    low, high = math.log10(min(values)), math.log10(max(values))
-    room = 0.35 + 0.05 * (high - low)
-    return low - room, high + room
-
-
-def _power(tick: int) -> str:
-    return f"{10**tick:,}" if 0 <= tick <= 4 else f"10<sup>{tick}</sup>".replace("-", "−")
-
-
-def _diagonal(low: float, high: float) -> list[dict]:
-    ends, near = [10**low, 10**high], (1 - NEAR, 1 + NEAR)
-    band = [end * factor for factor, way in zip(near, (1, -1)) for end in ends[::way]]
-    return [
-        {
-            "type": "scatter",
-            "x": [*ends, *ends[::-1]],
-            "y": band,
-            "fill": "toself",
-            "fillcolor": GRID,
-            "mode": "lines",
-            "line": {"width": 0},
-            "name": f"within {100 * NEAR:.0f} %",
-            "hoverinfo": "skip",
-        },
-        {
-            "type": "scatter",
-            "x": ends,
-            "y": ends,
-            "mode": "lines",
-            "line": {"color": ANSWER["measured"], "width": 1.5, "dash": "dot"},
-            "name": "measured",
-            "hoverinfo": "skip",
-        },
-    ]
-
-
-def _marks(name: str, points: list[_Point], marker: dict, axis: str = "") -> dict | None:
-    """Points of one kind; beside the plot, on axes "2", with their numbers."""
-    if not points:
+def _marks(name: str, dots: list[_Dot], marker: dict, axis: str = "") -> dict | None:
+    """Dots of one kind; those that have no ratio on axes "2"."""
+    if not dots:
         return None
-    trace = {
+    dots = sorted(dots, key=lambda dot: dot.symbol != "diamond")  # the first one is in the legend
+    # At an edge, inwards, where there is room; above the row's line.
+    sides = ["top left" if dot.symbol == "triangle-right" else "top right" for dot in dots]
+    return {
         "type": "scatter",
-        "mode": "markers",
+        "mode": "markers+text",
         "name": name,
-        "showlegend": bool(name),
-        "x": [point.x for point in points],
-        "y": [point.y for point in points],
+        "x": [dot.x for dot in dots],
+        "y": [dot.y for dot in dots],
         "xaxis": f"x{axis}",
         "yaxis": f"y{axis}",
         "marker": {
-            "symbol": [point.symbol for point in points],
-            "color": ANSWER[name or "guess"],
+            "symbol": [dot.symbol for dot in dots],
+            "color": ANSWER["formula" if name == "formula" else "guess"],
             **marker,
         },
-        "customdata": [point.hover for point in points],
+        "text": [dot.text and f" {dot.text} " for dot in dots],
+        "textposition": sides,
+        "textfont": {"size": 12, "color": TEXT},
+        "customdata": [dot.hover for dot in dots],
         "hovertemplate": "%{customdata}<extra></extra>",
-    }
-    if axis:
-        trace |= {
-            "mode": "markers+text",
-            "text": [str(point.number) for point in points],
-            "textposition": "middle right",
-            "textfont": {"size": 12, "color": TEXT},
-        }
-    return trace
-
-
-def _numbers(points, formulas, low: float, high: float, right: float) -> list[dict]:
-    """The points' numbers, each with a thin line to its point."""
-    width = _WIDTH * right
-
-    def pixels(point: _Point) -> tuple[float, float]:
-        x, y = ((math.log10(v) - low) / (high - low) for v in (point.x, point.y))
-        return x * width, y * _PLOT
-
-    at, texts = [pixels(point) for point in points], [str(point.number) for point in points]
-    marks = [(*place, 6) for place in at] + [(*pixels(formula), 10) for formula in formulas]
-    offsets = label_offsets(at, texts, marks, (width, _PLOT))
-    return [
-        {
-            "x": math.log10(point.x),
-            "y": math.log10(point.y),
-            "ax": across,
-            "ay": -up,
-            "text": text,
-            "font": {"size": 12},
-            "arrowhead": 0,
-            "arrowwidth": 1,
-            "arrowcolor": TEXT,
-            "standoff": 5,
-        }
-        for point, text, (across, up) in zip(points, texts, offsets)
-    ]
-
-
-def _strip(beside: list[_Point], right: float, bottom: float) -> dict:
-    """Axes of the points that have no place on logarithmic ones."""
-    most = max(point.y for point in beside)
-    return {
-        "xaxis2": {
-            "domain": [right + 0.06, 1],
-            "anchor": "y2",
-            "range": [-0.5, 1.5],
-            "tickvals": [0, 1],
-            "ticktext": ["right", "not"],
-            "showgrid": False,
-            "zeroline": False,
-            "title": {"text": "choices, zeros"},
-        },
-        "yaxis2": {
-            "domain": [bottom, 1],
-            "anchor": "x2",
-            "range": [-0.7, max(most, 9) + 0.7],
-            "visible": False,
-        },
-    }
-
-
-def _table(rows: list[Answered], floor: float) -> dict:
-    """What the numbers stand for."""
-
-    def short(value, unit: str) -> str:
-        if value is None:
-            return ""
-        if unit == "bytes" and _is_number(value):
-            return bytes_text(value)
-        text = f"{show(value)} {unit}".strip()
-        return html.escape(text if len(text) <= 26 else f"{text[:25]}…")
-
-    columns = [
-        ("", [str(number) for number in range(1, len(rows) + 1)]),
-        ("question", [html.escape(row.id) for row in rows]),
-        ("guess", [short(row.guess, row.unit) or row.note for row in rows]),
-        ("measured", [short(row.measured, row.unit) for row in rows]),
-        ("ratio", [_against(row) for row in rows]),
-    ]
-    clear, font = "rgba(0,0,0,0)", {"color": TEXT, "size": 12}
-    cell = {
-        "align": ["right", "left"],
-        "fill": {"color": clear},
-        "line": {"color": GRID, "width": 1},
-        "font": font,
-    }
-    return {
-        "type": "table",
-        "domain": {"x": [0, 1], "y": [0, floor]},
-        "columnwidth": [0.25, 1.4, 1.9, 1.9, 0.7],
-        "header": {**cell, "values": [f"<b>{name}</b>" for name, _ in columns], "height": _ROW},
-        "cells": {**cell, "values": [values for _, values in columns], "height": _ROW},
+        "cliponaxis": False,
     }

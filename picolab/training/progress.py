@@ -1,6 +1,7 @@
 """A bar on stderr while a run goes on: steps done, the loss, tokens a second.
 
-Text, not a widget, so that it is the same in a terminal, in a notebook and headless.
+Text, not a widget, so that it is the same in a terminal, in a notebook and headless. In a notebook
+it is on stdout, since Jupyter gives what is on stderr the background of an error.
 """
 
 import sys
@@ -8,6 +9,7 @@ import sys
 from tqdm import tqdm
 
 from picolab.monitoring import Event
+from picolab.show.front_end import shell
 
 
 class _NoLock:
@@ -50,7 +52,7 @@ class Progress:
                     initial=event.data["step"],  # not 0 for a run that goes on
                     desc=self._layout,
                     unit="step",
-                    file=sys.stderr,
+                    file=sys.stderr if shell() is None else sys.stdout,
                     mininterval=0.2,
                 )
             speed = event.data["tokens"] / event.data["seconds"]

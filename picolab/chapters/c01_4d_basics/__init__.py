@@ -1,11 +1,12 @@
 """Chapter 1, 4D basics: collectives, then data, tensor, pipeline and context parallelism."""
 
+from picolab.chapters.c01_4d_basics.alpha_beta_figure import alpha_beta_figure
 from picolab.chapters.c01_4d_basics.ring_attention_figure import ring_attention_frames
 from picolab.chapters.c01_4d_basics.ring_figure import ring_all_reduce_frames
 from picolab.chapters.record import Chapter
 from picolab.exercises.catalogue import About
 
-__all__ = ["CHAPTER", "ring_all_reduce_frames", "ring_attention_frames"]
+__all__ = ["CHAPTER", "alpha_beta_figure", "ring_all_reduce_frames", "ring_attention_frames"]
 
 _EXERCISES = {
     "4d.ring.all-reduce": About("ring_all_reduce", "A ring all-reduce", 15, 3),

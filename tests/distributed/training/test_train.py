@@ -236,6 +236,13 @@ def test_progress_goes_to_stderr(capsys):
     assert "3/3" not in shown.out and "loss" not in shown.out
 
 
+def test_in_a_notebook_progress_does_not_look_like_an_error(capsys, monkeypatch):
+    monkeypatch.setattr("picolab.training.progress.shell", object)
+    pico.train(steps=3, **SMALL)
+    shown = capsys.readouterr()
+    assert "3/3" in shown.out and "loss" in shown.out and not shown.err
+
+
 def test_plain_bf16_runs():
     found = pico.train(layout="dp2", dtype="bf16", steps=2, progress=False, **SMALL)
     assert all(tensor.dtype == torch.bfloat16 for tensor in found.state_dict().values())

@@ -61,8 +61,35 @@ def test_three_faces_say_the_same(report):
     assert read["ok"] is report.ok
     for entry, check in zip(read["checks"], report.checks, strict=True):
         assert Check(**entry) == check
-        assert check.finding in repr(report)
-    assert report.verdict in repr(report) and report.verdict in report._repr_html_()
+        assert check.finding in repr(report.full())
+    full = report.full()
+    assert report.verdict in repr(full) and report.verdict in full._repr_html_()
+
+
+def check_one_line(report):
+    lines = repr(report).splitlines()
+    assert repr(report).startswith("Ready: ") and "2 cores" in repr(report).replace("\n", " ")
+    assert not [line for line in lines if line.startswith("loopback")]
+    shown = report._repr_html_()
+    assert shown.startswith("<details><summary>Ready: ") and "127.0.0.1 on lo" in shown
+
+
+FINE = [Check("Python", "ok", "3.11.7 (/usr/bin/python)"), Check("cores", "ok", "2 usable")]
+FINE += [Check("loopback", "ok", "127.0.0.1 on lo")]
+
+
+def test_a_machine_that_is_fine_takes_one_line():
+    check_one_line(DoctorReport(FINE))
+    assert "3.11.7; 2 cores." in repr(DoctorReport(FINE))
+    assert "loopback" in repr(DoctorReport(FINE).full())
+
+
+@pytest.mark.parametrize("status", ["warn", "fail"])
+def test_what_is_to_be_cured_is_not_folded_away(status):
+    with pytest.raises(AssertionError):
+        check_one_line(DoctorReport([*FINE, Check("memory", status, "little", "do that")]))
+    with pytest.raises(AssertionError):
+        check_one_line(DoctorReport(FINE).full())
 
 
 def test_one_failure_is_enough():

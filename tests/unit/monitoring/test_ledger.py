@@ -76,6 +76,9 @@ def test_questions_to_a_ledger():
     total = ledger.total(rank=0)
     assert (total.count, total.payload_bytes, total.seconds) == (2, 400, 1.0)
     assert list(ledger.by_reason()) == ["large", "small"]
+    text, shown = repr(ledger.by_reason()), ledger.by_reason()._repr_html_()
+    assert "Totals" not in text and text.split("\n")[2].startswith("large") and "<table" in shown
+    assert str(ledger.by_reason()) == text  # what print shows
     assert ledger.by("op", "reason")[("send", "small")].count == 1
     rows = ledger.table().rows
     assert rows[0][:5] == ["all_reduce", "tp", "large", 1, 300] and len(rows) == 3

@@ -1,19 +1,18 @@
-"""The scoreboard's picture: guesses against what was measured, on logarithmic axes, with a table.
+"""The scoreboard's picture: a row a question, a dot where guess / measured lies.
 
 Wrong versions these tests catch (mutants below): one that counts far guesses as near, one that
-draws the guess to the right and what was measured upwards, axes that differ so that the diagonal is
-none, a choice or a zero that is dropped, a guess that is drawn off the page, numbers that all stand
-in the same direction and lie on one another, a title whose half is the mean, empty axes.
+draws measured / guess, a choice or a zero that is dropped, a guess that is drawn off the page,
+questions that lie on one another, a title whose half is the mean, empty axes, a percentage where
+only a factor says something.
 """
 
 import math
-import random
 
 import pytest
 
 from picolab.show import guess_figure
-from picolab.show.guess_figure import Answered, finding, is_near
-from picolab.show.guess_labels import label_box, label_offsets, overlap
+from picolab.show.guess_figure import Answered, apart, finding, is_near
+from picolab.show.picture import ANSWER, PAGES, contrast
 
 ROWS = [
     Answered("a.near", 95, 100, 100, "bytes", question="How many bytes, in words & numbers?"),
@@ -28,11 +27,13 @@ ROWS = [
 
 
 def traces(rows) -> dict:
-    figure = guess_figure(rows).figure
-    points = [trace for trace in figure.data if trace.type == "scatter"]
-    named = {trace.name: trace for trace in points if trace.name}
-    named["beside"] = next((trace for trace in points if trace.xaxis == "x2"), None)
-    return named | {"table": next(trace for trace in figure.data if trace.type == "table")}
+    return {trace.name: trace for trace in guess_figure(rows).figure.data}
+
+
+def middles(rows) -> dict:
+    """Where a question stands, by its number from 1 on."""
+    layout = guess_figure(rows).figure.layout
+    return {number: label.y for number, label in enumerate(layout.annotations, 1)}
 
 
 def check_near(is_near):
@@ -68,49 +69,56 @@ def test_the_title_says_which_guesses_were_nobodys():
     assert finding(rows[:2]) == "2 guesses (all by default): 2 within 10 %"
 
 
-def check_axes(x, y):
-    """Measured to the right, the guess upwards, at most a factor of 10,000 away."""
-    assert list(zip(x, y)) == [(100, 95), (4, 1), (1.0, 1e4)]
+def check_dots(rows, dots):
+    """On each question's line; the ratio to the right, at the edge beyond a factor of ten."""
+    at = middles(rows)
+    # a.near, a.far, a.word (right), a.below; then what stands at the edge
+    ratios = [(0.95, at[1]), (0.25, at[2]), (1, at[3]), (4 / 4.1, at[8]), (10, at[5])]
+    assert [round(x, 9) for x, _ in dots] == [round(x, 9) for x, _ in ratios]
+    assert [y for _, y in dots] == [y for _, y in ratios]
 
 
-def test_where_the_points_are():
-    drawn = traces(ROWS)
-    check_axes(drawn["guess"].x, drawn["guess"].y)
-    assert list(drawn["guess"].marker.symbol) == ["diamond", "diamond", "triangle-up"]
-    assert list(drawn["formula"].x) == list(drawn["formula"].y) == [100, 4, 1.0, 7]
-    layout = guess_figure(ROWS).figure.layout
-    assert layout.xaxis.type == layout.yaxis.type == "log"
-    assert layout.xaxis.range == layout.yaxis.range  # else the diagonal is not where it is drawn
-    low, high = layout.xaxis.range
-    assert all(low < math.log10(v) < high for t in ("guess", "formula") for v in drawn[t].y)
-    assert list(drawn["measured"].x) == list(drawn["measured"].y)
-    left_low, right_low, right_high, left_high = drawn["within 10 %"].y
-    x = drawn["within 10 %"].x
-    assert [left_low / x[0], right_low / x[1]] == pytest.approx([0.9, 0.9])
-    assert [right_high / x[2], left_high / x[3]] == pytest.approx([1.1, 1.1])
+def drawn(name: str) -> list[tuple[float, float]]:
+    return list(zip(traces(ROWS)[name].x, traces(ROWS)[name].y))
 
 
-def test_swapped_axes_are_noticed():
-    drawn = traces(ROWS)
+def test_where_the_dots_are():
+    check_dots(ROWS, drawn("guess"))
+    guess = traces(ROWS)["guess"]
+    assert list(guess.marker.symbol) == ["diamond"] * 4 + ["triangle-right"]
+    assert [text.strip() for text in guess.text] == [*[""] * 4, "1 billion times too large"]
+    axis = guess_figure(ROWS).figure.layout.xaxis
+    assert axis.type == "log" and axis.range[0] == -axis.range[1] and axis.range[1] > 1
+    assert list(axis.tickvals) == [0.1, 0.2, 0.5, 1, 2, 5, 10] and axis.ticktext[3] == "right"
+
+
+def test_the_inverse_ratio_is_noticed():
     with pytest.raises(AssertionError):
-        check_axes(drawn["guess"].y, drawn["guess"].x)
+        check_dots(ROWS, [(1 / x, y) for x, y in drawn("guess")])
+
+
+def test_formulas_are_on_the_axis_too():
+    at = middles(ROWS)
+    assert drawn("formula") == [(1, at[1]), (1, at[2]), (1, at[5]), (1, at[7])]
+
+
+def test_a_guess_far_below_stands_at_the_left_edge_with_its_factor():
+    guess = traces([Answered("a.b", 13, 54_321, unit="bytes")])["guess"]
+    assert (guess.x[0], guess.marker.symbol[0]) == (0.1, "triangle-left")
+    assert guess.text[0].strip() == "4,200 times too small"
+    assert guess.textposition[0].endswith("right")  # inwards
 
 
 def check_all_are_there(drawn, rows):
-    """Each answered question is drawn once, with its number, and the table has all of them."""
-    drawn_in_all = len(drawn["guess"].x) + len(drawn["beside"].x)
-    assert drawn_in_all == sum(row.guess is not None for row in rows)
-    assert list(drawn["table"].cells["values"][1]) == [row.id for row in rows]
+    guessed = sum(row.guess is not None for row in rows)
+    assert len(drawn["guess"].x) + len(drawn["no ratio"].x) == guessed
 
 
-def test_what_has_no_logarithm_stands_beside():
-    drawn = traces(ROWS)
-    check_all_are_there(drawn, ROWS)
-    assert list(drawn["beside"].text) == ["3", "4", "6", "8"]
-    assert list(drawn["beside"].x) == [0, 1, 1, 0]  # right, not, not, right
-    assert len(set(zip(drawn["beside"].x, drawn["beside"].y))) == 4
-    assert list(guess_figure(ROWS).figure.layout.xaxis2.ticktext) == ["right", "not"]
-    assert traces(ROWS[:2])["beside"] is None
+def test_what_has_no_ratio_stands_beside():
+    check_all_are_there(traces(ROWS), ROWS)
+    at = middles(ROWS)
+    assert list(traces(ROWS)["no ratio"].y) == [at[4], at[6]]  # a wrong choice, a zero
+    assert "no ratio" not in traces(ROWS[:2])
 
 
 def test_a_dropped_choice_is_noticed():
@@ -118,9 +126,75 @@ def test_a_dropped_choice_is_noticed():
         check_all_are_there(traces([row for row in ROWS if row.id != "a.word"]), ROWS)
 
 
+def check_rows(layout):
+    """No label reaches into the next one, and all are inside the page."""
+    ends = [0.0]
+    for label in layout.annotations:
+        half = 17 * (label.text.count("<br>") + 1) / 2
+        assert label.y - half >= ends[-1]
+        ends.append(label.y + half)
+    assert layout.yaxis.range[1] == 0 and layout.yaxis.range[0] >= ends[-1]
+    inside = layout.height - layout.margin.t - layout.margin.b
+    assert inside == pytest.approx(layout.yaxis.range[0])  # a unit is a pixel
+
+
+@pytest.mark.parametrize("count", [1, 2, 8, 30])
+def test_the_height_follows_the_count(count):
+    rows = [Answered(f"a.q{i}", i, 7, question="word " * (3 * i % 40 + 1)) for i in range(count)]
+    layout = guess_figure(rows).figure.layout
+    assert len(layout.annotations) == count
+    check_rows(layout)
+    assert 150 < layout.height < 200 + 120 * count
+
+
+def test_rows_of_one_height_are_noticed():
+    layout = guess_figure(ROWS).figure.layout
+    for number, label in enumerate(layout.annotations):
+        label.y = 20 * number
+    with pytest.raises(AssertionError):
+        check_rows(layout)
+
+
+def test_the_question_stands_beside_in_words():
+    texts = [label.text for label in guess_figure(ROWS).figure.layout.annotations]
+    assert texts[0].replace("<b>", "").replace("</b>", "").split("<br>") == [
+        "How many bytes, in words &amp; numbers?",
+        "guess 95 B; measured 100 B",
+    ]
+    assert "a.far" in texts[1]  # without words, its id
+    assert texts[4].endswith("by default;<br>measured 1 ms") and "skipped: 7" in texts[6]
+
+
+def test_kinds_differ_in_shape_and_in_contrast_on_both_pages():
+    drawn = traces(ROWS)
+    shapes = [drawn[name].marker.symbol[0] for name in ("guess", "formula", "no ratio")]
+    assert len(set(shapes)) == 3
+    for page in PAGES.values():
+        assert min(contrast(ANSWER[name], page) for name in ANSWER) >= 3
+
+
+def check_words(apart):
+    assert apart(13, 54_321) == "4,200 times too small"
+    assert apart(54_321, 13) == "4,200 times too large"
+    assert apart(0.5, 1) == "2 times too small" and apart(2, 1) == "2 times too large"
+    assert apart(1.99, 1) == "+99 %" and apart(0.51, 1) == "-49 %" and apart(1.022, 1) == "+2.2 %"
+    assert apart(3, 3) == "equal" and apart("a", "b") == "different"
+    assert apart(5e6, 1, "as") == "5 million times as large"
+    assert apart(3, 0) == "3 apart" and apart(0, 3) == apart(-3, 0) == "-3 apart"
+
+
+def test_a_factor_where_a_percentage_says_nothing():
+    check_words(apart)
+
+
+def test_percentages_throughout_are_noticed():
+    with pytest.raises(AssertionError):
+        check_words(lambda value, reference, how="": f"{100 * (value / reference - 1):+.2g} %")
+
+
 def test_hovering_tells_the_question_in_words():
     hover = traces(ROWS)["guess"].customdata[0]
-    assert hover.startswith("<b>1  a.near</b><br>How many bytes, in words &amp; numbers?<br>guess")
+    assert hover.startswith("<b>a.near</b><br>How many bytes, in words &amp; numbers?<br>guess")
     assert hover.endswith("measured 100 bytes")
     long = Answered("a.b", 1, 2, question="word " * 40)
     assert max(map(len, traces([long])["guess"].customdata[0].split("<br>"))) <= 62
@@ -131,47 +205,6 @@ def test_the_text_form_has_it_all():
     assert text.startswith("7 guesses (1 by default): 3 within 10 %, half within a factor of 4\n")
     assert "skipped" in text and "1,000,000,000 ms (default)" in text and "95 bytes" in text
     assert all(f"\n{number}  {row.id}" in text for number, row in enumerate(ROWS, 1))
-
-
-def clump(seed: int, count: int = 20) -> list[tuple[float, float]]:
-    """Points as the scoreboard has them: some the same, most within a few pixels of others."""
-    draw = random.Random(seed)
-    centres = [(draw.uniform(60, 500), draw.uniform(60, 320)) for _ in range(4)]
-    return [
-        (x + draw.choice([0, 0, 5, 20]), y + draw.choice([0, 0, 15, 40]))
-        for x, y in draw.choices(centres, k=count)
-    ]
-
-
-def check_labels(offsets_of, seed):
-    points, size = clump(seed), (640, 380)
-    texts = [str(number) for number in range(1, len(points) + 1)]
-    marks = [(x, y, 6) for x, y in points]
-    offsets = offsets_of(points, texts, marks, size)
-    boxes = [label_box(*at, text, off) for at, text, off in zip(points, texts, offsets)]
-    dots = [(x - 6, y - 6, x + 6, y + 6) for x, y in points]
-    for i, box in enumerate(boxes):
-        assert min(box[:2]) >= 0 and box[2] <= size[0] and box[3] <= size[1]
-        assert not any(overlap(box, other) for other in (*boxes[:i], *dots))
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_numbers_of_twenty_points_do_not_overlap(seed):
-    check_labels(label_offsets, seed)
-
-
-def test_numbers_in_one_direction_are_noticed():
-    with pytest.raises(AssertionError):
-        check_labels(lambda points, *_: [(0, 18)] * len(points), 0)
-
-
-def test_each_number_points_at_its_point():
-    layout = guess_figure(ROWS).figure.layout
-    assert [(a.text, round(10**a.x, 6), round(10**a.y, 6)) for a in layout.annotations] == [
-        ("1", 100, 95),
-        ("2", 4, 1),
-        ("5", 1, 1e4),
-    ]
 
 
 def test_an_empty_scoreboard_can_be_drawn():
