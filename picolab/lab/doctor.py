@@ -16,6 +16,7 @@ show the judge a machine that it does not have.
 import html
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -91,10 +92,14 @@ class DoctorReport:
         """Ready, and the most important facts."""
         found = {check.name: check.finding for check in self.checks}
         facts = [
-            f"{name} {found[name].split(' (')[0]}" for name in ("Python", "torch") if name in found
+            f"{name} {re.split(' [(]|, ', found[name])[0]}"
+            for name in ("Python", "torch")
+            if name in found
         ]
         facts += [f"{found['cores'].split()[0]} cores"] if "cores" in found else []
-        facts += [f"{name}: {found[name]}" for name in ("memory", "GPUs") if name in found]
+        facts += [found["memory"].rpartition(", ")[2]] if "memory" in found else []
+        gpus = found.get("GPUs", "").partition(";")[0]
+        facts += [gpus if gpus != "none" else "no GPU"] if gpus else []
         return f"{self.verdict[:-1]}: {'; '.join(facts)}." if facts else self.verdict
 
     def to_json(self) -> str:

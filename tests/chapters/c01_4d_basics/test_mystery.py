@@ -136,7 +136,7 @@ def test_the_healthy_run_is_off_by_rounding_and_not_by_nothing():
     """Else there would be nothing to learn from it."""
     assert CASES["4d.mystery.5"].fault is None
     trial = trial_of("4d.mystery.5")
-    off = looks._relative(trial.this.losses, trial.one.losses)
+    off = looks.relative(trial.this.losses, trial.one.losses)
     assert sum(value > 0 for value in off) > len(off) / 2 and max(off) < ROUNDING
 
 
