@@ -123,7 +123,7 @@ def check_where(line: Line, cells: dict[str, dict]):
     if line.how == "computed":
         assert re.search(r"pico\.costs\.|assert ", source), f"{line.where} computes nothing"
         return
-    shown = "print(" in source or "Table(" in source
+    shown = any(word in source for word in ("print(", "Table(", "_figure("))
     holds = "pico.compare(" in source or "assert " in source or "ledger_table(" in source
     assert holds or ("measured" in source and shown), f"{line.where} measures nothing"
 

@@ -43,7 +43,7 @@ def test_the_title_says_how_far_apart_they_are():
 def test_the_text_has_the_same_numbers():
     text = repr(overlay_figure([state("dp2", A), state("tp2", B)]))
     assert "2.5e-01 apart" in text and "5.25" in text and "tp2" in text
-    assert text.splitlines()[-1].split() == ["3", "3"]  # a step that only one has
+    assert text.splitlines()[-1].split() == ["3", "3.00"]  # a step that only one has
 
 
 @pytest.mark.parametrize(
