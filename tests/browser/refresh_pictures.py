@@ -90,11 +90,11 @@ def take(figure: Figure, lab: Lab, folder: Path) -> None:
 
 
 def take_running(lab: Lab, folder: Path) -> None:
-    """The panel with ranks at work: sliders at the top of the window, the figure under them."""
+    """The panel with ranks at work: its buttons at the top of the window, the figure under them."""
     panel = Panel(lab)
-    panel.move("pp", "ArrowRight")
+    panel.move("pp")
     panel.run_and_watch(looks=30)
-    panel.slider("dp").evaluate("slider => slider.scrollIntoView({block: 'start'})")
+    panel.choice("dp").evaluate("choice => choice.scrollIntoView({block: 'start'})")
     lab.page.screenshot(path=folder / "chapter_running.png")
     panel.stop()
 
@@ -108,7 +108,7 @@ def take_all(images: Path) -> None:
         taken.mkdir()
         copy = Path(folder) / NOTEBOOK.name
         copy.write_text(source.replace(GUESSES, "DEFAULT_GUESSES = True"), encoding="utf-8")
-        with Lab(folder, size=(1100, 1110)) as lab:
+        with Lab(folder, size=(1100, 1500)) as lab:
             lab.open(NOTEBOOK.name)
             lab.command("application:toggle-left-area")
             lab.run_all()
