@@ -62,6 +62,13 @@ _WORDS = {int: "INT", float: "FLOAT", str: "STR", bool: "{True,False}"}
 Training, Shape, Launch = map(_flags, (TrainConfig, ModelConfig, RunOptions))
 
 
+class _Several:
+    """A command of several: the one that was asked for is its field `what`."""
+
+    def run(self) -> int:
+        return self.what.run()
+
+
 @dataclass(frozen=True)
 class Doctor:
     """Look at this machine: what a chapter needs, what is here, and the cure for what is
@@ -153,16 +160,13 @@ class CheckpointLs:
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class Checkpoint(_Several):
     """Look at checkpoints: what there is, and whether every byte is the one that was written."""
 
-    action: OmitSubcommandPrefixes[
+    what: OmitSubcommandPrefixes[
         Annotated[CheckpointVerify, subcommand("verify")]
         | Annotated[CheckpointLs, subcommand("ls")]
     ]
-
-    def run(self) -> int:
-        return self.action.run()
 
 
 @dataclass(frozen=True)
@@ -340,7 +344,7 @@ QUIZ = ("practise", "list", "show", "stats", "lint", "export")
 
 
 @dataclass(frozen=True)
-class Quiz:
+class Quiz(_Several):
     """Practise for interviews: questions whose numbers are computed, and come again when due.
 
     Alone, it asks up to five, as `picolab quiz practise` does."""
@@ -353,9 +357,6 @@ class Quiz:
         | Annotated[Lint, subcommand("lint")]
         | Annotated[Export, subcommand("export")]
     ]
-
-    def run(self) -> int:
-        return self.what.run()
 
 
 @dataclass(frozen=True)
@@ -425,15 +426,12 @@ class RunsRm:
 
 
 @dataclass(frozen=True)
-class Runs:
+class Runs(_Several):
     """List or remove run directories; picolab itself keeps the newest 20."""
 
-    action: OmitSubcommandPrefixes[
+    what: OmitSubcommandPrefixes[
         Annotated[RunsLs, subcommand("ls")] | Annotated[RunsRm, subcommand("rm")]
     ]
-
-    def run(self) -> int:
-        return self.action.run()
 
 
 def _listing(rundirs, as_json: bool):
