@@ -109,14 +109,19 @@ def _greet_kernel():
 
 
 def _warm_kernel():
-    """What the first live figure needs, while the reader reads. Each import enters by one door, so
-    that a cell that imports the same meanwhile waits for it.
+    """What figures need, while the reader reads; plotly's script and the rule for their text are
+    sent to the page as well. Each import enters by one door, so that a cell that imports the same
+    meanwhile waits for it. torch comes last: the rank server loads its own just now, and ranks are
+    waited for.
     """
     import contextlib
+    import time
 
-    for name in ("ipywidgets", "plotly.graph_objects", "picolab.lab.live_figure", "torch"):
-        with contextlib.suppress(ImportError):  # who needs it says what to install
-            importlib.import_module(name)
+    with contextlib.suppress(ImportError):  # who needs it says what to install
+        importlib.import_module("picolab.show.theme").follow()
+        importlib.import_module("picolab.lab.live_figure").Plotly.here()
+        time.sleep(5)
+        importlib.import_module("torch")
 
 
 _greet_kernel()

@@ -62,6 +62,8 @@ class Dashboard(Shown):
                 from picolab.lab.live_view import LiveView
 
                 self._view = LiveView(_starting(source))
+                if has_front_end() and hasattr(source, "hold"):
+                    source.hold(self._view.stands)
             self.show(self._view.box if live else Message(_going(source)))
             self._follower = Follower(source, self._paint if live else None, self._end)
             self._state = self._follower.state

@@ -15,12 +15,26 @@ plotly's `FigureWidget` does not survive that, for three reasons, each with its 
 """
 
 import copy
+import sys
 import threading
 
 import anywidget
 import plotly
 import plotly.graph_objects as go
 import traitlets
+
+# To make a FigureWidget, plotly imports nbformat, this jsonschema, and this a grammar of
+# international addresses, which is compiled for 2.4 s and used by nobody here. Kept out, jsonschema
+# does without.
+_GRAMMAR = "rfc3987_syntax"
+if _GRAMMAR in sys.modules:
+    FigureWidget = go.FigureWidget
+else:
+    sys.modules[_GRAMMAR] = None
+    try:
+        FigureWidget = go.FigureWidget
+    finally:
+        del sys.modules[_GRAMMAR]
 
 _LOAD = """
 const loaded = globalThis.picolabPlotly ??= {};
@@ -83,18 +97,19 @@ class Plotly(anywidget.AnyWidget):
     @classmethod
     def here(cls) -> "Plotly":
         if cls._only is None or cls._only.comm is None:
-            cls._only = cls(script=str(go.FigureWidget._esm))
+            cls._only = cls(script=str(FigureWidget._esm))
         return cls._only
 
 
-class LiveFigure(go.FigureWidget):
+class LiveFigure(FigureWidget):
     _esm = _FIGURE
     version = traitlets.Unicode(plotly.__version__).tag(sync=True)
     bundle = traitlets.Unicode().tag(sync=True)
     own = traitlets.Unicode().tag(sync=True)
 
-    def __init__(self, *args, **kwargs):
-        self._lock, self._made, self._stands = threading.RLock(), False, threading.Event()
+    def __init__(self, *args, stands: threading.Event, **kwargs):
+        """`stands` is set once a page can draw it."""
+        self._lock, self._made, self._stands = threading.RLock(), False, stands
         super().__init__(*args, **kwargs)
         self.bundle, self.own = Plotly.here().model_id, self.model_id
         self._made = True
@@ -104,11 +119,6 @@ class LiveFigure(go.FigureWidget):
     def lock(self) -> threading.RLock:
         """A paint and a page's question: one at a time."""
         return self._lock
-
-    @property
-    def stands(self) -> threading.Event:
-        """Set once a page can draw it."""
-        return self._stands
 
     def get_state(self, key=None, drop_defaults=False):
         if not self._made:

@@ -35,6 +35,7 @@ class LiveView:
         self.sentence = ipywidgets.HTML()
         self.box = ipywidgets.VBox([self.sentence])
         self.say(said)
+        self.stands = threading.Event()  # a page can draw the figure
         self._figure, self._making = None, threading.RLock()
         # plotly takes seconds to import when nothing is warm yet; the sentence stands meanwhile.
         threading.Thread(target=lambda: self.figure, name="picolab-view", daemon=True).start()
@@ -49,6 +50,7 @@ class LiveView:
                 # Drawn before it has a place, it is 700 pixels wide. With autosize, every later
                 # change of the layout measures the place again.
                 self._figure = LiveFigure(
+                    stands=self.stands,
                     data=training_traces(self._drawn),
                     layout={**training_layout(self._drawn), "autosize": True},
                 )

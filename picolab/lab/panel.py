@@ -122,7 +122,9 @@ class Panel(Shown):
             return self._say(f"could not start: {error}")
         if self._widgets:
             self._picture.replace(Message(""))
-            self._widgets.begin()
+            stands = self._widgets.begin()
+            if has_front_end():
+                self.job.hold(stands)
         Follower(self.job, self._paint if self._widgets else None, self._end)
         return self.message
 

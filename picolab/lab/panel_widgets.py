@@ -5,6 +5,7 @@ the next ones. Between runs it is hidden, not taken out: plotly's view of a figu
 out goes on listening, and complains of every update.
 """
 
+import threading
 from collections.abc import Iterable
 
 from picolab.lab.layout_choice import CHOSEN
@@ -85,8 +86,9 @@ class PanelWidgets:
         self.formulas.value = _CHOSEN_STYLE + self._panel.bars()
         self.placement.value = self._panel.placement()._repr_html_()
 
-    def begin(self) -> None:
-        """A run has been started: a live figure of earlier runs only, no progress."""
+    def begin(self) -> threading.Event:
+        """A run has been started: a live figure of earlier runs only, no progress. Returns what is
+        set once a page can draw the figure."""
         if self._view is None:
             self._view = LiveView()
             self.live.children = (self._view.box,)
@@ -95,6 +97,7 @@ class PanelWidgets:
         self.progress.bar_style = ""
         self._progress(RunState())
         self.stop.disabled = False
+        return self._view.stands
 
     def paint(self, state: RunState) -> None:
         self._view.paint(state, beside=self._panel.earlier)

@@ -24,6 +24,7 @@ from picolab.launch import payload, rundirs, server, stacks
 from picolab.launch.collector import Collector
 from picolab.launch.display import Display
 from picolab.launch.failures import RankFailure, Stopped
+from picolab.launch.rank import HELD
 from picolab.launch.result import RunResult
 from picolab.launch.surroundings import Surroundings
 from picolab.launch.turns import Turns
@@ -177,6 +178,20 @@ class Job:
         if self._transformed is None:
             self._transformed = self._transform(self._outcome)
         return self._transformed
+
+    def hold(self, ready: threading.Event) -> None:
+        """Ranks that have not begun when this is called begin when `ready` is set: a view that is
+        still being built misses no step. No rank waits longer than 5 s, nor does this call.
+        """
+        held = self.run_dir / HELD
+        held.touch()
+
+        def let_go() -> None:
+            while not (ready.wait(0.2) or self.done):
+                pass
+            held.unlink(missing_ok=True)
+
+        threading.Thread(target=let_go, name=f"picolab-hold-{self.id}", daemon=True).start()
 
     def stop(self) -> str:
         """End it now; no rank is left when this returns. Returns a sentence; a second stop only

@@ -18,7 +18,8 @@ MODULES = (
     "torch._dynamo",
     "picolab.launch.rank",
     "picolab.comm",
-    "picolab.training",
+    "picolab.training.trainer",
+    "picolab.training.result",
 )
 
 

@@ -36,6 +36,9 @@ from picolab.monitoring.beacon import Beacon
 # rank here.
 AT_START = ("picolab.comm:watch",)
 
+HELD = "held"  # a file in the run directory: ranks wait as long as it is there, and no longer than
+HELD_S = 5.0
+
 
 @dataclass
 class RankSpec:
@@ -67,6 +70,7 @@ def main(
             draw_anew()
             payload = payloads.unpack(blob)
             _join(spec, store, send)
+            _wait_while_held(spec.run_dir)
             send("result", call(spec, payload, send))
             # Stay until every rank has its result: a peer may still want something.
             with contextlib.suppress(EOFError, OSError):
@@ -75,6 +79,13 @@ def main(
         send("error", *describe(error))
         _end(1 if not isinstance(error, SystemExit) else _exit_code(error))
     _end(0)
+
+
+def _wait_while_held(run_dir: Path) -> None:
+    """Somebody wants to see the beginning and is not ready yet (see `Job.hold`)."""
+    until = time.monotonic() + HELD_S
+    while (run_dir / HELD).exists() and time.monotonic() < until:
+        time.sleep(0.01)
 
 
 def call(spec: RankSpec, payload: payloads.Payload, send) -> bytes:

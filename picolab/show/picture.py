@@ -8,8 +8,9 @@ Colours have fixed meanings, and each reads on JupyterLab's light page (white) a
 (#111): no figure has a background of its own, so the page shows through, and one picture serves
 both themes. A mark needs a contrast of 3 to its ground (WCAG 2.1, 1.4.11), which leaves a narrow
 band of lightness; the hues were searched in it for the largest distance that remains for every
-kind of colour-blind eye. Text should have 4.5 (1.4.3), and no grey can have more than 4.34 to
-both pages: that grey is the one for text. Red means "now wrong" and nothing else.
+kind of colour-blind eye. Text needs 4.5 (1.4.3), and no grey has more than 4.34 to both pages: that
+grey is the one for text, and theme.py makes it the page's own colour. Red means "now wrong" and
+nothing else.
 """
 
 import importlib.util
@@ -21,6 +22,7 @@ from picolab.show.files import write_beside
 from picolab.show.png import png
 
 TEXT = "#787c82"
+INK = "#33373d"  # text where the ground is known to be light
 GRID = "rgba(128,132,140,0.28)"
 RED = "#d6424b"
 PAGES = {"light": "#ffffff", "dark": "#111111"}
@@ -83,7 +85,7 @@ def template() -> dict:
             "yaxis": axis,
             "legend": {"orientation": "h", "font": {"size": 12}, "bgcolor": "rgba(0,0,0,0)"},
             "margin": {"l": 60, "r": 20, "t": 56, "b": 48},
-            "hoverlabel": {"font": {"size": 12}},
+            "hoverlabel": {"bgcolor": INK, "font": {"size": 12, "color": "#ffffff"}},
             "annotationdefaults": {"font": {"color": TEXT, "size": 13}},
             "bargap": 0.25,
             "uirevision": "keep",  # a reader's zoom survives an update
@@ -148,9 +150,12 @@ class LabFigure:
             config={**_CONFIG, "responsive": True},
             auto_play=False,
         )
+        from picolab.show.theme import rule
+
         style = (
-            "<style>:root{color-scheme:light dark}body{background:#fff}"
-            "@media(prefers-color-scheme:dark){body{background:#111}}</style>"
+            f"<style>:root{{color-scheme:light dark}}body{{background:#fff;color:{INK}}}"
+            "@media(prefers-color-scheme:dark){body{background:#111;color:#e4e6ea}}"
+            f"{rule('currentColor')}</style>"
         )
         return page.replace("<head>", f"<head>{style}", 1)
 
@@ -163,7 +168,7 @@ class LabFigure:
         path = Path(path).expanduser()
         writers = {
             ".html": self.to_html,
-            ".png": lambda: png(self.figure, PAGES["light"]),
+            ".png": lambda: png(self.figure, PAGES["light"], {TEXT: INK}),
             ".json": lambda: self.figure.to_json(),
             ".txt": lambda: self.text + "\n",
         }

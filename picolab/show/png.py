@@ -52,8 +52,9 @@ def find_browser() -> str | None:
     return str(_MAC) if _MAC.exists() else None
 
 
-def png(figure, ground: str) -> bytes:
-    """The figure as a PNG on this ground, `WIDTH` wide and as high as its layout says.
+def png(figure, ground: str, colours: dict[str, str]) -> bytes:
+    """The figure as a PNG on this ground, `WIDTH` wide and as high as its layout says; `colours`
+    that suit any ground are replaced by those for this one.
 
     RuntimeError, which names the way to save it as HTML, if no browser is there, or if it fails.
     """
@@ -68,7 +69,10 @@ def png(figure, ground: str) -> bytes:
     # Not hidden: a Chromium that is a snap may not read hidden folders.
     with tempfile.TemporaryDirectory(prefix="picolab-png-", ignore_cleanup_errors=True) as folder:
         page = Path(folder) / "figure.html"
-        page.write_text(drawn.to_html(post_script=script, auto_play=False), encoding="utf-8")
+        text = drawn.to_html(post_script=script, auto_play=False)
+        for before, after in colours.items():
+            text = text.replace(before, after)
+        page.write_text(text, encoding="utf-8")
         answer = _open(browser, page, Path(folder) / "profile")
     found = re.search(r"data:image/png;base64,([A-Za-z0-9+/=]+)", answer)
     if found is None:

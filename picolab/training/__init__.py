@@ -3,18 +3,24 @@
 What decides a run's numbers, `TrainConfig`, is described in specs/train_config.py, without torch.
 
     text.py      which bytes are the i-th sequence, and who reads them
-    trainer.py   `train`, what a rank does, and one step
+    start.py     `train`: what is checked, and the start of the ranks
+    trainer.py   what a rank does, and one step
     checkpoint.py, checkpoint_plan.py   a run that was cut off goes on, on any layout
     folder.py, integrity.py             which checkpoint is meant, and whether it is whole
     resume.py                           what may differ when a run goes on, and what is then said
     torchrun.py  the same run where torchrun started the ranks
     result.py    what comes back
 
-With torch missing, importing this room says what to install.
+With torch missing, importing this room says what to install. It is not imported here, which takes
+seconds: `train` is the first thing of a notebook, and the kernel needs torch for its result only.
 """
 
+import importlib
+import importlib.util
+
 try:
-    import torch  # noqa: F401
+    if importlib.util.find_spec("torch") is None:
+        raise ImportError
 except ImportError as error:
     raise ImportError(
         "picolab.training needs PyTorch, which is not installed here: "
@@ -22,20 +28,24 @@ except ImportError as error:
     ) from error
 
 from picolab.specs import TrainConfig
-from picolab.training.checkpoint import Checkpoints
-from picolab.training.result import TrainResult
+from picolab.training.start import train
 from picolab.training.text import Text
-from picolab.training.torchrun import is_rank, train_here
-from picolab.training.trainer import NonFiniteLoss, train, train_rank
 
-__all__ = [
-    "Checkpoints",
-    "NonFiniteLoss",
-    "Text",
-    "TrainConfig",
-    "TrainResult",
-    "is_rank",
-    "train",
-    "train_here",
-    "train_rank",
-]
+_LAZY = {
+    "Checkpoints": "checkpoint",
+    "NonFiniteLoss": "trainer",
+    "TrainResult": "result",
+    "is_rank": "torchrun",
+    "train_here": "torchrun",
+    "train_rank": "trainer",
+}
+
+__all__ = ["Text", "TrainConfig", "train", *_LAZY]
+
+
+def __getattr__(name):
+    if name in _LAZY:
+        module = importlib.import_module(f"picolab.training.{_LAZY[name]}")
+        globals()[name] = getattr(module, name)
+        return globals()[name]
+    raise AttributeError(f"picolab.training has no {name!r}")

@@ -5,8 +5,7 @@ from picolab.monitoring import Observer, StepReport, events
 from picolab.training import checkpoint
 from picolab.training.checkpoint import Checkpoints
 from picolab.training.result import RankReport
-
-HELD_OUT_BATCHES = 4  # global batches of an evaluation
+from picolab.training.start import HELD_OUT_BATCHES
 
 
 class Recorder(Observer):

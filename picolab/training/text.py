@@ -33,10 +33,12 @@ import os
 import sysconfig
 from itertools import accumulate as running_sum
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from picolab.costs import replica_sequences
+
+if TYPE_CHECKING:  # a position needs no torch: the kernel, which reads nothing, has none yet
+    import torch
 
 # A corpus of up to 256 MiB is hashed as a whole, a larger one in so many blocks, evenly spread:
 # another text is still noticed, but an edit of a few words may fall between them. For the standard
@@ -79,7 +81,7 @@ class Text:
 
     def batch(
         self, *, dp_rank: int, dp_size: int, micro_batch: int, accumulate: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> "tuple[torch.Tensor, torch.Tensor]":
         """Tokens and labels (accumulate, micro_batch, seq) of one replica for one step, int64.
 
         All ranks call it once a step, and all positions move on by the *global* batch.
@@ -90,13 +92,15 @@ class Text:
 
     def held_out_batch(
         self, *, dp_rank: int, dp_size: int, micro_batch: int, accumulate: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> "tuple[torch.Tensor, torch.Tensor]":
         """The same of the held-out sequences, always from the first one."""
         assert dp_size * accumulate * micro_batch <= self.held_out
         mine = replica_sequences(0, dp_rank, dp_size, micro_batch, accumulate)
         return self._stacked([self._corpus.held_out(i) for i in mine], micro_batch)
 
-    def _stacked(self, rows: list[torch.Tensor], micro_batch: int):
+    def _stacked(self, rows: "list[torch.Tensor]", micro_batch: int):
+        import torch
+
         both = torch.stack(rows).view(-1, micro_batch, self.seq + 1)
         return both[..., :-1], both[..., 1:]
 
@@ -159,21 +163,23 @@ class _Windows:
             )
         self.identity = f"{size} bytes in windows of {seq}"
 
-    def sequence(self, i: int) -> torch.Tensor:
+    def sequence(self, i: int) -> "torch.Tensor":
         epoch, index = divmod(i, self._trained)
         if epoch and self._trained < self._count:
             # Another order of what the first shuffle began with.
             index, epoch = permutation(index, self._trained, f"{self._seed}/{epoch}"), 0
         return self._window(permutation(index, self._count, f"{self._seed}/{epoch}"))
 
-    def held_out(self, i: int) -> torch.Tensor:
+    def held_out(self, i: int) -> "torch.Tensor":
         return self._window(permutation(self._count - 1 - i, self._count, f"{self._seed}/0"))
 
     def before_held_out(self, held_out: int) -> float:
         """Sequences of a run before it would come to these."""
         return self._count - held_out
 
-    def _window(self, window: int) -> torch.Tensor:
+    def _window(self, window: int) -> "torch.Tensor":
+        import torch
+
         raw = self._read(window * self._seq, self._seq + 1)
         return torch.frombuffer(raw, dtype=torch.uint8).long()
 
@@ -209,13 +215,15 @@ class _RandomTokens:
         self.identity = f"random tokens below {vocab} in windows of {seq}"
         self.hash = ""  # its identity and the seed say it all
 
-    def held_out(self, i: int) -> torch.Tensor:
+    def held_out(self, i: int) -> "torch.Tensor":
         return self.sequence(-1 - i)
 
     def before_held_out(self, held_out: int) -> float:
         return math.inf
 
-    def sequence(self, i: int) -> torch.Tensor:
+    def sequence(self, i: int) -> "torch.Tensor":
+        import torch
+
         generator = torch.Generator().manual_seed(_hash(f"{self._seed}/{i}") >> 1)
         return torch.randint(self._vocab, (self._seq + 1,), generator=generator)
 

@@ -1,4 +1,4 @@
-"""Training: `train` starts the ranks, `train_rank` is what each does, `train_step` one step of it.
+"""Training: `train_rank` is what each rank does, `train_step` one step of it (start.py: `train`).
 
 The loss of a step is the mean over all valid tokens of the *global* batch. Each rank sums the
 losses of its own tokens, and every sum is divided by the same number before it is differentiated:
@@ -26,82 +26,25 @@ import time
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 
-import psutil
 import torch
 import torch.distributed as dist
 
-from picolab import comm, costs, launch
+from picolab import comm
 from picolab.monitoring import Ledger, Observer, StepReport, events
 from picolab.parallel import parallelize
 from picolab.parallel.micro_batches import count_valid as global_count
-from picolab.show.table import bytes_text
-from picolab.specs import TrainConfig, assemble
-from picolab.specs.settings import split, takes_settings
+from picolab.specs import TrainConfig
 from picolab.training.build import build
 from picolab.training.checkpoint import Checkpoints, restore
-from picolab.training.observers import (
-    HELD_OUT_BATCHES,
-    CheckpointWriter,
-    Evaluation,
-    EventWriter,
-    Recorder,
-)
+from picolab.training.observers import CheckpointWriter, Evaluation, EventWriter, Recorder
 from picolab.training.precision import Precision
-from picolab.training.progress import Progress
-from picolab.training.result import RankReport, TrainResult
+from picolab.training.result import RankReport
+from picolab.training.start import open_text
 from picolab.training.text import Text
 
 
 class NonFiniteLoss(ArithmeticError):
     """The loss or its gradient is no longer a number; the message names the step."""
-
-
-@takes_settings("model", "layout", "data", "steps")
-def train(
-    *,
-    wait: bool = True,
-    progress: bool = True,
-    observers: Sequence[Observer] = (),
-    **settings,
-) -> "TrainResult | launch.Job":
-    """Train a model on real ranks of this machine.
-
-    result = pico.train(layout="dp2tp2", steps=50)                 # a TrainResult
-    job = pico.train(layout="dp2tp2", steps=50, wait=False)        # at once; job.result() is one
-
-    progress: a bar on stderr. observers: each rank gets a copy and calls it as the run goes on, see
-    `pico.Observer`. The settings are listed below; those of the model's shape change it, as in
-    pico.train(hidden=256, layers=8).
-
-    Raises ValueError for what cannot be trained, before any rank is started; RankFailure if a rank
-    fails, for instance because the loss is no longer finite.
-    """
-    of_config, options = split(settings)
-    config = assemble(**of_config)
-    for observer in observers:
-        if not isinstance(observer, Observer):
-            kind = type(observer).__name__
-            raise ValueError(
-                f"observers are pico.Observer objects, and {observer!r} is an {kind}; give "
-                "instances of a class that inherits from pico.Observer"
-            )
-    _refuse_too_large(config)
-    text = open_text(config)  # what is wrong with the data should be said here, not by a rank
-    config, checkpoints = Checkpoints(**options.checkpoints).resolve(config, text)
-    return launch.run(
-        train_rank,
-        config,
-        checkpoints,
-        tuple(observers),
-        world_size=config.layout.world,
-        backend=options.backend,
-        timeout=options.timeout,
-        wait=wait,
-        name="train",
-        run_dir=options.run_dir,
-        progress=Progress(config.steps, str(config.layout)) if progress else None,
-        transform=lambda run: TrainResult.of(config, run),
-    )
 
 
 def train_rank(
@@ -212,13 +155,6 @@ class Run:
         self._open.__exit__(*error)
 
 
-def open_text(config: TrainConfig) -> Text:
-    """The run's text, at its beginning. Every rank opens the same, with the same seed."""
-    held_out = config.sequences_per_step * HELD_OUT_BATCHES if config.eval_every else 0
-    shape = config.model
-    return Text(config.data, seq=shape.seq, vocab=shape.vocab, seed=config.seed, held_out=held_out)
-
-
 def next_batch(
     text: Text, config: TrainConfig, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -276,18 +212,3 @@ def _stop_if_not_finite(report: StepReport) -> None:
                 f"the {name} is {value} at step {report.step}; "
                 "try a lower lr, a longer warmup or a tighter clip"
             )
-
-
-def _refuse_too_large(config: TrainConfig) -> None:
-    """Say it before the machine swaps: parameters, gradients and AdamW's moments of all ranks."""
-    if torch.cuda.is_available():
-        return
-    size = costs.dtype_bytes(config.dtype)
-    held = costs.parameters(config.model).total // (config.layout.tp * config.layout.pp)
-    needed, here = held * 4 * size * config.layout.world, psutil.virtual_memory().total
-    if needed > here:
-        raise ValueError(
-            f"{config.model.name} on {config.layout} needs {bytes_text(needed)} for parameters, "
-            f"gradients and optimizer alone, and this machine has {bytes_text(here)}; "
-            "take a smaller model, such as 'tiny'"
-        )

@@ -16,7 +16,18 @@ plain plotly frames behind a slider: it needs no kernel.
 
 from typing import NamedTuple
 
-from picolab.show.picture import GRID, HATCH, TIME, LabFigure, frame_slider, template
+from picolab.show.picture import (
+    BLUE,
+    GREEN,
+    GRID,
+    HATCH,
+    TEXT,
+    TIME,
+    LabFigure,
+    frame_slider,
+    ink,
+    template,
+)
 from picolab.show.table import Table
 
 MAX_RANKS = 8
@@ -24,7 +35,7 @@ SPLITS = ("contiguous", "zigzag")
 
 _NAMES = {"contiguous": "contiguous", "zigzag": "zig-zag"}
 _STATES = ("unseen", "skipped", "now", "done")
-_INK = {"skipped": "#6a6f78", "now": "#2a72ee", "done": "#0d7f65"}  # dark enough for white digits
+_FILL = {"unseen": GRID, "skipped": GRID, "now": BLUE, "done": GREEN}  # skipped has a dash as well
 _HALVES = ((0.07, 0.475), (0.595, 1.0))  # of the width
 _TOP, _ROW, _BOTTOM = 142, 46, 142  # pixels
 
@@ -129,21 +140,31 @@ _LEGEND = "½, 1: the part of a block (queries × keys) that causality leaves to
 # -- traces ---------------------------------------------------------------------------------------
 
 
-def _cells(n: int, split: str, step: AttentionStep) -> dict:
-    def label(rank: int, owner: int) -> str:
-        state = step.states[rank][owner]
-        part = _part(computed(rank, owner, split))
-        return {"unseen": "", "now": f"<b>{part}</b>"}.get(state, part)
-
+def _cells(step: AttentionStep) -> dict:
     return {
         "z": [[_STATES.index(state) for state in row] for row in step.states],
-        "text": [[label(rank, owner) for owner in range(n)] for rank in range(n)],
         "customdata": step.states,
     }
 
 
+def _labels(n: int, split: str, step: AttentionStep) -> dict:
+    """What stands in the cells, in a colour that can be read there."""
+    places = [(rank, owner) for rank in range(n) for owner in range(n)]
+    states = [step.states[rank][owner] for rank, owner in places]
+    parts = [_part(computed(rank, owner, split)) for rank, owner in places]
+    words = {"unseen": "", "now": "<b>{}</b>", "done": "{}", "skipped": "{}"}
+    return {
+        "text": [words[state].format(part) for state, part in zip(states, parts)],
+        "textfont": {
+            "color": [TEXT if _FILL[state] == GRID else ink(_FILL[state]) for state in states],
+            "size": 14,
+        },
+    }
+
+
 def _data(n: int, runs: dict[str, list[AttentionStep]], i: int) -> list[dict]:
-    """The traces of both halves, in one order in all frames: cells, then a bar for each state."""
+    """The traces of both halves, in one order in all frames: cells, their labels, then a bar for
+    each state."""
     place = list(range(n))
     traces = []
     for half, split in enumerate(SPLITS):
@@ -154,9 +175,7 @@ def _data(n: int, runs: dict[str, list[AttentionStep]], i: int) -> list[dict]:
                 "type": "heatmap",
                 "x": place,
                 "y": place,
-                **_cells(n, split, step),
-                "texttemplate": "%{text}",
-                "textfont": {"color": "#ffffff", "size": 14},
+                **_cells(step),
                 "zmin": 0,
                 "zmax": 3,
                 "colorscale": _scale(),
@@ -170,13 +189,26 @@ def _data(n: int, runs: dict[str, list[AttentionStep]], i: int) -> list[dict]:
                 ),
             }
         )
+        traces.append(
+            {
+                "type": "scatter",
+                "mode": "text",
+                "x": [owner for _ in place for owner in place],
+                "y": [rank for rank in place for _ in place],
+                **_labels(n, split, step),
+                "xaxis": heat_x,
+                "yaxis": y,
+                "hoverinfo": "skip",
+                "showlegend": False,
+            }
+        )
         done = [total - now for total, now in zip(step.work, step.now)]
         waits = [step.elapsed - total for total in step.work]
         labels = [f" {total:g}" for total in step.work]
         for name, length, marker in (
-            ("done", done, {"color": _INK["done"]}),
-            ("now", step.now, {"color": _INK["now"]}),
-            ("masked: nothing to do", [0.0] * n, {"color": _INK["skipped"]}),  # for the legend
+            ("done", done, {"color": _FILL["done"]}),
+            ("now", step.now, {"color": _FILL["now"]}),
+            ("–: masked, nothing to do", [0.0] * n, {"color": _FILL["skipped"]}),  # for the legend
             (
                 "waiting",
                 waits,
@@ -212,15 +244,19 @@ def _data(n: int, runs: dict[str, list[AttentionStep]], i: int) -> list[dict]:
 
 def _changes(n: int, runs: dict[str, list[AttentionStep]], i: int) -> list[dict]:
     """What a frame changes of each trace; plotly keeps the rest."""
-    cells, bars = ("type", "z", "text", "customdata"), ("type", "x", "customdata")
+    changing = {
+        "heatmap": ("z", "customdata"),
+        "scatter": ("text", "textfont"),
+        "bar": ("x", "customdata"),
+    }
     return [
-        {key: trace[key] for key in (cells if trace["type"] == "heatmap" else bars)}
+        {key: trace[key] for key in ("type", *changing[trace["type"]])}
         for trace in _data(n, runs, i)
     ]
 
 
 def _scale() -> list[list]:
-    colours = [GRID, _INK["skipped"], _INK["now"], _INK["done"]]
+    colours = [_FILL[state] for state in _STATES]
     return [[edge / 4, colour] for k, colour in enumerate(colours) for edge in (k, k + 1)]
 
 

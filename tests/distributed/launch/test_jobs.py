@@ -156,3 +156,33 @@ def test_fifty_launches_leak_nothing():
     wait_for(lambda: threading.active_count() <= threads)
     after = census()
     assert all(now <= then for now, then in zip(after, before)), (before, after)
+
+
+def tells_when() -> float:
+    began = time.time()
+    pico.emit(began=began)
+    return began
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_held_ranks_begin_when_the_view_is_ready(world_size):
+    """The mutant, a job that nobody holds, begins at once."""
+    ready = threading.Event()
+    job = pico.run(tells_when, world_size=world_size, wait=False)
+    job.hold(ready)
+    time.sleep(1.5)
+    said = time.time()
+    ready.set()
+    assert min(job.result()) >= said
+    assert not (job.run_dir / "held").exists()
+    free = pico.run(tells_when, world_size=world_size, wait=False)
+    time.sleep(1.5)
+    assert max(free.result()) < time.time() - 0.5
+
+
+def test_held_ranks_wait_no_longer_than_the_bound():
+    """With a view that never stands: nobody sets the event."""
+    job = pico.run(tells_when, world_size=2, wait=False)
+    job.hold(threading.Event())
+    assert len(job.result()) == 2
+    wait_for(lambda: not (job.run_dir / "held").exists())

@@ -21,7 +21,7 @@ from picolab.lab import panel
 from picolab.launch.job import Backend, run
 from picolab.specs import ModelConfig, TrainConfig, assemble
 from picolab.specs.settings import RunOptions, explanations, settings, split, takes_settings
-from picolab.training import Checkpoints, train, trainer
+from picolab.training import Checkpoints, start, train
 
 FIELDS = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
 SHAPE = {field.name: None for field in dataclasses.fields(ModelConfig) if field.name != "name"}
@@ -84,7 +84,7 @@ GIVEN = {name: another(name, default) for name, default in FIELDS.items()} | {"l
 
 def python_face(monkeypatch, **given) -> TrainConfig:
     found = []
-    monkeypatch.setattr(trainer.launch, "run", lambda fn, config, *a, **kw: found.append(config))
+    monkeypatch.setattr(start.launch, "run", lambda fn, config, *a, **kw: found.append(config))
     train(**given, backend="gloo", timeout=9)
     return found[0]
 
@@ -144,7 +144,7 @@ def test_mutant_a_setting_that_is_shown_and_not_handed_on(name, monkeypatch):
 
     assert differing(shown(forgetful)) == []
     found = []
-    monkeypatch.setattr(trainer.launch, "run", lambda fn, config, *a, **kw: found.append(config))
+    monkeypatch.setattr(start.launch, "run", lambda fn, config, *a, **kw: found.append(config))
     forgetful(**GIVEN)
     assert found[0] != assemble(**GIVEN)
 

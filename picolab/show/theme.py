@@ -1,0 +1,43 @@
+"""The text of figures in the colour of the page's own text.
+
+Text needs a contrast of 4.5 to its ground (WCAG 2.1, 1.4.3), and no colour has more than 4.34 to
+both of JupyterLab's pages, white and #111. A figure has one colour for both, since plotly takes
+numbers and no variable of the page; so the page is given one rule: whatever a figure writes in that
+colour, it writes in the page's. The rule follows a change of the theme at once, in figures that
+were drawn before as in live ones.
+
+It comes with a widget without a face, which every page that is opened while the kernel lives asks
+for. Where there is none (a saved notebook, its kernel gone), text keeps the figure's colour.
+"""
+
+from picolab.show.picture import TEXT
+
+_PAGE = "var(--jp-ui-font-color1, var(--vscode-foreground, currentColor))"
+_ESM = """
+function initialize({ model }) {
+    const style = document.getElementById('picolab-theme') ?? document.createElement('style');
+    style.id = 'picolab-theme';
+    style.textContent = model.get('rule');
+    document.head.append(style);
+}
+export default { initialize };
+"""
+
+
+def rule(page: str = _PAGE) -> str:
+    """CSS: what figures write in their own colour for text is written in that of the page."""
+    red, green, blue = (int(TEXT[i : i + 2], 16) for i in (1, 3, 5))
+    own = f'[style*="fill: rgb({red}, {green}, {blue})"]'  # as browsers print a style
+    return f".js-plotly-plot text{own} {{ fill: {page} !important }}"
+
+
+def follow() -> None:
+    """Give the rule to every page of this kernel."""
+    import anywidget
+    import traitlets
+
+    class Theme(anywidget.AnyWidget):
+        _esm = _ESM
+        rule = traitlets.Unicode(rule()).tag(sync=True)
+
+    Theme()
