@@ -82,7 +82,8 @@ class LiveView:
                 self.figure.layout.annotations = layout.pop("annotations")
                 self.figure.update_layout(layout)
             else:
-                for shown, title in zip(self.figure.layout.annotations, drawn.titles):
+                titles = [note["text"] for note in training_layout(drawn)["annotations"]]
+                for shown, title in zip(self.figure.layout.annotations, titles):
                     if shown.text != title:
                         shown.text = title
             ends = tuple(activity_axes(drawn.activity)[0]["range"])

@@ -16,6 +16,7 @@ can be made anew at every press of a button. Where things are cut is what `costs
 tests/unit/lab/test_placement.py holds the filled areas against `costs.local_parameters`.
 """
 
+import base64
 import html
 from pathlib import Path
 from typing import NamedTuple
@@ -186,7 +187,7 @@ class Placement:
         return path
 
 
-_TABLE = "width:100%;max-width:1100px;table-layout:fixed;border-collapse:collapse"
+_TABLE = "width:calc(100% - 4px);max-width:1100px;table-layout:fixed;border-collapse:collapse"
 _CELL = "text-align:left;vertical-align:top;padding:3px;line-height:14px;font-size:11px"
 _HEAD = f"{_CELL};font-weight:500;font-size:10px"
 _LEGEND = (
@@ -197,17 +198,21 @@ _LEGEND = (
 
 
 def _strip(part: Part) -> str:
-    """The whole thing as a frame, what is held of it filled."""
+    """The whole thing as a frame, what is held of it filled. An image, since a notebook that nobody
+    has trusted yet is shown without its SVG."""
     colour = GROUPS[part.owner % len(GROUPS)] if part.cut else GREY
     filled = "".join(_band(piece, part, colour) for piece in part.held)
     frame = (
         f'<rect class="whole" width="{_WIDTH}" height="{_HEIGHT}" fill="none" stroke="#808488" '
         'vector-effect="non-scaling-stroke"/>'
     )
-    return (
-        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" preserveAspectRatio="none" aria-hidden="true" '
-        f'style="display:block;width:100%;height:{_HEIGHT}px">{filled}{frame}</svg>'
+    svg = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" '
+        f'preserveAspectRatio="none">{filled}{frame}</svg>'
     )
+    data = base64.b64encode(svg.encode()).decode()
+    style = f"display:block;width:100%;height:{_HEIGHT}px"
+    return f'<img alt="" src="data:image/svg+xml;base64,{data}" style="{style}"/>'
 
 
 def _band(piece: range, part: Part, colour: str) -> str:

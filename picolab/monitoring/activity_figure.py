@@ -5,7 +5,7 @@ under its four panels for a run with a pipeline, also while it runs.
 """
 
 from picolab.monitoring.activity import KINDS, Activity
-from picolab.show.picture import TEXT, TIME, LabFigure, pattern, template
+from picolab.show.picture import LETTERS, TEXT, TIME, LabFigure, broken, pattern, template
 from picolab.show.table import Table, bytes_text
 
 ROW = 40  # pixels of a rank
@@ -29,12 +29,13 @@ def activity_figure(activity: Activity) -> LabFigure:
         for trace in drawn:
             trace["showlegend"] = True
         x, y = axes(activity)
-        layout = {"template": template(), "title": {"text": title}, "barmode": "overlay"}
+        heading = {"text": broken(title, LETTERS)}
+        layout = {"template": template(), "title": heading, "barmode": "overlay"}
         figure = go.Figure(data=[t for t in drawn if len(t["x"])], layout=layout)
-        height = ROW * len(activity.bounds) + 150
-        figure.update_layout(height=height, xaxis=x, yaxis=y, margin={"b": 90})
+        height = ROW * len(activity.bounds) + 174
+        figure.update_layout(height=height, xaxis=x, yaxis=y, margin={"t": 80, "b": 90})
         figure.update_layout(
-            legend={"y": -56 / (height - 146), "yanchor": "top", "traceorder": "normal"}
+            legend={"y": -56 / (height - 170), "yanchor": "top", "traceorder": "normal"}
         )
         return figure
 

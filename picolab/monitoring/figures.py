@@ -30,9 +30,11 @@ from picolab.monitoring.schedule_slider import schedule_slider
 from picolab.show.picture import (
     BLUE,
     GREY,
+    LETTERS,
     TEXT,
     TIME,
     LabFigure,
+    broken,
     pattern,
     template,
 )
@@ -53,7 +55,6 @@ __all__ = [
 ]
 
 HEIGHT = 300  # of one panel's figure, in pixels
-TRAINING_HEIGHT = 640
 _ROWS = 8  # reasons drawn; the rest are summed in one row
 _SMOOTH_FROM = 40  # points: fewer need no smoothed line
 
@@ -258,10 +259,10 @@ def _ledger(state: RunState):
         rows = [*rows[: _ROWS - 1], (f"{len(rest)} other reasons", summed)]
     place = _array(list(range(len(rows))))
     sizes = _array([size for _, (_, size) in rows])
-    labels = [f"{reason}: {bytes_text(size)}{_in(count)}" for reason, (count, size) in rows]
+    labels = [f"{reason}<br>{bytes_text(size)}{_in(count)}" for reason, (count, size) in rows]
     traces = [
         {"x": sizes, "y": place},
-        {"x": _array([0.0] * len(rows)), "y": place - 0.42, "text": labels},
+        {"x": _array([0.0] * len(rows)), "y": place - 0.5, "text": labels},
     ]
     total = sum(size for _, (_, size) in state.traffic().items())
     over = "a step and rank" if state.has_steps else "a rank"
@@ -297,7 +298,7 @@ def _whole(value: float | None) -> int | None:
 
 
 def _in(count: float) -> str:
-    return f" in {_exact(count):g}" if count != 1 else ""
+    return f" in {_exact(count):g} calls" if count != 1 else ""
 
 
 # -- the drawing ----------------------------------------------------------------------------------
@@ -363,7 +364,7 @@ def _traces() -> list[tuple[int, dict]]:
             3,
             {
                 **bar,
-                "width": 0.26,
+                "width": 0.2,
                 "showlegend": False,
                 "marker": {"color": TIME["communication"], "line": white},
                 "hovertemplate": "%{x:,.0f} bytes<extra></extra>",
@@ -416,7 +417,7 @@ def _axes(panel: int, rows: int) -> tuple[dict, dict]:
                 "nticks": 5,
             },
             {
-                "range": [max(rows, 4) - 0.6, -0.85],
+                "range": [max(rows, _LEAST_ROWS) - 0.8, -0.95],
                 "showticklabels": False,
                 "showgrid": False,
                 "zeroline": False,
@@ -448,41 +449,47 @@ def _single(state: RunState, panel: int, table) -> LabFigure:
     return LabFigure(f"{title}\n{table(state)}", build)
 
 
-_DOMAINS = (
-    ([0.0, 0.42], [0.63, 1.0]),
-    ([0.52, 1.0], [0.63, 1.0]),
-    ([0.0, 0.42], [0.07, 0.44]),
-    ([0.52, 1.0], [0.07, 0.44]),
-)
-_TOP, _TOP_HEADED, _BOTTOM = 40, 84, 44  # pixels of the margins
-_FIFTH = 80  # pixels about the fifth panel: its title, and the axis below it
+_LEFT, _RIGHT = [0.0, 0.42], [0.52, 1.0]  # of the width
+# Pixels, from the top: margin, upper panels, their axes and the lower titles, lower panels (a row
+# of the ledger has two lines and its bar), their axes, the fifth panel with its title and axis.
+_TOP, _TOP_HEADED, _BOTTOM = 56, 104, 44
+_UPPER, _BETWEEN, _REASON, _LEAST_ROWS, _BELOW, _FIFTH = 200, 112, 46, 4, 40, 100
+_TITLE = 32  # letters in a line of a panel's title
 
 
 def training_layout(drawn: Panels, heading: str = "") -> dict:
     """The layout of the panels; titles are its annotations, in order."""
     top = _TOP_HEADED if heading else _TOP
-    four = TRAINING_HEIGHT - top - _BOTTOM  # pixels of the four panels
     ranks = len(drawn.activity.bounds) if drawn.activity else 0
     fifth = ROW * ranks + _FIFTH if ranks else 0
-    whole = four + fifth
-    domains = [(x, [(fifth + edge * four) / whole for edge in y]) for x, y in _DOMAINS]
-    below = 0.07 * four / whole  # for the axis of the lowest panel
-    domains.append(([0.0, 1.0], [below, max(below, ROW * ranks / whole + below)]))
+    rows = len(drawn.traces[-1]["y"])
+    lower = _REASON * max(rows, _LEAST_ROWS)
+    whole = _UPPER + _BETWEEN + lower + _BELOW + fifth
+    height = top + whole + _BOTTOM
+
+    def share(*pixels: int) -> list[float]:
+        return [edge / whole for edge in pixels]
+
+    base = _BELOW + fifth
+    upper, below = share(whole - _UPPER, whole), share(base, base + lower)
+    domains = [(_LEFT, upper), (_RIGHT, upper), (_LEFT, below), (_RIGHT, below)]
+    domains.append(([0.0, 1.0], share(_BELOW, _BELOW + ROW * ranks)))
+    titles = [broken(title, LETTERS if i == 4 else _TITLE) for i, title in enumerate(drawn.titles)]
     layout: dict = {
         "template": template(),
-        "height": TRAINING_HEIGHT + fifth,
+        "height": height,
         "barmode": "stack",
         "legend": {
             "x": 0.0,
-            "y": -0.045 * four / whole,
+            "y": -26 / whole,
             "yanchor": "top",
             "xanchor": "left",
             "traceorder": "normal",
         },
         "margin": {"t": top, "b": _BOTTOM, "l": 70},
         "title": {
-            "text": heading,
-            "y": 1 - 16 / (TRAINING_HEIGHT + fifth),
+            "text": broken(heading, LETTERS),
+            "y": 1 - 16 / height,
             "yanchor": "top",
         },
         "annotations": [
@@ -495,12 +502,12 @@ def training_layout(drawn: Panels, heading: str = "") -> dict:
                 "xanchor": "left",
                 "yanchor": "bottom",
                 "showarrow": False,
+                "align": "left",
                 "font": {"size": 13},
             }
-            for title, (x, y) in zip(drawn.titles, domains)
+            for title, (x, y) in zip(titles, domains)
         ],
     }
-    rows = len(drawn.traces[-1]["y"])
     pairs = [*(_axes(panel, rows) for panel in range(4)), activity_axes(drawn.activity)]
     for panel, ((x, y), (x_domain, y_domain)) in enumerate(zip(pairs, domains)):
         number = "" if panel == 0 else str(panel + 1)

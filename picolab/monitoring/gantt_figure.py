@@ -13,13 +13,13 @@ from numbers import Real
 from typing import NamedTuple
 
 from picolab.schedules import Span, Timeline
-from picolab.show.picture import MEMORY, TIME, LabFigure, ink, template
+from picolab.show.picture import MEMORY, TEXT, TIME, LabFigure, ink, template
 from picolab.show.table import Table
 
 MAX_RANKS = 64
 
 _ROW = 30  # pixels of a stage's row
-_FLIGHT = 76  # of the in-flight row
+_LANE = 18  # of a stage's lane in what is held
 _GAP, _HEADING = 16, 34
 TOP, BOTTOM = 56, 52
 _WIDE = 780  # pixels of the time axis where the figure is as wide as a notebook's page
@@ -113,12 +113,12 @@ class _Panel(NamedTuple):
 
 def place(rows: list[int]) -> tuple[list[_Panel], int]:
     """Panels from the top down for timelines of that many rows, and the pixels they need."""
-    total = sum(_HEADING + _ROW * n + _GAP + _FLIGHT for n in rows)
+    total = sum(_HEADING + _ROW * n + _GAP + _LANE * n for n in rows)
     panels, y = [], float(total)
     for i, n in enumerate(rows):
         heading = y - _HEADING
         bars = (heading - _ROW * n, heading)
-        flight = (bars[0] - _GAP - _FLIGHT, bars[0] - _GAP)
+        flight = (bars[0] - _GAP - _LANE * n, bars[0] - _GAP)
         y = flight[0]
         axes = ("y" if i == 0 else f"y{2 * i + 1}", f"y{2 * i + 2}")
         shares = [tuple(max(0.0, edge / total) for edge in pair) for pair in (bars, flight)]
@@ -186,18 +186,20 @@ def _links(timeline: Timeline, axis: str, unit: str) -> dict:
     }
 
 
-def held_by(timeline: Timeline) -> dict:
-    """A staircase for each rank, one after the other with gaps between: one trace."""
+def held_by(timeline: Timeline, most: int) -> dict:
+    """A staircase for each rank in a lane of its own, `most` as high as the lane: one trace, with
+    gaps between."""
     x: list = []
     y: list = []
-    ranks: list = []
+    said: list = []
     for rank in range(timeline.ranks):
         # Of several at one time, the last: a micro-batch that follows another at once is no dip.
         steps = {_number(t - timeline.start): held for t, held in timeline.in_flight(rank)}
-        x += [*steps, None]
-        y += [*steps.values(), None]
-        ranks += [*([rank] * len(steps)), None]
-    return {"x": x[:-1], "y": y[:-1], "customdata": ranks[:-1]}
+        foot = next(iter(steps))  # from the lane's floor, so that what is below is filled
+        x += [foot, *steps, None]
+        y += [rank + 0.44, *(round(rank + 0.44 - 0.88 * n / most, 4) for n in steps.values()), None]
+        said += [[rank, 0], *([rank, held] for held in steps.values()), None]
+    return {"x": x[:-1], "y": y[:-1], "customdata": said[:-1]}
 
 
 def held_style(axis: str, row: str) -> dict:
@@ -207,8 +209,10 @@ def held_style(axis: str, row: str) -> dict:
         "name": "micro-batches held",
         "showlegend": False,
         "yaxis": axis,
-        "line": {"color": MEMORY["activations"], "width": 1.5, "shape": "hv"},
-        "hovertemplate": f"{row} %{{customdata}} holds %{{y}}<extra></extra>",
+        "line": {"color": MEMORY["activations"], "width": 1, "shape": "hv"},
+        "fill": "toself",
+        "hoveron": "points",
+        "hovertemplate": f"{row} %{{customdata[0]}} holds %{{customdata[1]}}<extra></extra>",
     }
 
 
@@ -227,43 +231,41 @@ def peaks_style(axis: str) -> dict:
         "mode": "text",
         "yaxis": axis,
         "textposition": "middle right",
-        "textfont": {"size": 12, "color": MEMORY["activations"]},
+        "textfont": {"size": 12, "color": TEXT},
         "cliponaxis": False,
         "hoverinfo": "skip",
         "showlegend": False,
     }
 
 
-def panel_axes(panel: _Panel, ranks: int, row: str, most: int) -> dict:
-    """The two y axes of a panel: rows with stage 0 on top, and the count of what is held."""
+def panel_axes(panel: _Panel, ranks: int, row: str) -> dict:
+    """The two y axes of a panel, rows with stage 0 on top: the bars, and what is held."""
 
     def key(axis: str) -> str:
         return f"yaxis{axis[1:]}"
 
+    rows = {
+        "range": [ranks - 0.5, -0.5],
+        "tickvals": list(range(ranks)),
+        "showgrid": False,
+        "zeroline": False,
+        "fixedrange": True,
+    }
     return {
         key(panel.bars): {
+            **rows,
             "domain": panel.bars_domain,
-            "range": [ranks - 0.5, -0.5],
-            "tickvals": list(range(ranks)),
             "ticktext": [f"{row} {rank}" for rank in range(ranks)],
             "ticklabelstandoff": 5,
-            "showgrid": False,
-            "zeroline": False,
-            "fixedrange": True,
         },
         key(panel.flight): {
+            **rows,
             "domain": panel.flight_domain,
-            "title": {"text": "held"},
-            **counts_axis(most),
-            "zeroline": True,
-            "fixedrange": True,
+            "ticktext": [f"held by {rank}" for rank in range(ranks)],
+            "tickfont": {"size": 11},
+            "ticklabelstandoff": 5,
         },
     }
-
-
-def counts_axis(most: int) -> dict:
-    """An axis from 0 to a number of micro-batches, with whole numbers on it."""
-    return {"range": [0, most * 1.06 + 0.12], "dtick": max(1, -(-most // 4)), "tick0": 0}
 
 
 def common_layout(title: str, height: int, unit: str, lowest: str) -> dict:
@@ -286,6 +288,7 @@ def _build(drawn: list[Timeline], title: str, unit: str):
     panels, pixels = place([timeline.ranks for timeline in drawn])
     layout = common_layout(title, pixels + TOP + BOTTOM, unit, panels[-1].flight)
     longest = max(float(timeline.makespan) for timeline in drawn)
+    most = max(max(timeline.peak_in_flight) for timeline in drawn)  # one scale for both
     layout["xaxis"]["range"] = [0, longest * 1.002]
     data, annotations, in_legend = [], [], set()
     for timeline, panel in zip(drawn, panels):
@@ -299,9 +302,9 @@ def _build(drawn: list[Timeline], title: str, unit: str):
             style = {"showlegend": "links" not in in_legend}
             in_legend.add("links")
             data.append({**style, **_links(timeline, panel.bars, unit)})
-        data.append({**held_style(panel.flight, row), **held_by(timeline)})
+        data.append({**held_style(panel.flight, row), **held_by(timeline, most)})
         data.append({**peaks_style(panel.bars), **peaks_of(timeline)})
-        layout |= panel_axes(panel, timeline.ranks, row, max(timeline.peak_in_flight))
+        layout |= panel_axes(panel, timeline.ranks, row)
         annotations.append(_note(_heading(timeline, unit), panel.heading))
     return go.Figure(data=data, layout={**layout, "annotations": annotations})
 

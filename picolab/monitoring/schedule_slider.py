@@ -15,7 +15,6 @@ from picolab.monitoring.gantt_figure import (
     bar_style,
     bars_of,
     common_layout,
-    counts_axis,
     held_by,
     held_style,
     panel_axes,
@@ -30,7 +29,7 @@ from picolab.show.table import Table
 
 MAX_FRAMES = 60
 
-_SLIDERS = 100  # pixels
+_SLIDERS = 150  # pixels, with Play below them
 _ROWS = 5  # the height is that of five rows, whatever the slider of the stages says
 
 
@@ -94,7 +93,8 @@ def _build_slider(cases, stages, micro_batches, schedules, first):
                 case = cases[name, p, m]
                 finding = {"x": [0], "y": [-0.5], "text": [_slider_finding(case)]}
                 bars = [bars_of(case, kind) for kind in "FB"]
-                traces += [*bars, held_by(case), peaks_of(case), finding]
+                # Both schedules on one scale: nothing holds more than m.
+                traces += [*bars, held_by(case, m), peaks_of(case), finding]
         return traces
 
     def styles() -> list[dict]:
@@ -118,19 +118,15 @@ def _build_slider(cases, stages, micro_batches, schedules, first):
     def axes(p: int) -> dict:
         layout = {}
         for panel in panels:
-            layout |= panel_axes(panel, p, "stage", first[1])
+            layout |= panel_axes(panel, p, "stage")
         return layout
-
-    def counts(m: int) -> dict:
-        """Both schedules on one scale: nothing holds more than m."""
-        return {f"yaxis{panel.flight[1:]}": counts_axis(m) for panel in panels}
 
     kinds = ["bar", "bar", "scatter", "scatter", "scatter"] * (len(schedules) * len(stages))
     frames = [
         {
             "name": str(m),
             "data": [{"type": kind, **trace} for kind, trace in zip(kinds, data(m))],
-            "layout": counts(m),
+            "layout": {},
         }
         for m in micro_batches
     ]

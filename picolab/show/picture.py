@@ -15,6 +15,7 @@ nothing else.
 
 import importlib.util
 import json
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
@@ -55,6 +56,7 @@ GROUPS = (BLUE, RUST, GREEN, PURPLE, OCHRE)  # for things that are only told apa
 HATCH = "/"
 HATCHES = {"waiting": HATCH, "bubble": "\\"}  # states in which nothing is done
 PLAY_MS = 900  # a frame
+LETTERS = 66  # of a title that fits into a page of 1,000 pixels beside the list of files
 _MIME = "application/vnd.plotly.v1+json"
 # Not "responsive": plotly then gives the figure the height of its place, and JupyterLab the place
 # the height of its figure, so that at the next change of the page's width both shrink to a line.
@@ -91,6 +93,11 @@ def template() -> dict:
             "uirevision": "keep",  # a reader's zoom survives an update
         }
     }
+
+
+def broken(text: str, letters: int) -> str:
+    """In lines of so many letters: plotly breaks none itself, and cuts what is too long."""
+    return "<br>".join(textwrap.wrap(text, letters))
 
 
 def pattern(name: str) -> dict:
@@ -225,7 +232,8 @@ def frame_slider(names: list[str], pad: int) -> dict:
 
 def play_menus(figure) -> list[dict]:
     """A Play and a Pause button in the row in which the slider over the frames says where it is; no
-    buttons without frames. From the last frame Play begins at the first."""
+    buttons without frames. Beside a short slider there is no room: then they are below it. From the
+    last frame Play begins at the first."""
     sliders = [s for s in figure.layout.sliders if any(t.method == "animate" for t in s.steps)]
     if not (figure.frames and sliders):
         return []
@@ -243,7 +251,7 @@ def play_menus(figure) -> list[dict]:
             "xanchor": "right",
             "y": slider.y or 0,
             "yanchor": "top",
-            "pad": {"t": max(0, (slider.pad.t or 0) - 16)},
+            "pad": {"t": max(0, (slider.pad.t or 0) + (-16 if width > 0.6 else 72))},
             "font": {"color": TEXT, "size": 12},
             "bgcolor": "rgba(0,0,0,0)",
             "bordercolor": TEXT,

@@ -97,7 +97,7 @@ def _build(layout, axes: list[str]):
         "active": len(axes) - 1,
         "currentvalue": {"prefix": "groups of "},
         "pad": {"t": 16},
-        "len": 0.5,
+        "len": 0.62,
         "x": 0,
         "bordercolor": GRID,
         "bgcolor": GRID,

@@ -37,7 +37,7 @@ _NAMES = {"contiguous": "contiguous", "zigzag": "zig-zag"}
 _STATES = ("unseen", "skipped", "now", "done")
 _FILL = {"unseen": GRID, "skipped": GRID, "now": BLUE, "done": GREEN}  # skipped has a dash as well
 _HALVES = ((0.07, 0.475), (0.595, 1.0))  # of the width
-_TOP, _ROW, _BOTTOM = 142, 46, 142  # pixels
+_TOP, _ROW, _BOTTOM = 142, 46, 152  # pixels
 
 
 class AttentionStep(NamedTuple):
@@ -125,16 +125,16 @@ def _shares(ends: list[AttentionStep], between: str) -> str:
 
 def _title(n: int, steps: list[AttentionStep]) -> str:
     if steps[0].step == n:
-        return f"Busiest rank after {n} steps: {_shares(steps, ', ')} (simulated)"
+        return f"The busiest rank has {_shares(steps, ', ')}"
     ends = dict(zip(SPLITS, steps))
     spread = [
         f"{_NAMES[s]} {min(e.work):g}" + (f" to {max(e.work):g}" if len(set(e.work)) > 1 else "")
         for s, e in ends.items()
     ]
-    return f"Step {steps[0].step} of {n}: blocks computed so far, {', '.join(spread)} (simulated)"
+    return f"Step {steps[0].step} of {n}: blocks computed so far, {', '.join(spread)}"
 
 
-_LEGEND = "½, 1: the part of a block (queries × keys) that causality leaves to compute; – none"
+_LEGEND = "simulated; ½, 1: part of a block (queries × keys) left by causality; – none"
 
 
 # -- traces ---------------------------------------------------------------------------------------
@@ -269,7 +269,7 @@ def _frame_layout(n: int, runs: dict[str, list[AttentionStep]], i: int) -> dict:
 def _build(n: int, runs: dict[str, list[AttentionStep]]):
     import plotly.graph_objects as go
 
-    slider = frame_slider([str(i + 1) for i in range(n)], pad=52)
+    slider = frame_slider([str(i + 1) for i in range(n)], pad=62)
     return go.Figure(
         data=_data(n, runs, 0),
         frames=[
@@ -302,7 +302,7 @@ def _axes(n: int) -> dict:
             "showgrid": False,
             "zeroline": False,
             "ticks": "",
-            "title": {"text": "keys and values of rank", "standoff": 4},
+            "title": {"text": "keys of rank", "standoff": 4},
             "tickvals": list(range(n)),
             "range": [-0.5, n - 0.5],
         }
@@ -312,7 +312,7 @@ def _axes(n: int) -> dict:
             "side": "top",
             "ticks": "",
             "showgrid": True,
-            "title": {"text": "work, in blocks", "standoff": 4},
+            "title": {"text": "work, blocks", "standoff": 4},
             "range": [0, n - 0.4],
             "dtick": 1 if n <= 4 else 2,
             "zeroline": False,
@@ -330,7 +330,7 @@ def _axes(n: int) -> dict:
 
 
 def _heading(n: int, split: str, half: int) -> dict:
-    held = {"contiguous": f"chunk 0 of {n}", "zigzag": f"chunks 0 and {2 * n - 1} of {2 * n}"}
+    held = {"contiguous": f"chunk 0 of {n}", "zigzag": f"0 and {2 * n - 1} of {2 * n}"}
     return {
         "text": f"<b>{_NAMES[split]}</b>: rank 0 has {held[split]}",
         "showarrow": False,

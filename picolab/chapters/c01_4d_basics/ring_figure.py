@@ -79,22 +79,19 @@ def _title(n: int, step: RingStep) -> str:
 
 def _legend(n: int) -> str:
     return (
-        f"a cell has {n} parts, rank 0's to rank {n - 1}'s, filled once they are in the sum; "
-        "● arrived in this step; arrows: from whom"
+        f"a cell has a part for each of {n} ranks, filled once it is in the sum; ● arrived just now"
     )
 
 
 def _cells(n: int, step: RingStep) -> dict:
     """A row a rank, and an empty one for its labels; of each chunk n parts and the gap after them.
-    0 is missing, 1 and more is the colour of the rank that a part comes from."""
-    z: list[list] = []
+    0 is empty, 1 is missing, 2 and more is the colour of the rank that a part comes from."""
+    z: list[list[int]] = []
     for row in step.chunks:
         colours = []
         for chunk in row:
-            colours += [1 + part % len(GROUPS) if part in chunk else 0 for part in range(n)] + [
-                None
-            ]
-        z += [colours, [None] * len(colours)]
+            colours += [2 + part % len(GROUPS) if part in chunk else 1 for part in range(n)] + [0]
+        z += [colours, [0] * len(colours)]
     return {"z": z[:-1]}
 
 
@@ -113,20 +110,15 @@ def _labels(n: int, step: RingStep) -> dict:
     """Below each cell, how many parts it holds, and whether the last of them arrived just now."""
     arrived = {(to, chunk) for _, to, chunk in step.sends}
     places = [(rank, chunk) for rank in range(n) for chunk in range(n)]
-    return {
-        "x": [chunk - 0.07 for _, chunk in places],
-        "y": [rank + 0.4 for rank, _ in places],
+    labels: dict = {
         "text": [
             f"{len(step.chunks[rank][chunk])}/{n}" + (" ●" if (rank, chunk) in arrived else "")
             for rank, chunk in places
-        ],
-        "customdata": [
-            f"rank {rank}, chunk {chunk}<br>holds the parts of {_ranks(step.chunks[rank][chunk])}"
-            if n <= _ROOMY
-            else f"rank {rank}, chunk {chunk}"  # lists would be most of the figure's bytes
-            for rank, chunk in places
-        ],
+        ]
     }
+    if n <= _ROOMY:  # beyond, the lists would be most of the figure's bytes
+        labels["customdata"] = [_ranks(step.chunks[rank][chunk]) for rank, chunk in places]
+    return labels
 
 
 def _arrows(n: int, step: RingStep) -> dict:
@@ -148,7 +140,7 @@ def _arrows(n: int, step: RingStep) -> dict:
 def _build(n: int, steps: list[RingStep]):
     import plotly.graph_objects as go
 
-    colours = [GRID, *GROUPS]
+    colours = ["rgba(0,0,0,0)", GRID, *GROUPS]
     heat = {
         "type": "heatmap",
         "x": _edges(n),
@@ -167,8 +159,12 @@ def _build(n: int, steps: list[RingStep]):
         "mode": "text",
         "textfont": {"color": TEXT, "size": 12 if n <= _ROOMY else 9},
         "showlegend": False,
-        "hovertemplate": "%{customdata}<extra></extra>",
+        "hovertemplate": "%{y:.0f}, chunk %{x:.0f}"
+        + ("<br>holds the parts of %{customdata}" if n <= _ROOMY else "")
+        + "<extra></extra>",
         "cliponaxis": False,
+        "x": [chunk - 0.07 for _ in range(n) for chunk in range(n)],
+        "y": [rank + 0.4 for rank in range(n) for _ in range(n)],
     }
     arrows = {
         "type": "scatter",

@@ -20,7 +20,7 @@ from picolab.chapters.c01_4d_basics.ring_attention_figure import (
     ring_attention_frames,
     simulate_ring_attention,
 )
-from picolab.show.picture import contrast
+from picolab.show.picture import GRID, TEXT, contrast
 
 
 def masked_part(rank, owner, n, split, held=chunks_held):
@@ -129,10 +129,10 @@ def test_the_frames_and_the_text():
     figure = shown.figure
     assert [frame.name for frame in figure.frames] == ["1", "2", "3", "4"]
     assert [step.label for step in figure.layout.sliders[0].steps] == ["1", "2", "3", "4"]
-    assert all("simulated" in frame.layout.title.text for frame in figure.frames)
+    assert all("simulated" in frame.layout.title.subtitle.text for frame in figure.frames)
     last = figure.frames[-1]
     assert last.layout.title.text == (
-        "Busiest rank after 4 steps: 43.8 % of the work contiguous, 25.0 % zig-zag (simulated)"
+        "The busiest rank has 43.8 % of the work contiguous, 25.0 % zig-zag"
     )
     assert "contiguous 0.5 to 2.5, zig-zag 1.5" in figure.frames[2].layout.title.text
     for frame in figure.frames:  # each frame changes every trace
@@ -145,9 +145,22 @@ def test_the_frames_and_the_text():
     assert len(ring_attention_frames(MAX_RANKS).figure.to_json()) < 80_000
 
 
-def test_digits_can_be_read_in_every_cell():
-    for colour in module._INK.values():
-        assert contrast(colour, "#ffffff") >= 4.3
+def check_digits(figure):
+    """Each has 4.5 to its cell; what stands on no colour is in the page's own (TEXT)."""
+    for data in [figure.data, *(frame.data for frame in figure.frames)]:
+        for cells, labels in ((data[0], data[1]), (data[6], data[7])):
+            states = [state for row in cells.customdata for state in row]
+            for state, ink, text in zip(states, labels.textfont.color, labels.text, strict=True):
+                ground = module._FILL[state]
+                assert contrast(ink, ground) >= 4.5 if ground != GRID else ink == TEXT
+                assert (text == "–") == (state == "skipped"), "masked is told without colour"
+
+
+def test_digits_can_be_read_in_every_cell(monkeypatch):
+    check_digits(ring_attention_frames(4).figure)
+    monkeypatch.setattr(module, "ink", lambda ground: "#ffffff")
+    with pytest.raises(AssertionError):  # white on green has 3.2
+        check_digits(ring_attention_frames(4).figure)
 
 
 @pytest.mark.parametrize("n", [1, 0, -2, 9, 2.5, True, "4"])

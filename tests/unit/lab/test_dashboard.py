@@ -19,7 +19,7 @@ from picolab.lab import dashboard as show
 from picolab.lab.follower import PERIOD_S, Follower, RunDirectory
 from picolab.lab.live_view import LiveView
 from picolab.monitoring import Event
-from picolab.monitoring.figures import TRAINING_HEIGHT, panels, run_state, training_figure
+from picolab.monitoring.figures import panels, run_state, training_figure
 from picolab.monitoring.run_state import RunState, decimate
 from picolab.show.picture import LabFigure
 
@@ -113,7 +113,7 @@ def test_a_live_view_shows_the_run_while_it_goes():
     x, y = decimate(list(range(len(losses))), losses)
     assert list(view.figure.data[0].x) == x
     assert list(view.figure.data[0].y) == pytest.approx(y)
-    title = view.figure.layout.annotations[0].text
+    title = view.figure.layout.annotations[0].text.replace("<br>", " ")
     assert title == panels(shown.state).titles[0]
     assert title.startswith("loss 5.000 → ") and title.endswith(f" in {len(losses)} steps")
     assert shown._view is None  # replaced by the static picture
@@ -134,14 +134,16 @@ def test_a_live_view_draws_each_step_of_a_pipeline_in_time():
 
     state, view = RunState(world_size=2), LiveView()
     view.paint(state)
-    assert view.figure.layout.height == TRAINING_HEIGHT
+    four = view.figure.layout.height
     assert not view.figure.layout.yaxis5.visible
     for step, seconds in ((0, 4.0), (1, 6.0)):
         for event in events(step, seconds):
             state.add(event)
         view.paint(state)
         final = training_figure(state).figure
-        assert view.figure.layout.height == final.layout.height > TRAINING_HEIGHT
+        live = view.figure.layout  # its heading stands above it, in a widget of its own
+        assert live.height - live.margin.t == final.layout.height - final.layout.margin.t
+        assert live.height > four
         assert view.figure.layout.yaxis5.visible
         assert view.figure.layout.xaxis5.range == final.layout.xaxis5.range == (0, 1e3 * seconds)
         assert [note.text for note in view.figure.layout.annotations] == [
@@ -183,7 +185,8 @@ def test_a_failed_run_leaves_its_cause():
         job.result()
     assert repr(shown).startswith("failed after 3 steps")
     assert "ValueError: no more" in repr(shown).splitlines()[0]
-    assert "ValueError: no more" in shown.figure.figure.layout.title.text
+    title = shown.figure.figure.layout.title.text.replace("<br>", " ")
+    assert "ValueError: no more" in title
 
 
 def test_a_run_that_fails_at_once_is_a_sentence_and_not_an_empty_figure():

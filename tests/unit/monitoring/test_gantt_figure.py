@@ -45,7 +45,12 @@ def test_what_is_held_is_drawn_beneath():
     (held,) = [t for t in figure.data if t.type == "scatter" and t.mode == "lines"]
     assert held.line.shape == "hv"
     for rank, most in enumerate((4, 3, 2, 1)):
-        assert max(y for y, r in zip(held.y, held.customdata) if r == rank) == most
+        lane = [
+            (y, said[1]) for y, said in zip(held.y, held.customdata) if said and said[0] == rank
+        ]
+        assert max(count for _, count in lane) == most
+        # In a lane of its own, on one scale: the fullest stage's lane is full.
+        assert all(y == pytest.approx(rank + 0.44 - 0.88 * count / 4) for y, count in lane)
     (peaks,) = [t for t in figure.data if t.type == "scatter" and t.mode == "text"]
     assert [text.strip() for text in peaks.text] == [f"holds {n}" for n in (4, 3, 2, 1)]
     bars_at, held_at = figure.layout.yaxis.domain, figure.layout.yaxis2.domain

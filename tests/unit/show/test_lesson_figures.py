@@ -96,14 +96,15 @@ def test_a_cell_of_the_ring_shows_whose_parts_it_holds(n):
     assert len(figure.data[0].x) == n * (n + 1) + 1  # edges
     for step, frame in zip(simulate_ring(n), figure.frames, strict=True):
         cells, _, labels = frame.data
-        places = [(round(y - 0.4), round(x)) for x, y in zip(labels.x, labels.y)]
+        kept = figure.data[2]  # where labels stand, in all steps
+        places = [(round(y - 0.4), round(x)) for x, y in zip(kept.x, kept.y)]
         said = dict(zip(places, labels.text, strict=True))
         for rank, row in enumerate(step.chunks):
             drawn = cells.z[2 * rank]
             for c, chunk in enumerate(row):
                 parts = drawn[c * (n + 1) : c * (n + 1) + n]
-                assert {k for k, part in enumerate(parts) if part} == chunk
-                assert all(parts[k] == 1 + k % len(GROUPS) for k in chunk)
+                assert {k for k, part in enumerate(parts) if part > 1} == chunk
+                assert all(parts[k] == 2 + k % len(GROUPS) for k in chunk)
                 arrived = (rank, c) in {(to, i) for _, to, i in step.sends}
                 assert said[rank, c] == f"{len(chunk)}/{n}" + " ●" * arrived
 

@@ -88,7 +88,7 @@ def test_an_empty_page_and_a_clear_ground_are_noticed(change):
     if change == "empty":
         figure.data = ()
     with pytest.raises(AssertionError):
-        check_image(png.png(figure, ground))
+        check_image(png.png(figure, ground, {}))
 
 
 def test_without_a_browser_the_html_way_is_named(tmp_path, monkeypatch):

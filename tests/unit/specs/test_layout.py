@@ -8,6 +8,7 @@ itself or is not the nearest, text that loses sp, zero or the schedule.
 import itertools
 import math
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from picolab.specs import Layout, ModelConfig
 from picolab.specs.layout import MAX_WORLD, SCHEDULES, check_world_size
 
 TINY = ModelConfig.preset("tiny")
+ROOT = Path(__file__).parents[3]
 sizes = st.integers(1, 5)
 
 
@@ -282,3 +284,21 @@ def test_the_largest_world_is_allowed():
     check_world_size(MAX_WORLD)
     with pytest.raises(ValueError, match="beyond sense"):
         check_world_size(MAX_WORLD + 1)
+
+
+NAME = re.compile(r"\b(?:(?:dp|tp|pp|cp|ep)\d+){2,}\b")
+WRITTEN = [ROOT / "README.md", *(ROOT / "picolab").rglob("*.py"), *(ROOT / "summary").glob("*.md")]
+
+
+def other_orders(text: str) -> list[str]:
+    """Names of layouts that are not written as they are printed."""
+    return [name for name in NAME.findall(text) if not str(Layout.parse(name)).startswith(name)]
+
+
+@pytest.mark.parametrize("path", WRITTEN, ids=lambda path: path.name)
+def test_layouts_are_written_in_the_order_in_which_they_are_printed(path):
+    assert other_orders(path.read_text(encoding="utf-8")) == []
+
+
+def test_another_order_is_noticed():
+    assert other_orders("dp2tp2, tp2dp2 and pp2dp2tp2") == ["tp2dp2", "pp2dp2tp2"]
