@@ -24,17 +24,18 @@ from picolab.show.front_end import as_widget
 
 # A busy front end may build a view long after it was told to; 10 s were not always enough.
 _CLOSE_AFTER_S = 60.0
+WAITING = "waiting for the first event"
 
 
 class LiveView:
-    def __init__(self, said: str = "waiting for the first event"):
+    def __init__(self, said: str = WAITING):
         import ipywidgets
 
         self._drawn = panels(RunState())
         self._arrays = training_arrays(self._drawn)
         self.sentence = ipywidgets.HTML()
         self.box = ipywidgets.VBox([self.sentence])
-        self.say(said)
+        self.wait(said)
         self.stands = threading.Event()  # a page can draw the figure
         self._figure, self._making = None, threading.RLock()
         # plotly takes seconds to import when nothing is warm yet; the sentence stands meanwhile.
@@ -58,13 +59,18 @@ class LiveView:
                 self.box.children = (self.sentence, self._figure)
             return self._figure
 
+    def wait(self, said: str = WAITING) -> None:
+        """Say this, with a sign that something goes on, until the run says something itself."""
+        self.sentence.value = sentence_html(said, _TURNING)
+
     def say(self, text: str) -> None:
         self.sentence.value = sentence_html(text)
 
     def paint(self, state: RunState, covers: str = "", beside: Losses | None = None) -> None:
         """Show where the run is now; with `covers`, the lower panels say only this; `beside` are
         the losses of earlier runs."""
-        self.say(state.sentence())
+        if state.status or not state.is_empty:
+            self.say(state.sentence())
         drawn = panels(state, covers, beside)
         with self.figure.lock:
             self._assign(drawn)
@@ -106,11 +112,20 @@ class LiveView:
             widget.close()
 
 
-def sentence_html(text: str) -> str:
+# Turns by itself, in the page: the kernel is busy importing.
+_TURNING = (
+    '<svg aria-hidden="true" width="16" height="16" viewBox="-8 -8 16 16" '
+    'style="vertical-align:-2px;margin-right:8px"><path d="M0-6A6 6 0 1 1-6 0" fill="none" '
+    'stroke="currentColor" stroke-width="2"><animateTransform attributeName="transform" '
+    'type="rotate" from="0" to="360" dur="1.2s" repeatCount="indefinite"/></path></svg>'
+)
+
+
+def sentence_html(text: str, before: str = "") -> str:
     return (
         '<div role="status" style="font-size:15px;line-height:1.4;white-space:pre-line;'
         'color:var(--jp-ui-font-color1,inherit);padding:4px 0">'
-        f"{html.escape(text)}</div>"
+        f"{before}{html.escape(text)}</div>"
     )
 
 

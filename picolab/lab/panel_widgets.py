@@ -93,6 +93,7 @@ class PanelWidgets:
             self._view = LiveView()
             self.live.children = (self._view.box,)
         self.live.layout.display = None
+        self._view.wait()
         self._view.paint(RunState(), beside=self._panel.earlier)
         self.progress.bar_style = ""
         self._progress(RunState())

@@ -168,7 +168,7 @@ class Placement:
         return (
             f'<div style="line-height:18px"><div>{html.escape(self.title)}</div>'
             f'<table style="{_TABLE}"><thead><tr>'
-            f'<th scope="col" style="{_HEAD};width:84px">rank</th>{heads}'
+            f'<th scope="col" style="{_HEAD};width:92px">rank</th>{heads}'
             f"</tr></thead><tbody>{body}</tbody></table>"
             f'<div style="font-size:12px;line-height:16px">{_LEGEND}</div></div>'
         )
@@ -244,6 +244,7 @@ def _named(layout: Layout, rank: int) -> str:
 
 def _head(layout: Layout, rank: int) -> str:
     number, _, where = _named(layout, rank).partition(": ")
+    where = where.replace(" ", "\u00a0").replace(",\u00a0", ", ")  # a line breaks between axes only
     return f'{number}<br><span style="font-weight:normal">{where}</span>' if where else number
 
 

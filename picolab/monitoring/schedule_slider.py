@@ -29,7 +29,7 @@ from picolab.show.table import Table
 
 MAX_FRAMES = 60
 
-_SLIDERS = 150  # pixels, with Play below them
+_SLIDERS = 160  # pixels, with Play below them
 _ROWS = 5  # the height is that of five rows, whatever the slider of the stages says
 
 

@@ -144,6 +144,6 @@ class Message:
         return self.text
 
     def _repr_html_(self) -> str:
-        style = "white-space:pre-wrap;margin-bottom:.6em"
+        style = "white-space:pre-wrap;margin-bottom:.6em;line-height:1.5"
         text = re.sub("`([^`\n]+)`", r"<code>\1</code>", html.escape(self.text))
         return f'<div style="{style}">{text}</div>'

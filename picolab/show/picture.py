@@ -251,7 +251,7 @@ def play_menus(figure) -> list[dict]:
             "xanchor": "right",
             "y": slider.y or 0,
             "yanchor": "top",
-            "pad": {"t": max(0, (slider.pad.t or 0) + (-16 if width > 0.6 else 72))},
+            "pad": {"t": max(0, (slider.pad.t or 0) + (-16 if width > 0.6 else 88))},
             "font": {"color": TEXT, "size": 12},
             "bgcolor": "rgba(0,0,0,0)",
             "bordercolor": TEXT,

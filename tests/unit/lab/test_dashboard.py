@@ -174,8 +174,16 @@ class Kept:
         self.events = events
 
 
-def test_before_the_first_event_a_live_view_says_so():
+def test_before_the_first_event_a_live_view_says_that_ranks_start():
+    """Also when it is painted meanwhile; then what the run says, and it turns no more."""
     assert "waiting for the first event" in LiveView().sentence.value
+    view, state = LiveView("starting 2 ranks ..."), RunState(world_size=2)
+    state.add(Event("state", -1, 0.0, {"state": "running"}))
+    view.paint(state)
+    assert "starting 2 ranks ..." in view.sentence.value and "rotate" in view.sentence.value
+    state.add(Event("values", 0, 0.0, {"step": 0, "loss": 5.0}))
+    view.paint(state)
+    assert "starting" not in view.sentence.value and "rotate" not in view.sentence.value
 
 
 def test_a_failed_run_leaves_its_cause():
