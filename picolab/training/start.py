@@ -6,6 +6,7 @@ started, and leaves the machine to the server that is loading torch for them.
 """
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import psutil
 
@@ -17,6 +18,9 @@ from picolab.specs.settings import RunOptions, split, takes_settings
 from picolab.training.progress import Progress
 from picolab.training.text import Text
 
+if TYPE_CHECKING:
+    from picolab.training.result import TrainResult
+
 HELD_OUT_BATCHES = 4  # global batches of an evaluation
 
 
@@ -27,7 +31,7 @@ def train(
     progress: bool = True,
     observers: Sequence[Observer] = (),
     **settings,
-) -> "launch.Job | object":
+) -> "TrainResult | launch.Job":
     """Train a model on real ranks of this machine.
 
     result = pico.train(layout="dp2tp2", steps=50)                 # a TrainResult
@@ -78,7 +82,7 @@ def _train_rank(*args):
     return train_rank(*args)
 
 
-def _result(config: TrainConfig, run: launch.RunResult):
+def _result(config: TrainConfig, run: launch.RunResult) -> "TrainResult":
     from picolab.training.result import TrainResult
 
     return TrainResult.of(config, run)

@@ -2,7 +2,7 @@
 
 Nothing is staged: chapter 1 runs from top to bottom in JupyterLab, light, with the default guesses.
 Its five best figures are taken as the browser shows them, cropped to the figure. Then the panel's
-pp slider moves one step, Run is pressed, and the README's picture is taken while ranks are alive
+next pp is chosen, Run is pressed, and the README's picture is taken while ranks are alive
 and points arrive. Either all pictures are replaced or none.
 
 The cheat sheet (summary/cheatsheet.md and .html) needs no browser and is written first; so is the
@@ -112,7 +112,7 @@ def take_all(images: Path) -> None:
             lab.open(NOTEBOOK.name)
             lab.command("application:toggle-left-area")
             lab.run_all()
-            lab.wait_idle(400)
+            lab.wait_idle(1200)  # beside other work
             for figure in FIGURES:
                 take(figure, lab, taken)
             take_running(lab, taken)
