@@ -22,6 +22,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
+TWO_AT_ONCE = ("-n", "2", "--dist", "loadfile")  # what a file's tests share is made once
 NBVAL = ("--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout=300")
 SLOWEST = 20
 
@@ -56,12 +57,17 @@ class Suite:
         self.outcomes.append(Outcome(step, int(status == 0), int(status != 0), 0, seconds))
 
     def pytest(self, step: str, *words: str, only: str = "", coverage: bool = False) -> None:
-        """A step of many checks (`only` some markers); pytest's own report says how many."""
+        """A step of many checks (`only` some markers); pytest's own report says how many. Two files
+        at once: most tests wait for something half of the time. Of coverage, one."""
         report = self.scratch / f"{len(self.outcomes)}.xml"
-        start = ["coverage", "run", "-m", "pytest"] if coverage else ["pytest"]
+        coverage = coverage and self.weekly
+        start = ["coverage", "run", "-m", "pytest"] if coverage else ["pytest", *TWO_AT_ONCE]
         markers = " and ".join(filter(None, (only, "" if self.weekly else "not weekly")))
         status, seconds = self._run(
-            step, ["-m", *start, "-q", f"--junit-xml={report}", "-m", markers, *words]
+            step,
+            ["-m", *start, "-q", f"--junit-xml={report}", "-m", markers, *words],
+            # Threads of two processes that share two cores wait for each other, spinning.
+            **({} if coverage else {"OMP_NUM_THREADS": "1"}),
         )
         passed, failed, skipped, took = _read(report)
         self.took += took
@@ -69,13 +75,13 @@ class Suite:
         # green nothing.
         self.outcomes.append(Outcome(step, passed, max(failed, int(status != 0)), skipped, seconds))
 
-    def _run(self, step: str, words) -> tuple[int, float]:
+    def _run(self, step: str, words, **environment: str) -> tuple[int, float]:
         print(f"\n=== {step}", flush=True)
         began = time.monotonic()
         done = subprocess.run(
             [sys.executable, *words],
             cwd=ROOT,
-            env=self.environment,
+            env=self.environment | environment,
             stdin=subprocess.DEVNULL,
             check=False,
         )
@@ -128,26 +134,24 @@ def lint(suite: Suite) -> None:
 
 
 def unit(suite: Suite) -> None:
-    # These start few ranks, and wait for single processes most of the time: two at once. Coverage
-    # is taken of one.
-    beside = [] if suite.weekly else ["-n", "2", "--dist", "worksteal"]
-    suite.pytest("unit", *beside, "tests/unit", coverage=suite.weekly)
+    suite.pytest("unit", "tests/unit", coverage=True)
 
 
 def distributed(suite: Suite) -> None:
     """All that is in no other part, so that no new folder is forgotten."""
     others = "not browser and not notebook"
-    suite.pytest("distributed", "--ignore=tests/unit", "tests", only=others, coverage=suite.weekly)
+    suite.pytest("distributed", "--ignore=tests/unit", "tests", only=others, coverage=True)
 
 
 def notebooks(suite: Suite) -> None:
-    suite.pytest("notebooks: nbval", *NBVAL, "notebooks")
+    """As they are saved (nbval: a test a cell), beside a run with other parameters (papermill)."""
     folders = map(str, ROOT.glob("tests/**/notebooks"))
-    suite.pytest("notebooks: papermill", *folders, only="notebook")
+    suite.pytest("notebooks", *NBVAL, "notebooks", *folders, only="notebook")
 
 
 def browser(suite: Suite) -> None:
-    suite.pytest("browser", "-rs", "tests/browser", only="browser")
+    # Nothing is shared: test by test.
+    suite.pytest("browser", "--dist", "load", "-rs", "tests/browser", only="browser")
 
 
 PARTS = {part.__name__: part for part in (lint, unit, distributed, notebooks, browser)}

@@ -28,6 +28,7 @@ from picolab.model import Piece, Transformer, initialise, slices
 from picolab.model.transformer import IGNORED
 from picolab.monitoring import Observer, StepReport
 from picolab.training import trainer
+from picolab.training.one_thread import one_thread
 
 Held = dict[str, tuple[Piece, torch.Tensor]]  # global name -> which slice, and its values
 # Where the residual stream or what is added to it can be looked at, in the names of the model.
@@ -91,18 +92,10 @@ class Observation:
 
 
 @lru_cache(maxsize=8)
+@one_thread()
 def one_process(recipe: Recipe, device: str = "cpu") -> Reference:
     """Train the recipe here. In the first step the replicas' samples are taken one after the other,
     so that each one's share of the gradient is known; that sum is the gradient of all samples."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as in the ranks; products this small only wait for threads
-    try:
-        return _one_process(recipe, device)
-    finally:
-        torch.set_num_threads(threads)
-
-
-def _one_process(recipe: Recipe, device: str) -> Reference:
     settings, model = recipe.training, Transformer(recipe.config)
     initialise(model, recipe.seed, device, settings.torch_dtype)
     optimizer = trainer.adamw(model.parameters(), settings)

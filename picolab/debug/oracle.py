@@ -45,6 +45,7 @@ from picolab.debug.observe import Held, Observation, observe, one_process
 from picolab.debug.verdict import Row, Verdict
 from picolab.model import Piece
 from picolab.specs import Layout
+from picolab.training.one_thread import one_thread
 
 MOST_RANKS = 16
 
@@ -115,6 +116,7 @@ def verify_each(
     return found
 
 
+@one_thread()
 def judge(evidence: Evidence) -> Verdict:
     """The verdict over what was computed. It follows from the evidence alone."""
     rows, ledger = list(_compared(evidence)), evidence.ledger

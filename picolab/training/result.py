@@ -22,6 +22,7 @@ from picolab.show.picture import LabFigure
 from picolab.show.table import bytes_text
 from picolab.specs import Layout, TrainConfig
 from picolab.training.build import build
+from picolab.training.one_thread import one_thread
 
 
 @dataclass
@@ -201,12 +202,8 @@ class TrainResult:
         seed: int = 0,
     ):
         """The prompt and n more tokens, by the trained model; see `picolab.model.generate`."""
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)  # a token is so little work that threads cost more than they do
-        try:
+        with one_thread():
             return generate(self.model, prompt, n, temperature=temperature, seed=seed)
-        finally:
-            torch.set_num_threads(threads)
 
     def to_json(self) -> str:
         """One JSON object. "ledger" is what rank 0 did in all steps, by operation, axis and

@@ -202,9 +202,9 @@ def bucket_steps(buckets_class, naive):
     return comparisons
 
 
-def run_buckets(**how):
+def run_buckets(world=WORLD, **how):
     names = lesson("dp-naive", "dp-buckets", **how)
-    return pico.run(bucket_steps, names["Buckets"], names["naive_sync"], world_size=WORLD)
+    return pico.run(bucket_steps, names["Buckets"], names["naive_sync"], world_size=world)
 
 
 def test_buckets_and_naive_sync_are_the_packages():
@@ -216,7 +216,7 @@ def test_buckets_and_naive_sync_are_the_packages():
 @pytest.mark.parametrize("mutant", BUCKET_MUTANTS.values(), ids=BUCKET_MUTANTS)
 def test_wrong_buckets_are_told_apart(mutant):
     try:
-        of_ranks = run_buckets(mutant=mutant)
+        of_ranks = run_buckets(world=2, mutant=mutant)
     except pico.RankFailure:
         return  # it does not even run
     verdicts = [buckets for buckets, _ in of_ranks]
