@@ -62,10 +62,13 @@ def judge(learner, attempt: Attempt) -> None:
         )
     sends = 0 if last == 0 or not ends else 2 if stage == 0 else 1
     table_bytes = copies[0].numel() * copies.element_size() if ends else 0
-    attempt.budget("send", axis="pp", count=sends)
+    attempt.budget("send", axis="pp", count=sends, at_least=min(sends, 1))
+    attempt.budget(
+        "send", axis="pp", payload_bytes=sends * table_bytes, least_bytes=sends * table_bytes
+    )
     attempt.budget("all_reduce", axis="pp", count=0)
-    attempt.budget("all_reduce", axis="dp", count=int(ends))
-    attempt.budget("all_reduce", payload_bytes=table_bytes)
+    attempt.budget("all_reduce", axis="dp", count=int(ends), at_least=int(ends))
+    attempt.budget("all_reduce", axis="dp", payload_bytes=table_bytes, least_bytes=table_bytes)
 
 
 def _compare(attempt: Attempt, result, copies, uses, replica: int, use: int, mine) -> None:
@@ -73,6 +76,8 @@ def _compare(attempt: Attempt, result, copies, uses, replica: int, use: int, min
     if not attempt.returned(result, "weight", "grad"):
         return
     total = uses.sum((0, 1))
+    if not attempt.in_order(weight=(result[0], copies[0]), grad=(result[1], total)):
+        return
     mistakes = {
         "the gradient of the other use is missing: the table is one parameter, read by the "
         "look-up and by the head": uses[:, use].sum(0),
@@ -83,7 +88,8 @@ def _compare(attempt: Attempt, result, copies, uses, replica: int, use: int, min
         ),
         "the part of the first stage is in it twice": total + uses[:, 0].sum(0),
     }
-    attempt.equal("grad", result[1], total, mistakes=mistakes)
+    replicas = {"dp": uses.sum(1)}
+    attempt.equal("grad", result[1], total, mistakes=mistakes, parts=replicas)
     attempt.equal(
         "weight",
         result[0],
@@ -91,6 +97,7 @@ def _compare(attempt: Attempt, result, copies, uses, replica: int, use: int, min
         mistakes={
             "the last stage still has what it drew for itself: two tables that get the same "
             "gradients stay as far apart as they began": copies[1],
+            "it is the sum of both draws: what adds up is gradients": copies.sum(0),
             "it is the mean of both draws: narrower than what one process would have drawn": (
                 copies.mean(0)
             ),

@@ -33,6 +33,7 @@ def judge(learner, attempt: Attempt) -> None:
     mesh = comm.mesh()
     n = mesh.size(axis)
     everyones = attempt.tensor(mesh.size("world"), *shape)
+    everyones.view(mesh.size("world"), -1)[:, ::3] = 0  # as gradients have them
     x = everyones[attempt.rank]
     parts = everyones[list(mesh.ranks(axis))]
     seen = []
@@ -48,8 +49,18 @@ def judge(learner, attempt: Attempt) -> None:
     attempt.equal("the result", y, _step(parts.sum(0)), mistakes=mistakes)
     share = -(-x.numel() // n)
     for op in ("reduce_scatter", "all_gather"):
-        attempt.budget(op, count=1)
-        attempt.budget(op, payload_bytes=n * share * x.element_size())
+        attempt.budget(op, count=1, at_least=1)
+        attempt.budget(
+            op,
+            payload_bytes=n * share * x.element_size(),
+            least_bytes=x.numel() * x.element_size(),
+        )
+    own = min(max(x.numel() - mesh.rank(axis) * share, 0), share)
+    if sum(seen) < own:
+        attempt.wrong(
+            f"`update` was given {sum(seen)} numbers on this rank, and its share of the sum has "
+            f"{own}"
+        )
     if sum(seen) > share:
         attempt.wrong(
             f"`update` was given {sum(seen)} numbers on this rank, and a share of the sum has "
@@ -71,6 +82,15 @@ def _known_mistakes(parts: torch.Tensor, x: torch.Tensor, n: int) -> dict[str, t
         "thing than the sum of updates": _step(parts).sum(0),
         "it is the update of this rank's own x; nothing was summed": _step(x),
     }
+    flat = _step(total).reshape(-1)
+    share = -(-x.numel() // n)
+    mine = torch.zeros_like(flat)
+    me = [torch.equal(part, x) for part in parts].index(True)
+    mine[me * share : (me + 1) * share] = flat[me * share : (me + 1) * share]
+    mistakes["only this rank's share is in it; the other ranks have the rest"] = mine.view(x.shape)
+    turned = flat.reshape(-1, n).T.reshape(x.shape) if x.numel() % n == 0 else None
+    if turned is not None:
+        mistakes["the shares come together interleaved: they belong one behind the other"] = turned
     zeros = -x.numel() % n
     if zeros:
         moved = pad(_step(total).reshape(-1), (zeros, 0))[: x.numel()].view(x.shape)
@@ -112,6 +132,7 @@ EXERCISE = Exercise(
         Case("dp2", "x of 3 x 5", {"axis": "dp", "shape": (3, 5)}),
         Case("dp4", "8 numbers, which 4 divides", {"axis": "dp", "shape": (8,)}),
         Case("dp4", "3 numbers: one share is all padding", {"axis": "dp", "shape": (3,)}),
+        Case("dp3", "2 x 2 x 5 numbers", {"axis": "dp", "shape": (2, 2, 5)}),
         Case("dp2tp2", "over tp, which is half of them", {"axis": "tp", "shape": (7,)}),
     ),
 )

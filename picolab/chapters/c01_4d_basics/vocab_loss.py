@@ -62,11 +62,21 @@ def judge(learner, attempt: Attempt) -> None:
     attempt.along("tp")
     if attempt.returned(result, "loss", "dlogits"):
         loss, dlogits = result
+        # Not their numbers: a gradient has the logits' shape, and nothing else here has.
+        if getattr(loss, "shape", None) == logits[:, mine.start : mine.stop].shape:
+            attempt.wrong("it returns dlogits first; asked for is `return loss, dlogits`")
         # One thing at a time: what makes the loss wrong mostly makes the gradient wrong too.
-        if _compare_loss(attempt, loss, logits, targets, cuts, mine):
+        elif _compare_loss(attempt, loss, logits, targets, cuts, mine):
             _compare_gradient(attempt, dlogits, logits, targets, mine)
-    attempt.budget("all_reduce", count=3)
-    attempt.budget("all_reduce", payload_bytes=3 * len(targets) * logits.element_size())
+    attempt.budget("all_reduce", axis="tp", count=3, at_least=2)
+    # Of the logit of the target, the sum over the tokens is enough.
+    attempt.budget(
+        "all_reduce",
+        axis="tp",
+        payload_bytes=3 * len(targets) * logits.element_size(),
+        least_bytes=(2 * len(targets) + 1) * logits.element_size(),
+        hint="of every token, the maximum and the sum of exponentials are over all ranks",
+    )
 
 
 def _compare_loss(attempt, loss, logits, targets, cuts, mine) -> bool:
@@ -100,6 +110,16 @@ def _losses(logits, targets, cuts, mine) -> dict:
     def total(log_sum, logit, counted=counted):
         return ((log_sum - logit) * counted).sum()
 
+    def beside(by):  # the logit of a token beside the target
+        index = (targets + by).clamp(0, logits.shape[1] - 1).unsqueeze(1)
+        return logits.gather(1, index).squeeze(1)
+
+    def shifted_share(by):  # as if the shares began elsewhere: tokens at their edges get lost
+        inside = sum(
+            ((targets + by >= cut.start) & (targets + by < cut.stop)) * 1.0 for cut in cuts
+        )
+        return beside(by) * inside
+
     loss = total(lse, label)
     everyones = [_from_every_rank(x, targets, cuts) for x in (logits, shifted)]
     return {
@@ -131,6 +151,18 @@ def _losses(logits, targets, cuts, mine) -> dict:
             total(lse, label * here),
             total(lse - maximum, (label - maximum) * here),
         ),
+        "it takes the logit of the token before the target: off by one": (
+            total(lse, beside(-1)),
+            total(lse, shifted_share(-1)),
+            total(lse - maximum, shifted_share(-1) - maximum),
+        ),
+        "it takes the logit of the token behind the target: off by one": (
+            total(lse, beside(1)),
+            total(lse, shifted_share(1)),
+        ),
+        "its sign is wrong: the loss is log(sum of exp) minus the target's logit": -loss,
+        "it is the loss of the first token alone, and all of them count": total(lse, label)
+        - total(lse, label, counted & (torch.arange(len(targets)) > 0)),
         "the maximum is subtracted in one of its two terms only": (
             total(lse - maximum, label),
             total(lse, label - maximum),
@@ -183,6 +215,14 @@ def _compare_gradient(attempt, dlogits, logits, targets, mine) -> None:
                 (p - one) * counted for one in foreign
             ),
             "it has the wrong sign": (onehot - p) * counted,
+            "1 is taken off beside the target: off by one": tuple(
+                (p - (torch.arange(len(mine)) == index + by).to(p.dtype)) * counted
+                for by in (1, -1)
+            ),
+            "it is that of the mean; asked for is that of the sum": (
+                (p - onehot) * counted / counted.sum().clamp(min=1),
+                (p - onehot) * counted / len(targets),
+            ),
         },
     )
 
@@ -228,6 +268,7 @@ EXERCISE = Exercise(
             "two replicas, one without any counted token; shares of 4 and 3",
             {"vocab": 7},
         ),
+        Case("tp3", "a vocabulary of 11: shares of 4, 4 and 3", {"vocab": 11}),
         Case("tp4", "logits about 1000 and -1000; shares of 3, 3, 2, 2", {"vocab": 10, "large": 1}),
     ),
     # The loss there is a class; this is what it looks its targets up with.

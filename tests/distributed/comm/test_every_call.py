@@ -1,4 +1,4 @@
-"""Every way of communicating is in the ledger, once, whatever its name and wherever it was imported.
+"""Every way of communicating is in the ledger, once, whatever its name and from wherever imported.
 
 Wrong versions these catch: a judge before which `all_gather_object` or a method of a process group
 sends nothing; a call of `picolab.comm` counted twice.
