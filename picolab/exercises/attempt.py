@@ -272,10 +272,14 @@ class Attempt:
 
 
 def _counts_for(entry, axis: str | None) -> bool:
-    if axis is None or entry.axis != "raw":
-        return axis in (None, entry.axis)
+    """Whatever it was called: over the ranks of this axis. (A group of the function's own that is
+    none of the mesh's counts for all.)
+    """
+    if axis in (None, entry.axis):
+        return True
     mesh = comm.mesh()
-    return entry.ranks == mesh.ranks(axis) or entry.ranks not in map(mesh.ranks, AXES)
+    foreign = entry.axis == "raw" and entry.ranks not in map(mesh.ranks, AXES)
+    return entry.ranks == mesh.ranks(axis) or foreign
 
 
 def _plural(op: str) -> str:

@@ -119,6 +119,9 @@ def _reductions(weights, batches, me: int) -> dict:
         "it is the sum over the valid tokens, divided by the number of ranks": _sum(
             every, 1 / len(ranks)
         ),
+        "it is divided by the number of ranks too: their valid tokens are counted already": (
+            _scaled(_mean(every), 1 / len(ranks))
+        ),
         "it is divided by the number of micro-batches too: each valid token counts once, whatever "
         "micro-batch it is in": _scaled(_mean(every), 1 / max(1, len(ranks[me]))),
         "it is the sum over the valid tokens of all ranks, divided by this rank's own number": (

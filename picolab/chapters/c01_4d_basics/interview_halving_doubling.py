@@ -49,8 +49,9 @@ def judge(learner, attempt: Attempt) -> None:
     rounds = n.bit_length() - 1
     known, parts = _known(everyones, attempt.rank), {"world": everyones}
     if attempt.equal("x", x, everyones.sum(0), mistakes=known, parts=parts):
-        # Empty halves need not be sent.
-        attempt.budget("send", count=2 * rounds, at_least=2 * rounds if size >= n else 0)
+        # Empty halves need not be sent, and of two ranks each may send all of it at once.
+        least = 2 * rounds if size >= n > 2 else 0
+        attempt.budget("send", count=2 * rounds, at_least=least)
         # As of a ring: the largest of n shares, 2(n-1) times. Whole tensors are above it from n = 4
         share = -(-size // n)
         attempt.budget(

@@ -54,7 +54,8 @@ def judge(learner, attempt: Attempt) -> None:
         _tell_chunks(attempt, x.view(-1), everyones.view(n, -1))
     # A chunk may be empty, and need not be sent; the largest one may be the one that stays.
     empty, largest = max(0, n - size), -(-size // n)
-    attempt.budget("send", count=2 * (n - 1), at_least=2 * max(n - 1 - empty, 0))
+    # Of two ranks, each may send all of it at once: as many bytes.
+    attempt.budget("send", count=2 * (n - 1), at_least=2 * max(n - 1 - empty, 0) if n > 2 else 1)
     # The largest chunk, 2(n-1) times: only what is cut into n pieces stays below it.
     attempt.budget(
         "send",

@@ -68,14 +68,14 @@ def judge(learner, attempt: Attempt) -> None:
         # One thing at a time: what makes the loss wrong mostly makes the gradient wrong too.
         elif _compare_loss(attempt, loss, logits, targets, cuts, mine):
             _compare_gradient(attempt, dlogits, logits, targets, mine)
-    attempt.budget("all_reduce", axis="tp", count=3, at_least=2)
-    # Of the logit of the target, the sum over the tokens is enough.
+    attempt.budget("all_reduce", axis="tp", count=3, at_least=1)
+    # Only large logits need the maximum, and of the targets' logits the sum may be enough.
     attempt.budget(
         "all_reduce",
         axis="tp",
         payload_bytes=3 * len(targets) * logits.element_size(),
-        least_bytes=(2 * len(targets) + 1) * logits.element_size(),
-        hint="of every token, the maximum and the sum of exponentials are over all ranks",
+        least_bytes=(len(targets) + 1) * logits.element_size(),
+        hint="of every token, the sum of exponentials is over all ranks",
     )
 
 

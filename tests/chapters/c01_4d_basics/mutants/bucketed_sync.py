@@ -100,7 +100,7 @@ def takes_all_ranks(parameters, axis, bucket_bytes):
 
 MUTANTS = {
     one_all_reduce_a_gradient: "it takes 6 all-reduces, and the budget is 3",
-    averages: "all of it is 0.5 times what it should be",
+    averages: "it is the mean over the 2 ranks",
     sum_is_not_written_back: "is still this rank's own",
     one_bucket_for_all: "an all-reduce carries 464 B, and a bucket holds at most 200 B",
     bucket_bytes_taken_for_numbers: "(bytes, not numbers)",

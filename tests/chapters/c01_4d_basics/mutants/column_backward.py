@@ -88,7 +88,7 @@ MUTANTS = {
     does_not_wait: "once `wait()` returns",
     reduces_dw_too: "dw stays where it is made",
     reduces_dw_instead: "what was all-reduced is another tensor",
-    averages: "all of it is 0.5 times what it should be",
+    averages: "it is the mean over the 2 ranks",
     sums_over_the_world: "it communicates over the ranks (0, 1, 2, 3)",
     gathers_instead: "it uses all-gathers; allowed are all-reduces",
     reduces_each_sequence: "it takes 2 all-reduces, and the budget is 1",

@@ -118,7 +118,7 @@ MUTANTS = {
     mean_of_micro_batch_means: "every micro-batch's mean has the same weight in it",
     mean_of_rank_means: "every rank's mean has the same weight in it",
     never_divides: "nobody divided by their number",
-    divides_by_the_ranks_too: "all of it is 0.5 times what it should be",
+    divides_by_the_ranks_too: "it is divided by the number of ranks too",
     sends_after_every_micro_batch: "it takes 3 all-reduces, and the budget is 2",
     one_backward_for_all: "holds the activations of 2 micro-batches at once",
     nobody_sends: "nobody added up the ranks'",

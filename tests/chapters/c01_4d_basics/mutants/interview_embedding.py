@@ -85,7 +85,7 @@ MUTANTS = {
     zeroes_the_index_only: "yours are given the rank's row 0",
     begins_at_rank_times_rows: "the shards are uneven",
     sums_in_backward_too: "adds the ranks' up again",
-    averages: "all of it is 0.5 times what it should be",
+    averages: "it is the mean over the 2 ranks",
     sums_over_everybody: "it communicates over the ranks (0, 1, 2, 3)",
     gathers_the_table: "it uses all-gathers; allowed are all-reduces",
     is_cut_off: "no gradient reaches the table",

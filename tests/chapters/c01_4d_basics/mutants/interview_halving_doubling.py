@@ -90,7 +90,7 @@ def returns_a_new_tensor(x):
 MUTANTS = {
     stops_halfway: "is missing",
     adds_on_the_way_back: "replaces what is there; yours adds it",
-    divides_by_n: "all of it is 0.5 times what it should be",
+    divides_by_n: "it is the mean over the 2 ranks",
     partner_is_that_far_to_the_right: "they wait for ever",
     swaps_whole_tensors: "and the budget is",
     walks_round_a_ring: "it takes 6 sends, and the budget is 4",

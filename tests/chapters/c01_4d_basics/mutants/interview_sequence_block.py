@@ -80,7 +80,7 @@ def over_all_ranks(x, scale, up, down, dy):
 
 MUTANTS = {
     forgets_the_scale: "it is the part of this rank's own tokens",
-    averages_the_scale: "all of it is 0.5 times what it should be",
+    averages_the_scale: "it is the mean over the 2 ranks",
     does_not_gather_dy: "The size of tensor a (3) must match the size of tensor b (6)",
     all_reduces_and_slices: "it takes 3 all-reduces, and the budget is 1",
     gathers_the_input_again: "it takes 3 all-gathers, and the budget is 2",

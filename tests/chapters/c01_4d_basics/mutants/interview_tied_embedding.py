@@ -97,7 +97,7 @@ MUTANTS = {
     averages_the_values: "it is the mean of both draws",
     trains_the_head_alone: "the gradient of the other use is missing",
     forgets_the_replicas: "the other replicas' gradients are missing",
-    averages_the_uses: "all of it is 0.5 times what it should be",
+    averages_the_uses: "it is the mean over the 2 ranks",
     answers_with_the_sum: "this stage's part is in it twice",
     sums_over_the_whole_line: "it takes 1 all-reduces, and the budget is 0",
     sums_over_the_world: "it communicates over the ranks (0, 1, 2, 3)",
