@@ -80,7 +80,8 @@ class EveryCall(TorchDispatchMode):
         payload = 0 if op == "barrier" else max(sizes)
         sent = ring_bytes(op, payload, len(ranks)) if op in _ON_THE_WIRE else 0.0
         dtype, reason = (dtypes or [""])[0], f"torch.distributed.{called or name}"
-        current.record(op, "raw", ranks, dtype, payload, sent, reason, start, 0.0, 0.0)
+        what = (op, "raw", ranks, dtype, payload, sent, reason)
+        current.record(*what, start, 0.0, 0.0, peer=_peer(name, args, ranks))
         return result
 
 
@@ -97,6 +98,11 @@ def _who_called() -> tuple[str, bool]:
             called = frame.f_code.co_name
         frame = frame.f_back
     return called, False
+
+
+def _peer(name: str, args: tuple, ranks: tuple[int, ...]) -> int | None:
+    """Of a message, the global rank at its other end: (tensors, group, index in the group, tag)."""
+    return ranks[args[2]] if name in ("send", "recv_") else None
 
 
 def _ranks(values: tuple) -> tuple[int, ...]:

@@ -81,11 +81,22 @@ def _batch_isend_irecv(operations):
         start = current.enter(f"{name}: {dtype}{[*x.shape]} (torch.distributed)")
         sent = ring_bytes(op, payload, len(ranks))
         reason = "torch.distributed.batch_isend_irecv"
-        current.record(op, "raw", ranks, dtype, payload, sent, reason, start, 0.0, 0.0)
+        what = (op, "raw", ranks, dtype, payload, sent, reason)
+        current.record(*what, start, 0.0, 0.0, peer=one.peer)
     return _batch(operations)
 
 
 _P2POp_isend = dist.isend
+
+
+def _peer(op, ranks, dst=None, group_dst=None, src=None, group_src=None, **_) -> int | None:
+    """The global rank at the other end of a message; None of collectives, and where any may send.
+
+    Positional, it is the second argument, called dst or src."""
+    if op not in ("send", "recv"):
+        return None
+    within = group_dst if group_dst is not None else group_src
+    return ranks[within] if within is not None else dst if dst is not None else src
 
 
 def _counting(original, name, op, position, keyword):
@@ -105,12 +116,14 @@ def _counting(original, name, op, position, keyword):
         where = f"ranks ({', '.join(map(str, ranks))})"
         start = current.enter(f"{name} of {where}: {dtype}{shape} (torch.distributed.{name})")
         work = original(*args, **kwargs)
+        peer = _peer(op, ranks, *args[1:2], **kwargs)
         if kwargs.get("async_op") or name in ("isend", "irecv"):
-            pending = _PendingWork([work] if work is not None else [], x, start, entry)
+            works = [work] if work is not None else []
+            pending = _PendingWork(works, x, start, entry, peers=(peer,))
             pending.__dict__["_work"] = work
             return pending
         end = current.now()
-        current.record(*entry, start, end - start, end - start)
+        current.record(*entry, start, end - start, end - start, peer=peer)
         return work
 
     call._picolab_original = original

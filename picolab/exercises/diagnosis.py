@@ -99,7 +99,7 @@ def weights(got: torch.Tensor, parts: torch.Tensor) -> list[float] | None:
     for scale in (1, len(parts)):
         whole = (found * scale).round()
         if (found * scale - whole).abs().max() < 1e-6 and whole.abs().max() <= 2 * len(parts):
-            return (whole / scale).tolist()
+            return (whole / scale + 0.0).tolist()  # no minus 0
     return None
 
 
@@ -218,8 +218,8 @@ def _rounded(got, expected) -> str | None:
             return f"it is nearly right, and its numbers are {name} ones: was it rounded on the way"
     if off < 2e-6:
         return (
-            f"it is nearly right, off by {off:.1g} of the largest: somewhere it is kept in fp32, "
-            "which a new tensor is unless you give it a dtype"
+            f"it is nearly right, off by {off:.1g} of the largest: is something kept in fp32 on "
+            "the way (a new tensor is, unless you give it a dtype), or an epsilon added?"
         )
     return None
 

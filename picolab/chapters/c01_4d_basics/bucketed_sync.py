@@ -98,6 +98,9 @@ def _all_arrived(attempt: Attempt, sizes: list[int], bucket_bytes: int) -> bool:
     """Enforce the budget; whether as many bytes were summed as there are."""
     entries = [e for e in attempt.entries if e.op == "all_reduce"]
     attempt.budget("all_reduce", count=len(costs.buckets(sizes, bucket_bytes)), at_least=1)
+    others = {e.dtype for e in entries} - {"float64"}
+    if others:
+        attempt.wrong(f"its buckets are in {others.pop()}, and the gradients in float64")
     largest = max((e.payload_bytes for e in entries), default=0)
     if largest > bucket_bytes and largest not in sizes:
         attempt.wrong(
@@ -196,6 +199,11 @@ EXERCISE = Exercise(
             "dp2tp2",
             "over dp, which is half of them",
             {"axis": "dp", "shapes": _SHAPES, "bucket_bytes": 200, "unused": {}},
+        ),
+        Case(
+            "dp2tp2",
+            "over tp, which is the other half",
+            {"axis": "tp", "shapes": _SHAPES, "bucket_bytes": 200, "unused": {}},
         ),
     ),
 )

@@ -139,6 +139,10 @@ class _Squares:
                 all_shards / self.tp + all_replicas,
             ),
             "the replicas are missing": (all_shards,),
+            "squares of replicas are in it in part only: divided by another number than tp has "
+            "ranks": tuple(
+                all_shards + self.tp * all_replicas / n for n in (2, 3, 4) if n != self.tp
+            ),
             "it is the mean over the stages; stages hold other layers": (
                 self.right / len(self.shards),
             ),
@@ -178,7 +182,7 @@ def _is_the_norm(attempt: Attempt, norm, squares: _Squares) -> None:
         if 1e-10 < off <= 1e-5:
             attempt.wrong(
                 f"the norm is off by {off:.1g} of itself: somewhere the sum is kept in fp32, "
-                "which a new tensor is unless you give it a dtype"
+                "which a new tensor is unless you give it a dtype, or an epsilon was added"
             )
             return
     attempt.equal("the norm", norm, right, mistakes=squares.known_mistakes())

@@ -127,8 +127,8 @@ def _reductions(weights, batches, me: int) -> dict:
         "it is the sum over the valid tokens of all ranks, divided by this rank's own number": (
             _scaled(_sum(every), 1 / max(1, sum(valid for *_, valid in ranks[me])))
         ),
-        "it is that of the last micro-batch alone: were the others' gradients thrown away?": _mean(
-            [rank[-1] for rank in ranks if rank]
+        "it is that of each rank's last micro-batch alone: were the others' thrown away?": _scaled(
+            _sum([rank[-1] for rank in ranks if rank]), 1 / sum(valid for *_, valid in every)
         ),
     }
 

@@ -114,7 +114,9 @@ def _known(whole_VD, rows, tokens_BS, mine) -> dict:
         "it is only what this rank's rows add: nobody sums over tp": whole_VD[tokens_BS]
         * is_mine.unsqueeze(-1),
         "tokens are given the row beside theirs: off by one": tuple(
-            whole_VD[index] for index in beside.values()
+            whole_VD[index] * kept
+            for by, index in beside.items()
+            for kept in (1, (tokens_BS + by == index).unsqueeze(-1))  # or 0 where there is none
         ),
         "tokens that are not a rank's own must add zero; yours are given the rank's first or last "
         "row": sum(s[t.clamp(0, end)] for s, t, end in zip(shards, moved, last)),

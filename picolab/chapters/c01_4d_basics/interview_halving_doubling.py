@@ -68,12 +68,15 @@ def _known(everyones, rank: int) -> dict:
         "it is still this rank's own: the sum has to be written into `x` itself": own,
         "only this rank's share is summed: the way back, on which the finished shares are "
         "exchanged, is missing": _dense(everyones, back=False)[rank],
+        "on the way back the steps are in reverse: first the last partner, the smallest part": (
+            _dense(everyones, turn=False)[rank]
+        ),
         "on the way back what arrives is a finished sum and replaces what is there; yours adds "
         "it": _dense(everyones, add_back=True)[rank],
     }
 
 
-def _dense(everyones, back=True, add_back=False):
+def _dense(everyones, back=True, add_back=False, turn=True):
     """All ranks' x after the algorithm, or one of its wrong versions, in one process."""
     n, size = everyones.shape
     now, bounds, steps, distance = everyones.clone(), [(0, size)] * n, [], n // 2
@@ -87,7 +90,7 @@ def _dense(everyones, back=True, add_back=False):
         bounds = [(keep.start, keep.stop) for keep, _ in taken]
         steps.append((distance, taken))
         distance //= 2
-    for distance, taken in reversed(steps) if back else ():
+    for distance, taken in steps[:: -1 if turn else 1] if back else ():
         before = now.clone()
         for me, (_, give) in enumerate(taken):
             arrives = before[me ^ distance, give]

@@ -118,7 +118,13 @@ def judge(learner, attempt: Attempt) -> None:
             "only this rank's own tokens are in it; the gradient of a matrix is a sum over all "
             "tokens, of x and of dy"
         )
-        attempt.equal(name, got, whole, mistakes={says: local})
+        mistakes = {
+            says: local,
+            "it is the mean over the tokens; a gradient of a sum is a sum over all tokens": (
+                whole / len(x_SD)
+            ),
+        }
+        attempt.equal(name, got, whole, mistakes=mistakes)
     whole_bytes = dy_SD.numel() * dy_SD.element_size()
     for op in ("all_gather", "reduce_scatter"):
         attempt.budget(op, axis="tp", count=2, at_least=2)
@@ -179,7 +185,13 @@ EXERCISE = Exercise(
     "had to do that, which is why it is the line that is forgotten.",
     judge=judge,
     cases=(
-        Case("tp2", "3 tokens a rank, 5 rows", {"tokens": 3, "rows": 5}),
+        Case(
+            "tp2",
+            "3 tokens a rank, 5 rows",
+            {"tokens": 3, "rows": 5},
+            if_apart="are dup or ddown added up? A rank's are of its own rows of up and columns of "
+            "down, however many these are: they stay where they are made",
+        ),
         Case("dp2tp2", "two replicas with tokens of their own", {"tokens": 2, "rows": 6}),
         Case("tp3", "2 rows on 3 ranks: one has none", {"tokens": 1, "rows": 2}),
     ),

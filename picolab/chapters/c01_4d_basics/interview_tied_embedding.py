@@ -83,6 +83,12 @@ def _compare(attempt: Attempt, result, copies, uses, replica: int, use: int, min
         "look-up and by the head": uses[:, use].sum(0),
         "the other replicas' gradients are missing: they read other tokens": uses[replica].sum(0),
         "it is this stage's and this replica's part alone: nothing was summed": mine,
+        "it is the other use's gradient alone: it is added to this one": (
+            total - uses[:, use].sum(0) if uses.shape[1] > 1 else -total
+        ),
+        "this rank's own part is in it twice: was it added to what was summed already?": (
+            total + mine
+        ),
         "this stage's part is in it twice: was it added to what had been summed already?": (
             total + uses[:, use].sum(0)
         ),
@@ -95,6 +101,9 @@ def _compare(attempt: Attempt, result, copies, uses, replica: int, use: int, min
         result[0],
         copies[0],
         mistakes={
+            "the first stage has what the last drew: values go from the first to the last": (
+                copies[1] if use == 0 else torch.full_like(copies[0], torch.nan)
+            ),
             "the last stage still has what it drew for itself: two tables that get the same "
             "gradients stay as far apart as they began": copies[1],
             "it is the sum of both draws: what adds up is gradients": copies.sum(0),

@@ -40,7 +40,7 @@ def solution(x):
 def judge(learner, attempt: Attempt) -> None:
     n, shape = comm.mesh().size("world"), attempt.case.values["shape"]
     everyones, size = attempt.tensor(n, *shape), math.prod(shape)
-    everyones.view(n, -1)[:, ::4] = 0  # as gradients have them
+    everyones.view(n, -1)[:, 0] = 0  # as gradients have them
     x = everyones[attempt.rank].clone()
     attempt.call(learner, {"x": x}, may_change=("x",))
     attempt.only("send", "recv")

@@ -194,6 +194,8 @@ def _compare(attempt: Attempt, out, lse, found, expected) -> None:
         told = [sentence for sentence, merge in _TYPICAL if _merged(found, merge, out, lse)]
         told += [sentence for sentence, wrong in _outs(found) if near(out, wrong, 1e-6)]
         told += [sentence for sentence, wrong in _lses(found) if near(lse, wrong, 1e-6)]
+        if not told and _zeroed(out, expected[0]):
+            told.append("what was nan has been made 0: the blocks merged before it are lost")
         if (expected[1] == -torch.inf).any() and not right and not told:
             told += _of_padding(out, lse, expected)
         if near(out, expected[0], 0.02) and not near(out, expected[0], rtol):
@@ -251,6 +253,12 @@ def _of_padding(out, lse, expected) -> list[str]:
     return ["a row all of whose keys are padding has an out that is not 0"]
 
 
+def _zeroed(out, expected) -> bool:
+    """0 where it should not be, and right everywhere else."""
+    wrong = (out == 0) & (expected != 0)
+    return bool(wrong.any()) and near(out, expected.masked_fill(wrong, 0), 1e-6)
+
+
 def _why_not_finite(values) -> str:
     if "real" in values:
         return (
@@ -291,11 +299,22 @@ def _first_kept(out, lse, other, other_lse):
     return out + weight * (other - out), lse
 
 
+def _clamped(least):
+    def merge(out, lse, other, other_lse):
+        lse, other_lse = lse.clamp(min=least), other_lse.clamp(min=least)
+        weight = torch.sigmoid(other_lse - lse).unsqueeze(-1)
+        return out + weight * (other - out), torch.logaddexp(lse, other_lse)
+
+    return merge
+
+
 _TYPICAL = (
     ("out is the plain mean of two blocks at each merge: a block counts e^lse times", _mean),
     ("the weights are swapped: the block with the larger lse has to count more", _swapped),
     ("lse is the sum of both: what adds up is e^lse, and lse is its logarithm", _added),
     ("lse is still that of the first block: the next merge needs that of all so far", _first_kept),
+    ("is lse clamped? It may be any number, and -2000 here", _clamped(-1e2)),
+    ("is lse clamped? It may be any number, and -2000 here", _clamped(-1e3)),
 )
 
 

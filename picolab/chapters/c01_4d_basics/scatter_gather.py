@@ -78,6 +78,10 @@ def _known_mistakes(parts: torch.Tensor, x: torch.Tensor, n: int) -> dict[str, t
     mistakes = {
         "it is the sum itself; use what `update` returns (it changes nothing in place)": total,
         "it is the update of the mean; asked for is that of the sum": _step(parts.mean(0)),
+        "it is n times the update of the mean, and the update is not linear": (
+            n * _step(parts.mean(0))
+        ),
+        "it is updated twice": _step(_step(total)),
         "each rank updated its own x, and then these were summed; the update of a sum is another "
         "thing than the sum of updates": _step(parts).sum(0),
         "it is the update of this rank's own x; nothing was summed": _step(x),
@@ -88,10 +92,10 @@ def _known_mistakes(parts: torch.Tensor, x: torch.Tensor, n: int) -> dict[str, t
     me = [torch.equal(part, x) for part in parts].index(True)
     mine[me * share : (me + 1) * share] = flat[me * share : (me + 1) * share]
     mistakes["only this rank's share is in it; the other ranks have the rest"] = mine.view(x.shape)
-    turned = flat.reshape(-1, n).T.reshape(x.shape) if x.numel() % n == 0 else None
-    if turned is not None:
-        mistakes["the shares come together interleaved: they belong one behind the other"] = turned
     zeros = -x.numel() % n
+    dealt = pad(flat, (0, zeros)).view(-1, n).T.reshape(-1)[: x.numel()]
+    says = "the shares come together interleaved: they belong one behind the other"
+    mistakes[says] = dealt.view(x.shape)
     if zeros:
         moved = pad(_step(total).reshape(-1), (zeros, 0))[: x.numel()].view(x.shape)
         says = f"all numbers are moved by {zeros}; zeros belong behind x, where they are cut off"

@@ -143,6 +143,13 @@ def _losses(logits, targets, cuts, mine) -> dict:
             loss / counted.sum().clamp(min=1),
             loss / len(targets),
         ),
+        "the softmax is over each rank's share, and the losses of the shares are added up; a "
+        "token's probabilities add up to 1 over all ranks": sum(
+            total(share.logsumexp(1), label, (targets >= cut.start) & (targets < cut.stop))
+            for share, cut in zip(shares, cuts)
+        ),
+        "rank r's tokens do not begin at r times its own width, but at `start`: shares differ in "
+        "size": _widths(logits, lse, maximum, targets, cuts),
         "the sum of exponentials is over this rank's share only": (
             total(mine_alone, label - maximum),
             total(mine_alone, (label - maximum) * here),
@@ -168,6 +175,18 @@ def _losses(logits, targets, cuts, mine) -> dict:
             total(lse, label - maximum),
         ),
     }
+
+
+def _widths(logits, lse, maximum, targets, cuts) -> tuple[torch.Tensor, ...]:
+    """The losses if rank r takes its tokens to begin at r times its own width."""
+    label = none = torch.zeros_like(lse)
+    for rank, cut in enumerate(cuts):
+        column = targets - rank * len(cut)
+        here = (column >= 0) & (column < len(cut))
+        found = logits[:, cut.start : cut.stop].gather(1, column.where(here, 0).unsqueeze(1))
+        label = label + (found.squeeze(1) - maximum) * here
+    counted = targets != IGNORED
+    return ((lse - maximum - label) * counted).sum(), ((lse - none - label) * counted).sum()
 
 
 def _from_every_rank(x, targets, cuts) -> list[torch.Tensor]:

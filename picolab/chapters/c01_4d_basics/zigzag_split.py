@@ -56,13 +56,13 @@ def _many_sizes(learner, attempt: Attempt) -> None:
         seq = 2 * cp * chunk
         x = torch.arange(2 * cp * seq).view(2 * cp, seq)
         for rank in range(cp):
-            name = f"my_zigzag(x, {rank}, {cp}), {seq} tokens: the share"
+            attempt.budget(count=0)
+            attempt.setting(f"my_zigzag(x, {rank}, {cp}) with {seq} tokens")
             mine = [i * chunk + j for i in (rank, 2 * cp - 1 - rank) for j in range(chunk)]
             result = attempt.call(learner, {"x": x, "rank": rank, "cp": cp})
             if not _is_pair(attempt, result):
                 return
-            if not _compare(attempt, name, *result, x, mine, cp):
-                attempt.wrong(f"so for my_zigzag(x, rank={rank}, cp={cp}) with {seq} tokens")
+            if not _compare(attempt, "the share", *result, x, mine, cp):
                 return
 
 
@@ -127,6 +127,7 @@ def _wrong_tokens(held: list[int], mine: list[int], seq: int, cp: int) -> str:
 
 def _refuses(learner, attempt: Attempt, rank: int, cp: int, seq: int) -> None:
     longer = seq + cp  # cp divides it, and 2 * cp does not
+    attempt.budget(count=0)
     attempt.setting(f"{longer} tokens, which 2 * cp = {2 * cp} does not divide")
     try:
         attempt.call(learner, {"x": torch.zeros(1, longer), "rank": rank, "cp": cp})

@@ -39,7 +39,7 @@ def _with(x, index, value):
         (torch.cat((X[1:], X[:1] * 7)), X, "moved by -1 along dim 0"),
         (X.float().double(), X, "its numbers are fp32 ones"),
         (X.bfloat16().double(), X, "its numbers are bf16 ones"),
-        (X * (1 + 1e-7 * X), X, "somewhere it is kept in fp32"),
+        (X * (1 + 1e-7 * X), X, "is something kept in fp32"),
         (_with(X, 3, 0), X, "4 of 16 numbers are 0 and should not be"),
         (_with(X, 3, 7.0), X, "wrong only at 3 along dim 0, of 4"),
         (torch.tensor(3.0), torch.tensor(1.5), "all of it is 2 times"),
