@@ -97,7 +97,7 @@ def _added_others(added: torch.Tensor, everyones: list, index: int, ranks: set) 
 def _all_arrived(attempt: Attempt, sizes: list[int], bucket_bytes: int) -> bool:
     """Enforce the budget; whether as many bytes were summed as there are."""
     entries = [e for e in attempt.entries if e.op == "all_reduce"]
-    attempt.budget("all_reduce", count=len(costs.buckets(sizes, bucket_bytes)), at_least=1)
+    attempt.budget("all_reduce", count=len(costs.buckets(sizes, bucket_bytes)))
     others = {e.dtype for e in entries} - {"float64"}
     if others:
         attempt.wrong(f"its buckets are in {others.pop()}, and the gradients in float64")

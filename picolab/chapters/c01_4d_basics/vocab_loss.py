@@ -110,15 +110,15 @@ def _losses(logits, targets, cuts, mine) -> dict:
     def total(log_sum, logit, counted=counted):
         return ((log_sum - logit) * counted).sum()
 
-    def beside(by):  # the logit of a token beside the target
-        index = (targets + by).clamp(0, logits.shape[1] - 1).unsqueeze(1)
-        return logits.gather(1, index).squeeze(1)
-
-    def shifted_share(by):  # as if the shares began elsewhere: tokens at their edges get lost
-        inside = sum(
-            ((targets + by >= cut.start) & (targets + by < cut.stop)) * 1.0 for cut in cuts
+    def off_by(by):  # beside the target, and 0 where no rank has such a token
+        index = (targets + by).clamp(0, logits.shape[1] - 1)
+        found = logits.gather(1, index.unsqueeze(1)).squeeze(1)
+        there = targets + by == index
+        return (
+            total(lse, found),
+            total(lse, found * there),
+            total(lse - maximum, (found - maximum) * there),
         )
-        return beside(by) * inside
 
     loss = total(lse, label)
     everyones = [_from_every_rank(x, targets, cuts) for x in (logits, shifted)]
@@ -158,15 +158,8 @@ def _losses(logits, targets, cuts, mine) -> dict:
             total(lse, label * here),
             total(lse - maximum, (label - maximum) * here),
         ),
-        "it takes the logit of the token before the target: off by one": (
-            total(lse, beside(-1)),
-            total(lse, shifted_share(-1)),
-            total(lse - maximum, shifted_share(-1) - maximum),
-        ),
-        "it takes the logit of the token behind the target: off by one": (
-            total(lse, beside(1)),
-            total(lse, shifted_share(1)),
-        ),
+        "it takes the logit of the token before the target: off by one": off_by(-1),
+        "it takes the logit of the token behind the target: off by one": off_by(1),
         "its sign is wrong: the loss is log(sum of exp) minus the target's logit": -loss,
         "it is the loss of the first token alone, and all of them count": total(lse, label)
         - total(lse, label, counted & (torch.arange(len(targets)) > 0)),
@@ -235,8 +228,12 @@ def _compare_gradient(attempt, dlogits, logits, targets, mine) -> None:
             ),
             "it has the wrong sign": (onehot - p) * counted,
             "1 is taken off beside the target: off by one": tuple(
-                (p - (torch.arange(len(mine)) == index + by).to(p.dtype)) * counted
+                (p - (torch.arange(len(mine)) == place).to(p.dtype) * here) * counted
                 for by in (1, -1)
+                for place, here in (
+                    (index + by, 1),
+                    ((index + by) % len(mine), (index >= 0) & (index < len(mine))),
+                )
             ),
             "it is that of the mean; asked for is that of the sum": (
                 (p - onehot) * counted / counted.sum().clamp(min=1),
