@@ -89,14 +89,17 @@ def _batch_isend_irecv(operations):
 _P2POp_isend = dist.isend
 
 
-def _peer(op, ranks, dst=None, group_dst=None, src=None, group_src=None, **_) -> int | None:
+def _peer(op: str, ranks: tuple[int, ...], args: tuple, kwargs: dict) -> int | None:
     """The global rank at the other end of a message; None of collectives, and where any may send.
 
-    Positional, it is the second argument, called dst or src."""
+    It is the second argument, called dst or src; or group_dst or group_src, within the group.
+    """
     if op not in ("send", "recv"):
         return None
-    within = group_dst if group_dst is not None else group_src
-    return ranks[within] if within is not None else dst if dst is not None else src
+    within = kwargs.get("group_dst", kwargs.get("group_src"))
+    if within is not None:
+        return ranks[within]
+    return args[1] if len(args) > 1 else kwargs.get("dst", kwargs.get("src"))
 
 
 def _counting(original, name, op, position, keyword):
@@ -116,7 +119,7 @@ def _counting(original, name, op, position, keyword):
         where = f"ranks ({', '.join(map(str, ranks))})"
         start = current.enter(f"{name} of {where}: {dtype}{shape} (torch.distributed.{name})")
         work = original(*args, **kwargs)
-        peer = _peer(op, ranks, *args[1:2], **kwargs)
+        peer = _peer(op, ranks, args, kwargs)
         if kwargs.get("async_op") or name in ("isend", "irecv"):
             works = [work] if work is not None else []
             pending = _PendingWork(works, x, start, entry, peers=(peer,))

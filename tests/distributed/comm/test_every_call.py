@@ -55,6 +55,7 @@ def _ddp(x):
 # A way -> the ops it is an entry of, on rank 0, in their order.
 WAYS = {
     "all_reduce": (lambda x: dist.all_reduce(x), ["all_reduce"]),
+    "with an operation": (lambda x: dist.all_reduce(x, op=dist.ReduceOp.MAX), ["all_reduce"]),
     "imported before": (lambda x: imported_before(x), ["all_reduce"]),
     "a group's method": (lambda x: dist.group.WORLD.allreduce([x]).wait(), ["all_reduce"]),
     "coalesced": (lambda x: dist.all_reduce_coalesced([x, x.clone()]), ["all_reduce"]),
@@ -131,6 +132,11 @@ def seen():
 def test_each_way_is_seen_once(seen, way):
     assert [entry.op for entry in seen[way]] == WAYS[way][1]
     assert all(entry.ranks == (0, 1) for entry in seen[way])
+
+
+@pytest.mark.parametrize("way", ["send", "batch_isend_irecv", "the package's shift"])
+def test_a_message_says_who_is_at_its_other_end(seen, way):
+    assert {entry.peer for entry in seen[way]} == {1}
 
 
 @pytest.mark.parametrize(

@@ -187,7 +187,7 @@ MUTANTS = {
     stays_with_its_heads: "out has the shape (6, 2, 2), and should have (3, 4, 2)",
     interleaves_the_heads: "out has the heads in the order 0, 2, 1, 3",
     gathers_everything: "it uses all-gathers",
-    exchanges_over_all_ranks: "it communicates over the ranks (0, 1, 2, 3)",
+    exchanges_over_all_ranks: "it takes 3 all-to-alls, and the budget is 2",
     stays_with_its_tokens: "needs those of all 6 tokens",
     gathers_objects: "it uses `all_gather_object`",
     swaps_keys_and_values: "attend was given the values as keys",
