@@ -81,11 +81,25 @@ def _batch_isend_irecv(operations):
         start = current.enter(f"{name}: {dtype}{[*x.shape]} (torch.distributed)")
         sent = ring_bytes(op, payload, len(ranks))
         reason = "torch.distributed.batch_isend_irecv"
-        current.record(op, "raw", ranks, dtype, payload, sent, reason, start, 0.0, 0.0)
+        what = (op, "raw", ranks, dtype, payload, sent, reason)
+        current.record(*what, start, 0.0, 0.0, peer=one.peer)
     return _batch(operations)
 
 
 _P2POp_isend = dist.isend
+
+
+def _peer(op: str, ranks: tuple[int, ...], args: tuple, kwargs: dict) -> int | None:
+    """The global rank at the other end of a message; None of collectives, and where any may send.
+
+    It is the second argument, called dst or src; or group_dst or group_src, within the group.
+    """
+    if op not in ("send", "recv"):
+        return None
+    within = kwargs.get("group_dst", kwargs.get("group_src"))
+    if within is not None:
+        return ranks[within]
+    return args[1] if len(args) > 1 else kwargs.get("dst", kwargs.get("src"))
 
 
 def _counting(original, name, op, position, keyword):
@@ -105,12 +119,14 @@ def _counting(original, name, op, position, keyword):
         where = f"ranks ({', '.join(map(str, ranks))})"
         start = current.enter(f"{name} of {where}: {dtype}{shape} (torch.distributed.{name})")
         work = original(*args, **kwargs)
+        peer = _peer(op, ranks, args, kwargs)
         if kwargs.get("async_op") or name in ("isend", "irecv"):
-            pending = _PendingWork([work] if work is not None else [], x, start, entry)
+            works = [work] if work is not None else []
+            pending = _PendingWork(works, x, start, entry, peers=(peer,))
             pending.__dict__["_work"] = work
             return pending
         end = current.now()
-        current.record(*entry, start, end - start, end - start)
+        current.record(*entry, start, end - start, end - start, peer=peer)
         return work
 
     call._picolab_original = original

@@ -3,13 +3,18 @@
     def judge(learner, attempt):
         x = attempt.tensor(4, 3)                                  # the same on every rank
         y = attempt.call(learner, {"x": x, "axis": "tp"})         # on copies; times are not counted
-        attempt.equal("the output", y, expected)
-        attempt.budget("send", count=2 * (n - 1))
+        attempt.only("send", "recv")                              # the ways that are allowed,
+        attempt.equal("the output", y, expected, parts={"tp": every_ranks_part})
+        attempt.budget("send", count=2 * (n - 1), at_least=2 * (n - 1))   # and how much by them
 
 A judge does no communication of its own: every rank draws *all* ranks' inputs from the same seed
 and computes the expected result densely. So whatever the ledger holds is the learner's, and a rank
 that finds something wrong cannot leave the others waiting. Nothing here raises for a wrong answer;
 what is wrong is collected, and the first thing found is what the learner is told first.
+
+Every way of communicating is seen (comm/every_call.py), so what is not in `only` is refused. A
+budget has a *floor* too: right numbers without the bytes that must have travelled came by some
+other way.
 """
 
 from collections.abc import Callable
@@ -17,12 +22,19 @@ from collections.abc import Callable
 import torch
 
 from picolab import comm
+from picolab.comm.every_call import EveryCall
 from picolab.comm.mesh import AXES
+from picolab.exercises import diagnosis
 from picolab.exercises.case import Case
+from picolab.exercises.diagnosis import near
 from picolab.show.table import bytes_text
 
 # Rounding of sums in another order; in fp64 a wrong factor or a missing term is far above it.
-RTOL = {torch.float64: 1e-10, torch.float32: 1e-5}
+RTOL = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
+
+Suspect = torch.Tensor | tuple[torch.Tensor, ...] | Callable[[], "Suspect"]
+"""What a known mistake gives: numbers, several that it may give, or a function that computes them
+(called only if the answer is wrong)."""
 
 
 class Attempt:
@@ -30,10 +42,14 @@ class Attempt:
 
     def __init__(self, case: Case):
         self.case = case
+        self.about = case.about
         self.problems: list[str] = []
-        self.counted: list[tuple[str, str, int | float, int | float]] = []  # what, unit, used, most
+        # what, unit, used, most, least
+        self.counted: list[tuple[str, str, int | float, int | float, int | float]] = []
         self.entries: list = []
         self._draw = torch.Generator().manual_seed(0)
+        self._earlier: list[tuple[str, list[str]]] = []
+        self._unfinished = 0
 
     @property
     def rank(self) -> int:
@@ -54,13 +70,23 @@ class Attempt:
             name: value if name in may_change else _copy(value) for name, value in arguments.items()
         }
         ledger = comm.ledger()
-        before = len(ledger.kept)
-        result = learner(*given.values())
+        before, under_way = len(ledger.kept), ledger.under_way
+        with EveryCall():
+            result = learner(*given.values())
         self.entries += ledger.kept[before:]
+        self._unfinished += ledger.under_way - under_way
         for name, value in arguments.items():
             if name not in may_change and not _same(value, given[name]):
                 self.wrong(f"it changed its input `{name}`, which the caller still needs")
         return result
+
+    def setting(self, about: str) -> None:
+        """What follows is about another setting, in the same ranks: "14 tokens". Budgets begin
+        anew, and of several settings with something wrong the first is told.
+        """
+        self._close()
+        self._earlier.append((self.about, self.problems))
+        self.about, self.problems, self.entries, self.counted = about, [], [], []
 
     def wrong(self, sentence: str) -> None:
         """Something is wrong on this rank: in one sentence, without the rank."""
@@ -80,40 +106,74 @@ class Attempt:
         what = "None" if result is None else kind
         return self.require(False, f"it returns {what}; asked for is `return {', '.join(names)}`")
 
+    def in_order(self, **asked) -> bool:
+        """name=(got, expected), ...: whether a tuple has the right tensors in another order."""
+        names, pairs = list(asked), list(asked.values())
+        if not all(isinstance(got, torch.Tensor) for got, _ in pairs):
+            return True
+        order = []
+        for got, _ in pairs:
+            same = [
+                name
+                for name, (_, expected) in asked.items()
+                if got.shape == expected.shape and near(got.detach(), expected.detach(), 1e-6)
+            ]
+            order += same if len(same) == 1 else []
+        if sorted(order) != sorted(names) or order == names:
+            return True
+        return self.require(
+            False,
+            f"it returns the right tensors in the order {', '.join(order)}, and asked for is "
+            f"`return {', '.join(names)}`",
+        )
+
     def equal(
         self,
         name: str,
         got,
         expected: torch.Tensor,
         rtol: float | None = None,
-        mistakes: dict[str, torch.Tensor | tuple[torch.Tensor, ...]] | None = None,
+        mistakes: dict[str, Suspect] | None = None,
+        parts: dict[str, torch.Tensor] | None = None,
+        dtype: torch.dtype | None = None,
     ) -> bool:
-        """got has expected's shape and numbers, up to rounding. name: "the output", "dw".
+        """got has expected's shape, dtype and numbers, up to rounding. name: "the output", "dw".
 
-        mistakes: what to say -> the numbers by which that mistake is recognised, or several that
-        it may give; of several mistakes that fit, the first is said.
+        mistakes: what to say -> the numbers by which that mistake is recognised; of several
+        mistakes that fit, the first is said. Sentences about a tensor that is what another one
+        should be belong here, too.
+        parts: axis -> (ranks of the axis, *shape), what each rank adds, if expected is a sum of
+        them: then a part that is missing or counted twice is named.
+        dtype: the one to come in, if it is not expected's. What no mistake fits, diagnosis.py
+        looks at.
         """
         if got is None:
             return self.require(False, f"{name} is None: is a `return` missing?")
         if not isinstance(got, torch.Tensor):
             kind = type(got).__name__
             return self.require(False, f"{name} is of type {kind}, and a tensor was expected")
+        got, wanted = got.detach(), dtype or expected.dtype
+        rtol = RTOL.get(expected.dtype, RTOL[torch.float64]) if rtol is None else rtol
         if got.shape != expected.shape:
             shapes = f"{tuple(got.shape)}, and should have {tuple(expected.shape)}"
-            return self.require(False, f"{name} has the shape {shapes}")
-        got, expected = got.detach().double(), expected.detach().double()
-        if not torch.isfinite(got).all():
-            count = int((~torch.isfinite(got)).sum())
-            return self.require(False, f"{name} has {count} entries that are not finite")
-        rtol = RTOL[torch.float64] if rtol is None else rtol
-        if _near(got, expected, rtol):
+            why = diagnosis.shape_says(got, expected)
+            return self.require(False, f"{name} has the shape {shapes}{why}")
+        if got.dtype != wanted and (got.is_floating_point() or expected.is_floating_point()):
+            return self.require(
+                False,
+                f"{name} is in {got.dtype}, and should be in {wanted}, as what comes in is",
+            )
+        got, expected = got.double(), expected.detach().double()
+        if near(got, expected, rtol):
             return True
-        for says, wrong in (mistakes or {}).items():
-            known = wrong if isinstance(wrong, tuple) else (wrong,)
-            if any(_near(got, one.detach().double(), rtol) for one in known):
+        bad = diagnosis.not_finite_says(got, expected)
+        for says, suspect in (mistakes or {}).items():
+            if any(near(got, one.detach().double(), rtol) for one in _numbers(suspect)):
                 return self.require(False, f"{name} is wrong: {says}")
-        apart = (got - expected).abs()
-        return self.require(False, f"{name} is wrong: {_how(got, expected, apart)}")
+        if bad:
+            return self.require(False, f"{name} {bad}")
+        axes = {axis: (comm.mesh().rank(axis), comm.mesh().size(axis)) for axis in (*AXES, "world")}
+        return self.require(False, f"{name} is wrong: {diagnosis.says(got, expected, axes, parts)}")
 
     def budget(
         self,
@@ -121,26 +181,48 @@ class Attempt:
         count: int | None = None,
         payload_bytes: int | None = None,
         axis: str | None = None,
+        at_least: int = 0,
+        least_bytes: int = 0,
+        hint: str = "an asynchronous one is finished once `wait()` returns",
     ) -> None:
-        """At most so many collectives of this kind (all kinds, if op is None), and bytes in them.
+        """At most so many collectives of this kind (all kinds, if op is None), and bytes in them;
+        and at least so many: whoever has the right numbers with less got them by another way.
+        Over an axis of one rank nothing has to travel. A floor is told only of right numbers, by
+        allowed ways: ask for it last. hint: what is added where less travelled.
 
         Calls of torch.distributed itself are entries too (axis "raw"): they count for every axis,
         unless they are over the ranks of another.
         """
         entries = [e for e in self.entries if op in (None, e.op) and _counts_for(e, axis)]
         what, over = _plural(op) if op else "collectives", f" over {axis}" if axis else ""
+        if axis is not None and comm.mesh().size(axis) == 1:
+            at_least = least_bytes = 0
         if count is not None:
-            self.counted.append((what + over, "", len(entries), count))
+            self.counts(what + over, len(entries), count, at_least)
             if len(entries) > count:
                 self.wrong(f"it takes {len(entries)} {what}, and the budget is {count}{over}")
+            if len(entries) < at_least and not self.problems:
+                self.wrong(
+                    f"it takes {len(entries)} {what}{over}, and what has to travel needs "
+                    f"{at_least} ({hint})"
+                )
         if payload_bytes is not None:
             used = sum(e.payload_bytes for e in entries)
-            self.counted.append((f"payload of {what}{over}", "bytes", used, payload_bytes))
+            self.counts(f"payload of {what}{over}", used, payload_bytes, least_bytes, "bytes")
             if used > payload_bytes:
                 self.wrong(
                     f"its {what} carry {bytes_text(used)}, and the budget is "
                     f"{bytes_text(payload_bytes)}{over}"
                 )
+            if used < least_bytes and not self.problems:
+                self.wrong(
+                    f"its {what} carry {bytes_text(used)}{over}, and what has to travel is "
+                    f"{bytes_text(least_bytes)} ({hint})"
+                )
+
+    def counts(self, what: str, used, most, least=0, unit: str = "") -> None:
+        """A line of the table that is shown with a right answer."""
+        self.counted.append((what, unit, used, most, least))
 
     def only(self, *allowed: str) -> None:
         """No other collectives than these."""
@@ -153,32 +235,72 @@ class Attempt:
         mesh = comm.mesh()
         lines = {axis: mesh.ranks(axis) for axis in axes if mesh.size(axis) > 1}
         asked = " and ".join(f"over {axis}, here {ranks}" for axis, ranks in lines.items())
-        for ranks in sorted({e.ranks for e in self.entries} - set(lines.values())):
+        # A message is between two ranks, whatever group it was sent in.
+        entries = [e for e in self.entries if not any(e.peer in line for line in lines.values())]
+        for ranks in sorted({e.ranks for e in entries} - set(lines.values())):
             self.wrong(
                 f"it communicates over the ranks {ranks}, and should {asked or 'not at all'}"
             )
 
+    def peers(self, most: int, sentence: str) -> None:
+        """Messages go to so many ranks at most, and come from so many."""
+        for op in ("send", "recv"):
+            others = {e.peer for e in self.entries if e.op == op and e.peer is not None}
+            if len(others) > most:
+                whom = "to" if op == "send" else "from"
+                self.wrong(f"it has messages {whom} the ranks {_listed(others)}: {sentence}")
+
     def report(self) -> dict:
-        """Plain data, for the way back to the kernel."""
+        """Plain data, for the way back to the kernel: of the first setting with something wrong."""
+        self._close()
+        settings = [*self._earlier, (self.about, self.problems)]
+        wrong = [(i, about, found) for i, (about, found) in enumerate(settings) if found]
+        index, about, problems = wrong[0] if wrong else (len(settings), self.about, [])
         return {
-            "problems": self.problems,
+            "problems": problems,
+            "setting": index,
+            "about": about,
             "counted": self.counted,
             "collectives": len(self.entries),
         }
 
+    def _close(self) -> None:
+        """At the end of a setting."""
+        if self._unfinished > 0:
+            self.wrong(
+                f"{self._unfinished} of what it started was never waited for: call `wait()` on "
+                "what an asynchronous call returns"
+            )
+        self._unfinished = 0
+
 
 def _counts_for(entry, axis: str | None) -> bool:
-    if axis is None or entry.axis != "raw":
-        return axis in (None, entry.axis)
+    """Whatever it was called: over the ranks of this axis. (A group of the function's own that is
+    none of the mesh's counts for all.)
+    """
+    if axis in (None, entry.axis):
+        return True
     mesh = comm.mesh()
-    return entry.ranks == mesh.ranks(axis) or entry.ranks not in map(mesh.ranks, AXES)
+    if entry.peer is not None:
+        return entry.peer in mesh.ranks(axis)
+    foreign = entry.axis == "raw" and entry.ranks not in map(mesh.ranks, AXES)
+    return entry.ranks == mesh.ranks(axis) or foreign
 
 
 def _plural(op: str) -> str:
+    if "object" in op:
+        return f"`{op}`"
     words = op.replace("_", "-")
-    return {"all-to-all": "all-to-alls", "recv": "receives", "broadcast": "broadcasts"}.get(
-        words, words + "s"
-    )
+    return "receives" if op == "recv" else words + "s"
+
+
+def _listed(numbers) -> str:
+    return ", ".join(map(str, sorted(numbers)))
+
+
+def _numbers(suspect: Suspect) -> tuple[torch.Tensor, ...]:
+    found = suspect() if callable(suspect) else suspect
+    return tuple(found) if isinstance(found, tuple | list) else (found,)
 
 
 def _copy(value):
@@ -195,31 +317,3 @@ def _same(a, b) -> bool:
     if isinstance(a, list | tuple):
         return len(a) == len(b) and all(_same(x, y) for x, y in zip(a, b))
     return True
-
-
-def _near(got: torch.Tensor, expected: torch.Tensor, rtol: float) -> bool:
-    """The same numbers, up to rtol of the largest; nothing is near infinity."""
-    if expected.numel() == 0 or got.shape != expected.shape:
-        return got.shape == expected.shape
-    if not torch.isfinite(expected).all():
-        return False
-    scale = max(expected.abs().max().item(), 1e-300)
-    return (got - expected).abs().max().item() <= rtol * scale
-
-
-def _how(got: torch.Tensor, expected: torch.Tensor, apart: torch.Tensor) -> str:
-    """Where and how much; and the factor, if it is one factor throughout."""
-    worst = int(apart.argmax())
-    index = [int(i) for i in torch.unravel_index(torch.tensor(worst), expected.shape)]
-    place = f"at {index} " if index else ""
-    text = f"{place}it is {got.flatten()[worst]:.6g}, and should be {expected.flatten()[worst]:.6g}"
-    if expected.numel() == 1:
-        return text
-    if not got.any():
-        return f"all of it is zero ({text})"
-    big = expected.abs() > 1e-6 * expected.abs().max()
-    ratio = got[big] / expected[big]
-    if ratio.numel() > 1 and (ratio - ratio[0]).abs().max() <= 1e-6 * ratio[0].abs():
-        return f"all of it is {ratio[0]:.4g} times what it should be ({text})"
-    right = int((apart <= 1e-10 * expected.abs().max()).sum())
-    return f"{text}; {right} of {expected.numel()} numbers are right"

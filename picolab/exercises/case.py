@@ -13,3 +13,5 @@ class Case:
     """what is special about it, in a few words: shown when it is this case that fails"""
     values: dict = field(default_factory=dict)
     """whatever the judge needs: sizes, seeds"""
+    if_apart: str = ""
+    """said if the ranks enter different collectives here, or wait for ever: the usual reason"""

@@ -150,21 +150,26 @@ def judged(exercise: Judged, fn: Callable) -> CheckResult:
     counted: list = []
     for case in exercise.cases:
         layout = Layout.parse(case.layout)
-        where = f"on {layout.world} ranks" + (f", {case.about}" if case.about else "")
+        where = _where(layout.world, case.about)
         try:
             reports = _run(exercise, case, fn, layout.world)
         except RankHang as hang:
-            return CheckResult(exercise, "fail", *_stuck(where, hang))
+            headline, rows, details = _stuck(where, hang)
+            return CheckResult(exercise, "fail", headline, _likely(case) + rows, details)
         except RankFailure as failure:
-            return CheckResult(
-                exercise, "fail", f"{where}, {failure.headline()}", [], _told(failure)
-            )
+            return CheckResult(exercise, "fail", *_failed(where, case, failure))
         except Stopped:
             headline = f"{where}, it was still running after {DEADLINE_S:.0f} s and was ended"
             return CheckResult(exercise, "fail", headline)
         if any(report["todo"] for report in reports):
             return CheckResult(exercise, "todo", exercise.title)
-        wrong = {rank: r["problems"] for rank, r in enumerate(reports) if r["problems"]}
+        first = min(reports, key=lambda report: report["setting"])
+        where = _where(layout.world, first["about"])
+        wrong = {
+            rank: r["problems"]
+            for rank, r in enumerate(reports)
+            if r["problems"] and r["setting"] == first["setting"]
+        }
         if wrong:
             return CheckResult(exercise, "fail", where, _rows(wrong, len(reports)))
         counted += [[where, *line] for line in _most(reports)]
@@ -172,12 +177,11 @@ def judged(exercise: Judged, fn: Callable) -> CheckResult:
     ranks = re.sub(", ([0-9]+)$", r" and \1", ", ".join(map(str, worlds)))
     headline = f"{exercise.title}, on {ranks} ranks"
     rows, said = [], ""
-    for where, what, unit, *numbers in counted:
-        rows.append(
-            [where if where != said else "", what + (f", {unit}" if unit else ""), *numbers]
-        )
+    for where, what, unit, used, most, *least in counted:
+        what += f", {unit}" if unit else ""
+        rows.append([where if where != said else "", what, *(least or [0]), used, most])
         said = where
-    table = Table(["", "", "used", "budget"], rows) if rows else None
+    table = Table(["", "", "at least", "used", "budget"], rows) if rows else None
     return CheckResult(exercise, "pass", headline, counted=table)
 
 
@@ -259,9 +263,26 @@ def _most(reports: list[dict]) -> list[tuple]:
     return [max(lines, key=lambda line: line[2]) for lines in zip(*(r["counted"] for r in reports))]
 
 
-def _told(failure: RankFailure) -> str:
-    """What a failure says after its headline, of which the learner's own code is a part."""
-    return _own_part(str(failure).removeprefix(failure.headline()))
+def _where(world: int, about: str) -> str:
+    return f"on {world} ranks" + (f", {about}" if about else "")
+
+
+def _failed(where: str, case: Case, failure: RankFailure) -> tuple:
+    """Headline, rows and details; the learner's own code is a part of the details.
+
+    Where the ranks disagree about a collective, who entered which is all there is to know: what
+    gloo prints of it, in bytes, and the rank whose process it then ended, are consequences.
+    """
+    if failure.kind != "mismatch":
+        own = _own_part(str(failure).removeprefix(failure.headline()))
+        return f"{where}, {failure.headline()}", [], own
+    rows = re.findall(r"^  (rank \d+): (.*)$", failure.notes, re.MULTILINE)
+    headline = failure.headline().split("; rank")[0]
+    return f"{where}, {headline}", _likely(case) + rows, _own_part(failure.traceback)
+
+
+def _likely(case: Case) -> list[tuple[str, str]]:
+    return [("perhaps", case.if_apart)] if case.if_apart else []
 
 
 def _stuck(where: str, hang: RankHang) -> tuple[str, list[tuple[str, str]], str]:

@@ -261,12 +261,14 @@ class RankLedger:
         self._flushed = 0
         self._folded = Folded(_only_on_disk)
         self._beacon: Beacon | None = None
+        self.under_way = 0  # entered and not recorded yet
         self.now = time.monotonic
 
     def attach(self, rank: int, beacon: Beacon | None) -> None:
         self.rank, self._beacon = rank, beacon
 
     def enter(self, what: str) -> float:
+        self.under_way += 1
         if self._beacon is not None:
             self._beacon.enter(what)
         return self.now()
@@ -290,6 +292,7 @@ class RankLedger:
         a send and a receive). Were it counted as left twice, a rank that waits in another one
         would look as if it were outside.
         """
+        self.under_way -= leaves
         if leaves and self._beacon is not None:
             self._beacon.leave()
         what = (op, axis, ranks, dtype, payload_bytes, ring_bytes, reason)

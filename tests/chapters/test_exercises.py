@@ -24,14 +24,17 @@ def test_the_stub_is_todo_and_the_solution_right(name):
     right = judged(exercise, exercise.solution_function)
     assert right.status == "pass", right
     assert right.counted is not None, "the budget is not judged"
-    assert all(used <= most for *_, used, most in right.counted.rows)
+    assert all(least <= used <= most for *_, least, used, most in right.counted.rows)
+    asks_for_traffic = any(most for _, what, _, _, most in right.counted.rows if "payload" in what)
+    has_a_floor = any(least for _, what, least, *_ in right.counted.rows if "payload" in what)
+    assert has_a_floor == asks_for_traffic
 
 
-def mutants(name: str) -> dict:
-    """Wrong answer -> what its author must be told; beside the tests of the exercise's chapter."""
+def answers(name: str):
+    """MUTANTS: wrong answer -> what its author must be told. RIGHT: right ones in another style."""
     module = find(name).stub_function.__module__
     _, _, chapter, file = module.split(".")
-    return importlib.import_module(f"tests.chapters.{chapter}.mutants.{file}").MUTANTS
+    return importlib.import_module(f"tests.chapters.{chapter}.mutants.{file}")
 
 
 # Two of each exercise in a push, which show that its judge refuses and says why; the rest weekly.
@@ -44,7 +47,17 @@ MUTANTS = [
         marks=[] if i < 2 else pytest.mark.weekly,
     )
     for name in ids()
-    for i, (function, says) in enumerate(mutants(name).items())
+    for i, (function, says) in enumerate(answers(name).MUTANTS.items())
+]
+RIGHT = [
+    pytest.param(
+        name,
+        function,
+        id=f"{name}-{function.__name__}",
+        marks=[] if i < 1 else pytest.mark.weekly,
+    )
+    for name in ids()
+    for i, function in enumerate(answers(name).RIGHT)
 ]
 
 
@@ -58,13 +71,33 @@ def test_each_mutant_is_told_what_is_wrong(name, function, says):
     assert says in said.text, said
 
 
+@pytest.mark.weekly
+@pytest.mark.parametrize("name", ids())
+def test_no_exercise_is_deaf_to_another_way(name):
+    solution = find(name).solution_function
+
+    def also_gathers_objects(*arguments):
+        import torch.distributed as dist
+
+        result = solution(*arguments)
+        dist.all_gather_object([None] * dist.get_world_size(), 1)
+        return result
+
+    assert judged(find(name), also_gathers_objects).status == "fail"
+
+
+@pytest.mark.parametrize("name,function", RIGHT)
+def test_right_answers_in_another_style_are_right(name, function):
+    assert judged(find(name), function), judged(find(name), function)
+
+
 @pytest.mark.parametrize("name", ids())
 def test_the_statement_is_whole(name):
     exercise = find(name)
     assert exercise.id == name
     assert 5 <= exercise.about.minutes <= 25 and 1 <= exercise.about.difficulty <= 5
     assert len(set(exercise.hints)) == 3 and all(exercise.hints)
-    assert len(mutants(name)) >= 4
+    assert len(answers(name).MUTANTS) >= 14 and len(answers(name).RIGHT) >= 2
     assert exercise.goal and exercise.interface and exercise.budget and exercise.why
     for part in (exercise.title, str(exercise.about.minutes), exercise.budget):
         assert part in exercise.statement()

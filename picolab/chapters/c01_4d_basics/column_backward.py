@@ -1,5 +1,7 @@
 """Exercise: the backward of a column-parallel linear layer (chapter 1, section 4)."""
 
+import torch
+
 from picolab import comm, costs
 from picolab.exercises.attempt import Attempt
 from picolab.exercises.case import Case
@@ -27,6 +29,7 @@ def judge(learner, attempt: Attempt) -> None:
     w_FD = attempt.tensor(rows, hidden)
     x_BSD = attempt.tensor(mesh.size("dp"), 2, 3, hidden)[mesh.rank("dp")]
     dy_BSF = attempt.tensor(mesh.size("dp"), 2, 3, rows)[mesh.rank("dp")]
+    dy_BSF[0, -1] = 0  # a token of padding: it asks for no change
     cuts = [slice(c.start, c.stop) for c in costs.even_slices(rows, mesh.size("tp"))]
     mine = cuts[mesh.rank("tp")]
 
@@ -37,6 +40,9 @@ def judge(learner, attempt: Attempt) -> None:
     if not attempt.returned(result, "dx", "dw"):
         return
     dx, dw = result
+    parts_BSD = torch.stack([dy_BSF[..., cut] @ w_FD[cut] for cut in cuts])
+    if not attempt.in_order(dx=(dx, parts_BSD.sum(0)), dw=(dw, dw_FD[mine])):
+        return
     if attempt.require(
         bool(attempt.entries),
         "it finishes no all-reduce: dy @ w is only what this rank's rows of W add to dx, and "
@@ -49,7 +55,9 @@ def judge(learner, attempt: Attempt) -> None:
             mistakes={
                 "it is only what this rank's rows of W add; what was all-reduced is another "
                 "tensor": dy_BSF[..., mine] @ w_FD[mine],
+                "it is added to x; a gradient of x is not x": x_BSD + dy_BSF @ w_FD,
             },
+            parts={"tp": parts_BSD},
         )
     attempt.equal(
         "dw",
@@ -60,10 +68,17 @@ def judge(learner, attempt: Attempt) -> None:
             "is made": _added_up(dw_FD, cuts),
             "the first sequence alone is in it; a weight's gradient is a sum over all tokens, "
             "B * S of them": dy_BSF[0, :, mine].T @ x_BSD[0],
+            "it is the mean over the sequences; a gradient of a sum is a sum over all tokens": (
+                dw_FD[mine] / len(x_BSD)
+            ),
+            "it is the mean over the tokens; a gradient of a sum is a sum over all tokens": (
+                dw_FD[mine] / x_BSD[..., 0].numel()
+            ),
         },
     )
-    attempt.budget("all_reduce", count=1)
-    attempt.budget("all_reduce", payload_bytes=x_BSD.numel() * x_BSD.element_size())
+    x_bytes = x_BSD.numel() * x_BSD.element_size()
+    attempt.budget("all_reduce", axis="tp", count=1, at_least=1)
+    attempt.budget("all_reduce", axis="tp", payload_bytes=x_bytes, least_bytes=x_bytes)
 
 
 def _added_up(dw_FD, cuts):
@@ -103,6 +118,7 @@ EXERCISE = Exercise(
         Case("tp2", "6 rows of W", {"rows": 6}),
         Case("dp2tp2", "two replicas of two ranks, 7 rows: 4 and 3", {"rows": 7}),
         Case("tp4", "3 rows: the last rank has none", {"rows": 3}),
+        Case("tp3", "11 rows: 4, 4 and 3", {"rows": 11}),
     ),
     blocked=(
         "picolab.parallel.tensor_comm.column_linear",

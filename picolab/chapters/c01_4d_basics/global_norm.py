@@ -41,8 +41,8 @@ def judge(learner, attempt: Attempt) -> None:
     attempt.along("tp", "pp")
     _is_the_norm(attempt, norm, _Squares(whole, mesh))
     for axis in (axis for axis in ("tp", "pp") if mesh.size(axis) > 1):
-        attempt.budget("all_reduce", axis=axis, count=1)
-        attempt.budget("all_reduce", axis=axis, payload_bytes=8)
+        attempt.budget("all_reduce", axis=axis, count=1, at_least=1)
+        attempt.budget("all_reduce", axis=axis, payload_bytes=8, least_bytes=8)
 
 
 def _draw(attempt: Attempt, stages: int) -> list[list[tuple[torch.Tensor, str]]]:
@@ -92,6 +92,23 @@ class _Squares:
         self.replicas = table("replica")[:, 0]  # [stage]: the same on every rank of tp
         self.held = self.shards + self.tied + self.replicas[:, None]
         self.right = self.shards.sum() + self.replicas.sum()
+        own = [g.double() for g, _ in _held_by(whole, self.stage, self.tp_rank, self.tp)]
+        every = [g.double() for stage in whole for g, kind in stage if kind != "tied copy"]
+        pieces = [
+            g.double()
+            for stage in stages
+            for t in range(self.tp)
+            for g, kind in _held_by(whole, stage, t, self.tp)
+            if kind == "shard" or (kind == "replica" and t == 0)
+        ]
+        self.norms = [
+            sum((g.norm() for g in some), torch.zeros((), dtype=torch.float64))
+            for some in (own, every, pieces)
+        ]
+        self.largest = tuple(
+            max((g.abs().max() for g in some if g.numel()), default=torch.zeros(()))
+            for some in (own, every)
+        )
 
     def known_mistakes(self) -> dict[str, tuple[torch.Tensor, ...]]:
         """What the learner is told -> the norms by which the mistake is recognised."""
@@ -122,6 +139,13 @@ class _Squares:
                 all_shards / self.tp + all_replicas,
             ),
             "the replicas are missing": (all_shards,),
+            "squares of replicas are in it in part only: divided by another number than tp has "
+            "ranks": tuple(
+                all_shards + self.tp * all_replicas / n for n in (2, 3, 4) if n != self.tp
+            ),
+            "it is the mean over the stages; stages hold other layers": (
+                self.right / len(self.shards),
+            ),
         }
         stages = self.shards.sum(1) + self.replicas
         return {says: tuple(w.sqrt() for w in wrong) for says, wrong in squares.items()} | {
@@ -130,7 +154,9 @@ class _Squares:
                 counted.sqrt().sum(),
                 self.held.sqrt().sum(),
                 stages.sqrt().sum(),
+                *self.norms,
             ),
+            "it is the largest number, and asked for is the root of a sum of squares": self.largest,
         }
 
 
@@ -140,17 +166,23 @@ def _is_the_norm(attempt: Attempt, norm, squares: _Squares) -> None:
         norm = torch.tensor(norm, dtype=torch.float64)
     if isinstance(norm, torch.Tensor) and norm.numel() == 1:
         norm = norm.detach().double().reshape(())
-        off = ((norm - right).abs() / right).item()
+        off = ((norm - right).abs() / right.clamp(min=1e-300)).item()
         if not math.isfinite(norm) and attempt.case.values["dtype"] == torch.float16:
             attempt.wrong(
                 f"the norm is {norm.item()}: the square of 300 is more than an fp16 can hold "
                 "(65504); go to fp64 before you square"
             )
             return
+        if norm == 0 and right > 0 and attempt.case.values["dtype"] == torch.float32:
+            attempt.wrong(
+                "the norm is 0: the square of 1e-30 is less than an fp32 can hold (1e-45); go to "
+                "fp64 before you square"
+            )
+            return
         if 1e-10 < off <= 1e-5:
             attempt.wrong(
                 f"the norm is off by {off:.1g} of itself: somewhere the sum is kept in fp32, "
-                "which a new tensor is unless you give it a dtype"
+                "which a new tensor is unless you give it a dtype, or an epsilon was added"
             )
             return
     attempt.equal("the norm", norm, right, mistakes=squares.known_mistakes())
@@ -168,7 +200,8 @@ EXERCISE = Exercise(
     '- `"tied copy"`: with tied embeddings the last stage holds the embedding\'s gradient once '
     "more; the first stage holds the same numbers as a shard.\n\n"
     "With pp each stage has its own layers, perhaps none that train: then its list is empty. Over "
-    "dp all gradients are summed already. They may be fp16: sum their squares in fp64. You may use "
+    "dp all gradients are summed already. They may be fp16 or fp32, tiny or 0: sum their squares "
+    "in fp64. You may use "
     'only `pico.comm.all_reduce(t, axis, reason)` over `"tp"` and `"pp"`: t becomes the sum, and '
     "an axis of one rank changes nothing.",
     budget="One all-reduce over tp and one over pp, each of one fp64 number (8 bytes).",
@@ -197,6 +230,8 @@ EXERCISE = Exercise(
         Case("tp2pp2", "two stages and tied embeddings", {"dtype": torch.float64}),
         Case("pp2", "all of the last stage is frozen", {"dtype": torch.float64, "frozen": (1,)}),
         Case("tp2", "fp16 gradients of about 300", {"dtype": torch.float16, "scale": 300.0}),
+        Case("tp3", "fp32 gradients of about 1e-30", {"dtype": torch.float32, "scale": 1e-30}),
+        Case("tp2pp3", "all gradients are 0", {"dtype": torch.float64, "scale": 0.0}),
     ),
     timeout=5.0,
 )

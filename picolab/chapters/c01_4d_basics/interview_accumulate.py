@@ -72,9 +72,9 @@ def judge(learner, attempt: Attempt) -> None:
     else:
         wrong = {says: found[0] for says, found in right.items() if says}
         attempt.equal("the loss", loss, right[""][0], mistakes=wrong)
-    attempt.budget("all_reduce", count=2)
+    attempt.budget("all_reduce", axis=axis, count=2, at_least=1)
     numbers = sum(weight.numel() for weight in weights) + 2
-    attempt.budget("all_reduce", payload_bytes=8 * numbers)
+    attempt.budget("all_reduce", axis=axis, payload_bytes=8 * numbers, least_bytes=8 * numbers)
 
 
 def _loss_sum(parameters, tokens):
@@ -116,6 +116,20 @@ def _reductions(weights, batches, me: int) -> dict:
         "valid tokens": _sum(of_ranks, 1 / len(ranks)),
         "every micro-batch's mean has the same weight in it, and they have different numbers of "
         "valid tokens": _sum(of_batches, 1 / len(every)),
+        "it is the sum over the valid tokens, divided by the number of ranks": _sum(
+            every, 1 / len(ranks)
+        ),
+        "it is divided by the number of ranks too: their valid tokens are counted already": (
+            _scaled(_mean(every), 1 / len(ranks))
+        ),
+        "it is divided by the number of micro-batches too: each valid token counts once, whatever "
+        "micro-batch it is in": _scaled(_mean(every), 1 / max(1, len(ranks[me]))),
+        "it is the sum over the valid tokens of all ranks, divided by this rank's own number": (
+            _scaled(_sum(every), 1 / max(1, sum(valid for *_, valid in ranks[me])))
+        ),
+        "it is that of each rank's last micro-batch alone: were the others' thrown away?": _scaled(
+            _sum([rank[-1] for rank in ranks if rank]), 1 / sum(valid for *_, valid in every)
+        ),
     }
 
 
@@ -130,6 +144,10 @@ def _sum(parts, scale=1.0):
     """(loss, gradients) of several, added up."""
     loss = sum((part[0] for part in parts), torch.zeros(())) * scale
     return loss, [sum((part[1][i] for part in parts), torch.zeros(())) * scale for i in range(2)]
+
+
+def _scaled(found, scale):
+    return found[0] * scale, [gradient * scale for gradient in found[1]]
 
 
 def _mean(parts):

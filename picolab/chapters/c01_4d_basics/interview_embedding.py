@@ -60,7 +60,10 @@ def judge(learner, attempt: Attempt) -> None:
     attempt.only("all_reduce")
     attempt.along("tp")
     known = _known(whole_VD, rows, tokens_BS, mine)
-    if attempt.equal("the output", y, whole_VD[tokens_BS], mistakes=known) and attempt.require(
+    parts = {"tp": torch.stack([_looked_up(whole_VD, row, tokens_BS) for row in rows])}
+    if attempt.equal(
+        "the output", y, whole_VD[tokens_BS], mistakes=known, parts=parts
+    ) and attempt.require(
         dtable is not None,
         "no gradient reaches the table: is the output cut off from it (detach, .data, no_grad)?",
     ):
@@ -74,10 +77,29 @@ def judge(learner, attempt: Attempt) -> None:
             "the gradient of the table",
             dtable,
             dwhole_VD[mine],
-            mistakes={too_often: mesh.size("tp") * dwhole_VD[mine]},
+            mistakes={
+                too_often: mesh.size("tp") * dwhole_VD[mine],
+                "a token that stands there several times is in it once: gradients of one row add "
+                "up": _once(dwhole_VD, tokens_BS, dy_BSD)[mine],
+            },
         )
-    attempt.budget("all_reduce", count=1)
-    attempt.budget("all_reduce", payload_bytes=dy_BSD.numel() * dy_BSD.element_size())
+    numbers_bytes = dy_BSD.numel() * dy_BSD.element_size()
+    attempt.budget("all_reduce", axis="tp", count=1, at_least=1)
+    attempt.budget("all_reduce", axis="tp", payload_bytes=numbers_bytes, least_bytes=numbers_bytes)
+
+
+def _looked_up(whole_VD, row: range, tokens_BS):
+    """What a rank with these rows adds."""
+    here = (tokens_BS >= row.start) & (tokens_BS < row.stop)
+    return whole_VD[tokens_BS] * here.unsqueeze(-1)
+
+
+def _once(dwhole_VD, tokens_BS, dy_BSD):
+    """The gradient if a later place of a token overwrites an earlier one."""
+    once_VD = torch.zeros_like(dwhole_VD)
+    for token, dy in zip(tokens_BS.flatten().tolist(), dy_BSD.flatten(0, 1)):
+        once_VD[token] = dy
+    return once_VD
 
 
 def _known(whole_VD, rows, tokens_BS, mine) -> dict:
@@ -87,9 +109,15 @@ def _known(whole_VD, rows, tokens_BS, mine) -> dict:
     last = [len(shard) - 1 for shard in shards]
     is_mine = (tokens_BS >= mine.start) & (tokens_BS < mine.stop)
     starts = [rank * len(shard) for rank, shard in enumerate(shards)]
+    beside = {by: (tokens_BS + by).clamp(0, len(whole_VD) - 1) for by in (1, -1)}
     return {
         "it is only what this rank's rows add: nobody sums over tp": whole_VD[tokens_BS]
         * is_mine.unsqueeze(-1),
+        "tokens are given the row beside theirs: off by one": tuple(
+            whole_VD[index] * kept
+            for by, index in beside.items()
+            for kept in (1, (tokens_BS + by == index).unsqueeze(-1))  # or 0 where there is none
+        ),
         "tokens that are not a rank's own must add zero; yours are given the rank's first or last "
         "row": sum(s[t.clamp(0, end)] for s, t, end in zip(shards, moved, last)),
         "tokens that are not a rank's own must add zero; yours are given some other row, for "
@@ -146,6 +174,11 @@ EXERCISE = Exercise(
             "tp4",
             "11 tokens: shards of 3, 3, 3 and 2",
             {"vocab": 11, "tokens": [[[0, 2, 3, 5, 6, 8], [9, 10, 8, 0, 10, 10]]]},
+        ),
+        Case(
+            "tp3",
+            "8 tokens, of which the batch has three",
+            {"vocab": 8, "tokens": [[[7, 7, 3], [3, 0, 7]]]},
         ),
         Case(
             "dp2tp2",

@@ -1,5 +1,7 @@
 """Exercise: a block under sequence parallelism, forward and backward (question 4d-020)."""
 
+import torch
+
 from picolab import comm, costs
 from picolab.exercises.attempt import Attempt
 from picolab.exercises.case import Case
@@ -61,6 +63,15 @@ def judge(learner, attempt: Attempt) -> None:
     partial_dh = (da_SF @ up)[own]
     own_da = (dy @ down) * (a_SF[own] > 0)
     dh = x_SD.grad[own] / scale
+    each = [slice(c.start, c.stop) for c in costs.even_slices(values["rows"], n)]
+    ranks_y, ranks_dx, ranks_dscale = _parts(
+        x_SD.detach(), scale, up_FD.detach(), down_DF.detach(), dy_SD, each, own, n
+    )
+    right = (y_SD.detach()[own], x_SD.grad[own], scale_D.grad, up_FD.grad[rows])
+    got = dict(zip(("y", "dx", "dscale", "dup", "ddown"), result))
+    asked = (*right, down_DF.grad[:, rows])
+    if not attempt.in_order(**{k: (v, want) for (k, v), want in zip(got.items(), asked)}):
+        return
     attempt.equal(
         "y",
         y,
@@ -68,7 +79,9 @@ def judge(learner, attempt: Attempt) -> None:
         mistakes={
             "it is only what this rank's columns of `down` add; the sum over the ranks is "
             "missing": (a_SF.relu() @ down.T)[own],
+            "the relu is missing": (((x_SD * scale_D) @ up_FD.T) @ down_DF.T).detach()[own],
         },
+        parts={"tp": ranks_y},
     )
     attempt.equal(
         "dx",
@@ -79,7 +92,11 @@ def judge(learner, attempt: Attempt) -> None:
                 partial_dh * scale
             ),
             "it stops before the scale: dx is the gradient of x, and h = x * scale": dh,
+            "the relu's mask is missing: where a was negative, nothing goes back": (
+                (dy_SD @ down_DF.detach() @ up_FD.detach())[own] * scale
+            ),
         },
+        parts={"tp": ranks_dx},
     )
     attempt.equal(
         "dscale",
@@ -89,7 +106,9 @@ def judge(learner, attempt: Attempt) -> None:
             "it is the part of this rank's own tokens, and the scale was applied to all tokens; "
             "replicas that get different gradients drift apart": (dh * x).sum(0),
             "it is made of dh before the sum over the ranks": (partial_dh * x).sum(0),
+            "it is made of dx, which the scale is in already": scale_D.grad * scale,
         },
+        parts={"tp": ranks_dscale},
     )
     for name, got, whole, local in (
         ("dup", dup, up_FD.grad[rows], own_da.T @ (x * scale)),
@@ -99,13 +118,36 @@ def judge(learner, attempt: Attempt) -> None:
             "only this rank's own tokens are in it; the gradient of a matrix is a sum over all "
             "tokens, of x and of dy"
         )
-        attempt.equal(name, got, whole, mistakes={says: local})
+        mistakes = {
+            says: local,
+            "it is the mean over the tokens; a gradient of a sum is a sum over all tokens": (
+                whole / len(x_SD)
+            ),
+        }
+        attempt.equal(name, got, whole, mistakes=mistakes)
     whole_bytes = dy_SD.numel() * dy_SD.element_size()
     for op in ("all_gather", "reduce_scatter"):
-        attempt.budget(op, count=2)
-        attempt.budget(op, payload_bytes=2 * whole_bytes)
-    attempt.budget("all_reduce", count=1)
-    attempt.budget("all_reduce", payload_bytes=hidden * dy.element_size())
+        attempt.budget(op, axis="tp", count=2, at_least=2)
+        attempt.budget(op, axis="tp", payload_bytes=2 * whole_bytes, least_bytes=2 * whole_bytes)
+    scale_bytes = hidden * dy.element_size()
+    attempt.budget("all_reduce", axis="tp", count=1, at_least=1)
+    attempt.budget("all_reduce", axis="tp", payload_bytes=scale_bytes, least_bytes=scale_bytes)
+
+
+def _parts(x_SD, scale, up_FD, down_DF, dy_SD, each, own, n: int):
+    """What each rank's rows add to y and dx of these tokens, and each rank's tokens to dscale."""
+    ys, dxs = [], []
+    for rows in each:
+        a_SF = (x_SD * scale) @ up_FD[rows].T
+        da_SF = (dy_SD @ down_DF[:, rows]) * (a_SF > 0)
+        ys.append(a_SF.relu() @ down_DF[:, rows].T)
+        dxs.append(da_SF @ up_FD[rows])
+    dscales = (sum(dxs) * x_SD).unflatten(0, (n, -1)).sum(1)
+    return (
+        torch.stack([y[own] for y in ys]),
+        torch.stack([dx[own] * scale for dx in dxs]),
+        dscales,
+    )
 
 
 EXERCISE = Exercise(
@@ -143,7 +185,13 @@ EXERCISE = Exercise(
     "had to do that, which is why it is the line that is forgotten.",
     judge=judge,
     cases=(
-        Case("tp2", "3 tokens a rank, 5 rows", {"tokens": 3, "rows": 5}),
+        Case(
+            "tp2",
+            "3 tokens a rank, 5 rows",
+            {"tokens": 3, "rows": 5},
+            if_apart="are dup or ddown added up? A rank's are of its own rows of up and columns of "
+            "down, however many these are: they stay where they are made",
+        ),
         Case("dp2tp2", "two replicas with tokens of their own", {"tokens": 2, "rows": 6}),
         Case("tp3", "2 rows on 3 ranks: one has none", {"tokens": 1, "rows": 2}),
     ),

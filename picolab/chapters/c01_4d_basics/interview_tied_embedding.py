@@ -62,10 +62,13 @@ def judge(learner, attempt: Attempt) -> None:
         )
     sends = 0 if last == 0 or not ends else 2 if stage == 0 else 1
     table_bytes = copies[0].numel() * copies.element_size() if ends else 0
-    attempt.budget("send", axis="pp", count=sends)
+    attempt.budget("send", axis="pp", count=sends, at_least=min(sends, 1))
+    attempt.budget(
+        "send", axis="pp", payload_bytes=sends * table_bytes, least_bytes=sends * table_bytes
+    )
     attempt.budget("all_reduce", axis="pp", count=0)
-    attempt.budget("all_reduce", axis="dp", count=int(ends))
-    attempt.budget("all_reduce", payload_bytes=table_bytes)
+    attempt.budget("all_reduce", axis="dp", count=int(ends), at_least=int(ends))
+    attempt.budget("all_reduce", axis="dp", payload_bytes=table_bytes, least_bytes=table_bytes)
 
 
 def _compare(attempt: Attempt, result, copies, uses, replica: int, use: int, mine) -> None:
@@ -73,24 +76,37 @@ def _compare(attempt: Attempt, result, copies, uses, replica: int, use: int, min
     if not attempt.returned(result, "weight", "grad"):
         return
     total = uses.sum((0, 1))
+    if not attempt.in_order(weight=(result[0], copies[0]), grad=(result[1], total)):
+        return
     mistakes = {
         "the gradient of the other use is missing: the table is one parameter, read by the "
         "look-up and by the head": uses[:, use].sum(0),
         "the other replicas' gradients are missing: they read other tokens": uses[replica].sum(0),
         "it is this stage's and this replica's part alone: nothing was summed": mine,
+        "it is the other use's gradient alone: it is added to this one": (
+            total - uses[:, use].sum(0) if uses.shape[1] > 1 else -total
+        ),
+        "this rank's own part is in it twice: was it added to what was summed already?": (
+            total + mine
+        ),
         "this stage's part is in it twice: was it added to what had been summed already?": (
             total + uses[:, use].sum(0)
         ),
         "the part of the first stage is in it twice": total + uses[:, 0].sum(0),
     }
-    attempt.equal("grad", result[1], total, mistakes=mistakes)
+    replicas = {"dp": uses.sum(1)}
+    attempt.equal("grad", result[1], total, mistakes=mistakes, parts=replicas)
     attempt.equal(
         "weight",
         result[0],
         copies[0],
         mistakes={
+            "the first stage has what the last drew: values go from the first to the last": (
+                copies[1] if use == 0 else torch.full_like(copies[0], torch.nan)
+            ),
             "the last stage still has what it drew for itself: two tables that get the same "
             "gradients stay as far apart as they began": copies[1],
+            "it is the sum of both draws: what adds up is gradients": copies.sum(0),
             "it is the mean of both draws: narrower than what one process would have drawn": (
                 copies.mean(0)
             ),

@@ -6,6 +6,7 @@ from picolab import comm
 from picolab.exercises.attempt import Attempt
 from picolab.exercises.case import Case
 from picolab.exercises.definition import Exercise
+from picolab.exercises.diagnosis import near
 
 
 def my_ulysses(q, k, v, attend):
@@ -64,9 +65,9 @@ def judge(learner, attempt: Attempt) -> None:
             attempt.equal("out", out, expected)
     else:
         attempt.equal("out", out, expected)
-    attempt.budget("all_to_all", count=2)
     sent = tokens * (2 * heads + 2 * kv_heads) * head * drawn.element_size()
-    attempt.budget("all_to_all", payload_bytes=sent)
+    attempt.budget("all_to_all", axis="cp", count=2, at_least=2)
+    attempt.budget("all_to_all", axis="cp", payload_bytes=sent, least_bytes=sent)
 
 
 def _dense(q, k, v):
@@ -92,6 +93,11 @@ def _about(q, k, v, whole) -> list[str]:
             "values: it takes whole groups"
         ]
     found = [_heads_of(given, all_of_it) for given, all_of_it in zip((q, k, v), whole)]
+    if None not in (_heads_of(k, whole[2]), _heads_of(v, whole[1])):
+        return ["attend was given the values as keys and the keys as values"]
+    rounded = [_heads_of(given.float(), x.float()) for given, x in zip((q, k, v), whole)]
+    if None in found and None not in rounded:
+        return ["attend was given numbers that are only nearly right: rounded on the way to fp32?"]
     if any(one is None for one in found):
         return [
             "attend was given a head that mixes several heads or tokens: a view that cuts (S/c, "
@@ -132,11 +138,11 @@ def _order_of_heads(out, expected) -> list[int] | None:
     """Which head each head of out is; None if one of them is none of the expected."""
     order = []
     for index, head in enumerate(out.unbind(1)):
-        near = [torch.allclose(head, one, 1e-9, 1e-12) for one in expected.unbind(1)]
-        if not any(near):
+        same = [near(head, one, 1e-9) for one in expected.unbind(1)]
+        if not any(same):
             return None
         # The first token sees itself alone, so all heads of a group are alike there.
-        order.append(index if near[index] else near.index(True))
+        order.append(index if same[index] else same.index(True))
     return order
 
 

@@ -33,6 +33,7 @@ def judge(learner, attempt: Attempt) -> None:
     mesh = comm.mesh()
     n = mesh.size(axis)
     everyones = attempt.tensor(mesh.size("world"), *shape)
+    everyones.view(mesh.size("world"), -1)[:, ::3] = 0  # as gradients have them
     x = everyones[attempt.rank]
     parts = everyones[list(mesh.ranks(axis))]
     seen = []
@@ -48,8 +49,18 @@ def judge(learner, attempt: Attempt) -> None:
     attempt.equal("the result", y, _step(parts.sum(0)), mistakes=mistakes)
     share = -(-x.numel() // n)
     for op in ("reduce_scatter", "all_gather"):
-        attempt.budget(op, count=1)
-        attempt.budget(op, payload_bytes=n * share * x.element_size())
+        attempt.budget(op, count=1, at_least=1)
+        attempt.budget(
+            op,
+            payload_bytes=n * share * x.element_size(),
+            least_bytes=x.numel() * x.element_size(),
+        )
+    own = min(max(x.numel() - mesh.rank(axis) * share, 0), share)
+    if sum(seen) < own:
+        attempt.wrong(
+            f"`update` was given {sum(seen)} numbers on this rank, and its share of the sum has "
+            f"{own}"
+        )
     if sum(seen) > share:
         attempt.wrong(
             f"`update` was given {sum(seen)} numbers on this rank, and a share of the sum has "
@@ -67,11 +78,24 @@ def _known_mistakes(parts: torch.Tensor, x: torch.Tensor, n: int) -> dict[str, t
     mistakes = {
         "it is the sum itself; use what `update` returns (it changes nothing in place)": total,
         "it is the update of the mean; asked for is that of the sum": _step(parts.mean(0)),
+        "it is n times the update of the mean, and the update is not linear": (
+            n * _step(parts.mean(0))
+        ),
+        "it is updated twice": _step(_step(total)),
         "each rank updated its own x, and then these were summed; the update of a sum is another "
         "thing than the sum of updates": _step(parts).sum(0),
         "it is the update of this rank's own x; nothing was summed": _step(x),
     }
+    flat = _step(total).reshape(-1)
+    share = -(-x.numel() // n)
+    mine = torch.zeros_like(flat)
+    me = [torch.equal(part, x) for part in parts].index(True)
+    mine[me * share : (me + 1) * share] = flat[me * share : (me + 1) * share]
+    mistakes["only this rank's share is in it; the other ranks have the rest"] = mine.view(x.shape)
     zeros = -x.numel() % n
+    dealt = pad(flat, (0, zeros)).view(-1, n).T.reshape(-1)[: x.numel()]
+    says = "the shares come together interleaved: they belong one behind the other"
+    mistakes[says] = dealt.view(x.shape)
     if zeros:
         moved = pad(_step(total).reshape(-1), (zeros, 0))[: x.numel()].view(x.shape)
         says = f"all numbers are moved by {zeros}; zeros belong behind x, where they are cut off"
@@ -112,6 +136,7 @@ EXERCISE = Exercise(
         Case("dp2", "x of 3 x 5", {"axis": "dp", "shape": (3, 5)}),
         Case("dp4", "8 numbers, which 4 divides", {"axis": "dp", "shape": (8,)}),
         Case("dp4", "3 numbers: one share is all padding", {"axis": "dp", "shape": (3,)}),
+        Case("dp3", "2 x 2 x 5 numbers", {"axis": "dp", "shape": (2, 2, 5)}),
         Case("dp2tp2", "over tp, which is half of them", {"axis": "tp", "shape": (7,)}),
     ),
 )

@@ -62,11 +62,21 @@ def judge(learner, attempt: Attempt) -> None:
     attempt.along("tp")
     if attempt.returned(result, "loss", "dlogits"):
         loss, dlogits = result
+        # Not their numbers: a gradient has the logits' shape, and nothing else here has.
+        if getattr(loss, "shape", None) == logits[:, mine.start : mine.stop].shape:
+            attempt.wrong("it returns dlogits first; asked for is `return loss, dlogits`")
         # One thing at a time: what makes the loss wrong mostly makes the gradient wrong too.
-        if _compare_loss(attempt, loss, logits, targets, cuts, mine):
+        elif _compare_loss(attempt, loss, logits, targets, cuts, mine):
             _compare_gradient(attempt, dlogits, logits, targets, mine)
-    attempt.budget("all_reduce", count=3)
-    attempt.budget("all_reduce", payload_bytes=3 * len(targets) * logits.element_size())
+    attempt.budget("all_reduce", axis="tp", count=3, at_least=1)
+    # Only large logits need the maximum, and of the targets' logits the sum may be enough.
+    attempt.budget(
+        "all_reduce",
+        axis="tp",
+        payload_bytes=3 * len(targets) * logits.element_size(),
+        least_bytes=(len(targets) + 1) * logits.element_size(),
+        hint="of every token, the sum of exponentials is over all ranks",
+    )
 
 
 def _compare_loss(attempt, loss, logits, targets, cuts, mine) -> bool:
@@ -100,6 +110,16 @@ def _losses(logits, targets, cuts, mine) -> dict:
     def total(log_sum, logit, counted=counted):
         return ((log_sum - logit) * counted).sum()
 
+    def off_by(by):  # beside the target, and 0 where no rank has such a token
+        index = (targets + by).clamp(0, logits.shape[1] - 1)
+        found = logits.gather(1, index.unsqueeze(1)).squeeze(1)
+        there = targets + by == index
+        return (
+            total(lse, found),
+            total(lse, found * there),
+            total(lse - maximum, (found - maximum) * there),
+        )
+
     loss = total(lse, label)
     everyones = [_from_every_rank(x, targets, cuts) for x in (logits, shifted)]
     return {
@@ -123,6 +143,13 @@ def _losses(logits, targets, cuts, mine) -> dict:
             loss / counted.sum().clamp(min=1),
             loss / len(targets),
         ),
+        "the softmax is over each rank's share, and the losses of the shares are added up; a "
+        "token's probabilities add up to 1 over all ranks": sum(
+            total(share.logsumexp(1), label, (targets >= cut.start) & (targets < cut.stop))
+            for share, cut in zip(shares, cuts)
+        ),
+        "rank r's tokens do not begin at r times its own width, but at `start`: shares differ in "
+        "size": _widths(logits, lse, maximum, targets, cuts),
         "the sum of exponentials is over this rank's share only": (
             total(mine_alone, label - maximum),
             total(mine_alone, (label - maximum) * here),
@@ -131,11 +158,28 @@ def _losses(logits, targets, cuts, mine) -> dict:
             total(lse, label * here),
             total(lse - maximum, (label - maximum) * here),
         ),
+        "it takes the logit of the token before the target: off by one": off_by(-1),
+        "it takes the logit of the token behind the target: off by one": off_by(1),
+        "its sign is wrong: the loss is log(sum of exp) minus the target's logit": -loss,
+        "it is the loss of the first token alone, and all of them count": total(lse, label)
+        - total(lse, label, counted & (torch.arange(len(targets)) > 0)),
         "the maximum is subtracted in one of its two terms only": (
             total(lse - maximum, label),
             total(lse, label - maximum),
         ),
     }
+
+
+def _widths(logits, lse, maximum, targets, cuts) -> tuple[torch.Tensor, ...]:
+    """The losses if rank r takes its tokens to begin at r times its own width."""
+    label = none = torch.zeros_like(lse)
+    for rank, cut in enumerate(cuts):
+        column = targets - rank * len(cut)
+        here = (column >= 0) & (column < len(cut))
+        found = logits[:, cut.start : cut.stop].gather(1, column.where(here, 0).unsqueeze(1))
+        label = label + (found.squeeze(1) - maximum) * here
+    counted = targets != IGNORED
+    return ((lse - maximum - label) * counted).sum(), ((lse - none - label) * counted).sum()
 
 
 def _from_every_rank(x, targets, cuts) -> list[torch.Tensor]:
@@ -183,6 +227,18 @@ def _compare_gradient(attempt, dlogits, logits, targets, mine) -> None:
                 (p - one) * counted for one in foreign
             ),
             "it has the wrong sign": (onehot - p) * counted,
+            "1 is taken off beside the target: off by one": tuple(
+                (p - (torch.arange(len(mine)) == place).to(p.dtype) * here) * counted
+                for by in (1, -1)
+                for place, here in (
+                    (index + by, 1),
+                    ((index + by) % len(mine), (index >= 0) & (index < len(mine))),
+                )
+            ),
+            "it is that of the mean; asked for is that of the sum": (
+                (p - onehot) * counted / counted.sum().clamp(min=1),
+                (p - onehot) * counted / len(targets),
+            ),
         },
     )
 
@@ -228,6 +284,7 @@ EXERCISE = Exercise(
             "two replicas, one without any counted token; shares of 4 and 3",
             {"vocab": 7},
         ),
+        Case("tp3", "a vocabulary of 11: shares of 4, 4 and 3", {"vocab": 11}),
         Case("tp4", "logits about 1000 and -1000; shares of 3, 3, 2, 2", {"vocab": 10, "large": 1}),
     ),
     # The loss there is a class; this is what it looks its targets up with.

@@ -1,11 +1,14 @@
 """Exercise: the zig-zag split of a sequence (chapter 1, section 6)."""
 
+import itertools
+
 import torch
 
 from picolab import comm
 from picolab.exercises.attempt import Attempt
 from picolab.exercises.case import Case
 from picolab.exercises.definition import Exercise
+from picolab.exercises.diagnosis import ranges
 
 
 def my_zigzag(x, rank, cp):
@@ -42,7 +45,25 @@ def judge(learner, attempt: Attempt) -> None:
             break
     else:
         _refuses(learner, attempt, rank, cp, seq)
+    if not attempt.problems:
+        _many_sizes(learner, attempt)
     attempt.budget(count=0)
+
+
+def _many_sizes(learner, attempt: Attempt) -> None:
+    """For other numbers of ranks: nothing travels, so nobody has to be there."""
+    for cp, chunk in itertools.product((1, 2, 3, 5, 6, 8), (1, 2, 3)):
+        seq = 2 * cp * chunk
+        x = torch.arange(2 * cp * seq).view(2 * cp, seq)
+        for rank in range(cp):
+            attempt.budget(count=0)
+            attempt.setting(f"my_zigzag(x, {rank}, {cp}) with {seq} tokens")
+            mine = [i * chunk + j for i in (rank, 2 * cp - 1 - rank) for j in range(chunk)]
+            result = attempt.call(learner, {"x": x, "rank": rank, "cp": cp})
+            if not _is_pair(attempt, result):
+                return
+            if not _compare(attempt, "the share", *result, x, mine, cp):
+                return
 
 
 def _is_pair(attempt: Attempt, result) -> bool:
@@ -54,6 +75,8 @@ def _is_pair(attempt: Attempt, result) -> bool:
 
 def _compare(attempt: Attempt, name: str, share, positions, x, mine: list[int], cp: int) -> bool:
     expected = x[:, mine]
+    if isinstance(positions, torch.Tensor) and positions.shape == expected.shape != share.shape:
+        return attempt.require(False, "it returns the positions first, and then the share")
     if isinstance(share, torch.Tensor) and share.shape == expected.shape:
         held = _held(share, x)
         if held is not None and held != mine:
@@ -69,7 +92,7 @@ def _compare(attempt: Attempt, name: str, share, positions, x, mine: list[int], 
         told = positions.tolist()
         return attempt.require(
             told == mine,
-            f"it says that its tokens stand at {_ranges(told)}, and they stand at {_ranges(mine)} "
+            f"it says that its tokens stand at {ranges(told)}, and they stand at {ranges(mine)} "
             "of the whole sequence: they would be rotated wrongly",
         )
     return attempt.equal("the positions, (S / cp,)", positions, wanted)
@@ -90,20 +113,22 @@ def _wrong_tokens(held: list[int], mine: list[int], seq: int, cp: int) -> str:
     """The scores tell a contiguous or striped cut; with the right number, it is the order."""
     if sorted(held) == sorted(mine):
         return (
-            f"it holds the right tokens in the order {_ranges(held)}; a rank's tokens must be in "
+            f"it holds the right tokens in the order {ranges(held)}; a rank's tokens must be in "
             "that of the sequence, or its mask is wrong"
         )
     scores, fair = sum(i + 1 for i in held), seq * (seq + 1) // 2 / cp
     if scores == fair:
-        return f"it holds the tokens {_ranges(held)}, and should hold {_ranges(mine)}"
+        return f"it holds the tokens {ranges(held)}, and should hold {ranges(mine)}"
     return (
-        f"with the tokens {_ranges(held)} it computes {scores} scores, and the fair share is "
+        f"with the tokens {ranges(held)} it computes {scores} scores, and the fair share is "
         f"{fair:.0f}: token i has i + 1"
     )
 
 
 def _refuses(learner, attempt: Attempt, rank: int, cp: int, seq: int) -> None:
     longer = seq + cp  # cp divides it, and 2 * cp does not
+    attempt.budget(count=0)
+    attempt.setting(f"{longer} tokens, which 2 * cp = {2 * cp} does not divide")
     try:
         attempt.call(learner, {"x": torch.zeros(1, longer), "rank": rank, "cp": cp})
     except ValueError:
@@ -120,17 +145,6 @@ def _refuses(learner, attempt: Attempt, rank: int, cp: int, seq: int) -> None:
         f"{longer} tokens cannot be cut into {2 * cp} equal chunks: it should raise ValueError, "
         "and returns something"
     )
-
-
-def _ranges(positions: list[int]) -> str:
-    """0, 1, 2, 9 -> "0-2 9"; whatever does not go up by one is a range of its own."""
-    runs: list[list[int]] = []
-    for position in positions:
-        if runs and position == runs[-1][-1] + 1:
-            runs[-1].append(position)
-        else:
-            runs.append([position])
-    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
 
 
 EXERCISE = Exercise(

@@ -1,4 +1,4 @@
-"""Wrong answers to 4d.dp.buckets, and what each author must be told."""
+"""Wrong answers to 4d.dp.buckets, what each author must be told, and right ones."""
 
 import torch
 
@@ -98,9 +98,134 @@ def takes_all_ranks(parameters, axis, bucket_bytes):
     _sync(parameters, "world", bucket_bytes)
 
 
+def gathers_objects(parameters, axis, bucket_bytes):
+    import torch.distributed as dist
+
+    everyones = [None] * comm.mesh().size(axis)
+    dist.all_gather_object(everyones, [p.grad for p in parameters], group=comm.mesh().group(axis))
+    for parameter, grads in zip(parameters, zip(*everyones)):
+        parameter.grad = sum((g for g in grads if g is not None), torch.zeros_like(parameter))
+
+
+def leaves_what_it_did_not_use(parameters, axis, bucket_bytes):
+    unused = [p for p in parameters if p.grad is None]
+    _sync(parameters, axis, bucket_bytes)
+    for parameter in unused:
+        parameter.grad = None
+
+
+def sums_each_bucket_twice(parameters, axis, bucket_bytes):
+    _sync(parameters, axis, bucket_bytes)
+    _sync(parameters, axis, bucket_bytes)
+
+
+def travels_in_fp32(parameters, axis, bucket_bytes):
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    sizes = [p.numel() * p.element_size() for p in parameters]
+    for bucket in costs.buckets(sizes, bucket_bytes):
+        grads = [parameters[index].grad for index in bucket]
+        flat = torch.cat([grad.view(-1) for grad in grads]).float()
+        pieces = comm.all_reduce(flat, axis, "bucket").split([grad.numel() for grad in grads])
+        for grad, piece in zip(grads, pieces):
+            grad.copy_(piece.view_as(grad))
+
+
+def takes_the_maximum(parameters, axis, bucket_bytes):
+    before = [None if p.grad is None else p.grad.clone() for p in parameters]
+    _sync(parameters, axis, bucket_bytes)
+    for parameter, own in zip(parameters, before):
+        own = torch.zeros_like(parameter) if own is None else own
+        parameter.grad = torch.maximum(own, parameter.grad - own)
+
+
+def knows_dp_only(parameters, axis, bucket_bytes):
+    _sync(parameters, "dp", bucket_bytes)
+
+
+def forgets_scalars(parameters, axis, bucket_bytes):
+    _sync([p for p in parameters if p.dim()], axis, bucket_bytes)
+
+
+def waits_at_a_barrier(parameters, axis, bucket_bytes):
+    comm.barrier(axis, "are all there")
+    _sync(parameters, axis, bucket_bytes)
+
+
+def reduces_to_the_first(parameters, axis, bucket_bytes):
+    import torch.distributed as dist
+
+    ranks, group = comm.mesh().ranks(axis), comm.mesh().group(axis)
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+        dist.reduce(parameter.grad, ranks[0], group=group)
+        dist.broadcast(parameter.grad, ranks[0], group=group)
+
+
+def adds_its_own_once_more(parameters, axis, bucket_bytes):
+    own = [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in parameters]
+    _sync(parameters, axis, bucket_bytes)
+    for parameter, mine in zip(parameters, own):
+        parameter.grad += mine
+
+
+def steps_too(parameters, axis, bucket_bytes):
+    _sync(parameters, axis, bucket_bytes)
+    with torch.no_grad():
+        for parameter in parameters:
+            parameter -= 0.1 * parameter.grad
+
+
+def flattens_every_shape(parameters, axis, bucket_bytes):
+    _sync(parameters, axis, bucket_bytes)
+    for parameter in parameters:
+        grad = parameter.grad.view(-1)
+        parameter.grad = None
+        parameter.data = parameter.data.view(-1)
+        parameter.grad = grad
+
+
+def fills_from_the_first(parameters, axis, bucket_bytes):
+    from torch.nn.utils import parameters_to_vector
+
+    grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    buckets, flats = costs.buckets([g.nbytes for g in grads], bucket_bytes), []
+    for bucket in buckets[::-1]:
+        flat = parameters_to_vector([grads[i] for i in sorted(bucket)])
+        flats.append((sorted(bucket), comm.all_reduce(flat, axis, "b", async_op=True)))
+    for bucket, pending in flats[::-1]:
+        total = pending.wait()
+        for i in bucket:
+            parameters[i].grad = total[: grads[i].numel()].reshape(grads[i].shape)
+            total = total[grads[i].numel() :]
+
+
+def calls_torch_itself(parameters, axis, bucket_bytes):
+    import torch.distributed as dist
+
+    group, handles = comm.mesh().group(axis), []
+    for bucket in costs.buckets([p.numel() * p.element_size() for p in parameters], bucket_bytes):
+        flat = torch.cat(
+            [
+                (torch.zeros_like(p) if p.grad is None else p.grad).reshape(-1)
+                for p in (parameters[i] for i in bucket)
+            ]
+        )
+        handles.append((bucket, flat, dist.all_reduce(flat, group=group, async_op=True)))
+    for bucket, flat, work in handles:
+        work.wait()
+        at = 0
+        for index in bucket:
+            p = parameters[index]
+            p.grad = flat[at : at + p.numel()].view(p.shape)
+            at += p.numel()
+
+
 MUTANTS = {
     one_all_reduce_a_gradient: "it takes 6 all-reduces, and the budget is 3",
-    averages: "all of it is 0.5 times what it should be",
+    averages: "it is the mean over the 2 ranks",
     sum_is_not_written_back: "is still this rank's own",
     one_bucket_for_all: "an all-reduce carries 464 B, and a bucket holds at most 200 B",
     bucket_bytes_taken_for_numbers: "(bytes, not numbers)",
@@ -111,4 +236,17 @@ MUTANTS = {
     waits_for_each: "start all of them, then wait",
     waits_for_none: "was each waited for?",
     takes_all_ranks: "it communicates over the ranks (0, 1, 2, 3)",
+    gathers_objects: "it uses `all_gather_object`",
+    leaves_what_it_did_not_use: "is still None here, and another rank used the parameter",
+    sums_each_bucket_twice: "it takes 6 all-reduces, and the budget is 3",
+    travels_in_fp32: "its buckets are in float32, and the gradients in float64",
+    takes_the_maximum: "it is the largest of the ranks' parts over dp",
+    knows_dp_only: "it communicates over the ranks",
+    forgets_scalars: "what has to travel is 464 B",
+    waits_at_a_barrier: "it uses barriers; allowed are all-reduces",
+    reduces_to_the_first: "it uses reduces",
+    adds_its_own_once_more: "are in it 2, 1 times, and should be 1, 1 times",
+    steps_too: "it changed the weights",
+    flattens_every_shape: "it changed the weights",
 }
+RIGHT = (fills_from_the_first, calls_torch_itself)

@@ -1,4 +1,4 @@
-"""Wrong answers to 4d.pp.1f1b, and what each author must be told."""
+"""Wrong answers to 4d.pp.1f1b, what each author must be told, and right ones."""
 
 from picolab import comm, schedules
 from picolab.chapters.c01_4d_basics.one_f_one_b import solution
@@ -99,6 +99,84 @@ def asks_the_package(stage, stages, micro_batches):
     return [f"{action.kind}{action.micro_batch}" for action in row]
 
 
+def gpipe_for_three_stages(stage, stages, micro_batches):
+    one = gpipe if stages == 3 else solution
+    return one(stage, stages, micro_batches)
+
+
+def gpipe_beyond_eight(stage, stages, micro_batches):
+    one = gpipe if micro_batches > 8 else solution
+    return one(stage, stages, micro_batches)
+
+
+def flips_the_bits(stage, stages, micro_batches):
+    return _with_warm_up(min((stages - 1) ^ stage, micro_batches), micro_batches)
+
+
+def knows_what_was_shown(stage, stages, micro_batches):
+    table = {(stages, m): solution(stage, stages, m) for m in range(1, 9)}
+    return table[(stages, micro_batches)] if stages in (2, 4) else []
+
+
+def half_the_stages(stage, stages, micro_batches):
+    warm_up = stages - 1 - stage if stages < 5 else (stages - stage) // 2
+    return _with_warm_up(min(warm_up, micro_batches), micro_batches)
+
+
+def returns_one_string(stage, stages, micro_batches):
+    return " ".join(solution(stage, stages, micro_batches))
+
+
+def returns_pairs(stage, stages, micro_batches):
+    return [(action[0], int(action[1:])) for action in solution(stage, stages, micro_batches)]
+
+
+def is_a_generator(stage, stages, micro_batches):
+    yield from solution(stage, stages, micro_batches)
+
+
+def divides_by_the_stages_behind(stage, stages, micro_batches):
+    micro_batches // (stages - 1)
+    return solution(stage, stages, micro_batches)
+
+
+def does_the_first_twice(stage, stages, micro_batches):
+    return ["F0", *solution(stage, stages, micro_batches)]
+
+
+def asks_the_others(stage, stages, micro_batches):
+    import torch.distributed as dist
+
+    orders = [None] * dist.get_world_size()
+    dist.all_gather_object(orders, solution(stage, stages, micro_batches))
+    return orders[0]
+
+
+def last_stage_waits(stage, stages, micro_batches):
+    if stage == stages - 1 and stages > 1:
+        return gpipe(stage, stages, micro_batches)
+    return solution(stage, stages, micro_batches)
+
+
+def keeps_count(stage, stages, micro_batches):
+    order, forwards, backwards = [], 0, 0
+    while backwards < micro_batches:
+        if forwards < micro_batches and forwards - backwards < stages - stage:
+            order.append(f"F{forwards}")
+            forwards += 1
+        else:
+            order.append(f"B{backwards}")
+            backwards += 1
+    return order
+
+
+def sorts_by_time(stage, stages, micro_batches):
+    room = stages - stage
+    times = [(2 * i, f"F{i}") for i in range(micro_batches)]
+    times += [(2 * (i + room) - 1, f"B{i}") for i in range(micro_batches)]
+    return tuple(action for _, action in sorted(times))
+
+
 MUTANTS = {
     gpipe: "at F1 of stage 1, the activations of 2 micro-batches would be held",
     no_warm_up: "Stage 0 does nothing from 1 to 4, when it waits for B0 of stage 1; it could do F1",
@@ -118,4 +196,17 @@ MUTANTS = {
     reads_its_rank: "and not on the rank it runs in",
     sends_itself: "it uses barriers; allowed are none at all",
     asks_the_package: "is what this exercise asks you to write",
+    gpipe_for_three_stages: "3 stages, 2 micro-batches: at F1 of stage 2",
+    gpipe_beyond_eight: "9 micro-batches: at F3 of stage 0, the activations of 4",
+    flips_the_bits: "3 stages, 3 micro-batches: at F2 of stage 1",
+    knows_what_was_shown: "F0 of stage 0: this forward is never done",
+    half_the_stages: "5 stages, 3 micro-batches: it takes",
+    returns_one_string: "returns a str; asked for is a list",
+    returns_pairs: "has ('F', 0) in it; an action is written",
+    is_a_generator: "returns a generator",
+    divides_by_the_stages_behind: "ZeroDivisionError",
+    does_the_first_twice: "F0 of stage 0",
+    asks_the_others: "it uses `all_gather_object`",
+    last_stage_waits: "at F1 of stage 1, the activations of 2 micro-batches",
 }
+RIGHT = (keeps_count, sorts_by_time)

@@ -1,4 +1,4 @@
-"""Wrong answers to 4d.cp.merge, and what each author must be told."""
+"""Wrong answers to 4d.cp.merge, what each author must be told, and right ones."""
 
 import torch
 
@@ -111,6 +111,126 @@ def gathers_all_keys(q, k, v, attend):
     return scores.softmax(-1) @ values.double(), scores.logsumexp(-1)
 
 
+def _collect(q, k, v, attend):
+    """All blocks' (out, lse), my own first."""
+    found, kv = [attend(q, k, v)], torch.stack((k, v))
+    for _ in range(comm.mesh().size("cp") - 1):
+        kv = comm.shift(kv, "cp", "ring")
+        found.append(attend(q, *kv))
+    return tuple(torch.stack(x) for x in zip(*found))
+
+
+def clamps_the_lse(q, k, v, attend):
+    def merge(out, lse, other, other_lse):
+        return _right(out, lse.clamp(min=-1e3), other, other_lse.clamp(min=-1e3))
+
+    return _ring(q, k, v, attend, merge)
+
+
+def clamps_it_far_down(q, k, v, attend):
+    def merge(out, lse, other, other_lse):
+        return _right(out, lse.clamp(min=-1e30), other, other_lse.clamp(min=-1e30))
+
+    return _ring(q, k, v, attend, merge)
+
+
+def takes_the_plain_mean_of_all(q, k, v, attend):
+    out, lse = _collect(q, k, v, attend)
+    return out.mean(0), lse.logsumexp(0)
+
+
+def adds_the_outs(q, k, v, attend):
+    out, lse = _collect(q, k, v, attend)
+    return out.sum(0), lse.logsumexp(0)
+
+
+def weighs_with_lse_itself(q, k, v, attend):
+    out, lse = _collect(q, k, v, attend)
+    return (lse.unsqueeze(-1) * out).sum(0) / lse.sum(0).unsqueeze(-1), lse.logsumexp(0)
+
+
+def keeps_the_largest_lse(q, k, v, attend):
+    out, lse = _collect(q, k, v, attend)
+    return (lse.softmax(0).unsqueeze(-1) * out).sum(0), lse.amax(0)
+
+
+def swaps_k_and_v(q, k, v, attend):
+    out, lse = attend(q, k, v)
+    kv = torch.stack((v, k))
+    for _ in range(comm.mesh().size("cp") - 1):
+        kv = comm.shift(kv, "cp", "ring")
+        out, lse = _right(out, lse, *attend(q, *kv))
+    return out, lse
+
+
+def sends_fp32(q, k, v, attend):
+    out, lse = attend(q, k, v)
+    kv = torch.stack((k, v)).float()
+    for _ in range(comm.mesh().size("cp") - 1):
+        kv = comm.shift(kv, "cp", "ring")
+        out, lse = _right(out, lse, *attend(q, *kv.to(q.dtype)))
+    return out, lse
+
+
+def gathers_objects(q, k, v, attend):
+    import torch.distributed as dist
+
+    m = comm.mesh()
+    blocks = [None] * m.size("cp")
+    dist.all_gather_object(blocks, (k, v), group=m.group("cp"))
+    out, lse = attend(q, k, v)
+    for rank, block in enumerate(blocks):
+        if rank != m.rank("cp"):
+            out, lse = _right(out, lse, *attend(q, *block))
+    return out, lse
+
+
+def sends_the_keys_only(q, k, v, attend):
+    out, lse = attend(q, k, v)
+    for _ in range(comm.mesh().size("cp") - 1):
+        k = comm.shift(k, "cp", "ring")
+        out, lse = _right(out, lse, *attend(q, k, v))
+    return out, lse
+
+
+def returns_lse_first(q, k, v, attend):
+    return solution(q, k, v, attend)[::-1]
+
+
+def stays_at_home(q, k, v, attend):
+    return attend(q, k, v)
+
+
+def repairs_nan_at_the_end(q, k, v, attend):
+    out, lse = forgets_who_saw_nothing(q, k, v, attend)
+    return out.nan_to_num(0.0), lse
+
+
+def combines_at_the_end(q, k, v, attend):
+    out, lse = _collect(q, k, v, attend)
+    top = lse.amax(0).clamp(min=torch.finfo(lse.dtype).min)
+    weight = (lse - top).exp()
+    total = weight.sum(0)
+    mixed = (weight.unsqueeze(-1) * out).sum(0) / total.clamp(min=1e-30).unsqueeze(-1)
+    return mixed, top.where(total > 0, -torch.inf) + total.clamp(min=1e-30).log()
+
+
+def keeps_a_running_sum(q, k, v, attend):
+    out, top = attend(q, k, v)
+    weight = torch.where(top == -torch.inf, 0.0, 1.0)
+    kv = torch.cat((k, v))
+    for hop in range(comm.mesh().size("cp") - 1):
+        kv = comm.shift(kv, "cp", f"hop {hop}")
+        other, lse = attend(q, *kv.chunk(2))
+        new = torch.maximum(top, lse)
+        old_part = torch.where(top == -torch.inf, 0.0, (top - new).exp())
+        new_part = torch.where(lse == -torch.inf, 0.0, (lse - new).exp())
+        out = out * (weight * old_part)[..., None] + other * new_part[..., None]
+        weight = weight * old_part + new_part
+        out, top = out / torch.where(weight == 0, 1.0, weight)[..., None], new
+    return out, top + weight.log()
+
+
 MUTANTS = {
     averages_the_outputs: "out is the plain mean",
     swaps_the_weights: "the weights are swapped",
@@ -127,4 +247,18 @@ MUTANTS = {
     returns_out_alone: "should return the pair (out, lse)",
     calls_the_packages: "is what this exercise asks you to write",
     gathers_all_keys: "it uses all-gathers",
+    clamps_the_lse: "is lse clamped",
+    clamps_it_far_down: "is lse clamped",
+    takes_the_plain_mean_of_all: "out is the plain mean of all blocks",
+    adds_the_outs: "out is the sum of the blocks' outs",
+    weighs_with_lse_itself: "the blocks are weighted with lse itself",
+    keeps_the_largest_lse: "lse is the largest of the blocks'",
+    swaps_k_and_v: "they are swapped",
+    sends_fp32: "rounded on the way",
+    gathers_objects: "it uses `all_gather_object`",
+    sends_the_keys_only: "the keys of one rank and values of another",
+    returns_lse_first: "in the order lse, out",
+    stays_at_home: "attend saw the keys of the ranks 0 places to its left",
+    repairs_nan_at_the_end: "what was nan has been made 0",
 }
+RIGHT = (combines_at_the_end, keeps_a_running_sum)

@@ -1,4 +1,4 @@
-"""Wrong answers to 4d.tp.vocab-loss, and what each author must be told."""
+"""Wrong answers to 4d.tp.vocab-loss, what each author must be told, and right ones."""
 
 import torch
 import torch.nn.functional as F
@@ -199,6 +199,115 @@ def calls_the_packages(logits, targets, start):
     return loss.detach(), x.grad
 
 
+def gathers_objects(logits, targets, start):
+    import torch.distributed as dist
+
+    m = comm.mesh()
+    shares = [None] * m.size("tp")
+    dist.all_gather_object(shares, logits, group=m.group("tp"))
+    whole = torch.cat(shares, 1).requires_grad_()
+    loss = F.cross_entropy(whole, targets, ignore_index=IGNORED, reduction="sum")
+    loss.backward()
+    return loss.detach(), whole.grad[:, start : start + logits.shape[1]]
+
+
+def begins_at_rank_times_width(logits, targets, start):
+    return solution(logits, targets, comm.mesh().rank("tp") * logits.shape[1])
+
+
+def takes_the_token_before(logits, targets, start):
+    column, mine, _ = _columns(logits, targets - 1, start)
+    x = _shifted(logits)
+    return _both(x, column, mine, targets != IGNORED, _at(x, column) * mine)
+
+
+def takes_the_token_behind(logits, targets, start):
+    column, mine, _ = _columns(logits, targets + 1, start)
+    x = _shifted(logits)
+    return _both(x, column, mine, targets != IGNORED, _at(x, column) * mine)
+
+
+def takes_one_off_beside_the_target(logits, targets, start):
+    column, mine, counted = _columns(logits, targets, start)
+    loss, _ = solution(logits, targets, start)
+    x = _shifted(logits)
+    total = comm.all_reduce(x.exp().sum(1), "tp", "sum")
+    beside = (column + 1) % x.shape[1]
+    return loss, _gradient(x, total, beside, mine, counted)
+
+
+def has_the_sign_wrong(logits, targets, start):
+    loss, dlogits = solution(logits, targets, start)
+    return -loss, -dlogits
+
+
+def divides_the_gradient_alone(logits, targets, start):
+    loss, dlogits = solution(logits, targets, start)
+    return loss, dlogits / (targets != IGNORED).sum().clamp(min=1)
+
+
+def works_in_fp32(logits, targets, start):
+    return solution(logits.float(), targets, start)
+
+
+def adds_an_epsilon(logits, targets, start):
+    column, mine, counted = _columns(logits, targets, start)
+    x = _shifted(logits)
+    total, label = _summed(x, _at(x, column) * mine)
+    loss = (((total + 1e-6).log() - label) * counted).sum()
+    return loss, _gradient(x, total, column, mine, counted)
+
+
+def adds_up_local_losses(logits, targets, start):
+    column, mine, counted = _columns(logits, targets, start)
+    logp = logits.log_softmax(1)
+    loss = comm.all_reduce(-(_at(logp, column) * mine * counted).sum(), "tp", "losses")
+    return loss, _gradient(logits, logits.exp().sum(1), column, mine, counted)
+
+
+def sums_over_the_replicas(logits, targets, start):
+    loss, dlogits = solution(logits, targets, start)
+    return comm.all_reduce(loss, "dp", "loss"), dlogits
+
+
+def returns_the_gradient_first(logits, targets, start):
+    return solution(logits, targets, start)[::-1]
+
+
+def keeps_a_dim(logits, targets, start):
+    loss, dlogits = solution(logits, targets, start)
+    return loss.unsqueeze(0), dlogits
+
+
+def sums_the_labels_at_once(logits, targets, start):
+    import torch.distributed as dist
+
+    group = comm.mesh().group("tp")
+    inside, valid = (targets >= start) & (targets < start + logits.shape[1]), targets.ge(0)
+    top = logits.max(1).values
+    dist.all_reduce(top, op=dist.ReduceOp.MAX, group=group)
+    shifted = logits - top[:, None]
+    label = sum((shifted[i, targets[i] - start] for i in range(len(targets)) if inside[i]), 0.0)
+    sums = torch.cat((shifted.exp().sum(1), torch.as_tensor(label, dtype=logits.dtype).view(1)))
+    dist.all_reduce(sums, group=group)
+    loss = sums[:-1].log()[valid].sum() - sums[-1]
+    gradient = shifted.exp() / sums[:-1, None]
+    gradient[inside.nonzero().squeeze(1), targets[inside] - start] -= 1
+    gradient[~valid] = 0
+    return loss, gradient
+
+
+def compares_with_all_tokens(logits, targets, start):
+    tokens = torch.arange(start, start + logits.shape[1])
+    hot = (targets[:, None] == tokens).double()
+    m = comm.all_reduce(logits.amax(1), "tp", "m", op="max")[:, None]
+    total = comm.all_reduce((logits - m).exp().sum(1), "tp", "z")[:, None]
+    label = comm.all_reduce((logits * hot).sum(1), "tp", "label")[:, None]
+    keep = (targets != IGNORED)[:, None]
+    loss = torch.where(keep, m + total.log() - label, 0.0).sum()
+    return loss, ((logits - m - total.log()).exp() - hot) * keep
+
+
 MUTANTS = {
     own_maximum: "each rank subtracted a maximum of its own",
     own_maximum_put_back: "each rank subtracted a maximum of its own",
@@ -223,4 +332,18 @@ MUTANTS = {
     gathers_by_all_reduce: "its all-reduces carry",
     exp_in_place: "it changed its input `logits`",
     calls_the_packages: "is what this exercise asks you to write",
+    gathers_objects: "it uses `all_gather_object`",
+    begins_at_rank_times_width: "do not begin at r times its own width",
+    takes_the_token_before: "it takes the logit of the token before the target",
+    takes_the_token_behind: "it takes the logit of the token behind the target",
+    takes_one_off_beside_the_target: "1 is taken off beside the target",
+    has_the_sign_wrong: "its sign is wrong",
+    divides_the_gradient_alone: "it is that of the mean; asked for is that of the sum",
+    works_in_fp32: "the loss is in torch.float32",
+    adds_an_epsilon: "or an epsilon added",
+    adds_up_local_losses: "the softmax is over each rank's share",
+    sums_over_the_replicas: "it communicates over the ranks (0, 2)",
+    returns_the_gradient_first: "it returns dlogits first",
+    keeps_a_dim: "its numbers are right, and only the shape is not",
 }
+RIGHT = (sums_the_labels_at_once, compares_with_all_tokens)
