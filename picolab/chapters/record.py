@@ -23,6 +23,8 @@ class Chapter:
     """of the bank: key -> heading"""
     counts: Mapping[str, float]
     """of the bank: see interview/topics.py"""
+    taught: tuple[str, ...]
+    """of the bank the questions that the chapter itself answers: its closing quiz asks these"""
     exercises: Mapping[str, About]
     """by id; those of the bank's coding tasks too"""
     mysteries: str

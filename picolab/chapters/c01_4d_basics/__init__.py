@@ -73,10 +73,10 @@ CHAPTER = Chapter(
     key="4d",
     title="4D basics",
     evenings=(
-        ("00_start_here, 01_4d_basics", 75, "collectives, data and tensor parallelism"),
+        ("00_start_here, 01_4d_basics", 55, "collectives, data and tensor parallelism"),
         (
             "01_4d_basics to its end, 01_4d_basics_exercises",
-            90,
+            85,
             "pipeline and context parallelism, all axes at once; the two starred exercises",
         ),
     ),
@@ -91,6 +91,9 @@ CHAPTER = Chapter(
         "context": "Context parallelism",
         "4d": "All four together",
     },
+    taught=tuple(
+        f"4d-{number:03}" for number in (1, 2, 9, 12, 14, 15, 16, 19, 22, 23, 24, 26, 27, 31)
+    ),
     counts={"questions": 35, "numeric": 14, "code": 6, "diagnose": 6},
     exercises={id: about.within(__name__) for id, about in _EXERCISES.items()},
     mysteries=f"{__name__}.mysteries",

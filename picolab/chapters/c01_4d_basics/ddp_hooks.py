@@ -142,7 +142,8 @@ def _is_mean(attempt: Attempt, step: _Step, n: int) -> bool:
             )
         mistakes = {
             "it is the sum, and asked for is the mean, as DDP has it": total,
-            "it is this rank's own: was what came back written into .grad?": mine,
+            "it is this rank's own: was its bucket sent, and what came back written "
+            "into .grad?": mine,
             "it is this rank's own, divided: was what came back written into .grad?": mine / n,
             "it is divided by the number of ranks twice": total / n**2,
             "it is the mean of the weights: the hook's argument is the parameter": weight,

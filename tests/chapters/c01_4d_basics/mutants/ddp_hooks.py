@@ -128,9 +128,9 @@ MUTANTS = {
     one_bucket_for_each: "it takes 12 all-reduces, and the budget is 6",
     one_bucket_for_all: "had all its gradients and was not started",
     reduces_the_argument: "it is the mean of the weights",
-    does_not_write_back: "it is this rank's own: was what came back written into .grad?",
+    does_not_write_back: "it is this rank's own: was its bucket sent, and what came back written",
     reduces_the_weights_in_place: "the weights are changed",
-    never_sends_what_is_not_full: "and `finish` sends it",
+    never_sends_what_is_not_full: "was its bucket sent",
     returns_nothing: "my_ddp returns no function",
     over_the_whole_world: "it communicates over the ranks",
 }
