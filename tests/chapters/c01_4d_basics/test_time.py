@@ -1,4 +1,4 @@
-"""The time that the chapter states is the time that it takes by the standard's count: words at 180 a
+"""The time that the chapter states is what it takes by the standard's count: words at 180 a
 minute, five seconds a line of code, and the runs. What is marked optional is counted apart.
 
 Counted from the notebook itself, so that neither can drift; the evenings of the timetable follow.
