@@ -62,7 +62,7 @@ class LiveView:
     def paint(self, state: RunState, covers: str = "", beside: Losses | None = None) -> None:
         """Show where the run is now; with `covers`, the lower panels say only this; `beside` are
         the losses of earlier runs."""
-        self.say(state.sentence())
+        self.say(state.sentence(bool(covers)))
         drawn = panels(state, covers, beside)
         with self.figure.lock:
             self._assign(drawn)

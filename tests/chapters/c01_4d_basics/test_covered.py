@@ -4,8 +4,8 @@ The chapter is executed as it is saved, without its long cells that answer nothi
 its own comparisons are read out of the kernel. Then each answer is looked for, as it would be
 written, in everything that the cells put out: text, HTML, and the numbers and titles of figures.
 
-Wrong versions this catches, kept as edits of the executed outputs and of the chapter: a table
-beside the cover, a figure whose title has the number, a comparison that shows itself.
+Wrong versions this catches, kept as edits of the executed outputs: a table beside the cover, a
+figure whose title has the number, a comparison that shows itself.
 """
 
 import copy
@@ -19,6 +19,8 @@ import pytest
 from picolab.show.table import show
 
 NOTEBOOK = Path(__file__).resolve().parents[3] / "notebooks" / "01_4d_basics.ipynb"
+# The slider's schedules are others than the one that is asked for, and one has this share by chance.
+CHANCE = {("pp-slider", "4d.cp.share")}
 LONG = ("raw-torchrun", "close-verify", "close-panel", "close-quiz", "close-progress")
 READ_OUT = """
 import json as _json
@@ -93,6 +95,8 @@ def leaks(notebook: dict) -> list[str]:
         for cell in notebook["cells"][:-1]:
             if choices and "choices=" in "".join(cell["source"]):
                 continue  # it lists all of them
+            if (cell["id"], id) in CHANCE:
+                continue
             said = put_out(cell)
             for form in forms:
                 if re.search(rf"(?<![\d.,\w]){re.escape(form)}(?![\d\w]|[.,]\d)", said):
