@@ -72,7 +72,7 @@ class Session:
             what = (
                 f"no question has level {level}" if only is None else "no such question is taught"
             )
-            raise ValueError(f"{what}; there are the levels {levels}")
+            raise ValueError(f"{what}; there are {levels}")
         self.bank, self.log, self.language, self.until = bank, log, language, until
         self.count, self.due_only, self._clock = count, due_only, clock
         self._rng = rng or random.Random()

@@ -19,7 +19,7 @@ import pytest
 from picolab.show.table import show
 
 NOTEBOOK = Path(__file__).resolve().parents[3] / "notebooks" / "01_4d_basics.ipynb"
-# The slider's schedules are others than the one that is asked for, and one has this share by chance.
+# The slider draws other schedules than the one that is asked for; one has this share by chance.
 CHANCE = {("pp-slider", "4d.cp.share")}
 LONG = ("raw-torchrun", "close-verify", "close-panel", "close-quiz", "close-progress")
 READ_OUT = """
