@@ -39,6 +39,7 @@ _PUBLIC = {
     "dashboard": "picolab.lab:dashboard",
     "quiz": "picolab.lab:quiz",
     "doctor": "picolab.lab:doctor",
+    "source": "picolab.lab:source",
     "timetable": "picolab.lab:timetable",
 }
 # Rooms a notebook reaches as an attribute: `pico.comm.all_reduce`, `pico.costs.parameters`.

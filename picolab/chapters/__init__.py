@@ -34,4 +34,4 @@ def register() -> None:
     for chapter in all_chapters():
         catalogue.register(chapter.exercises)
         mystery.register(chapter.mysteries)
-        topics.register(chapter.topic, chapter.areas, chapter.counts)
+        topics.register(chapter.topic, chapter.areas, chapter.counts, chapter.taught)

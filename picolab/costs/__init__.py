@@ -5,7 +5,7 @@ or a comparison in the chapter holds it against what a run measured.
 """
 
 from picolab.costs.bubbles import bubble_of_ideal, bubble_of_total, in_flight
-from picolab.costs.collectives import collective_time, ring_bytes
+from picolab.costs.collectives import collective_time, fit_alpha_beta, ring_bytes
 from picolab.costs.compute import flops_per_token
 from picolab.costs.ledger import Expected, step_ledger
 from picolab.costs.memory import (
@@ -51,6 +51,7 @@ __all__ = [
     "data_parallel_bytes",
     "dtype_bytes",
     "even_slices",
+    "fit_alpha_beta",
     "flops_per_token",
     "in_flight",
     "local_parameters",

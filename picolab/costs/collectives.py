@@ -3,13 +3,16 @@
 An all-reduce on a ring of n ranks cuts the tensor into n chunks. In n - 1 steps every rank passes a
 chunk on and adds the one it receives (a reduce-scatter), in n - 1 more the finished chunks go round
 (an all-gather). So each rank sends 2(n - 1) chunks of B/n bytes: nearly 2B, however many ranks
-there are, and no algorithm sends less.
+there are. Where the ranks themselves do the adding, the *busiest* rank of any algorithm sends at
+least that (Patarasuk and Yuan, below). A single one may send less: a leaf of a tree that adds up
+towards a root sends B once. And where the network adds, every rank sends B once.
 
 B is the *payload*, by the ledger's convention: the full tensor that is reduced or gathered, the
 whole input of a reduce-scatter or all-to-all, the message of a send.
 """
 
 import math
+from collections.abc import Sequence
 
 # op -> how often (n - 1)/n of the payload is sent
 _ROUNDS = {"all_reduce": 2, "all_gather": 1, "reduce_scatter": 1, "all_to_all": 1, "broadcast": 1}
@@ -62,6 +65,44 @@ def collective_time(op: str, payload_bytes: float, n: int, alpha: float, beta: f
     if op in ("send", "recv"):
         return alpha + payload_bytes * beta
     return _ROUNDS[op] * (n - 1) * alpha + ring_bytes(op, payload_bytes, n) * beta
+
+
+def fit_alpha_beta(
+    op: str, sizes: Sequence[float], seconds: Sequence[float], n: int
+) -> tuple[float, float]:
+    """The alpha and beta, neither below zero, for which `collective_time` is nearest to all the
+    measured times, in relative terms: the sum of (formula / measured - 1)^2 is least.
+
+    In absolute terms the largest message alone would decide; relative to its own time each row
+    counts alike. sizes: payload bytes; seconds: what each took. ValueError for fewer than two
+    different sizes, for a time that is not positive, and for an op in which nothing is sent.
+    """
+    if len(set(sizes)) < 2 or len(sizes) != len(seconds):
+        raise ValueError("alpha and beta need times of at least two sizes, one for each size")
+    if not all(0 < time < math.inf for time in seconds):
+        raise ValueError("a measured time is not a positive number")
+    pairs = list(zip(sizes, seconds))
+    a = [collective_time(op, size, n, 1, 0) / time for size, time in pairs]
+    b = [collective_time(op, size, n, 0, 1) / time for size, time in pairs]
+    aa, ab, bb = _dot(a, a), _dot(a, b), _dot(b, b)
+    if not aa or not bb:
+        raise ValueError(f"{op} over {n} ranks has no bytes or no messages to fit")
+    alpha, beta = _dot(a, [1] * len(a)), _dot(b, [1] * len(b))  # of A^T A (alpha, beta) = A^T 1
+    determinant = aa * bb - ab**2
+    both = (alpha * bb - beta * ab) / determinant, (beta * aa - alpha * ab) / determinant
+    if min(both) >= 0:
+        return both
+    # The sum is convex, so where the best is outside, the best inside is on an edge.
+    edges = (alpha / aa, 0.0), (0.0, beta / bb)
+    return min(edges, key=lambda edge: _missed(a, b, *edge))
+
+
+def _missed(a: list[float], b: list[float], alpha: float, beta: float) -> float:
+    return sum((alpha * x + beta * y - 1) ** 2 for x, y in zip(a, b))
+
+
+def _dot(x: list[float], y: list[float]) -> float:
+    return sum(one * other for one, other in zip(x, y))
 
 
 def _check(op: str, payload_bytes: float, n: int) -> None:

@@ -50,6 +50,7 @@ class Session:
         *,
         topic: str | None = None,
         level: int | None = None,
+        only: frozenset[str] | None = None,
         due_only: bool = False,
         count: int = 5,
         language: Language = "en",
@@ -64,9 +65,14 @@ class Session:
         if until is not None and until <= clock().date():
             raise ValueError(f"{until} is not in the future; the interview is on a later day")
         questions = bank.questions(topic, level)
+        if only is not None:
+            questions = [question for question in questions if question.id in only]
         if not questions:
             levels = sorted({q.level for q in bank.questions(topic)})
-            raise ValueError(f"no question has level {level}; there are {levels}")
+            what = (
+                f"no question has level {level}" if only is None else "no such question is taught"
+            )
+            raise ValueError(f"{what}; there are {levels}")
         self.bank, self.log, self.language, self.until = bank, log, language, until
         self.count, self.due_only, self._clock = count, due_only, clock
         self._rng = rng or random.Random()

@@ -1,6 +1,6 @@
 """What chapters say of their topics: the areas a bank has, and how many questions at least."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 
@@ -20,6 +20,14 @@ COUNTS: dict[str, Counts] = {}
 AREAS: dict[str, dict[str, str]] = {}
 
 
-def register(topic: str, areas: Mapping[str, str], counts: Mapping[str, float]) -> None:
-    """A bank's areas (key -> heading, in the order in which they are listed) and its counts."""
+TAUGHT: dict[str, frozenset[str]] = {}
+
+
+def register(
+    topic: str, areas: Mapping[str, str], counts: Mapping[str, float], taught: Iterable[str] = ()
+) -> None:
+    """A bank's areas (key -> heading, in the order in which they are listed), its counts, and the
+    questions that its chapter answers.
+    """
     AREAS[topic], COUNTS[topic] = dict(areas), Counts(**counts)
+    TAUGHT[topic] = frozenset(taught)

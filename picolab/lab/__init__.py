@@ -10,6 +10,7 @@ from picolab.lab.dashboard import Dashboard, dashboard
 from picolab.lab.doctor import doctor
 from picolab.lab.guesses import Comparison, Disagreement, Guess, compare, guess, scoreboard
 from picolab.lab.mystery_form import form, mystery
+from picolab.lab.package_source import Source, source
 from picolab.lab.panel import Panel, panel
 from picolab.lab.placement import placement_figure
 from picolab.lab.quiz_card import Quiz, quiz
@@ -28,6 +29,7 @@ __all__ = [
     "Guess",
     "Panel",
     "Quiz",
+    "Source",
     "compare",
     "dashboard",
     "doctor",
@@ -37,5 +39,6 @@ __all__ = [
     "placement_figure",
     "quiz",
     "scoreboard",
+    "source",
     "timetable",
 ]

@@ -10,9 +10,12 @@ covered until there is a guess, or the guess was skipped, and with them what wou
 measurement disagree beyond the stated tolerance it raises, guessed or not.
 
 Three words, everywhere: the *guess* is the reader's, the *formula* is from `picolab.costs`, the
-*measured* value is from a run. A `default` lets a notebook run from top to bottom without anybody
-to ask; it counts as a guess, and every table says that it was the default. (It stands in the cell
-that asks, for the reader to see: so let it be a first thought and not the answer.)
+*measured* value is from a run. A guess is held against the formula where there is one, else against
+what was measured: whoever derives the number is right, whatever the noise of this machine. That
+noise, measured against formula, stands in a row of its own. A `default` lets a notebook run from
+top to bottom without anybody to ask; it counts as a guess, and every table says that it was the
+default. (It stands in the cell that asks, for the reader to see: so let it be a first thought and
+not the answer.)
 
 In a front end, answers are also kept in a small file beside the run directories, so that the
 scoreboard covers all chapters. Headless, that file is neither read nor written.
@@ -117,7 +120,7 @@ def _tell(id: str) -> None:
 
 
 def scoreboard() -> LabFigure:
-    """All guesses so far against what was measured: a row a question, on one axis of ratios.
+    """All guesses so far against what is right: a row a question, on one axis of ratios.
 
     `.save("guesses.html")` writes a page that works offline, `.save("guesses.png")` an image (with
     a Chromium or Chrome; RuntimeError without). Questions whose guess or measurement is still open
@@ -295,25 +298,18 @@ class Comparison(Shown):
         if not self.uncovered:
             raise ValueError(self._cover())
         how = {"default": " (default)", "skipped": " (skipped)"}.get(self.guess.how, "")
-        value = self.guess.value
-        rows = [
-            [
-                f"guess{how}",
-                "" if value is None else value_text(value, self.unit),
-                "" if value is None else apart(value, self.measured),
-            ]
-        ]
+        value, right = self.guess.value, self.row().right
+        guessed = ["", ""]
+        if value is not None:
+            guessed = [value_text(value, self.unit), apart(value, right)]
+        rows, noise = [[f"guess{how}", *guessed]], ""
         if self.formula is not None:
-            allowed = f" (tolerance {_percent(self.tolerance)})" if self.tolerance else ""
-            rows.append(
-                [
-                    "formula",
-                    value_text(self.formula, self.unit),
-                    apart(self.formula, self.measured) + allowed,
-                ]
-            )
-        rows.append(["measured", value_text(self.measured, self.unit), ""])
-        return Table(["", "value", "against measured"], rows, self._title())
+            rows.append(["formula", value_text(self.formula, self.unit), ""])
+            allowed = f" (noise; tolerance {_percent(self.tolerance)})" if self.tolerance else ""
+            noise = apart(self.measured, self.formula, "as") + allowed
+        rows.append(["measured", value_text(self.measured, self.unit), noise])
+        against = "against measured" if self.formula is None else "against the formula"
+        return Table(["", "value", against], rows, self._title())
 
     def _title(self) -> str:
         question = f"{self.guess.question}\n" if self.guess.question else ""

@@ -70,7 +70,7 @@ class LiveView:
         """Show where the run is now; with `covers`, the lower panels say only this; `beside` are
         the losses of earlier runs."""
         if state.status or not state.is_empty:
-            self.say(state.sentence())
+            self.say(state.sentence(bool(covers)))
         drawn = panels(state, covers, beside)
         with self.figure.lock:
             self._assign(drawn)

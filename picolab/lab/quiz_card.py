@@ -22,6 +22,7 @@ def quiz(
     topic: str | None = None,
     *,
     level: int | None = None,
+    taught: bool = False,
     due: bool = False,
     n: int = 5,
     minutes: int | None = None,
@@ -36,6 +37,7 @@ def quiz(
 
     topic     of one bank only, for instance "4d_basics"
     level     3 explain, 4 quantify, 5 design, 6 diagnose
+    taught    only those that the topic's chapter answers
     due       only what is due
     n         how many questions
     minutes   a mock interview of so many minutes; it chooses its questions itself
@@ -52,6 +54,7 @@ def quiz(
     return Quiz(
         topic=topic,
         level=level,
+        taught=taught,
         due=due,
         n=n,
         minutes=minutes,
@@ -70,6 +73,7 @@ class Quiz(Shown):
         *,
         topic: str | None,
         level: int | None,
+        taught: bool = False,
         due: bool,
         n: int,
         minutes: int | None,
@@ -111,6 +115,7 @@ class Quiz(Shown):
             kept,
             topic=topic,
             level=level,
+            only=self._taught(topic) if taught else None,
             due_only=due,
             count=len(self.parts) if self.parts else n,
             language=lang,
@@ -144,6 +149,14 @@ class Quiz(Shown):
 
             self._card = static_card(self.session, self.part())
         self.show()
+
+    @staticmethod
+    def _taught(topic: str | None) -> frozenset[str]:
+        from picolab.interview.topics import TAUGHT
+
+        if topic is None:
+            return frozenset().union(*TAUGHT.values())
+        return TAUGHT.get(topic, frozenset())
 
     def content(self):
         return self._widgets.box if self._widgets and not self.ended else self._card

@@ -171,7 +171,7 @@ def training_text(state: RunState, covers: str = "", beside: Losses | None = Non
     tables = [steps_table(state), None, split_table(state), traffic_table(state)]
     if covers:
         tables[2:] = [None, None]
-    parts = [state.sentence()]
+    parts = [state.sentence(bool(covers))]
     for title, table in zip(drawn.titles, tables):
         body = f"\n{table}" if table is not None and table.rows else ""
         parts.append(f"{title}{body}")
@@ -537,7 +537,7 @@ def _training(state: RunState, covers: str = "", beside: Losses | None = None):
     import plotly.graph_objects as go
 
     drawn = panels(state, covers, beside)
-    traces, layout = training_traces(drawn), training_layout(drawn, state.sentence())
+    traces, layout = training_traces(drawn), training_layout(drawn, state.sentence(bool(covers)))
     # A live view needs a place for what is not there yet; what is finished does not.
     *traces, ghosts = traces
     if drawn.activity is None:

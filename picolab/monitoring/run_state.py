@@ -226,16 +226,18 @@ class RunState:
         """True as long as there is nothing to draw."""
         return not (self.losses or self._seconds or self.traffic())
 
-    def sentence(self) -> str:
-        """One plain sentence: where the run is, and what went wrong if something did."""
-        text = self._progress()
+    def sentence(self, covered: bool = False) -> str:
+        """One plain sentence: where the run is, and what went wrong if something did. covered:
+        without what tells where a step goes.
+        """
+        text = self._progress(covered)
         if self.state in ENDED and self.state != "done":
             text = f"{self.state} after {text}" if text else f"{self.state} before the first step"
         elif not text:
             text = "done" if self.state == "done" else self.status or "waiting for the first event"
         return f"{text}: {self.error.splitlines()[0]}" if self.error else text
 
-    def _progress(self) -> str:
+    def _progress(self, covered: bool) -> str:
         if not self.losses and not self._seconds:
             moved = sum(payload for _, payload in self.traffic().values())
             return f"{bytes_text(moved)} in collectives per rank" if moved else ""
@@ -246,6 +248,8 @@ class RunState:
             parts.append(f"loss {self.losses[max(self.losses)]:.3f}")
         if (speed := self.speed()) is not None:
             parts.append(f"{speed:,.0f} tokens/s")
+        if covered:
+            return ", ".join(parts)
         if (slowest := self.slowest()) is not None:
             rank, waited = slowest
             parts.append(f"the others wait {waited * 1e3:.0f} ms for rank {rank}")

@@ -1,9 +1,13 @@
-"""All guesses against what was measured, a row a question, on one axis of ratios.
+"""All guesses against what is right, a row a question, on one axis of ratios.
 
-To the left the question in words, and what was guessed and measured. To the right a dot where
-guess / measured lies, from a tenth to ten times, logarithmic: on the line in the middle the guess
+Right is what the formula says, where there is one: a measurement has noise, and whoever derived the
+number must not lose to whoever met the noise. Without a formula it is what was measured.
+
+To the left the question in words, and what was guessed and is right. To the right a dot where
+guess / right lies, from a tenth to ten times, logarithmic: on the line in the middle the guess
 is right, and a factor of two is as far to its left as to its right, at any size and in any unit.
-The band along it is where a guess is near. The height follows the number of questions.
+The band along it is where a guess is near. A ring is what was measured: how far it is from the line
+is the noise of the measurement. The height follows the number of questions.
 
 Beyond a factor of ten a guess stands at the edge, with its factor. A choice is right, on the line,
 or wrong: then it has no ratio, nor has a zero or a negative number, and stands in a column of its
@@ -39,6 +43,11 @@ class Answered(NamedTuple):
     note: str = ""  # "default" or "skipped"
     question: str = ""  # in words
 
+    @property
+    def right(self) -> float | str | None:
+        """What a guess is held against: the formula if there is one, else what was measured."""
+        return self.measured if self.formula is None else self.formula
+
 
 class _Sentence(LabFigure):
     """Nothing to draw yet: a cell shows the text instead of empty axes. It can still be saved."""
@@ -57,8 +66,8 @@ def value_text(value, unit: str = "") -> str:
 
 
 def is_near(row: Answered) -> bool:
-    """Whether the guess is the measured choice, or within 10 % of the measured number."""
-    ratio = _ratio(row.guess, row.measured)
+    """Whether the guess is the right choice, or within 10 % of the right number."""
+    ratio = _ratio(row.guess, row.right)
     return ratio is not None and abs(ratio - 1) <= NEAR
 
 
@@ -97,28 +106,28 @@ def _is_number(value) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _ratio(value, measured) -> float | None:
-    """value / measured, or None where that means nothing; equal things have ratio 1."""
-    if value is None or measured is None:
+def _ratio(value, right) -> float | None:
+    """value / right, or None where that means nothing; equal things have ratio 1."""
+    if value is None or right is None:
         return None
-    if value == measured:
+    if value == right:
         return 1.0
-    if not (_is_number(value) and _is_number(measured)):
+    if not (_is_number(value) and _is_number(right)):
         return math.inf
-    if not measured or not math.isfinite(value) or not math.isfinite(measured):
+    if not right or not math.isfinite(value) or not math.isfinite(right):
         return math.inf
-    return max(value / measured, 0.0)
+    return max(value / right, 0.0)
 
 
-def _has_place(value, measured) -> bool:
+def _has_place(value, right) -> bool:
     """Whether the pair can stand on logarithmic axes."""
-    numbers = _is_number(value) and _is_number(measured)
-    return numbers and value > 0 and 0 < measured < math.inf
+    numbers = _is_number(value) and _is_number(right)
+    return numbers and value > 0 and 0 < right < math.inf
 
 
 def finding(rows: Iterable[Answered]) -> str:
     """The title: how many guesses are near, and the factor within which half of them lie."""
-    guessed = [row for row in rows if row.guess is not None and row.measured is not None]
+    guessed = [row for row in rows if row.guess is not None and row.right is not None]
     if not guessed:
         return "No guess has met its measurement yet: answer a question, then run this cell again."
     count, defaults = len(guessed), sum(row.note == "default" for row in guessed)
@@ -134,17 +143,17 @@ def finding(rows: Iterable[Answered]) -> str:
 
 def _factor(row: Answered) -> float:
     """How many times too large or too small, 1 or more; infinite where there is no distance."""
-    ratio = _ratio(row.guess, row.measured)
+    ratio = _ratio(row.guess, row.right)
     return math.inf if not ratio else max(ratio, 1 / ratio)
 
 
 def guess_figure(rows: Iterable[Answered]) -> LabFigure:
-    """The scoreboard's picture: each guess against the measured value."""
+    """The scoreboard's picture: each guess against the formula, or the measured value."""
     rows = list(rows)
     title = finding(rows)
     if not rows:
         return _Sentence(title, lambda: _build(rows, title))
-    columns = ["", "question", "guess", "formula", "measured", "guess / measured"]
+    columns = ["", "question", "guess", "formula", "measured", "guess / right"]
     lines = []
     for number, row in enumerate(rows, 1):
         guess = value_text(row.guess, row.unit)
@@ -156,7 +165,7 @@ def guess_figure(rows: Iterable[Answered]) -> LabFigure:
 
 
 def _against(row: Answered) -> str:
-    ratio = _ratio(row.guess, row.measured)
+    ratio = _ratio(row.guess, row.right)
     if ratio is None:
         return ""
     return "other" if math.isinf(ratio) else f"{ratio:.3g}"
@@ -166,7 +175,7 @@ def _against(row: Answered) -> str:
 
 
 class _Dot(NamedTuple):
-    x: float  # guess / measured, as it is drawn
+    x: float  # guess / right, as it is drawn
     y: float  # pixels from the top
     symbol: str
     hover: str
@@ -177,11 +186,11 @@ def _build(rows: list[Answered], title: str):
     import plotly.graph_objects as go
 
     labels, middles, total = _labels(rows)
-    guesses, others, formulas = _dots(rows, middles)
+    guesses, others, measurements = _dots(rows, middles)
     high = math.log10(_EDGE)
     right = 0.84 if others else 1.0
     traces = [
-        _marks("formula", formulas, {"symbol": "circle-open", "size": 17, "line": {"width": 2.5}}),
+        _marks("measured", measurements, {"size": 17, "line": {"width": 2.5}}),
         _marks("guess", guesses, {"size": 11}),
     ]
     vertical = {"range": [total, 0], "visible": False, "fixedrange": True}
@@ -199,7 +208,7 @@ def _build(rows: list[Answered], title: str):
             "side": "top",
             "tickvals": list(_TICKS),
             "ticktext": list(_TICKS.values()),
-            "title": {"text": "guess / measured"},
+            "title": {"text": "guess / formula (where there is none: / measured)"},
             "fixedrange": True,
         },
         "yaxis": vertical,
@@ -257,47 +266,48 @@ def _broken(text: str, lines: int) -> list[str]:
 
 
 def _said(row: Answered) -> str:
-    """What was guessed and measured: "13 for 54,321 bytes"."""
+    """What was guessed and is right: "guess 13; formula 54,321 bytes"."""
 
     def short(value) -> str:
         if row.unit == "bytes" and _is_number(value):
             return bytes_text(value)
         return f"{show(value)} {row.unit}".strip()
 
-    measured = "nothing measured" if row.measured is None else short(row.measured)
+    name = "measured" if row.formula is None else "formula"
+    right = "nothing measured" if row.right is None else short(row.right)
     if row.guess is None:
-        return f"{row.note or 'no guess'}: {measured}"
+        return f"{row.note or 'no guess'}: {right}"
     by = " by default" if row.note == "default" else ""
-    return f"guess {short(row.guess)}{by}; measured {measured}"
+    return f"guess {short(row.guess)}{by}; {name} {right}"
 
 
 def _dots(rows: list[Answered], middles: list[float]) -> tuple[list[_Dot], list[_Dot], list[_Dot]]:
-    """Guesses on the axis, guesses that have no ratio, and formulas."""
-    guesses, others, formulas = [], [], []
+    """Guesses on the axis, guesses that have no ratio, and measurements beside their formula."""
+    guesses, others, measurements = [], [], []
     for row, y in zip(rows, middles):
         hover = "<br>".join(_hover(row))
-        if row.guess is not None and row.measured is not None:
-            if row.guess == row.measured:
+        if row.guess is not None and row.right is not None:
+            if row.guess == row.right:
                 guesses.append(_Dot(1.0, y, "diamond", hover))
-            elif _has_place(row.guess, row.measured):
+            elif _has_place(row.guess, row.right):
                 guesses.append(_guess_dot(row, y, hover))
             elif is_near(row):  # both are negative
-                guesses.append(_Dot(row.guess / row.measured, y, "diamond", hover))
+                guesses.append(_Dot(row.guess / row.right, y, "diamond", hover))
             else:
                 others.append(_Dot(0, y, "x", hover))
-        if _has_place(row.formula, row.measured):
-            ratio = row.formula / row.measured
+        if _has_place(row.measured, row.formula):
+            ratio = row.measured / row.formula
             if 1 / _EDGE <= ratio <= _EDGE:
-                formulas.append(_Dot(ratio, y, "circle-open", hover))
-    return guesses, others, formulas
+                measurements.append(_Dot(ratio, y, "circle-open", hover))
+    return guesses, others, measurements
 
 
 def _guess_dot(row: Answered, y: float, hover: str) -> _Dot:
-    ratio = row.guess / row.measured
+    ratio = row.guess / row.right
     if 1 / _EDGE <= ratio <= _EDGE:
         return _Dot(ratio, y, "diamond", hover)
     symbol = "triangle-right" if ratio > 1 else "triangle-left"
-    return _Dot(_EDGE if ratio > 1 else 1 / _EDGE, y, symbol, hover, apart(*row[1:3]))
+    return _Dot(_EDGE if ratio > 1 else 1 / _EDGE, y, symbol, hover, apart(row.guess, row.right))
 
 
 def _hover(row: Answered) -> list[str]:
@@ -317,7 +327,7 @@ def _lines(middles: list[float], total: float) -> list[dict]:
     """The band in which a guess is near, the line on which it is right, and one a row."""
     down = {"xref": "x", "yref": "y", "y0": 0, "y1": total, "layer": "below"}
     near = {"type": "rect", "x0": 1 - NEAR, "x1": 1 + NEAR, "fillcolor": GRID, "line": {"width": 0}}
-    right = {"type": "line", "x0": 1, "x1": 1, "line": {"color": ANSWER["measured"], "width": 1.5}}
+    right = {"type": "line", "x0": 1, "x1": 1, "line": {"color": ANSWER["formula"], "width": 1.5}}
     right["line"]["dash"] = "dot"
     across = {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "layer": "below"}
     grid = {"color": GRID, "width": 1}
@@ -342,7 +352,7 @@ def _marks(name: str, dots: list[_Dot], marker: dict, axis: str = "") -> dict | 
         "yaxis": f"y{axis}",
         "marker": {
             "symbol": [dot.symbol for dot in dots],
-            "color": ANSWER["formula" if name == "formula" else "guess"],
+            "color": ANSWER["measured" if name == "measured" else "guess"],
             **marker,
         },
         "text": [dot.text and f" {dot.text} " for dot in dots],

@@ -173,7 +173,7 @@ _SECTIONS = [
     ),
     Section(
         "Data parallel, one step",
-        "N parameters of the rank, g bytes a gradient, d ranks; any number of micro-batches",
+        "N parameters of the rank, g bytes a gradient, d ranks; sums here, means in DDP",
         [
             Line(
                 "payload of all gradients",
@@ -328,7 +328,7 @@ _SECTIONS = [
                 "p=16, m=16, v=8",
                 "pico.costs.bubble_of_total(16, 8*16)",
                 "%",
-                "close-llama-why",
+                "close-llama-bubble",
                 "computed",
             ),
         ],
@@ -409,7 +409,7 @@ _SECTIONS = [
         "",
         [
             Line(
-                "an all-reduce sends nearly twice the tensor at any n, never more",
+                "a ring all-reduce sends nearly twice the tensor at any n, never more",
                 "2*(n-1)/n",
                 "n=1024",
                 f'{_RING}("all_reduce", 1, 1024)',
@@ -445,7 +445,7 @@ _SECTIONS = [
                 "computed",
             ),
             Line(
-                "tp stays in the node: sending, for a micro-batch of llama70, over NVLink",
+                "tp stays in the node: sending a micro-batch of llama70 over NVLink, at its peak",
                 "l*8*(t-1)/t*b*s*h*w/v",
                 "l=llama70.layers, t=8, b=1, s=8192, h=llama70.hidden, w=2, v=450e9",
                 "llama70.layers * pico.costs.tensor_parallel_layer_bytes(llama70, 8, "

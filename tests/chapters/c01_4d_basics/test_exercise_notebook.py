@@ -207,3 +207,38 @@ def test_an_answer_is_found(edit):
     cells = code_cells()
     edit(cells)
     assert given_away(cells)
+
+
+# What is said of them, in words.
+
+_NUMBERS = {7: "seven", 8: "eight", 12: "twelve", 13: "thirteen"}  # those that occur, or did
+
+
+def miscounted(title: str, readme: str) -> list[str]:
+    """Which number of exercises or minutes is another than the catalogue's."""
+    in_file = [name for name in EXERCISES if name.startswith("4d.") and name not in IN_A_CHAPTER]
+    minutes = sum(find(name).about.minutes for name in in_file)
+    starred = sum(find(name).about.minutes for name in in_file if find(name).about.starred)
+    counts = {
+        "title": f"{_NUMBERS[len(in_file)].capitalize()} exercises and "
+        f"{_NUMBERS[len(cases())]} mystery runs" in title,
+        "the two starred": f"they take {starred} minutes" in title,
+        "all": f"about {round(minutes / 60)} hours" in title,
+        "README": f"| {_NUMBERS[len(in_file)]} exercises" in readme,
+    }
+    return [what for what, right in counts.items() if not right]
+
+
+def said() -> tuple[str, str]:
+    cells = json.loads((NOTEBOOKS / FILE).read_text(encoding="utf-8"))["cells"]
+    return "".join(cells[0]["source"]), (NOTEBOOKS.parent / "README.md").read_text("utf-8")
+
+
+def test_the_exercises_are_counted():
+    assert miscounted(*said()) == []
+
+
+def test_a_wrong_count_is_noticed():
+    title, readme = said()
+    assert "title" in miscounted(title.replace("exercises", "tasks"), readme)
+    assert miscounted(title, readme.replace(" exercises", " tasks")) == ["README"]

@@ -1,7 +1,9 @@
 """Ring bytes and alpha-beta times, against rings that are counted chunk by chunk.
 
 Wrong versions these tests catch, kept below as mutants: (n-1)/n for an all-reduce (one round
-forgotten), 2 for any n, the payload of a shard taken for the whole.
+forgotten), 2 for any n, the payload of a shard taken for the whole; an alpha from the smallest row
+and a beta from the largest, each of which is off by the other term, and a fit in seconds, which the
+largest message decides alone.
 """
 
 import pytest
@@ -127,3 +129,86 @@ def test_a_message_by_hand():
     # Four ranks, 8 kB: 6 steps, each a chunk of 2 kB.
     time_s = costs.collective_time("all_reduce", 8000, 4, alpha=10e-6, beta=1e-9)
     assert time_s == pytest.approx(6 * (10e-6 + 2000e-9), rel=1e-12)
+
+
+# --- alpha and beta from measured times ----------------------------------------------------------
+
+SIZES = [1_000, 10_000, 100_000, 1_000_000, 10_000_000]
+ALPHA, BETA = 80e-6, 1.2e-9
+NOISE = [1.1, 0.95, 1.05, 0.93, 1.04]  # of one row each
+
+
+def times(alpha=ALPHA, beta=BETA, noise=(1,) * 5, n=2):
+    return [
+        by * costs.collective_time("all_reduce", size, n, alpha, beta)
+        for size, by in zip(SIZES, noise)
+    ]
+
+
+def missed(alpha, beta, seconds, n=2):
+    """Per cent by which each row is missed."""
+    formula = times(alpha, beta, n=n)
+    return [100 * (f / t - 1) for f, t in zip(formula, seconds)]
+
+
+def check_fit(fit):
+    """Exact where the times are exact, and no worse than +-1 % of either number elsewhere."""
+    assert fit("all_reduce", SIZES, times(), 2) == pytest.approx((ALPHA, BETA), rel=1e-9)
+    assert fit("all_reduce", SIZES, times(n=7), 7) == pytest.approx((ALPHA, BETA), rel=1e-9)
+    seconds = times(noise=NOISE)
+
+    def squares(alpha, beta):
+        return sum(percent**2 for percent in missed(alpha, beta, seconds))
+
+    alpha, beta = fit("all_reduce", SIZES, seconds, 2)
+    for by in (0.99, 1.01):
+        assert squares(alpha, beta) < min(squares(by * alpha, beta), squares(alpha, by * beta))
+
+
+def ends_only(op, sizes, seconds, n):
+    """What the chapter did: latency from the first row, bandwidth from the last."""
+    return seconds[0] / 2, seconds[-1] / sizes[-1]
+
+
+def in_seconds(op, sizes, seconds, n):
+    """Least squares without weights."""
+    a = [costs.collective_time(op, size, n, 1, 0) for size in sizes]
+    b = [costs.collective_time(op, size, n, 0, 1) for size in sizes]
+    dot = lambda x, y: sum(i * j for i, j in zip(x, y))  # noqa: E731
+    aa, ab, bb, at, bt = dot(a, a), dot(a, b), dot(b, b), dot(a, seconds), dot(b, seconds)
+    determinant = aa * bb - ab**2
+    return (at * bb - bt * ab) / determinant, (bt * aa - at * ab) / determinant
+
+
+def test_alpha_and_beta_are_the_nearest():
+    check_fit(costs.fit_alpha_beta)
+
+
+@pytest.mark.parametrize("wrong", [ends_only, in_seconds])
+def test_a_worse_fit_is_noticed(wrong):
+    with pytest.raises(AssertionError):
+        check_fit(wrong)
+
+
+@given(st.lists(st.floats(1e-6, 1.0), min_size=5, max_size=5))
+def test_neither_is_ever_negative(seconds):
+    """Times that fall with the size, too: then one of the two is nothing."""
+    alpha, beta = costs.fit_alpha_beta("all_reduce", SIZES, seconds, 2)
+    assert alpha >= 0 and beta >= 0 and max(alpha, beta) > 0
+    best = sum(percent**2 for percent in missed(alpha, beta, seconds))
+    for other in ((1.01 * alpha, beta), (alpha, 1.01 * beta), (alpha + 1e-9, beta)):
+        assert best <= sum(percent**2 for percent in missed(*other, seconds)) * (1 + 1e-9)
+
+
+@pytest.mark.parametrize(
+    "op,sizes,seconds,says",
+    [
+        ("all_reduce", [8], [1.0], "two sizes"),
+        ("all_reduce", [8, 8], [1.0, 2.0], "two sizes"),
+        ("all_reduce", [8, 16], [1.0, 0.0], "not a positive"),
+        ("barrier", [8, 16], [1.0, 1.0], "no bytes"),
+    ],
+)
+def test_what_cannot_be_fitted(op, sizes, seconds, says):
+    with pytest.raises(ValueError, match=says):
+        costs.fit_alpha_beta(op, sizes, seconds, 2)

@@ -40,6 +40,28 @@ def check_covering(compare):
     assert "5,000 bytes" in repr(shown) and "4,096 bytes" in repr(shown) and "+22 %" in repr(shown)
 
 
+def check_against_the_formula(table):
+    """The guess against the formula, and the noise of the measurement apart from it."""
+    guess("c.t.bubble", "How much?", unit="%", default=30)
+    rows = table(compare("c.t.bubble", formula=27.27, measured=29.9, tolerance=0.15)).rows
+    assert [row[2] for row in rows] == ["+10 %", "", "+9.6 % (noise; tolerance 15 %)"]
+    guess("c.t.none", "How much?", unit="%", default=30)
+    assert compare("c.t.none", measured=29.9).table().rows[0][2] == "+0.33 %"
+
+
+def test_a_guess_is_held_against_the_formula_where_there_is_one():
+    check_against_the_formula(lambda compared: compared.table())
+
+
+def test_a_guess_against_the_noise_is_noticed():
+    def mutant(compared):
+        compared.formula, compared.tolerance = None, 0.0
+        return compared.table()
+
+    with pytest.raises(AssertionError):
+        check_against_the_formula(mutant)
+
+
 def test_numbers_are_covered_until_there_is_a_guess():
     check_covering(compare)
 

@@ -10,6 +10,7 @@ import sys
 import pytest
 
 NAMES = "guess compare scoreboard panel dashboard doctor timetable quiz exercise mystery progress"
+NAMES += " source"
 
 
 def python(code: str) -> str:

@@ -1,9 +1,10 @@
-"""The scoreboard's picture: a row a question, a dot where guess / measured lies.
+"""The scoreboard's picture: a row a question, a dot where guess / right lies.
 
 Wrong versions these tests catch (mutants below): one that counts far guesses as near, one that
-draws measured / guess, a choice or a zero that is dropped, a guess that is drawn off the page,
-questions that lie on one another, a title whose half is the mean, empty axes, a percentage where
-only a factor says something.
+scores a guess against a noisy measurement where there is a formula, one that draws right / guess, a
+choice or a zero that is dropped, a guess that is drawn off the page, questions that lie on one
+another, a title whose half is the mean, empty axes, a percentage where only a factor says
+something.
 """
 
 import math
@@ -97,9 +98,31 @@ def test_the_inverse_ratio_is_noticed():
         check_dots(ROWS, [(1 / x, y) for x, y in drawn("guess")])
 
 
-def test_formulas_are_on_the_axis_too():
+def test_measurements_are_on_the_axis_too():
     at = middles(ROWS)
-    assert drawn("formula") == [(1, at[1]), (1, at[2]), (1, at[5]), (1, at[7])]
+    assert drawn("measured") == [(1, at[1]), (1, at[2]), (1, at[5]), (1, at[7])]
+
+
+# A bubble of 27.27 % by the formula that a busy machine measured as 29.9 %.
+DERIVED, LUCKY = (Answered("a.bubble", guess, 29.9, 300 / 11, "%") for guess in (27.27, 30.2))
+
+
+def check_scored_by_the_formula(is_near):
+    assert is_near(DERIVED) and not is_near(LUCKY)
+
+
+def test_who_derived_the_number_is_right_whatever_was_measured():
+    check_scored_by_the_formula(is_near)
+    drawn = traces([DERIVED, LUCKY])
+    assert drawn["guess"].x == pytest.approx([1, 30.2 * 11 / 300], abs=1e-3)
+    assert drawn["measured"].x == pytest.approx(2 * [29.9 * 11 / 300])
+    [derived, _] = guess_figure([DERIVED, LUCKY]).figure.layout.annotations
+    assert "formula 27.27 %" in derived.text and "measured" not in derived.text
+
+
+def test_a_score_against_the_noise_is_noticed():
+    with pytest.raises(AssertionError):
+        check_scored_by_the_formula(lambda row: abs(row.guess / row.measured - 1) <= 0.1)
 
 
 def test_a_guess_far_below_stands_at_the_left_edge_with_its_factor():
@@ -159,15 +182,15 @@ def test_the_question_stands_beside_in_words():
     texts = [label.text for label in guess_figure(ROWS).figure.layout.annotations]
     assert texts[0].replace("<b>", "").replace("</b>", "").split("<br>") == [
         "How many bytes, in words &amp; numbers?",
-        "guess 95 B; measured 100 B",
+        "guess 95 B; formula 100 B",
     ]
     assert "a.far" in texts[1]  # without words, its id
-    assert texts[4].endswith("by default;<br>measured 1 ms") and "skipped: 7" in texts[6]
+    assert texts[4].endswith("by default; formula<br>1 ms") and "skipped: 7" in texts[6]
 
 
 def test_kinds_differ_in_shape_and_in_contrast_on_both_pages():
     drawn = traces(ROWS)
-    shapes = [drawn[name].marker.symbol[0] for name in ("guess", "formula", "no ratio")]
+    shapes = [drawn[name].marker.symbol[0] for name in ("guess", "measured", "no ratio")]
     assert len(set(shapes)) == 3
     for page in PAGES.values():
         assert min(contrast(ANSWER[name], page) for name in ANSWER) >= 3
