@@ -3,7 +3,8 @@
 An all-reduce on a ring of n ranks cuts the tensor into n chunks. In n - 1 steps every rank passes a
 chunk on and adds the one it receives (a reduce-scatter), in n - 1 more the finished chunks go round
 (an all-gather). So each rank sends 2(n - 1) chunks of B/n bytes: nearly 2B, however many ranks
-there are, and no algorithm sends less.
+there are. Where ranks do the adding, the busiest rank of any algorithm sends at least that (single
+ranks may send less: a leaf of a tree sends B); a switch that adds gets below it.
 
 B is the *payload*, by the ledger's convention: the full tensor that is reduced or gathered, the
 whole input of a reduce-scatter or all-to-all, the message of a send.
