@@ -235,10 +235,9 @@ class Bank:
 
     def area(self, name: str, language: Language) -> str:
         """What an area is called."""
-        known = {
-            key: said for topic in self.topics.values() for key, said in topic.areas_zh.items()
-        }
-        return known.get(name, name) if language == "zh" else name
+        if language == "en":
+            return name
+        return next((t.areas_zh[name] for t in self.topics.values() if name in t.areas_zh), name)
 
     def find(self, question_id: str, language: Language = "en") -> Question:
         """The question, its numbers computed, in this language. ValueError for an unknown id or
@@ -405,13 +404,12 @@ def _line_of_id(path: Path, question_id: str) -> int:
     return found[-1] if found else 1
 
 
-_BROKEN = re.compile(
-    r"(?<=[\u3000-\u303f\u4e00-\u9fff\uff00-\uffef])\n(?=[\u3000-\u9fff\uff00-\uffef])"
-)
+_CHINESE = r"[\u3000-\u303f\u4e00-\u9fff\uff00-\uffef]"
+_BROKEN = re.compile(rf"(?<={_CHINESE})[ \n](?={_CHINESE})")
 
 
 def _joined(question: Question) -> Question:
-    """Without line breaks between Chinese characters: a renderer would make spaces of them."""
+    """Without line breaks between Chinese characters, nor the spaces that YAML makes of them."""
     data = _map_text(question.model_dump(exclude={"values"}), lambda text: _BROKEN.sub("", text))
     return Question.model_validate({**data, "values": question.values})
 

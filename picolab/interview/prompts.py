@@ -1,7 +1,7 @@
 """What a bank asks, without a word of its answers: for somebody who answers it blind.
 
-prompts(bank)      Markdown: each question with its conventions, looks to choose from, coding task and
-                   numbers; no values, no rubric, no steps in their order
+prompts(bank)      Markdown: each question with its conventions, looks to choose from, coding task
+                   and numbers; no values, no rubric, no steps in their order
 """
 
 import random

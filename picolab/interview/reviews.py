@@ -105,7 +105,7 @@ class ReviewLog:
         self._write(review.line())
 
     def withdraw(self, review: Review) -> None:
-        """Take a review back: a line that says so, since nothing is ever deleted. OSError as above."""
+        """Take a review back: a line says so, and nothing is ever deleted. OSError as above."""
         at = review.at.isoformat(timespec="seconds")
         self._write(json.dumps({"v": 1, "withdrawn": review.id, "at": at}))
 

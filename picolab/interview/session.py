@@ -186,7 +186,7 @@ class Session:
         return self.question.steps[index]
 
     def in_order(self) -> tuple[int, int]:
-        """Of the pairs of looks that were taken: how many are in the answer's order, of how many."""
+        """Of the pairs of looks that were taken: how many in the answer's order, of how many."""
         pairs = list(combinations(self.looks, 2))
         return sum(first < second for first, second in pairs), len(pairs)
 

@@ -1,12 +1,12 @@
 """The face in a terminal: plain questions and answers, over ssh too.
 
 Everything is read with `input` and written line by line, so it can be driven by a program, piped,
-and used without colour. At any prompt `:s` skips, `:q` stops, `:b` goes a step back and `:h` gives a
-hint; where no note is written `s` and `q` do as well. Ctrl-D and Ctrl-C end the practice; what was
-graded is on the disk by then, and a question that was not graded leaves no trace.
+and used without colour. At any prompt `:s` skips, `:q` stops, `:b` goes a step back and `:h` gives
+a hint; where no note is written `s` and `q` do as well. Ctrl-D and Ctrl-C end the practice; what
+was graded is on the disk by then, and a question that was not graded leaves no trace.
 
-A question goes: say it, looks of a diagnosis one by one, code, confidence, numbers; then the answer,
-its rubric beside the notes, ticks, grade, and the follow-ups, asked one by one.
+A question goes: looks of a diagnosis one by one, say it, code, confidence, numbers; then the
+answer, its rubric beside the notes, ticks, grade, and the follow-ups, asked one by one.
 """
 
 import os

@@ -17,8 +17,8 @@ WORDS: dict[str, dict[str, str]] = {
         "question": "Question {n} of {of}",
         "minutes": "about {m} min",
         "conventions": "Conventions",
-        "think": "Answer aloud. Keywords to keep, if you like (an empty line ends; :s skip, :q stop, "
-        ":b a step back, :h a hint):",
+        "think": "Answer aloud. Keywords to keep, if you like (an empty line ends; :s skip, "
+        ":q stop, :b a step back, :h a hint):",
         "confidence": "How sure are you? 1 no idea, 2 unsure, 3 fairly, 4 sure (Enter: not said)",
         "number": "{prompt}{unit} (Enter: pass)",
         "asked in": " [in {unit}]",
@@ -39,9 +39,10 @@ WORDS: dict[str, dict[str, str]] = {
         "one more": "The grade of {id} is withdrawn; grade it again.",
         "no hint": "There is no other hint.",
         "shape": "{n} points are looked for, {musts} of them musts. It is worked out in {cell}.",
-        "choose": "Looks that you can take. Which one now, and why? Its finding appears; a letter, or "
-        "Enter when you know the cause.",
-        "your order": "You looked in the order {order}; {right} of {pairs} pairs are as in the answer.",
+        "choose": "Looks that you can take. Which one now, and why? A letter, and its "
+        "finding appears; Enter when you know the cause.",
+        "your order": "You looked in the order {order}; {right} of {pairs} pairs are as in the "
+        "answer.",
         "your looks": "You looked: {order}.",
         "your notes": "Your notes",
         "followup": "Follow-up",

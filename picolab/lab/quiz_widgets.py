@@ -183,7 +183,9 @@ class QuizWidgets:
             for box in (*self.ticks, *self.flags):
                 box.value, box.description = False, ""
             self.answer.value = self.followups.value = self.proposal.value = self.taken.value = ""
-            self.looks.children = self._look_buttons(widgets)
+            gone, self.looks.children = self.looks.children, self._look_buttons(widgets)
+            for button in gone:
+                button.close()
             self.reading.outputs = ()
             self._show(thinking=True)
             self.message.value = note_html(self._quiz.note)
@@ -226,13 +228,10 @@ class QuizWidgets:
 
     def _said(self) -> None:
         """The answer is given in words: now the numbers, which say more than the question."""
-        if self._session.question.numeric:
-            self._session.said()
-            self.confidence.disabled = True
-            self._show(numbers=True)
-            self._numbers[0].field.focus()
-        else:
-            self._reveal()
+        self._session.said()
+        self.confidence.disabled = True
+        self._show(numbers=True)
+        self._numbers[0].field.focus()
 
     def _back(self) -> None:
         """The last grade is withdrawn, and its answer is open again."""
@@ -364,13 +363,14 @@ class QuizWidgets:
     def _show(
         self, thinking=False, numbers=False, revealed=False, graded=False, deeper=False
     ) -> None:
+        asked = bool(self._session.question and self._session.question.numeric)
         for widget, shown in (
             (self.thinking, thinking or numbers or revealed),
             (self.fields, numbers or revealed),
             (self.looks, thinking),
             (self.revealed, revealed),
-            (self.say, thinking),
-            (self.show, numbers),
+            (self.say, thinking and asked),
+            (self.show, numbers or (thinking and not asked)),
             (self.hint, thinking or numbers),
             (self.back, graded or (thinking and self._session.can_go_back())),
             (self.go_on, graded),
