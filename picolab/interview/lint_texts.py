@@ -30,7 +30,7 @@ def english(question: Question, at: Place) -> Iterator[Finding]:
     later = json.dumps([question.answer, *(point.text for point in question.rubric)])
     later += json.dumps([[step.look, step.because] for step in question.steps])
     for word in question.give_away:
-        if word.lower() not in later.lower():
+        if word.lower() not in _plain(later):
             what = f"{question.id}: give_away says {word!r}, and neither answer nor steps do"
             yield at.finding(what, "give_away")
     try:
@@ -45,6 +45,11 @@ def english(question: Question, at: Place) -> Iterator[Finding]:
         )
 
 
+def _plain(text: str) -> str:
+    """Small letters, and none that is stressed."""
+    return text.replace("*", "").lower()
+
+
 def _gives_away(name: str, of: Question | Translation, offered: list[int], at: Place):
     """Words of the cause or the method, in what is shown before the answer."""
     for path, text in _texts(of):
@@ -54,7 +59,7 @@ def _gives_away(name: str, of: Question | Translation, offered: list[int], at: P
         if part not in ("title", "question", "conventions", "numeric", "steps") or "wrong" in path:
             continue
         for word in of.give_away:
-            if word.lower() in text.lower():
+            if word.lower() in _plain(text):
                 yield at.finding(
                     f"{name}: {word!r} gives the answer away before it is asked for",
                     *path,
