@@ -68,7 +68,7 @@ CHAPTER = Chapter(
         "context": "Context parallelism",
         "4d": "All four together",
     },
-    counts={"questions": 35, "numeric": 14, "code": 6, "diagnose": 6},
+    counts={"questions": 60, "numeric": 26, "code": 6, "diagnose": 10, "warm_ups": 12},
     exercises={id: about.within(__name__) for id, about in _EXERCISES.items()},
     mysteries=f"{__name__}.mysteries",
     cheatsheet=f"{__name__}.cheatsheet",
