@@ -5,12 +5,13 @@
     45            and code, judged in real ranks
     60            and a design
 
-What is left is filled with further designs. After the warm-up, each part but code is followed up:
-`FOLLOW_UPS` questions, a minute each, asked one by one. The plan is drawn once, at the start (not
-what the last interview asked, where there is something else), so that questions and follow-ups
-together take the minutes that there are and every part that is promised is there. The session is an
-ordinary one with a plan, and its reviews count like all others. The report is Markdown: what was
-asked, what was skipped, what was seen of each rubric, how long it took, what to read.
+What is left is filled with further designs and numbers. Each part but the warm-up and code is
+followed up: `FOLLOW_UPS` questions, a minute each, asked one by one. The plan is drawn once, at the
+start (not what the last interview asked, where there is something else), so that questions and
+follow-ups together take the minutes that there are and every part that is promised is there. The
+session is an ordinary one with a plan, and its reviews count like all others. The report is
+Markdown: what was asked, what was skipped, what was seen of each rubric, how long it took, what to
+read.
 """
 
 import random
@@ -77,12 +78,13 @@ def plan(
         )
     parts = [_part(name, chosen[name]) for name in wanted]
     left = minutes - sum(_cost(part.name, chosen[part.name]) for part in parts)
-    more = [q for q in questions if _fits("deep", q) and q not in chosen.values()]
-    rng.shuffle(more)
-    for question in sorted(more, key=lambda q: q.id in avoid):
-        if _cost("deep", question) <= left:
-            left -= _cost("deep", question)
-            parts.insert(2, _part("deep", question))
+    for name in ("deep", "numeric"):
+        more = [q for q in questions if _fits(name, q) and q not in chosen.values()]
+        rng.shuffle(more)
+        for question in sorted(more, key=lambda q: q.id in avoid):
+            if _cost(name, question) <= left:
+                left -= _cost(name, question)
+                parts.insert(2, _part(name, question))
     return parts
 
 

@@ -264,7 +264,8 @@ class Quiz(Shown):
 
         from picolab.interview import mock
         from picolab.interview.statistics import calibration_sentence
-        from picolab.lab.quiz_text import Card, alert_html, markdown_html, summary
+        from picolab.lab.quiz_text import Card, alert_html, summary
+        from picolab.show.markdown import markdown_html
 
         session = self.session
         try:

@@ -8,13 +8,13 @@ and on a dark one, and in a page that knows none of them.
 import html
 import re
 from collections.abc import Callable
-from functools import lru_cache
 
 from picolab.interview.bank import Numeric, Question
 from picolab.interview.reviews import local_day
 from picolab.interview.session import Session
 from picolab.interview.terminal import asked_for, clock_text
 from picolab.interview.words import WORDS, spoken
+from picolab.show.markdown import markdown_html
 from picolab.show.table import Table
 
 STYLE = """<style>
@@ -64,19 +64,6 @@ STYLE = """<style>
 .picolab-quiz .jupyter-button:focus-visible:enabled {
   outline: 2px solid var(--jp-brand-color1, Highlight) !important; outline-offset: 2px }
 </style>"""
-
-
-def markdown_html(text: str, inline: bool = False) -> str:
-    """Markdown as HTML. HTML in it is shown, not obeyed."""
-    parser = _parser()
-    return parser.renderInline(text.strip()) if inline else parser.render(text.strip())
-
-
-@lru_cache(maxsize=1)
-def _parser():
-    from markdown_it import MarkdownIt
-
-    return MarkdownIt("commonmark", {"html": False}).enable("table")
 
 
 def wrapped(body: str) -> str:

@@ -24,7 +24,6 @@ from picolab.lab.quiz_text import (
     answer_html,
     followups_html,
     head_html,
-    markdown_html,
     note_html,
     point_html,
     prompt_html,
@@ -32,6 +31,7 @@ from picolab.lab.quiz_text import (
     reading_markdown,
     verdict_html,
 )
+from picolab.show.markdown import markdown_html
 
 # Keys pressed in a card are the card's: on a button, JupyterLab takes D, D for "delete this cell".
 # What is pressed with Ctrl, Alt or Cmd goes on to it: Ctrl S still saves.
