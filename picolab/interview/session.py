@@ -149,7 +149,7 @@ class Session:
 
     def left(self) -> int:
         """How many can still come after the one that is open."""
-        return len(self._coming())
+        return len(self._coming(whole=True))
 
     def place(self) -> tuple[int, int]:
         """Which question this is, of how many there will be if nothing is skipped."""
@@ -301,14 +301,15 @@ class Session:
         self._began = self._revealed = self._clock()
         return self.question
 
-    def _coming(self) -> list[str]:
-        """What would be drawn from here on, in order, if nothing else is graded meanwhile."""
+    def _coming(self, whole: bool = False) -> list[str]:
+        """What would be drawn from here on, in order. Whole: later ones of a chain too, which come
+        when the earlier are graded."""
         open_now = self.question.id if self.phase in ("thinking", "numbers", "revealed") else None
         gone = {*self.skipped, *(review.id for review in self.reviews), open_now}
         if self._plan is not None:
             return [name for name in self._plan if name not in gone]
         asked = [review.id for review in self.reviews] + ([open_now] if open_now else [])
-        found = [name for name in self._candidates() if name not in gone]
+        found = [name for name in self._candidates(whole) if name not in gone]
         last = self._questions.get(asked[-1]) if asked else None
         chain = last.chain.name if last and last.chain else None
         found.sort(key=lambda name: self._in_chain(name, chain))
@@ -323,12 +324,12 @@ class Session:
                 left -= minutes
         return fit
 
-    def _candidates(self) -> list[str]:
+    def _candidates(self, whole: bool) -> list[str]:
         if self.weak:
             last = [s.reviews[-1] for s in self.states().values() if s.reviews]
             poor = [review for review in last if review.rating in ("again", "hard")]
             return [review.id for review in sorted(poor, key=lambda r: r.score)]
-        return [*self.due(), *([] if self.due_only else self._new())]
+        return [*self.due(), *([] if self.due_only else self._new(whole))]
 
     def _seen_now(self, question_id: str) -> bool:
         return any(review.id == question_id for review in self.reviews)
@@ -337,14 +338,14 @@ class Session:
         own = self._questions[question_id].chain
         return chain is not None and own is not None and own.name == chain
 
-    def _new(self) -> list[str]:
+    def _new(self, whole: bool) -> list[str]:
         """New questions by level and minutes; then from the area seen least, at random inside."""
         found = self.states()
         seen = Counter(self._questions[s.id].area for s in found.values() if s.reviews)
         ready = [
             self._questions[s.id]
             for s in found.values()
-            if s.is_new and s.id not in self.skipped and self._chain_ready(s.id, found)
+            if s.is_new and (whole or self._chain_ready(s.id, found))
         ]
         ready.sort(key=lambda q: (q.level, q.minutes, seen[q.area], self._luck[q.id]))
         return [q.id for q in ready]
