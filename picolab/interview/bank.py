@@ -9,6 +9,7 @@ Chinese carries the hash of the English it was made from, so that a test can lis
 
 import hashlib
 import json
+import random
 import re
 from functools import lru_cache
 from pathlib import Path
@@ -161,6 +162,12 @@ class Question(_Strict):
     def offered(self) -> list[int]:
         """The looks of a diagnosis that a reader may choose: their indices, in the right order."""
         return [index for index, step in enumerate(self.steps) if not step.late]
+
+    def mixed(self) -> list[int]:
+        """The same, as they are shown to be chosen from: always alike, and never in order."""
+        offered = self.offered()
+        random.Random(self.id).shuffle(offered)
+        return offered if offered != self.offered() else offered[::-1]
 
     def computed(self) -> dict[str, float | int]:
         """name -> value, computed now. ValueError names the question."""

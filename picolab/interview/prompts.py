@@ -4,8 +4,6 @@ prompts(bank)      Markdown: each question with its conventions, looks to choose
                    and numbers; no values, no rubric, no steps in their order
 """
 
-import random
-
 from picolab.interview.bank import Bank, Language
 from picolab.interview.words import WORDS
 
@@ -23,8 +21,7 @@ def prompts(bank: Bank, language: Language = "en", topic: str | None = None) -> 
             lines += [*(f"* {said}" for said in question.conventions), ""]
         if question.exercise:
             lines += [f"`pico.exercise({question.exercise!r})`", ""]
-        offered = [question.steps[index].look for index in question.offered()]
-        random.Random(question.id).shuffle(offered)
+        offered = [question.steps[index].look for index in question.mixed()]
         if offered:
             lines += [words["take"], "", *(f"* {look}" for look in offered), ""]
         for index, numeric in enumerate(question.numeric, 1):

@@ -251,8 +251,7 @@ class Terminal:
 
     def _looks(self, session: Session) -> None:
         """The looks of a diagnosis, mixed; each shows what it finds when it is taken."""
-        offered = session.question.offered()
-        random.Random(session.question.id).shuffle(offered)
+        offered = session.question.mixed()
         self._show("", self._words["choose"])
         steps = session.question.steps
         self._show(listed((f"{mark}.", steps[i].look) for mark, i in zip(_LETTERS, offered)))
@@ -398,8 +397,8 @@ class Terminal:
     def _show_question(self, question: Question) -> None:
         self._show(f"\n{question.title}\n", markdown(question.question))
         if question.conventions:
-            said = f"{self._words['conventions']}: {'; '.join(question.conventions)}"
-            self._show("", markdown(said))
+            said = listed(("-", convention) for convention in question.conventions)
+            self._show("", self._words["conventions"], said)
 
     def _show_answer(self, question: Question, session: Session | None = None) -> None:
         words, found = self._words, question.computed()
@@ -425,7 +424,8 @@ class Terminal:
         except BankError:  # a folder of one's own, without a list of sources
             known = {}
         for key in question.sources:
-            self.say(f"  {known[key].citation}: {known[key].link}" if key in known else f"  {key}")
+            cited = f"{known[key].citation}: {known[key].link}" if key in known else key
+            self._show(f"  {cited}")
         self._show_rubric(question, session.notes if session else "")
 
     def _show_rubric(self, question: Question, notes: str = "") -> None:

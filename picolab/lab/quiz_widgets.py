@@ -11,7 +11,6 @@ and never cuts anything off.
 """
 
 import html
-import random
 import threading
 import traceback
 
@@ -201,8 +200,7 @@ class QuizWidgets:
 
     def _look_buttons(self, widgets) -> list:
         """Of a diagnosis: a button for each look, in no order."""
-        offered = self._session.question.offered()
-        random.Random(self._session.question.id).shuffle(offered)
+        offered = self._session.question.mixed()
         buttons = [widgets.HTML(f"<h5>{html.escape(self._quiz.words['take'])}</h5>")]
         for index in offered:
             look = self._session.question.steps[index].look

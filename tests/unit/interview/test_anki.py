@@ -100,7 +100,7 @@ def test_decks_and_note_type_are_always_the_same(files, tmp_path):
 
 
 def test_the_real_anki_takes_both_decks(tmp_path):
-    """Where the `anki` package is installed (no part of the test extra: 64 MB with what it needs)."""
+    """Where `anki` is installed; it is no part of the test extra (64 MB with what it needs)."""
     pytest.importorskip("anki")
     from anki.collection import (
         Collection,
