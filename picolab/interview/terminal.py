@@ -222,7 +222,11 @@ class Terminal:
         question = session.back()
         self._show(self._words["one more"].format(id=question.id))
         self._show_rubric(question, session.notes)
-        self._grade(session)
+        try:
+            self._grade(session)
+        except Skip:
+            session.skip()
+            self._show(self._words["skipped"])
 
     def _hint(self, session: Session) -> None:
         question = session.question

@@ -276,6 +276,84 @@ def test_bytes_that_are_no_characters_do_not_stop_the_log(tmp_path):
     assert "can't decode byte 0xe9" in talk.text and talk.last().notes == "caf?"
 
 
+# Notes, hints, looks, a step back.
+
+
+def test_a_note_that_is_a_letter_is_a_note(tmp_path):
+    talk = Talk(tmp_path, "s", "q", "sharded", "", *WHOLE[3:])
+    assert talk.face.practise(level=4) == 1 and talk.last().notes == "s\nq\nsharded"
+
+
+def test_notes_stand_beside_the_rubric(tmp_path):
+    talk = Talk(tmp_path, *WHOLE)
+    talk.face.practise(level=4)
+    rubric = next(said for said in talk.said if "What an interviewer would look for" in said)
+    assert "Your notes" in rubric and "bubble" in rubric and "both ends" in rubric
+
+
+def test_a_hint_repeats_the_prompt(tmp_path):
+    talk = Talk(tmp_path, ":h", "bubble", "", ":h", "3", *WHOLE[4:])
+    assert talk.face.practise(level=4) == 1
+    assert talk.text.count("4 points are looked for, 1 of them musts") == 2
+    assert talk.text.count("How sure are you?") == 2 and talk.last().confidence == 3
+
+
+def test_the_looks_of_a_diagnosis_come_one_by_one(tmp_path):
+    talk = Talk(tmp_path, "a", "b", "", "", "", "", "", "", "")
+    earlier(talk.log, "practice-003")
+    talk.face.practise(due_only=True)
+    before = talk.text.split("Answer aloud")[0]
+    assert "one process" not in before, "the late look comes with the answer"
+    assert "a doubled square gives the root of 2" in before or "a sum for a mean" in before
+    assert "pairs are as in the answer" in talk.text or "pair" in talk.text
+
+
+def test_a_step_back_asks_the_step_before(tmp_path):
+    talk = Talk(tmp_path, *WHOLE[:7], ":b", "1 2 3", "", "", "")
+    talk.face.practise(level=4)
+    assert talk.last().ticks == (0, 1, 2)
+    talk = Talk(tmp_path / "first", ":b", *WHOLE)
+    assert talk.face.practise(level=4) == 1 and "nothing to go back to" in talk.text
+
+
+def test_a_step_back_before_the_first_note_grades_the_last_again(tmp_path):
+    talk = Talk(tmp_path, *WHOLE, ":b", "a", "", "1", ":q")
+    earlier(talk.log, "practice-001")
+    assert talk.face.practise(count=2) == 1
+    assert "The grade of practice-001 is withdrawn; grade it again." in talk.text
+    assert [r.rating for r in talk.log.reviews()] == ["again", "again"]
+    assert talk.last().score == 1 and talk.last().notes == "bubble\nboth ends"
+
+
+def test_the_summary_says_what_was_missed_and_what_to_read(tmp_path):
+    talk = Talk(tmp_path, *WHOLE[:6], "2", "", "", "")
+    talk.face.practise(level=4)
+    end = talk.text.split("1 graded")[1]
+    assert "Musts that you missed" in end and "says that it is (p-1)/(m+p-1)" in end
+    assert "To read" in end and "01_4d_basics.ipynb#pp-bubble-compare" in end
+
+
+def test_until_is_remembered(tmp_path):
+    Talk(tmp_path, ":q").face.practise(until=date(2027, 3, 4))
+    talk = Talk(tmp_path, ":q")
+    talk.face.practise()
+    assert "before 2027-03-04" in talk.text.replace("\n", " ")
+
+
+def test_nothing_is_wider_than_a_hundred_columns(tmp_path, monkeypatch):
+    """The real bank, in both languages; links alone may be longer."""
+    from rich.cells import cell_len
+
+    monkeypatch.setenv("COLUMNS", "180")
+    for language in ("en", "zh"):
+        talk = Talk(tmp_path, language=language)
+        talk.face.bank = load()
+        for question in ("4d-024", "4d-033", "4d-036", "4d-045"):
+            talk.face.show(question)
+        lines = [line for line in talk.text.splitlines() if "http" not in line]
+        assert max(map(cell_len, lines)) <= 100
+
+
 # Empty states.
 
 
