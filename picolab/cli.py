@@ -194,13 +194,13 @@ class Verify:
 
 def _topics() -> str:
     """The installed banks' names, for --help; nothing is read for it."""
-    from picolab.interview.bank import BankError, bank_folder
+    from picolab.interview.bank import BESIDE, BankError, bank_folder
 
     try:
         names = [path.stem for path in sorted(bank_folder().glob("*.yaml"))]
     except BankError:
         return "TOPIC"
-    return f"{{{','.join(name for name in names if '.' not in name and name != 'sources')}}}"
+    return f"{{{','.join(name for name in names if '.' not in name and name not in BESIDE)}}}"
 
 
 Topic = Annotated[str | None, arg(metavar=_topics(), help_behavior_hint="(default: all)")]
@@ -245,29 +245,31 @@ class Practise(_Bank):
     """Practise: due questions first, then new ones, the easier and shorter ones before the others.
     With --minutes 45 it is a mock interview, with a report."""
 
-    id: Positional[str] = ""
+    id: Annotated[Positional[str], arg(metavar="ID", help_behavior_hint="(default: none)")] = ""
     """of one question, as 4d-018, to be asked now"""
     level: Annotated[int | None, arg(metavar="{3,4,5,6}", help_behavior_hint="(default: all)")] = (
         None
     )
     """3 explain, 4 quantify, 5 design, 6 diagnose"""
-    area: Annotated[str | None, arg(help_behavior_hint="(default: all)")] = None
+    area: Annotated[str | None, arg(metavar="AREA", help_behavior_hint="(default: all)")] = None
     """of one area only, as pipeline"""
-    kind: Annotated[str | None, arg(help_behavior_hint="(default: all)")] = None
+    kind: Annotated[str | None, arg(metavar="KIND", help_behavior_hint="(default: all)")] = None
     """explain, numeric, code, diagnose or design"""
     due: bool = False
     """only what is due"""
     weak: bool = False
     """what was graded hard or again, the worst first"""
-    n: Annotated[int | None, arg(aliases=["-n"], help_behavior_hint="(default: by time)")] = None
+    n: Annotated[
+        int | None, arg(aliases=["-n"], metavar="INT", help_behavior_hint="(default: by time)")
+    ] = None
     """how many questions"""
     within: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: 20)")] = None
     """as many questions as should take so many minutes"""
     minutes: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(usual: 45)")] = None
     """a mock interview of so many minutes"""
     until: Annotated[str | None, arg(metavar="DATE")] = None
-    """the day of an interview, as 2027-03-01: everything comes before it. It is remembered; "never"
-    forgets it"""
+    """the day of an interview, as 2027-03-01: everything comes before it; remembered until "never"
+    is said"""
     report: Annotated[str | None, arg(metavar="FILE")] = None
     """where the mock interview's report goes"""
 

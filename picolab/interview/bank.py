@@ -23,6 +23,8 @@ from picolab.interview.yaml_file import BankError, line_of
 
 Language = Literal["en", "zh"]
 Kind = Literal["explain", "numeric", "code", "diagnose", "design"]
+BESIDE = ("sources", "glossary")
+"""files of a folder of banks that are no bank"""
 WARM_UP = 3
 """minutes, at most"""
 Text = Annotated[str, Field(min_length=1, max_length=10_000)]
@@ -291,7 +293,7 @@ def load(folder: Path | None = None) -> Bank:
         raise BankError(f"there is no folder {folder}")
     seen: dict[str, str] = {}
     for path in sorted(folder.glob("*.yaml")):
-        if path.name in ("sources.yaml", "glossary.yaml"):
+        if path.stem in BESIDE:
             continue
         if path.name.endswith(".zh.yaml"):
             zh |= _read_translations(path)

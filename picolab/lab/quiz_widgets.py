@@ -77,7 +77,12 @@ class QuizWidgets:
         self.hint = widgets.Button(description=words["hint"])
         self.back = widgets.Button(description=words["back"])
         self.taken = widgets.HTML()
-        self.looks = widgets.VBox()
+        self.look_buttons = [
+            widgets.Button(layout={"width": "100%", "justify_content": "flex-start"})
+            for _ in range(8)
+        ]
+        heading = widgets.HTML(f"<h5>{html.escape(words['take'])}</h5>")
+        self.looks = widgets.VBox([heading, *self.look_buttons])
         self.skip = widgets.Button(description=words["skip it"])
         self.stop = widgets.Button(description=words["stop"])
         self.answer, self.followups = widgets.HTML(), widgets.HTML()
@@ -145,6 +150,8 @@ class QuizWidgets:
         self.confidence.observe(self._said_how_sure, "value")
         self.say.on_click(lambda _: self._do(self._said))
         self.show.on_click(lambda _: self._do(self._reveal))
+        for number, button in enumerate(self.look_buttons):
+            button.on_click(lambda _, number=number: self._do(lambda: self._look(number)))
         self.hint.on_click(lambda _: self._do(self._hint))
         self.back.on_click(lambda _: self._do(self._back))
         self.skip.on_click(lambda _: self._do(lambda: self._next(self._quiz.skip)))
@@ -182,10 +189,10 @@ class QuizWidgets:
             for box in (*self.ticks, *self.flags):
                 box.value, box.description = False, ""
             self.answer.value = self.followups.value = self.proposal.value = self.taken.value = ""
-            gone, self.looks.children = self.looks.children, self._look_buttons(widgets)
-            for button in gone:
-                button.close()
-            self.reading.outputs = ()
+            for number, button in enumerate(self.look_buttons):
+                offered = question.mixed()[number : number + 1]
+                button.layout.display = None if offered else "none"
+                button.description = question.steps[offered[0]].look if offered else ""
             self._show(thinking=True)
             self.message.value = note_html(self._quiz.note)
             self._quiz.note = ""
@@ -198,19 +205,9 @@ class QuizWidgets:
     def _focus_question(self) -> None:
         self.notes.focus()
 
-    def _look_buttons(self, widgets) -> list:
-        """Of a diagnosis: a button for each look, in no order."""
-        offered = self._session.question.mixed()
-        buttons = [widgets.HTML(f"<h5>{html.escape(self._quiz.words['take'])}</h5>")]
-        for index in offered:
-            look = self._session.question.steps[index].look
-            button = widgets.Button(description=look, layout={"width": "100%"})
-            button.on_click(lambda _, index=index: self._do(lambda: self._look(index)))
-            buttons.append(button)
-        return buttons if offered else []
-
-    def _look(self, index: int) -> None:
-        self._session.look(index)
+    def _look(self, number: int) -> None:
+        """Take the look of this button, and show all that were taken with what they find."""
+        self._session.look(self._session.question.mixed()[number])
         steps = self._session.question.steps
         taken = (f"* {steps[i].look}: {steps[i].because}" for i in self._session.looks)
         self.taken.value = markdown_html("\n".join(taken))
@@ -365,7 +362,7 @@ class QuizWidgets:
         for widget, shown in (
             (self.thinking, thinking or numbers or revealed),
             (self.fields, numbers or revealed),
-            (self.looks, thinking),
+            (self.looks, thinking and bool(self._session.question.steps)),
             (self.revealed, revealed),
             (self.say, thinking and asked),
             (self.show, numbers or (thinking and not asked)),

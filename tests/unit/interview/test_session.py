@@ -58,9 +58,9 @@ def bank(bank_files, make):
 
 @pytest.fixture
 def start(bank, log, clock):
-    def session(kind=Session, seed=0, **more):
+    def session(face=Session, seed=0, **more):
         more.setdefault("bank", bank)
-        return kind(log=log, clock=clock, rng=random.Random(seed), **more)
+        return face(log=log, clock=clock, rng=random.Random(seed), **more)
 
     return session
 

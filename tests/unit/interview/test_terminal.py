@@ -112,7 +112,13 @@ def test_the_answer_comes_after_the_thinking(tmp_path):
     asked = next(i for i, said in enumerate(talk.said) if "bubble (of the total)" in said)
     assert asked < answer
     assert all("17.9" not in line and "(p-1)" not in line for line in talk.said[:asked])
-    order = ["Answer aloud", "How sure", "bubble (of the total)", "one activation", "\nAnswer\n"]
+    order = [
+        "Answer aloud",
+        "How sure",
+        "bubble (of the total) [in",
+        "one activation [in",
+        "\nAnswer\n",
+    ]
     places = [next(i for i, said in enumerate(talk.said) if part in said) for part in order]
     assert places == sorted(places), "words, then confidence, then numbers"
 

@@ -64,7 +64,8 @@ def practise(log, clock):
             log.append(Review(name, NOON - timedelta(days=40, seconds=-index), "again", 0.5))
         names = {"due": "due_only", "n": "count"}
         given = dict(topic=None, minutes=None, lang="en", until=None, bank=BANK, log=log.path)
-        choice = {"due_only": bool(due), "count": 5} | {
+        standard = {} if more.get("minutes") else {"due_only": bool(due), "count": 5}
+        choice = standard | {
             names.get(key, key): more.pop(key) for key in ("level", "due", "n") if key in more
         }
         given |= dict(report=None, live=True, clock=clock, rng=random.Random(0), choice=choice)
