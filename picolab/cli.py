@@ -11,6 +11,7 @@ be met as it was put, 130 interrupted.
 import contextlib
 import json
 import os
+import re
 import sys
 import time
 from dataclasses import asdict, dataclass, field, make_dataclass
@@ -193,13 +194,13 @@ class Verify:
 
 def _topics() -> str:
     """The installed banks' names, for --help; nothing is read for it."""
-    from picolab.interview.bank import BankError, bank_folder
+    from picolab.interview.bank import BESIDE, BankError, bank_folder
 
     try:
         names = [path.stem for path in sorted(bank_folder().glob("*.yaml"))]
     except BankError:
         return "TOPIC"
-    return f"{{{','.join(name for name in names if '.' not in name and name != 'sources')}}}"
+    return f"{{{','.join(name for name in names if '.' not in name and name not in BESIDE)}}}"
 
 
 Topic = Annotated[str | None, arg(metavar=_topics(), help_behavior_hint="(default: all)")]
@@ -244,34 +245,55 @@ class Practise(_Bank):
     """Practise: due questions first, then new ones, the easier and shorter ones before the others.
     With --minutes 45 it is a mock interview, with a report."""
 
+    id: Annotated[Positional[str], arg(metavar="ID", help_behavior_hint="(default: none)")] = ""
+    """of one question, as 4d-018, to be asked now"""
     level: Annotated[int | None, arg(metavar="{3,4,5,6}", help_behavior_hint="(default: all)")] = (
         None
     )
     """3 explain, 4 quantify, 5 design, 6 diagnose"""
+    area: Annotated[str | None, arg(metavar="AREA", help_behavior_hint="(default: all)")] = None
+    """of one area only, as pipeline"""
+    kind: Annotated[str | None, arg(metavar="KIND", help_behavior_hint="(default: all)")] = None
+    """explain, numeric, code, diagnose or design"""
     due: bool = False
     """only what is due"""
-    n: Annotated[int, arg(aliases=["-n"])] = 5
+    weak: bool = False
+    """what was graded hard or again, the worst first"""
+    n: Annotated[
+        int | None, arg(aliases=["-n"], metavar="INT", help_behavior_hint="(default: by time)")
+    ] = None
     """how many questions"""
+    within: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: 20)")] = None
+    """as many questions as should take so many minutes"""
     minutes: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(usual: 45)")] = None
     """a mock interview of so many minutes"""
     until: Annotated[str | None, arg(metavar="DATE")] = None
-    """the day of an interview, as 2027-03-01: everything comes before it"""
+    """the day of an interview, as 2027-03-01: everything comes before it; remembered until "never"
+    is said"""
     report: Annotated[str | None, arg(metavar="FILE")] = None
     """where the mock interview's report goes"""
 
     def run(self) -> int:
         from picolab.interview.session import day
 
-        if self.minutes is not None and (self.level is not None or self.due):
-            raise ValueError(
-                "a mock interview (--minutes) chooses levels and questions itself; leave out "
-                "--level and --due"
-            )
+        face = self.face()
+        if self.until == "never":
+            face.log.remember_until(None)
+        until = None if self.until == "never" else day(self.until)
+        choice = dict(level=self.level, area=self.area, kind=self.kind, due_only=self.due)
+        choice |= dict(weak=self.weak, count=self.n, within=self.within)
         if self.minutes is not None:
+            if self.id or any(choice.values()):
+                raise ValueError(
+                    "a mock interview (--minutes) chooses its questions itself; leave out the "
+                    "question, --level, --area, --kind, --due, --weak, -n and --within"
+                )
             report = Path(self.report) if self.report else None
-            self.face().interview(self.minutes, self.topic, report, day(self.until))
+            face.interview(self.minutes, self.topic, report, until)
+        elif self.id:
+            face.practise(until=until, plan=[face.bank.find(self.id).id], count=1)
         else:
-            self.face().practise(self.topic, self.level, self.due, self.n, day(self.until))
+            face.practise(until=until, topic=self.topic, **choice)
         return 0
 
 
@@ -324,19 +346,23 @@ class Lint:
 
 @dataclass(frozen=True)
 class Export(_Bank):
-    """Make a deck of the questions for Anki."""
+    """Make a deck for Anki, or print what is asked without any answer."""
 
-    to: Positional[Literal["anki"]] = "anki"
-    """the program"""
+    to: Positional[Literal["anki", "prompts"]] = "anki"
+    """the program, or the questions alone as Markdown"""
     file: Annotated[Positional[str], arg(metavar="FILE")] = "picolab.apkg"
-    """where the deck goes"""
+    """where the deck goes; prompts are printed"""
 
     def run(self) -> int:
         from picolab.interview import bank
         from picolab.interview.anki import export
+        from picolab.interview.prompts import prompts
 
+        if self.to == "prompts":
+            print(prompts(bank.load(self.folder()), self.lang, self.topic))
+            return 0
         count = export(bank.load(self.folder()), Path(self.file), self.lang, self.topic)
-        print(f"{count} questions in {self.file}")
+        print(f"{count} cards in {self.file}")
         return 0
 
 
@@ -347,7 +373,8 @@ QUIZ = ("practise", "list", "show", "stats", "lint", "export")
 class Quiz(_Several):
     """Practise for interviews: questions whose numbers are computed, and come again when due.
 
-    Alone, it asks up to five, as `picolab quiz practise` does."""
+    Alone, it asks for twenty minutes, as `picolab quiz practise` does; `picolab quiz 4d-018` asks
+    that one."""
 
     what: OmitSubcommandPrefixes[
         Annotated[Practise, subcommand("practise")]
@@ -491,12 +518,12 @@ Command = (
 
 def parse(words: list[str]):
     """The command that these words ask for. SystemExit after --help, and for what cannot be met."""
-    # Alone, or with flags only, `quiz` is practice; its --help is the list of what else there is.
+    # Alone, with flags or a question's id, `quiz` is practice; its --help lists what else there is.
     first = words[1] if len(words) > 1 else "--"
-    if words[:1] == ["quiz"] and first.startswith("-") and first not in ("-h", "--help"):
+    if words[:1] == ["quiz"] and first not in (*QUIZ, "-h", "--help"):
+        if not first.startswith("-") and not re.fullmatch(r"[a-z0-9_]+-\d+", first):
+            raise ValueError(f"there is no `picolab quiz {first}`; there are {', '.join(QUIZ)}")
         words.insert(1, "practise")
-    elif words[:1] == ["quiz"] and first not in (*QUIZ, "-h", "--help"):
-        raise ValueError(f"there is no `picolab quiz {first}`; there are {', '.join(QUIZ)}")
     try:
         return tyro.cli(
             Command,

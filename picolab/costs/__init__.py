@@ -4,9 +4,11 @@ Each is a function with its units and its source. "Formula" in a chapter means o
 or a comparison in the chapter holds it against what a run measured.
 """
 
+from picolab.costs.bandwidth import group_bandwidth
 from picolab.costs.bubbles import bubble_of_ideal, bubble_of_total, in_flight
 from picolab.costs.collectives import collective_time, fit_alpha_beta, ring_bytes
 from picolab.costs.compute import flops_per_token
+from picolab.costs.failures import checkpoint_interval, checkpoint_waste
 from picolab.costs.ledger import Expected, step_ledger
 from picolab.costs.memory import (
     BYTES_16_BF16,
@@ -47,12 +49,15 @@ __all__ = [
     "bubble_of_ideal",
     "bubble_of_total",
     "buckets",
+    "checkpoint_interval",
+    "checkpoint_waste",
     "collective_time",
     "data_parallel_bytes",
     "dtype_bytes",
     "even_slices",
     "fit_alpha_beta",
     "flops_per_token",
+    "group_bandwidth",
     "in_flight",
     "local_parameters",
     "parameters",

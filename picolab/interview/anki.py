@@ -2,81 +2,68 @@
 
     export(bank, Path("out.apkg"), "en", topic=None)      how many cards it holds
 
-In front: the question, its conventions and the numbers that it asks for. Behind: the numbers, the
-answer, the steps of a diagnosis, rubric, red flags, follow-ups, sources and cells.
+Small cards, since a long one is read and not recalled. Of each question:
 
-A note's identity is made from the question's id alone, and the ids of deck and note type are
-constants. So Anki updates a card that it knows when the deck is imported again, with its schedule
-kept, also after the text was edited or in the other language.
+    idea         the question; behind it the points that an interviewer looks for
+    looks        of a diagnosis: behind it the looks in their order, and what each shows
+    number       one for each: the question and what is asked; behind it the value, known mistakes
+    follow-up    one for each, with the question's title above it
+
+A note's identity is made from the question's id, the card's part and the language, and the ids of
+decks and note type are constants. So Anki updates a card that it knows when a deck is imported
+again, with its schedule kept, also after the text was edited; and both languages stand side by
+side. The answer in full is not in the deck: each card says where it is worked out.
 """
 
 import html
 import json
-import re
 import sqlite3
 import tempfile
 import time
 import zipfile
+from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
+from typing import NamedTuple
 
 from picolab.interview import values as numbers
 from picolab.interview.bank import Bank, Language, Question, check_language
-from picolab.interview.sources import Source, read_sources
+from picolab.interview.words import WORDS
 from picolab.show.files import write_beside
+from picolab.show.markdown import markdown_html
 from picolab.show.table import show
 
 # Never change these: Anki would take the next import for other cards.
-MODEL_ID = 1_794_220_311
-DECK_ID = 2_048_117_426
-FIELDS = ("Id", "Title", "About", "Question", "Back")
-DECK = "picolab interview questions"
-
-_WORDS = {
-    "en": {
-        "conventions": "Conventions",
-        "numbers": "Numbers",
-        "answer": "Answer",
-        "steps": "In this order",
-        "rubric": "What an interviewer would look for",
-        "must": "must",
-        "flags": "Red flags",
-        "followups": "Follow-ups",
-        "sources": "Read",
-        "minutes": "{m} min",
-        "level": "level {n}",
-    },
-    "zh": {
-        "conventions": "约定",
-        "numbers": "数值",
-        "answer": "答案",
-        "steps": "按此顺序",
-        "rubric": "面试官会看什么",
-        "must": "必答",
-        "flags": "危险信号",
-        "followups": "追问",
-        "sources": "阅读",
-        "minutes": "{m} 分钟",
-        "level": "{n} 级",
-    },
+MODEL_ID = 1_794_220_312
+DECKS = {
+    "en": (2_048_117_427, "picolab interview questions"),
+    "zh": (2_048_117_428, "picolab 面试题"),
 }
-_FRONT = "<h1>{{Title}}</h1><div class=about>{{About}}</div>{{Question}}"
+FIELDS = ("Key", "Title", "About", "Front", "Back")
+_FRONT = "<h1>{{Title}}</h1><div class=about>{{About}}</div>{{Front}}"
 _CSS = """
 .card { font: 17px/1.5 system-ui, sans-serif; text-align: left; max-width: 46em; margin: 0 auto;
   color: #1a1a1a; background: #ffffff; }
-h1 { font-size: 1.25em; } h2 { font-size: 1em; margin: 1.2em 0 .3em; color: #3b5166; }
+h1 { font-size: 1.15em; } h2 { font-size: 1em; margin: 1.2em 0 .3em; color: #3b5166; }
 code, pre { font-family: ui-monospace, monospace; font-size: .9em; background: #eef1f4;
   border-radius: 3px; padding: 0 .2em; }
 pre { padding: .6em; overflow-x: auto; } pre code { padding: 0; }
-.about { color: #55606b; font-size: .85em; } li { margin: .2em 0; } a { color: #0b57a4; }
+table { border-collapse: collapse; } td, th { padding: .1em .8em .1em 0; text-align: left; }
+.about { color: #55606b; font-size: .85em; } li { margin: .2em 0; }
 .must { color: #9a3412; font-weight: 600; }
 .nightMode.card, .night_mode .card { color: #e6e6e6; background: #1e1f22; }
 .nightMode h2, .night_mode h2 { color: #a9c1d9; }
 .nightMode code, .nightMode pre, .night_mode code, .night_mode pre { background: #2f3237; }
 .nightMode .about, .night_mode .about { color: #a7b0b9; }
-.nightMode a, .night_mode a { color: #8ab4f8; }
 .nightMode .must, .night_mode .must { color: #fdba74; }
 """
+
+
+class Card(NamedTuple):
+    part: str
+    """idea, looks, number-1, follow-up-1: with the id, what it is known by"""
+    front: str
+    back: str
 
 
 def export(bank: Bank, path: Path, language: Language = "en", topic: str | None = None) -> int:
@@ -95,31 +82,65 @@ def export(bank: Bank, path: Path, language: Language = "en", topic: str | None 
         raise ValueError(f"there is no folder {path.parent}; make it first")
     model = genanki.Model(
         MODEL_ID,
-        "picolab interview question",
+        "picolab interview card",
         fields=[{"name": name} for name in FIELDS],
         templates=[{"name": "Card", "qfmt": _FRONT, "afmt": "{{FrontSide}}<hr id=answer>{{Back}}"}],
         css=_CSS,
     )
-    deck = genanki.Deck(DECK_ID, DECK)
-    sources = read_sources(bank.folder)
-    for question in bank.questions(topic):
-        shown = bank.find(question.id, language)
-        deck.add_note(
-            genanki.Note(
-                model=model,
-                guid=genanki.guid_for("picolab", question.id),
-                fields=_fields(shown, sources, language),
-                tags=[
-                    bank.topic_of(question.id),
-                    question.area,
-                    question.kind,
-                    f"level-{question.level}",
-                ],
-                due=len(deck.notes),
+    deck = genanki.Deck(*DECKS[language])
+    for asked in sorted(bank.questions(topic), key=lambda q: (q.level, q.minutes, q.id)):
+        question = bank.find(asked.id, language)
+        area = bank.area(question.area, language)
+        about = html.escape(f"{question.id} · {area} · L{question.level}")
+        title = markdown_html(question.title, inline=True)
+        for card in cards(question, language):
+            deck.add_note(
+                genanki.Note(
+                    model=model,
+                    guid=genanki.guid_for("picolab", language, question.id, card.part),
+                    fields=[f"{question.id} {card.part}", title, about, card.front, card.back],
+                    tags=[
+                        *(bank.topic_of(question.id), question.area, question.kind),
+                        *(f"level-{question.level}", card.part.rstrip("-0123456789")),
+                    ],
+                    due=len(deck.notes),
+                )
             )
-        )
     write_beside(path, _apkg(genanki.Package(deck)))
     return len(deck.notes)
+
+
+def cards(question: Question, language: Language) -> Iterator[Card]:
+    """All cards of a question, as HTML."""
+    words, found = WORDS[language], question.computed()
+    asked = markdown_html(question.question)
+    if question.conventions:
+        asked += _part(words["conventions"], map(_inline, question.conventions))
+    code = ""
+    if question.exercise:
+        code = f"<p><code>pico.exercise({html.escape(question.exercise)!r})</code></p>"
+    read = "".join(f"<li><code>{html.escape(cell)}</code></li>" for cell in question.cells)
+    read = f"<h2>{words['read']}</h2><ul>{read}</ul>"
+    must = f" <span class=must>{html.escape(words['must'].strip())}</span>"
+    rubric = (f"{_inline(point.text)}{must if point.must else ''}" for point in question.rubric)
+    yield Card("idea", asked + code, _part(words["rubric"], rubric) + read)
+    if question.steps:
+        looks = (f"{_inline(step.look)}<br>{_inline(step.because)}" for step in question.steps)
+        order = f"<p><b>{words['steps']}?</b></p>"
+        yield Card("looks", asked + order, _list(looks, "ol"))
+    for index, numeric in enumerate(question.numeric, 1):
+        unit = html.escape(f" {numeric.unit}".rstrip())
+        said = f" ({_inline(numeric.convention)})" if numeric.convention else ""
+        wrong = [
+            f"≠ {show(float(numbers.evaluate(w.value, found)))}{unit}: {_inline(w.why)}"
+            for w in numeric.wrong
+        ]
+        value = f"<p><b>{show(float(found[numeric.value]))}{unit}</b></p>"
+        prompt = f"<p><b>{_inline(numeric.prompt)}</b>{said}</p>"
+        yield Card(f"number-{index}", asked + prompt, value + _list(wrong))
+    for index, one in enumerate(question.followups, 1):
+        front = f"<p>{_inline(one.question)}</p>"
+        yield Card(f"follow-up-{index}", front, _list(map(_inline, one.points)))
 
 
 def _apkg(package) -> bytes:
@@ -137,106 +158,14 @@ def _apkg(package) -> bytes:
         return archive.read_bytes()
 
 
-def _fields(question: Question, sources: dict[str, Source], language: Language) -> list[str]:
-    """In the order of FIELDS, as HTML."""
-    words = _WORDS[language]
-    about = [question.id, question.area, question.kind, words["level"].format(n=question.level)]
-    about.append(words["minutes"].format(m=question.minutes))
-    front = to_html(question.question)
-    if question.conventions:
-        front += _part(words["conventions"], map(_inline, question.conventions))
-    if question.numeric:
-        front += _part(words["numbers"], map(_asked, question.numeric))
-    if question.exercise:
-        front += f"<p><code>pico.exercise({html.escape(question.exercise)!r})</code></p>"
-    found, back = question.computed(), ""
-    if question.numeric:
-        back += _part(words["numbers"], (_given(n, found) for n in question.numeric))
-    back += f"<h2>{words['answer']}</h2>{to_html(question.answer)}"
-    if question.steps:
-        looks = (f"{_inline(s.look)}<br>{_inline(s.because)}" for s in question.steps)
-        back += _part(words["steps"], looks, "ol")
-    must = f" <span class=must>({words['must']})</span>"
-    rubric = (f"{p.points}: {_inline(p.text)}{must if p.must else ''}" for p in question.rubric)
-    back += _part(words["rubric"], rubric)
-    back += _part(words["flags"], map(_inline, question.red_flags))
-    back += _part(
-        words["followups"],
-        (f"{_inline(f.question)}{_list(map(_inline, f.points))}" for f in question.followups),
-    )
-    cells = (f"<code>{html.escape(cell)}</code>" for cell in question.cells)
-    back += _part(words["sources"], [*(_cited(key, sources) for key in question.sources), *cells])
-    return [
-        html.escape(question.id),
-        _inline(question.title),
-        html.escape(" · ".join(about)),
-        front,
-        back,
-    ]
+def _inline(text: str) -> str:
+    return markdown_html(text, inline=True)
 
 
-def _asked(numeric) -> str:
-    unit = f" [{html.escape(numeric.unit)}]" if numeric.unit else ""
-    convention = f" ({_inline(numeric.convention)})" if numeric.convention else ""
-    return f"{_inline(numeric.prompt)}{unit}{convention}"
-
-
-def _given(numeric, found) -> str:
-    unit = html.escape(f" {numeric.unit}".rstrip())
-    wrong = [
-        f"{show(float(numbers.evaluate(w.value, found)))}{unit}: {_inline(w.why)}"
-        for w in numeric.wrong
-    ]
-    right = f"{_inline(numeric.prompt)} <b>{show(float(found[numeric.value]))}{unit}</b>"
-    return right + (_list(f"≠ {one}" for one in wrong) if wrong else "")
-
-
-def _cited(key: str, sources: dict[str, Source]) -> str:
-    if key not in sources:
-        return html.escape(key)
-    source = sources[key]
-    return f'{html.escape(source.citation)}, <a href="{html.escape(source.link)}">link</a>'
-
-
-def _part(title: str, entries, kind: str = "ul") -> str:
-    return f"<h2>{title}</h2>{_list(entries, kind)}"
+def _part(title: str, entries) -> str:
+    return f"<h2>{title}</h2>{_list(entries)}"
 
 
 def _list(entries, kind: str = "ul") -> str:
-    return f"<{kind}>{''.join(f'<li>{entry}</li>' for entry in entries)}</{kind}>"
-
-
-# The little Markdown that the banks use: paragraphs, lists, code, bold, stress. In 2 * 3 and 2**30
-# a star is a star: those that mark have a word inside and none outside.
-_STRONG = re.compile(r"(?<![\w*])\*\*(?=\S)(.+?)(?<=\S)\*\*(?![\w*])", re.DOTALL)
-_STRESSED = re.compile(r"(?<![\w*])\*(?=\w)([^*]+?)(?<=[^\s*])\*(?![\w*])")
-
-
-def to_html(text: str) -> str:
-    """Paragraphs are parted by empty lines; `* ` or `1. ` begins an entry, ``` a block of code."""
-    blocks = []
-    for index, piece in enumerate(re.split(r"^```\w*\n(.*?)^```$", text, flags=re.DOTALL | re.M)):
-        if index % 2:
-            blocks.append(f"<pre><code>{html.escape(piece.rstrip())}</code></pre>")
-            continue
-        for block in re.split(r"\n\s*\n", piece.strip()):
-            entries = re.split(r"^(?:[*-]|\d+\.)\s+", block, flags=re.M)
-            before, entries = entries[0].strip(), entries[1:]
-            if before:
-                blocks.append(f"<p>{_inline(before)}</p>")
-            if entries:
-                kind = "ol" if re.match(r"\d", block[len(before) :].lstrip()) else "ul"
-                blocks.append(_list((_inline(entry.strip()) for entry in entries), kind))
-    return "".join(blocks)
-
-
-def _inline(text: str) -> str:
-    """Escaped; `code`, **bold** and *stress* rendered, and nothing inside of code."""
-    parts = re.split(r"`([^`]+)`", text)
-    for index, part in enumerate(parts):
-        if index % 2:
-            parts[index] = f"<code>{html.escape(part)}</code>"
-        else:
-            text = _STRONG.sub(r"<b>\1</b>", html.escape(part))
-            parts[index] = _STRESSED.sub(r"<i>\1</i>", text)
-    return "".join(parts)
+    entries = list(entries)
+    return f"<{kind}>{''.join(f'<li>{entry}</li>' for entry in entries)}</{kind}>" * bool(entries)

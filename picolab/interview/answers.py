@@ -59,24 +59,33 @@ def judge(numeric: Numeric, computed: Mapping[str, float], text: str) -> Numeric
             return verdict(False, wrong.why)
     if numeric.unit == "%" and not typed.with_unit and close(100 * value, expected, numeric.rtol):
         return verdict(False, "As a fraction it would be right; asked for are per cent.")
-    return verdict(False, _factor(value, expected, numeric))
+    return verdict(False, _factor(value, expected, numeric, computed.values()))
 
 
 def close(value: float, expected: float, rtol: float) -> bool:
     return abs(value - expected) <= rtol * abs(expected) if expected else abs(value) <= rtol
 
 
-def _factor(value: float, expected: float, numeric: Numeric) -> str:
-    """A reason that needs no list: a power of 1000, of 1024/1000, or bits for bytes."""
+_STEP = {"k": 1, "K": 1, "M": 2, "G": 3, "T": 4, "P": 5}
+_NEAR = 5e-4
+"""how well a ratio is met that is told without a doubt"""
+
+
+def _factor(value: float, expected: float, numeric: Numeric, known: Collection[float]) -> str:
+    """A reason that needs no list: a power of 1000, of 1024/1000, or bits for bytes. `known`: the
+    other numbers of the question; what is one of them was no mistake in the unit.
+    """
     if not value or not expected or value * expected < 0:
         return ""
     ratio = value / expected
     data = any(letter in numeric.unit for letter in "Bb")
     if data:
-        for power, names in ((1, "kB and KiB"), (2, "MB and MiB"), (3, "GB and GiB")):
-            for factor in (1.024**power, 1.024**-power):
-                if abs(ratio / factor - 1) < min(0.003, numeric.rtol):
-                    return f"The factor looks like {names}: 1000 or 1024 a step."
+        step = 1.024 ** _STEP.get(numeric.unit[:1], 3)
+        binary = min(abs(ratio / factor - 1) for factor in (step, 1 / step))
+        if binary < _NEAR and not any(close(value, other, 2 * _NEAR) for other in known):
+            letter = numeric.unit[:1] if numeric.unit[:1] in _STEP else "G"
+            names = f"{letter}B and {letter.upper()}iB"
+            return f"The factor looks like {names}: 1000 or 1024 a step."
         for factor in (8.0, 1 / 8):
             if abs(ratio / factor - 1) < numeric.rtol:
                 return "It is off by exactly 8: bits and bytes."

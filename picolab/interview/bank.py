@@ -9,6 +9,8 @@ Chinese carries the hash of the English it was made from, so that a test can lis
 
 import hashlib
 import json
+import random
+import re
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Literal
@@ -21,6 +23,10 @@ from picolab.interview.yaml_file import BankError, line_of
 
 Language = Literal["en", "zh"]
 Kind = Literal["explain", "numeric", "code", "diagnose", "design"]
+BESIDE = ("sources", "glossary")
+"""files of a folder of banks that are no bank"""
+WARM_UP = 3
+"""minutes, at most"""
 Text = Annotated[str, Field(min_length=1, max_length=10_000)]
 
 
@@ -65,6 +71,8 @@ class Step(_Strict):
     look: Text
     because: Text
     """what it would show, and what that would rule out or settle"""
+    late: bool = False
+    """it names the cause, or mends it: told with the answer, and not among the looks to choose"""
 
 
 class FollowUp(_Strict):
@@ -98,6 +106,7 @@ class Question(_Strict):
     level: int = Field(ge=3, le=6)
     """3 explain, 4 derive and quantify, 5 design and trade off, 6 diagnose and judge"""
     minutes: int = Field(ge=2, le=25)
+    """up to 3 it is a warm-up: fewer points, a short answer"""
     title: Text
     question: Text
     conventions: tuple[Text, ...] = ()
@@ -108,7 +117,11 @@ class Question(_Strict):
     """kind code: the id of an exercise that is judged in real ranks"""
     steps: tuple[Step, ...] = ()
     """kind diagnose: in the order in which they should be taken"""
-    rubric: tuple[Point, ...] = Field(min_length=4, max_length=7)
+    give_away: tuple[Text, ...] = ()
+    """words of the cause or the method, which nothing that is shown before the answer may say"""
+    hints: tuple[Text, ...] = ()
+    """one after the other, for who asks"""
+    rubric: tuple[Point, ...] = Field(min_length=2, max_length=7)
     red_flags: tuple[Text, ...] = Field(min_length=1)
     answer: Text
     followups: tuple[FollowUp, ...] = Field(min_length=1)
@@ -129,6 +142,12 @@ class Question(_Strict):
             raise ValueError("`steps` belong to kind diagnose, and to no other")
         if self.steps and len(self.steps) < 4:
             raise ValueError("a diagnosis has at least four steps")
+        if self.kind == "diagnose" and not self.give_away:
+            raise ValueError("a diagnosis says in `give_away` which words would name its cause")
+        if len(self.offered()) < 3 and self.steps:
+            raise ValueError("at least three looks of a diagnosis are not `late`")
+        if len(self.rubric) < 4 and not self.warm_up:
+            raise ValueError("the rubric has at least four points; only a warm-up has fewer")
         if sum(point.points for point in self.rubric) != 10:
             raise ValueError("the rubric's points must sum to 10")
         if not any(point.must for point in self.rubric):
@@ -137,6 +156,20 @@ class Question(_Strict):
             if number.value not in self.values:
                 raise ValueError(f"numeric asks for {number.value!r}, which is not in `values`")
         return self
+
+    @property
+    def warm_up(self) -> bool:
+        return self.minutes <= WARM_UP
+
+    def offered(self) -> list[int]:
+        """The looks of a diagnosis that a reader may choose: their indices, in the right order."""
+        return [index for index, step in enumerate(self.steps) if not step.late]
+
+    def mixed(self) -> list[int]:
+        """The same, as they are shown to be chosen from: always alike, and never in order."""
+        offered = self.offered()
+        random.Random(self.id).shuffle(offered)
+        return offered if offered != self.offered() else offered[::-1]
 
     def computed(self) -> dict[str, float | int]:
         """name -> value, computed now. ValueError names the question."""
@@ -171,6 +204,8 @@ class Translation(_Strict):
     numeric: tuple[dict[str, str | list[str] | None], ...] = ()
     """prompt, convention, and wrong: the reasons, in the order of the English"""
     steps: tuple[Step, ...] = ()
+    give_away: tuple[Text, ...] = ()
+    hints: tuple[Text, ...] = ()
     rubric: tuple[Text, ...]
     red_flags: tuple[Text, ...]
     answer: Text
@@ -181,6 +216,8 @@ class Topic(_Strict):
     topic: Text
     title: Text
     title_zh: Text
+    areas_zh: dict[str, Text] = {}
+    """area -> what it is called in Chinese"""
     questions: tuple[Question, ...] = Field(min_length=1)
 
 
@@ -205,6 +242,12 @@ class Bank:
     def topic_of(self, question_id: str) -> str:
         return self._entry(question_id)[0]
 
+    def area(self, name: str, language: Language) -> str:
+        """What an area is called."""
+        if language == "en":
+            return name
+        return next((t.areas_zh[name] for t in self.topics.values() if name in t.areas_zh), name)
+
     def find(self, question_id: str, language: Language = "en") -> Question:
         """The question, its numbers computed, in this language. ValueError for an unknown id or
         language; where the Chinese is missing, the English.
@@ -213,7 +256,8 @@ class Bank:
         question = self._entry(question_id)[1]
         if language == "zh" and question_id in self.zh:
             question = translated(question, self.zh[question_id])
-        return question.rendered()
+        rendered = question.rendered()
+        return _joined(rendered) if language == "zh" else rendered
 
     def _entry(self, question_id: str) -> tuple[str, Question]:
         if question_id not in self._by_id:
@@ -249,7 +293,7 @@ def load(folder: Path | None = None) -> Bank:
         raise BankError(f"there is no folder {folder}")
     seen: dict[str, str] = {}
     for path in sorted(folder.glob("*.yaml")):
-        if path.name == "sources.yaml":
+        if path.stem in BESIDE:
             continue
         if path.name.endswith(".zh.yaml"):
             zh |= _read_translations(path)
@@ -284,6 +328,7 @@ def translatable(question: Question) -> dict:
             for n in question.numeric
         ],
         "steps": [{"look": s.look, "because": s.because} for s in question.steps],
+        **({"hints": list(question.hints)} if question.hints else {}),
         "rubric": [point.text for point in question.rubric],
         "red_flags": list(question.red_flags),
         "answer": question.answer,
@@ -295,7 +340,7 @@ def translatable(question: Question) -> dict:
 
 def translated(question: Question, zh: Translation) -> Question:
     """The question with the translation's texts. ValueError where the two have different parts."""
-    for part in ("conventions", "numeric", "steps", "rubric", "red_flags", "followups"):
+    for part in ("conventions", "numeric", "steps", "hints", "rubric", "red_flags", "followups"):
         ours, theirs = len(getattr(question, part)), len(getattr(zh, part))
         if ours != theirs:
             raise ValueError(f"{question.id}: {part} has {ours} entries, the translation {theirs}")
@@ -319,7 +364,12 @@ def translated(question: Question, zh: Translation) -> Question:
             "question": zh.question,
             "conventions": zh.conventions,
             "numeric": tuple(numeric),
-            "steps": zh.steps,
+            "steps": tuple(
+                ours.model_copy(update={"look": said.look, "because": said.because})
+                for ours, said in zip(question.steps, zh.steps)
+            ),
+            "give_away": zh.give_away,
+            "hints": zh.hints,
             "rubric": tuple(rubric),
             "red_flags": zh.red_flags,
             "answer": zh.answer,
@@ -361,6 +411,16 @@ def _line_of_id(path: Path, question_id: str) -> int:
         if line.split("#")[0].strip().lstrip("- ").replace('"', "") == f"id: {question_id}"
     ]
     return found[-1] if found else 1
+
+
+_CHINESE = r"[\u3000-\u303f\u4e00-\u9fff\uff00-\uffef]"
+_BROKEN = re.compile(rf"(?<={_CHINESE})[ \n](?={_CHINESE})")
+
+
+def _joined(question: Question) -> Question:
+    """Without line breaks between Chinese characters, nor the spaces that YAML makes of them."""
+    data = _map_text(question.model_dump(exclude={"values"}), lambda text: _BROKEN.sub("", text))
+    return Question.model_validate({**data, "values": question.values})
 
 
 def _map_text(value, change):

@@ -20,7 +20,7 @@ from pathlib import Path
 from picolab.exercises import catalogue
 from picolab.interview import bank as banks
 from picolab.interview import topics
-from picolab.interview.bank import Bank, BankError, Question
+from picolab.interview.bank import WARM_UP, Bank, BankError, Question
 from picolab.interview.lint_places import File, Finding, Place, keys_twice, told
 from picolab.interview.lint_texts import chinese, english
 from picolab.interview.lint_values import from_calls, values
@@ -172,19 +172,22 @@ def _counts(bank: Bank, counts: Mapping[str, Counts]) -> Iterator[Finding]:
             "numeric": sum(any(n.value in from_calls(q) for n in q.numeric) for q in questions),
             "code": sum(q.kind == "code" for q in questions),
             "diagnose": sum(q.kind == "diagnose" for q in questions),
+            "warm_ups": sum(q.warm_up for q in questions),
         }
         of = {"questions": "", "numeric": " with a number that comes from a call"}
+        of |= {"warm_ups": f" of at most {WARM_UP} minutes"}
         for what, count in have.items():
             least = getattr(wanted, what)
             if count < least:
                 said = _several(count, "question") + of.get(what, f" of kind {what}")
                 yield Finding(file, 1, f"{said}; {least} is the least")
-        explain = sum(q.kind == "explain" for q in questions)
-        if explain > wanted.explain_share * len(questions):
+        senior = [q for q in questions if not q.warm_up]
+        explain = sum(q.kind == "explain" for q in senior)
+        if explain > wanted.explain_share * len(senior):
             yield Finding(
                 file,
                 1,
-                f"{explain} of {len(questions)} questions ask for an explanation; "
+                f"{explain} of {len(senior)} longer questions ask for an explanation; "
                 f"{wanted.explain_share:.0%} is the most",
             )
 

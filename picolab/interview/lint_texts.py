@@ -2,15 +2,18 @@
 answer has its length, and the Chinese is there, fits, and is of this English.
 """
 
+import json
 import re
 from collections.abc import Iterator, Mapping
 
+from picolab.interview import glossary
 from picolab.interview import values as numbers
 from picolab.interview.bank import Bank, Question, Translation
-from picolab.interview.lint_places import File, Finding, Place
+from picolab.interview.lint_places import File, Finding, Place, told
 from picolab.interview.typed_numbers import given_numbers, typed_numbers
+from picolab.interview.yaml_file import BankError
 
-WORDS = (120, 350)
+WORDS, WARM_UP_WORDS = (120, 350), (40, 150)
 RIGHT = ("answer", "rubric", "red_flags", "followups")
 """The parts that say what is right; numbers given in a question may be typed."""
 
@@ -23,26 +26,56 @@ def english(question: Question, at: Place) -> Iterator[Finding]:
         return  # told by values
     yield from _renders(question.id, _texts(question), found, at)
     yield from _typed(question.id, _texts(question), at)
+    yield from _gives_away(question.id, question, question.offered(), at)
+    later = json.dumps([question.answer, *(point.text for point in question.rubric)])
+    later += json.dumps([[step.look, step.because] for step in question.steps])
+    for word in question.give_away:
+        if word.lower() not in _plain(later):
+            what = f"{question.id}: give_away says {word!r}, and neither answer nor steps do"
+            yield at.finding(what, "give_away")
     try:
         words = len(numbers.render(question.answer, found).split())
     except ValueError:
         return
-    if not WORDS[0] <= words <= WORDS[1]:
+    least, most = WARM_UP_WORDS if question.warm_up else WORDS
+    if not least <= words <= most:
         yield at.finding(
-            f"{question.id}: the answer has {words} words; {WORDS[0]} to {WORDS[1]} are asked for",
+            f"{question.id}: the answer has {words} words; {least} to {most} are asked for",
             "answer",
         )
 
 
-def _texts(told: Question | Translation) -> list[tuple[tuple, str]]:
+def _plain(text: str) -> str:
+    """Small letters, and none that is stressed."""
+    return text.replace("*", "").lower()
+
+
+def _gives_away(name: str, of: Question | Translation, offered: list[int], at: Place):
+    """Words of the cause or the method, in what is shown before the answer."""
+    for path, text in _texts(of):
+        part = path[0]
+        if part == "steps" and (path[1] not in offered or path[2] != "look"):
+            continue
+        if part not in ("title", "question", "conventions", "numeric", "steps") or "wrong" in path:
+            continue
+        for word in of.give_away:
+            if word.lower() in _plain(text):
+                yield at.finding(
+                    f"{name}: {word!r} gives the answer away before it is asked for",
+                    *path,
+                    containing=word,
+                )
+
+
+def _texts(of: Question | Translation) -> list[tuple[tuple, str]]:
     """(path in the file, text) of everything that is shown."""
-    parts = ("title", "question", "conventions", "numeric", "steps", "rubric", "red_flags")
-    parts += ("answer", "followups")
+    parts = ("title", "question", "conventions", "numeric", "steps", "hints", "rubric")
+    parts += ("red_flags", "answer", "followups")
     found: list[tuple[tuple, str]] = []
 
     def walk(value, path: tuple) -> None:
         if isinstance(value, str):
-            if path[-1] not in ("value", "unit"):
+            if path[-1] not in ("value", "unit", "late"):
                 found.append((path, value))
         elif isinstance(value, dict):
             for key, one in value.items():
@@ -51,7 +84,7 @@ def _texts(told: Question | Translation) -> list[tuple[tuple, str]]:
             for index, one in enumerate(value):
                 walk(one, (*path, index))
 
-    data = told.model_dump()
+    data = of.model_dump()
     for part in parts:
         walk(data[part], (part,))
     return found
@@ -89,6 +122,11 @@ def _typed(name: str, texts, at: Place) -> Iterator[Finding]:
 
 def chinese(bank: Bank, files: dict[str, File], strict: bool) -> Iterator[Finding]:
     """What is wrong with the Chinese of all banks."""
+    try:
+        terms = glossary.read_glossary(bank.folder)
+    except BankError as error:
+        yield from told(error)
+        return
     for topic, held in bank.topics.items():
         name = f"{topic}.zh.yaml"
         there = files[name].keys("questions") if name in files else []
@@ -103,14 +141,14 @@ def chinese(bank: Bank, files: dict[str, File], strict: bool) -> Iterator[Findin
                 yield at.finding(f"{question.id} has no Chinese in {name}", "id")
                 continue
             at = Place(files[name], ("questions", question.id))
-            yield from _one_chinese(question, bank.zh[question.id], at, strict)
+            yield from _one_chinese(question, bank.zh[question.id], terms, at, strict)
     for name, file in files.items():
         if name.endswith(".zh.yaml") and name.removesuffix(".zh.yaml") not in bank.topics:
             of = name.replace(".zh", "")
             yield Finding(name, file.line(), f"there is no {of} that this could be the Chinese of")
 
 
-def _one_chinese(question: Question, zh: Translation, at: Place, strict: bool):
+def _one_chinese(question: Question, zh: Translation, terms, at: Place, strict: bool):
     name = question.id
     if zh.of != question.english_hash():
         yield at.finding(
@@ -148,6 +186,16 @@ def _one_chinese(question: Question, zh: Translation, at: Place, strict: bool):
         return
     yield from _renders(name, _texts(zh), found, at)
     yield from _typed(name, _texts(zh), at)
+    yield from _gives_away(name, zh, question.offered(), at)
+    if question.give_away and not zh.give_away:
+        yield at.finding(f"{name}: give_away is missing in the Chinese", "title")
+    for path, text in _texts(zh):
+        for term, wrong in glossary.misused(text, terms):
+            yield at.finding(
+                f"{name}: the glossary says {term.zh} for {term.en}, and this says {wrong}",
+                *path,
+                containing=wrong,
+            )
 
 
 def _same(path: tuple) -> tuple:

@@ -11,7 +11,8 @@ windows that practise at once take turns for a millisecond.
 **FSRS** (the fsrs package; Ye and others, arXiv 2402.01032 describes its family) without learning
 steps and without fuzz, so that what is shown as the next date is what happens: four times "good"
 gives 2, 11, 46, 163 days. `until`, the day of an interview, moves what would come later to the day
-before it.
+before it. A card is due on its *local* day, from midnight on: an evening is not too early for what
+was graded at night.
 """
 
 import json
@@ -22,6 +23,7 @@ from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
 from picolab.interview.answers import RATINGS, Rating
+from picolab.show.files import write_beside
 
 Clock = Callable[[], datetime]
 LOCK_PATIENCE_S = 10.0
@@ -29,6 +31,11 @@ LOCK_PATIENCE_S = 10.0
 
 def now() -> datetime:
     return datetime.now(UTC)
+
+
+def local_day(at: datetime) -> date:
+    """The day that it is then where the reader is."""
+    return at.astimezone().date()
 
 
 @dataclass(frozen=True)
@@ -95,6 +102,14 @@ class ReviewLog:
         """On the disk when this returns. OSError if it cannot be written, TimeoutError if another
         window holds the lock for more than ten seconds.
         """
+        self._write(review.line())
+
+    def withdraw(self, review: Review) -> None:
+        """Take a review back: a line says so, and nothing is ever deleted. OSError as above."""
+        at = review.at.isoformat(timespec="seconds")
+        self._write(json.dumps({"v": 1, "withdrawn": review.id, "at": at}))
+
+    def _write(self, line: str) -> None:
         import filelock
 
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -108,7 +123,7 @@ class ReviewLog:
                         torn = file.read(1) != b"\n"
                     else:
                         torn = False
-                    file.write((b"\n" if torn else b"") + review.line().encode() + b"\n")
+                    file.write((b"\n" if torn else b"") + line.encode() + b"\n")
                     file.flush()
                     os.fsync(file.fileno())
         except filelock.Timeout:
@@ -128,10 +143,30 @@ class ReviewLog:
             if not line.strip():
                 continue
             try:
-                found.append(Review.parse(line.decode("utf-8")))
+                text = line.decode("utf-8")
+                if gone := _withdrawn(text):
+                    found = [r for r in found if _key(r) != gone]
+                else:
+                    found.append(Review.parse(text))
             except (ValueError, KeyError, TypeError, RecursionError):
                 self.unreadable += 1
         return found
+
+    def until(self) -> date | None:
+        """The day of an interview that was remembered."""
+        try:
+            return date.fromisoformat(self._until.read_text().strip())
+        except (OSError, ValueError):
+            return None
+
+    def remember_until(self, until: date | None) -> None:
+        """Keep it for the next practice; None forgets it."""
+        self._until.parent.mkdir(parents=True, exist_ok=True)
+        write_beside(self._until, f"{until}\n") if until else self._until.unlink(missing_ok=True)
+
+    @property
+    def _until(self) -> Path:
+        return self.path.with_name("until.txt")
 
     def note(self) -> str:
         """A sentence about lines that were passed over; "" if there are none."""
@@ -142,6 +177,19 @@ class ReviewLog:
             f"{self.unreadable} {lines} of {self.path} cannot be read (a kill while writing, or an "
             "edit); passed over and left as they are"
         )
+
+
+def _key(review: Review) -> tuple[str, str]:
+    return review.id, review.at.isoformat(timespec="seconds")
+
+
+def _withdrawn(line: str) -> tuple[str, str] | None:
+    """Which review a line takes back; None if it is none of these."""
+    data = json.loads(line)
+    if not isinstance(data, dict) or "withdrawn" not in data:
+        return None
+    at = datetime.fromisoformat(data["at"]).astimezone(UTC)
+    return str(data["withdrawn"]), at.isoformat(timespec="seconds")
 
 
 @dataclass
@@ -198,7 +246,8 @@ def _due(reviews: list[Review], until: date | None) -> datetime:
         card, _ = scheduler.review_card(card, fsrs.Rating[review.rating.capitalize()], at)
     due = card.due
     if until is not None:
-        eve = datetime(until.year, until.month, until.day, tzinfo=UTC) - timedelta(days=1)
+        day = until - timedelta(days=1)
+        eve = datetime(day.year, day.month, day.day).astimezone()  # midnight where the reader is
         last = reviews[-1].at
         if last < eve < due:
             due = eve

@@ -5,9 +5,10 @@ earned.
 from collections import Counter, defaultdict
 from datetime import datetime, timedelta
 
-from picolab.interview.bank import Bank
-from picolab.interview.reviews import Review, State, states
+from picolab.interview.bank import Bank, Language
+from picolab.interview.reviews import Review, State, local_day, states
 from picolab.interview.session import CONFIDENCE
+from picolab.interview.words import WORDS, spoken
 from picolab.show.table import Table
 
 PASS = 0.4
@@ -19,7 +20,7 @@ def passed_by(review: Review) -> bool:
     return review.rating != "again" and review.score >= PASS
 
 
-def by_area(bank: Bank, reviews: list[Review]) -> Table:
+def by_area(bank: Bank, reviews: list[Review], language: Language = "en") -> Table:
     """For each area: questions, seen, passed at the last review, mean score of the last."""
     found = states([q.id for q in bank.questions()], reviews)
     areas: dict[str, list[State]] = defaultdict(list)
@@ -30,34 +31,39 @@ def by_area(bank: Bank, reviews: list[Review]) -> Table:
         last = [state.reviews[-1] for state in held if state.reviews]
         passed = sum(passed_by(review) for review in last)
         score = 100 * sum(r.score for r in last) / len(last) if last else None
-        rows.append([area, len(held), len(last), passed, score])
+        rows.append([bank.area(area, language), len(held), len(last), passed, score])
     seen, total = sum(row[2] for row in rows), sum(row[1] for row in rows)
-    columns = ["area", "questions", "seen", "passed last time", "score, %"]
-    return Table(columns, rows, f"{seen} of {total} questions seen, {len(reviews)} reviews")
+    words = WORDS[language]
+    title = words["stats seen"].format(seen=seen, of=total, n=len(reviews))
+    return Table(words["stats areas"].split("|"), rows, title)
 
 
-def forecast(bank: Bank, reviews: list[Review], at: datetime, days: int = 7) -> Table:
+def forecast(
+    bank: Bank, reviews: list[Review], at: datetime, days: int = 7, language: Language = "en"
+) -> Table:
     """How many come due on each of the next days; what is overdue counts as today."""
     found = states([q.id for q in bank.questions()], reviews)
+    today, words = local_day(at), WORDS[language]
     due = Counter(
-        max(0, (state.due.date() - at.date()).days) for state in found.values() if state.due
+        max(0, (local_day(state.due) - today).days) for state in found.values() if state.due
     )
-    rows = [[f"{at.date() + timedelta(days=day)}", due[day]] for day in range(days)]
-    return Table(["day", "due"], rows, "What comes")
+    rows = [[f"{today + timedelta(days=day)}", due[day]] for day in range(days)]
+    return Table(words["stats days"].split("|"), rows, words["stats comes"])
 
 
-def calibration(reviews: list[Review]) -> Table:
+def calibration(reviews: list[Review], language: Language = "en") -> Table:
     """Said before the answer was shown, against how it went: passed means hard or better, with the
     points for it."""
     rows = []
-    for level, word in CONFIDENCE.items():
+    words = WORDS[language]
+    for level in CONFIDENCE:
         held = [review for review in reviews if review.confidence == level]
         passed = sum(passed_by(review) for review in held)
         share = 100 * passed / len(held) if held else None
         score = 100 * sum(r.score for r in held) / len(held) if held else None
-        rows.append([f"{level} {word}", len(held), share, score])
-    columns = ["confidence", "answers", "passed, %", "score, %"]
-    return Table(columns, rows, calibration_sentence(reviews))
+        rows.append([words[f"sure {level}"], len(held), share, score])
+    sentence = spoken(calibration_sentence(reviews), language)
+    return Table(words["stats sure"].split("|"), rows, sentence)
 
 
 def calibration_sentence(reviews: list[Review]) -> str:

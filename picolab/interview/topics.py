@@ -13,6 +13,8 @@ class Counts:
     """questions that ask for a number which comes from a call into the package"""
     code: int
     diagnose: int
+    warm_ups: int = 0
+    """questions of two or three minutes"""
     explain_share: float = 0.15
 
 

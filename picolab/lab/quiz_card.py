@@ -22,9 +22,13 @@ def quiz(
     topic: str | None = None,
     *,
     level: int | None = None,
+    area: str | None = None,
+    kind: str | None = None,
     taught: bool = False,
     due: bool = False,
-    n: int = 5,
+    weak: bool = False,
+    n: int | None = None,
+    within: int | None = None,
     minutes: int | None = None,
     lang: str = "en",
     until: str | date | None = None,
@@ -37,12 +41,16 @@ def quiz(
 
     topic     of one bank only, for instance "4d_basics"
     level     3 explain, 4 quantify, 5 design, 6 diagnose
+    area      of one area only, for instance "pipeline"
+    kind      "explain", "numeric", "code", "diagnose" or "design"
     taught    only those that the topic's chapter answers
     due       only what is due
+    weak      what was graded hard or again, the worst first
     n         how many questions
+    within    as many as should take so many minutes; 20, if n is not given
     minutes   a mock interview of so many minutes; it chooses its questions itself
     lang      "en" or "zh"
-    until     the day of an interview, as "2027-03-01": everything comes before it
+    until     the day of an interview, as "2027-03-01": everything comes before it; remembered
     bank      a folder of question banks instead of the installed one
     log       a file for the grades instead of the one in your data folder
     report    where the mock interview's report goes
@@ -53,10 +61,10 @@ def quiz(
     """
     return Quiz(
         topic=topic,
-        level=level,
         taught=taught,
-        due=due,
-        n=n,
+        choice=dict(
+            level=level, area=area, kind=kind, due_only=due, weak=weak, count=n, within=within
+        ),
         minutes=minutes,
         lang=lang,
         until=until,
@@ -72,10 +80,8 @@ class Quiz(Shown):
         self,
         *,
         topic: str | None,
-        level: int | None,
+        choice: dict,
         taught: bool = False,
-        due: bool,
-        n: int,
         minutes: int | None,
         lang: str,
         until: str | date | None,
@@ -88,14 +94,14 @@ class Quiz(Shown):
     ):
         from picolab.interview import mock
         from picolab.interview.bank import bank_folder, check_language, load
-        from picolab.interview.reviews import ReviewLog, now
+        from picolab.interview.reviews import ReviewLog, local_day, now
         from picolab.interview.session import Session, day
         from picolab.interview.words import WORDS, spoken
 
-        if minutes is not None and (level is not None or due):
+        if minutes is not None and (taught or any(choice.values())):
             raise ValueError(
-                "a mock interview (minutes=) chooses levels and questions itself; leave out level "
-                "and due"
+                "a mock interview (minutes=) chooses its questions itself; leave out level, area, "
+                "kind, taught, due, weak, n and within"
             )
         check_language(lang)
         self._clock = clock or now
@@ -107,23 +113,27 @@ class Quiz(Shown):
             kept = ReviewLog(None if log is None else Path(log))
         questions = load(bank_folder() if bank is None else Path(bank).resolve())
         self.words, self.minutes = WORDS[lang], minutes
-        self.parts: list[tuple[str, str]] | None = None
+        self.parts: list[mock.Part] | None = None
         if minutes is not None:
             self.parts = mock.plan(questions, rng, topic, mock.asked_last(kept.reviews()), minutes)
+            plan = [part.question for part in self.parts]
+            choice = dict(plan=plan, count=len(plan))
+        until = day(until)
+        if until is None and (known := kept.until()) and known > local_day(self._clock()):
+            until = known
         self.session = Session(
             questions,
             kept,
             topic=topic,
-            level=level,
+            **choice,
             only=self._taught(topic) if taught else None,
-            due_only=due,
-            count=len(self.parts) if self.parts else n,
             language=lang,
-            until=day(until),
-            plan=[name for _, name in self.parts] if self.parts else None,
+            until=until,
             clock=self._clock,
             rng=rng,
         )
+        if until and live:
+            kept.remember_until(until)
         self.report_path = Path(report) if report else None
         self.ended = False
         self.began = self._clock()
@@ -164,7 +174,7 @@ class Quiz(Shown):
     def __repr__(self) -> str:
         if self._card is not None:
             return repr(self._card)
-        return f"a practice of {self.session.count}, {len(self.session.reviews)} graded"
+        return f"a practice, {len(self.session.reviews)} graded"
 
     # -- what the face asks --
 
@@ -172,7 +182,7 @@ class Quiz(Shown):
         """The part of the interview, and the minutes that are left; "" in a plain practice."""
         if self.parts is None or self.session.question is None:
             return ""
-        name = dict((question, part) for part, question in self.parts)[self.session.question.id]
+        name = {part.question: part.name for part in self.parts}[self.session.question.id]
         left = f"{max(0.0, self.minutes_left()):.0f}"
         return self.words["part"].format(part=self.words[name], left=left).rstrip(".。")
 
@@ -204,7 +214,7 @@ class Quiz(Shown):
         review = self.session.grade(rating, ticks, flags)
         written = self.words["written"].format(grade=self.words[rating], score=review.score)
         separator = "" if self.session.language == "zh" else " "
-        return f"{written}{separator}{self.words['next'].format(day=f'{due:%Y-%m-%d}')}"
+        return f"{written}{separator}{self.words['next'].format(day=due)}"
 
     def go_on(self) -> bool:
         """The next question; False if there is none, and then the practice has ended."""
@@ -219,6 +229,10 @@ class Quiz(Shown):
     def skip(self) -> bool:
         self.session.skip()
         return self.go_on()
+
+    def back(self) -> None:
+        """The last grade is withdrawn; its question is open to be graded again."""
+        self.session.back()
 
     def deepen(self) -> bool:
         """The next question of the chain, whatever is due."""
@@ -263,7 +277,8 @@ class Quiz(Shown):
 
         from picolab.interview import mock
         from picolab.interview.statistics import calibration_sentence
-        from picolab.lab.quiz_text import Card, alert_html, markdown_html, summary
+        from picolab.lab.quiz_text import Card, alert_html, summary
+        from picolab.show.markdown import markdown_html
 
         session = self.session
         try:
@@ -282,6 +297,7 @@ class Quiz(Shown):
                 self.began,
                 self._clock(),
                 session.language,
+                session.skipped,
             )
             path = self.report_path or mock.report_path(session.log.path.parent, self.began)
             try:

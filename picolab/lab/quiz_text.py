@@ -8,12 +8,13 @@ and on a dark one, and in a page that knows none of them.
 import html
 import re
 from collections.abc import Callable
-from functools import lru_cache
 
 from picolab.interview.bank import Numeric, Question
+from picolab.interview.reviews import local_day
 from picolab.interview.session import Session
 from picolab.interview.terminal import asked_for, clock_text
 from picolab.interview.words import WORDS, spoken
+from picolab.show.markdown import markdown_html
 from picolab.show.table import Table
 
 STYLE = """<style>
@@ -65,19 +66,6 @@ STYLE = """<style>
 </style>"""
 
 
-def markdown_html(text: str, inline: bool = False) -> str:
-    """Markdown as HTML. HTML in it is shown, not obeyed."""
-    parser = _parser()
-    return parser.renderInline(text.strip()) if inline else parser.render(text.strip())
-
-
-@lru_cache(maxsize=1)
-def _parser():
-    from markdown_it import MarkdownIt
-
-    return MarkdownIt("commonmark", {"html": False}).enable("table")
-
-
 def wrapped(body: str) -> str:
     """A piece of a card outside widgets, with its style."""
     return f'{STYLE}<div class="picolab-quiz">{body}</div>'
@@ -95,7 +83,8 @@ def head_text(session: Session, part: str = "") -> str:
     words, question = WORDS[session.language], session.question
     number, of = session.place()
     about = words["minutes"].format(m=question.minutes)
-    said = [words["question"].format(n=number, of=of), f"{question.area}, L{question.level}", about]
+    area = session.bank.area(question.area, session.language)
+    said = [words["question"].format(n=number, of=of), f"{area}, L{question.level}", about]
     return "  ·  ".join([*([part] if part else []), *said, question.id])
 
 
@@ -155,6 +144,11 @@ def answer_html(session: Session) -> str:
             for s in question.steps
         )
         body += f"<h5>{html.escape(words['steps'])}</h5><ol>{said}</ol>"
+    if session.looks:
+        right, pairs = session.in_order()
+        order = ", ".join(str(index + 1) for index in session.looks)
+        told = words["your order" if pairs else "your looks"]
+        body += f"<p>{html.escape(told.format(order=order, right=right, pairs=pairs))}</p>"
     computed = question.computed()
     for number in question.numeric:
         value = f"{computed[number.value]:.6g} {number.unit}".rstrip()
@@ -171,10 +165,11 @@ def point_html(question: Question, index: int, language: str) -> str:
 
 
 def followups_html(question: Question, language: str) -> str:
+    show = html.escape(WORDS[language]["show points"])
     asked = "".join(
-        f"<li>{markdown_html(f.question, inline=True)}<ul>"
+        f"<li>{markdown_html(f.question, inline=True)}<details><summary>{show}</summary><ul>"
         + "".join(f"<li>{markdown_html(point, inline=True)}</li>" for point in f.points)
-        + "</ul></li>"
+        + "</ul></details></li>"
         for f in question.followups
     )
     return f"<h5>{html.escape(WORDS[language]['followups'])}</h5><ul>{asked}</ul>"
@@ -262,12 +257,22 @@ def summary(session: Session, titles: dict[str, str], calibration: str) -> Card:
         sure = words[f"sure {review.confidence}"] if review.confidence else ""
         took = f"{clock_text(review.seconds)} ({clock_text(question.minutes * 60)})"
         state = states.get(review.id)
-        comes = f"{state.due:%Y-%m-%d}" if state and state.due else ""
+        comes = str(local_day(state.due)) if state and state.due else ""
         share, grade = f"{review.score:.0%}", words[review.rating]
         level = f"L{question.level}"
-        rows.append([titles[review.id], question.area, level, share, grade, sure, took, comes])
+        area = session.bank.area(question.area, session.language)
+        rows.append([titles[review.id], area, level, share, grade, sure, took, comes])
     score = sum(review.score for review in session.reviews) / len(session.reviews)
     title = words["summary"].format(n=len(session.reviews), score=score)
     table = Table(words["columns"].split("|"), rows, title)
     sentence = spoken(calibration, session.language)
-    return Card(f"{table!r}\n{sentence}", f"{table._repr_html_()}<p>{html.escape(sentence)}</p>")
+    text, body = f"{table!r}\n{sentence}", f"{table._repr_html_()}<p>{html.escape(sentence)}</p>"
+    missed = session.missed()
+    if missed:
+        points = [f"* {question.id}: {point}" for question, gone in missed for point in gone]
+        cells = [f"* {question.id}: `{cell}`" for question, _ in missed for cell in question.cells]
+        told = "\n".join(
+            [f"{words['missed']}:", "", *points, "", f"{words['to read']}:", "", *cells]
+        )
+        text, body = f"{text}\n\n{told}", body + markdown_html(told)
+    return Card(text, body)

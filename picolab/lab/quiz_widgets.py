@@ -23,7 +23,6 @@ from picolab.lab.quiz_text import (
     answer_html,
     followups_html,
     head_html,
-    markdown_html,
     note_html,
     point_html,
     prompt_html,
@@ -31,6 +30,7 @@ from picolab.lab.quiz_text import (
     reading_markdown,
     verdict_html,
 )
+from picolab.show.markdown import markdown_html
 
 # Keys pressed in a card are the card's: on a button, JupyterLab takes D, D for "delete this cell".
 # What is pressed with Ctrl, Alt or Cmd goes on to it: Ctrl S still saves.
@@ -72,7 +72,17 @@ class QuizWidgets:
         self.confidence = widgets.ToggleButtons(
             options=[(words[f"sure {i}"], i) for i in (1, 2, 3, 4)], value=None
         )
+        self.say = widgets.Button(description=words["say it"], button_style="primary")
         self.show = widgets.Button(description=words["show answer"], button_style="primary")
+        self.hint = widgets.Button(description=words["hint"])
+        self.back = widgets.Button(description=words["back"])
+        self.taken = widgets.HTML()
+        self.look_buttons = [
+            widgets.Button(layout={"width": "100%", "justify_content": "flex-start"})
+            for _ in range(8)
+        ]
+        heading = widgets.HTML(f"<h5>{html.escape(words['take'])}</h5>")
+        self.looks = widgets.VBox([heading, *self.look_buttons])
         self.skip = widgets.Button(description=words["skip it"])
         self.stop = widgets.Button(description=words["stop"])
         self.answer, self.followups = widgets.HTML(), widgets.HTML()
@@ -90,10 +100,12 @@ class QuizWidgets:
 
         self.thinking = widgets.VBox(
             [
-                self.fields,
+                self.looks,
+                self.taken,
                 self.keywords,
                 self.notes,
                 widgets.HBox([self.how_sure, self.confidence], layout=_WRAP),
+                self.fields,
             ]
         )
         self.revealed = widgets.VBox(
@@ -103,15 +115,19 @@ class QuizWidgets:
                 widgets.VBox(self.ticks),
                 heading(words["tick flags"]),
                 self.flag_list,
-                self.followups,
-                heading(words["read"]),
-                self.reading,
                 self.proposal,
                 widgets.HBox(list(self.grades.values()), layout=_WRAP),
+                heading(words["read"]),
+                self.reading,
+                self.followups,
             ]
         )
         self.buttons = widgets.HBox(
-            [self.show, self.go_on, self.deepen, self.skip, self.stop], layout=_WRAP
+            [
+                *(self.say, self.show, self.go_on, self.deepen),
+                *(self.hint, self.back, self.skip, self.stop),
+            ],
+            layout=_WRAP,
         )
         self.box = widgets.VBox(
             [
@@ -132,7 +148,12 @@ class QuizWidgets:
     def _connect(self) -> None:
         self.notes.observe(self._noted, "value")
         self.confidence.observe(self._said_how_sure, "value")
+        self.say.on_click(lambda _: self._do(self._said))
         self.show.on_click(lambda _: self._do(self._reveal))
+        for number, button in enumerate(self.look_buttons):
+            button.on_click(lambda _, number=number: self._do(lambda: self._look(number)))
+        self.hint.on_click(lambda _: self._do(self._hint))
+        self.back.on_click(lambda _: self._do(self._back))
         self.skip.on_click(lambda _: self._do(lambda: self._next(self._quiz.skip)))
         self.stop.on_click(lambda _: self._do(self._quiz.stop))
         self.go_on.on_click(lambda _: self._do(lambda: self._next(self._quiz.go_on)))
@@ -167,8 +188,11 @@ class QuizWidgets:
             self.flag_list.children = self.flags
             for box in (*self.ticks, *self.flags):
                 box.value, box.description = False, ""
-            self.answer.value = self.followups.value = self.proposal.value = ""
-            self.reading.outputs = ()
+            self.answer.value = self.followups.value = self.proposal.value = self.taken.value = ""
+            for number, button in enumerate(self.look_buttons):
+                offered = question.mixed()[number : number + 1]
+                button.layout.display = None if offered else "none"
+                button.description = question.steps[offered[0]].look if offered else ""
             self._show(thinking=True)
             self.message.value = note_html(self._quiz.note)
             self._quiz.note = ""
@@ -179,12 +203,43 @@ class QuizWidgets:
         self._timer.start(max(1.0, question.minutes * 60 / 100))
 
     def _focus_question(self) -> None:
-        (self._numbers[0].field if self._session.question.numeric else self.notes).focus()
+        self.notes.focus()
+
+    def _look(self, number: int) -> None:
+        """Take the look of this button, and show all that were taken with what they find."""
+        self._session.look(self._session.question.mixed()[number])
+        steps = self._session.question.steps
+        taken = (f"* {steps[i].look}: {steps[i].because}" for i in self._session.looks)
+        self.taken.value = markdown_html("\n".join(taken))
+
+    def _hint(self) -> None:
+        question, words = self._session.question, self._quiz.words
+        hint = self._session.hint()
+        if hint is None and not question.hints:
+            musts = sum(point.must for point in question.rubric)
+            n, cell = len(question.rubric), question.cells[0]
+            hint = words["shape"].format(n=n, musts=musts, cell=cell)
+        self.message.value = note_html(hint or words["no hint"])
+
+    def _said(self) -> None:
+        """The answer is given in words: now the numbers, which say more than the question."""
+        self._session.said()
+        self.confidence.disabled = True
+        self._show(numbers=True)
+        self._numbers[0].field.focus()
+
+    def _back(self) -> None:
+        """The last grade is withdrawn, and its answer is open again."""
+        self._quiz.back()
+        self._lay_out_answer()
+        self.question.value = question_html(self._session)
+        self.head.value = head_html(self._session, self._quiz.part())
+        self.notes.value = self._session.notes
 
     def _judge(self, index: int, text: str) -> None:
         """A number was typed: right, or why not. What is no number is asked again."""
         field, session = self._numbers[index], self._session
-        if self._asking or session.phase != "thinking":
+        if self._asking or session.phase != "numbers":
             return
         if not text.strip():
             field.verdict.value = ""
@@ -199,7 +254,7 @@ class QuizWidgets:
     def _noted(self, change) -> None:
         # After the answer is shown nobody can type here any more, but the last keys may still be on
         # their way: a front end holds text back while the kernel is busy, and a click overtakes it.
-        if not self._asking and self._session.phase in ("thinking", "revealed"):
+        if not self._asking and self._session.phase in ("thinking", "numbers", "revealed"):
             self._session.notes = change.new
 
     def _said_how_sure(self, change) -> None:
@@ -207,8 +262,11 @@ class QuizWidgets:
             self._session.set_confidence(change.new)
 
     def _reveal(self) -> None:
-        session, question = self._session, self._session.question
         self._quiz.reveal()
+        self._lay_out_answer()
+
+    def _lay_out_answer(self) -> None:
+        session, question = self._session, self._session.question
         self._timer.stop()
         self.tick()
         for field in self._numbers:
@@ -228,7 +286,7 @@ class QuizWidgets:
             box.layout.display = None if used else "none"
             box.description = markdown_html(question.red_flags[index], inline=True) if used else ""
         for index, (rating, button) in enumerate(self.grades.items(), 1):
-            day = f"{session.would_come(rating):%Y-%m-%d}"
+            day = session.would_come(rating)
             button.description = f"{index} {self._quiz.words[rating]} · {day}"
         self._propose()
         self._say("")
@@ -297,11 +355,19 @@ class QuizWidgets:
         for widget in (self.box, *_all_below(self.box)):
             widget.close()
 
-    def _show(self, thinking=False, revealed=False, graded=False, deeper=False) -> None:
+    def _show(
+        self, thinking=False, numbers=False, revealed=False, graded=False, deeper=False
+    ) -> None:
+        asked = bool(self._session.question and self._session.question.numeric)
         for widget, shown in (
-            (self.thinking, thinking or revealed),
+            (self.thinking, thinking or numbers or revealed),
+            (self.fields, numbers or revealed),
+            (self.looks, thinking and bool(self._session.question.steps)),
             (self.revealed, revealed),
-            (self.show, thinking),
+            (self.say, thinking and asked),
+            (self.show, numbers or (thinking and not asked)),
+            (self.hint, thinking or numbers),
+            (self.back, graded or (thinking and self._session.can_go_back())),
             (self.go_on, graded),
             (self.deepen, graded and deeper),
             (self.skip, not graded),

@@ -13,6 +13,8 @@ from rich.markdown import Markdown
 from rich.table import Table
 from rich.theme import Theme
 
+from picolab.show.markdown import mended
+
 WIDEST = 100
 """cells of a line of prose: longer ones are hard to follow"""
 _STYLES = Theme({"markdown.code": "bold", "markdown.item.number": "none", "repr.number": "none"})
@@ -45,7 +47,7 @@ def text(*shown: RenderableType, to: Console | None = None) -> str:
 
 
 def markdown(source: str) -> Markdown:
-    return Markdown(source, code_theme="ansi_dark")
+    return Markdown(mended(source), code_theme="ansi_dark")
 
 
 def listed(entries: Iterable[tuple[str, str]]) -> Table:

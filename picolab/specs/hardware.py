@@ -22,6 +22,11 @@ class Hardware:
     link_bytes_per_s: float
     """What it can send to its neighbours in a node: one direction (data sheets add up both)."""
     source: str
+    network_bytes_per_s: float = 50e9
+    """What it can send to another node, one direction: its own card (networks are sold in bits, 400
+    Gb/s are 50 GB/s)."""
+    node_size: int = 8
+    """Devices in a node, joined by the fast links."""
 
     def __post_init__(self):
         for field in fields(self):
@@ -52,7 +57,9 @@ _PRESETS = {
             memory_bytes=80e9,
             memory_bytes_per_s=2.039e12,
             link_bytes_per_s=300e9,
-            source="NVIDIA A100 data sheet, SXM 80 GB; peak also in arXiv 2104.04473, section 5",
+            network_bytes_per_s=25e9,
+            source="NVIDIA A100 data sheet, SXM 80 GB; peak also in arXiv 2104.04473, section 5; "
+            "network of a DGX A100, a card of 200 Gb/s for each GPU",
         ),
         Hardware(
             name="h100-sxm",
@@ -60,7 +67,8 @@ _PRESETS = {
             memory_bytes=80e9,
             memory_bytes_per_s=3.35e12,
             link_bytes_per_s=450e9,
-            source="NVIDIA H100 data sheet, SXM; half of the 1,979 TFLOP/s given with sparsity",
+            source="NVIDIA H100 data sheet, SXM; half of the 1,979 TFLOP/s given with sparsity; "
+            "network as in arXiv 2407.21783, section 3.3.1: a card of 400 Gb/s for each GPU",
         ),
         Hardware(
             name="h200-sxm",

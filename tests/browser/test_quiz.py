@@ -77,7 +77,7 @@ class Card:
         self.press = lab.page.keyboard.press
         self.type = lab.page.keyboard.type
         lab.show_cell("pico.quiz(")
-        self.see("Show answer")
+        self.see("Skip")
 
     def text(self) -> str:
         return self.page.locator(".picolab-quiz").inner_text()
@@ -158,18 +158,21 @@ def test_two_questions_by_keyboard(tmp_path):
         assert card.focused() == ("", "")  # it does not take the focus when a cell is run
         assert "Question 1 of 2" in card.text() and "17.9" not in card.text()
 
-        card.tab_to("text")
+        assert "bubble (of the total)" not in card.text()  # words first, then numbers
+        card.tab_to("textarea")
+        card.type("dd: keys of the notebook, typed into the card")
+        card.tab_to("button", "3 fairly sure")
+        card.press("Space")
+        card.tab_to("submit", "I have said it")
+        card.press("Enter")
+        card.focus_comes("text")
         card.type("21.9 %")
         card.press("Enter")
         card.see("Not 21.9 %. That is the share of the ideal time")
         card.tab_to("text")
         card.type("64 MiB")
-        card.tab_to("textarea")
-        card.see("Right: 0.0625 GiB")
-        card.type("dd: keys of the notebook, typed into the card")
-        card.tab_to("button", "3 fairly sure")
-        card.press("Space")
         card.tab_to("submit", "Show answer")
+        card.see("Right: 0.0625 GiB")
         card.press("Enter")
 
         card.focus_comes("checkbox", "says that it is")
@@ -219,6 +222,9 @@ def test_a_link_opens_the_notebook_at_its_cell(tmp_path):
         lab.run_all()
         lab.wait_idle()
         card = Card(lab)
+        card.tab_to("submit", "I have said it")
+        card.press("Enter")
+        card.focus_comes("text")
         card.tab_to("submit", "Show answer")
         card.press("Enter")
         card.focus_comes("checkbox")
@@ -244,7 +250,9 @@ def test_it_can_be_read_in_both_themes(tmp_path, theme):
         lab.run_all()
         lab.wait_idle()
         card = Card(lab)
-        card.tab_to("text")
+        card.tab_to("submit", "I have said it")
+        card.press("Enter")
+        card.focus_comes("text")
         card.type("21.9")
         card.press("Enter")
         card.see("ideal")

@@ -79,6 +79,8 @@ def question(number: int, **changes) -> dict:
             "date": "2026-11-24",
         },
     }
+    if changes.get("kind") == "diagnose":
+        data |= {"minutes": 10, "give_away": ["one slow rank"]}
     return {**data, **changes}
 
 
@@ -113,7 +115,8 @@ def translation(data: dict) -> dict:
             return {key: each(one) for key, one in value.items()}
         return [each(one) for one in value] if isinstance(value, list) else value
 
-    return {"of": asked.english_hash(), **each(said)}
+    gone = {"give_away": ["慢的 rank"]} if asked.give_away else {}
+    return {"of": asked.english_hash(), **each(said), **gone}
 
 
 class BankFiles:

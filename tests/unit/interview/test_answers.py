@@ -167,3 +167,24 @@ def test_what_is_not_in_the_rubric(asked):
         propose(asked, [], flags=[1])
     with pytest.raises(ValueError, match="no point 0"):
         propose(asked, [-1])
+
+
+# --- GB and GiB only where nothing else explains it -----------------------------------------------
+
+
+def hinted(value: float, known=()) -> bool:
+    numeric = Numeric(prompt="p", value="x", unit="GB", rtol=0.02)
+    computed = {"x": 0.2349, **{f"y{i}": one for i, one in enumerate(known)}}
+    return "GB and GiB" in judge(numeric, computed, f"{value} GB").reason
+
+
+def test_gib_is_told_where_the_ratio_is_exactly_that():
+    assert hinted(0.2349 * 1.024**3) and hinted(0.2349 / 1.024**3)
+
+
+def test_gib_is_not_told_of_a_near_miss_or_of_another_number_of_the_question():
+    """0.2517 for 0.2349 is the other convention of hops (15/14), and was told GB and GiB."""
+    assert not hinted(0.2517)
+    assert not hinted(0.2349 * 1.024), "MB and MiB is no ratio of GB"
+    other = 0.2349 * 1.024**3
+    assert not hinted(other, known=[other * 1.0004])

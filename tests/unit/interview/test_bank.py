@@ -74,7 +74,7 @@ def test_a_list_that_is_too_short(bank_files, make):
     files = bank_files(make.question(1))
     files.questions[0]["rubric"] = files.questions[0]["rubric"][:3]
     [told] = refused(files.write())
-    assert "questions.0.rubric: Tuple should have at least 4 items" in told
+    assert "the rubric has at least four points; only a warm-up has fewer" in told
 
 
 def test_yaml_that_is_broken(bank_files, make):
@@ -141,7 +141,19 @@ POINT = {"points": 2, "text": "says something that can be seen"}
         ),
         ({"rubric": [POINT] * 5}, "at least one point of the rubric is a must"),
         ({"rubric": [{**POINT, "must": True}] * 4}, "points must sum to 10"),
-        ({"rubric": [{**POINT, "points": 5, "must": True}] * 2}, "at least 4 items"),
+        ({"rubric": [{**POINT, "points": 5, "must": True}] * 2}, "at least four points"),
+        (
+            {"kind": "diagnose", "steps": [{"look": "a", "because": "b"}] * 4, "give_away": []},
+            "says in `give_away` which words",
+        ),
+        (
+            {
+                "kind": "diagnose",
+                "steps": [{"look": "a", "because": "b", "late": n > 1} for n in range(4)],
+                "numeric": [],
+            },
+            "at least three looks of a diagnosis",
+        ),
         ({"values": {"p": 8}}, "asks for 'total', which is not in `values`"),
         ({"minutes": 26}, "less than or equal to 25"),
         ({"red_flags": []}, "at least 1 item"),

@@ -196,7 +196,7 @@ def test_too_many_explanations(files, found, make):
     exact = {"small": Counts(questions=4, numeric=1, code=1, diagnose=1, explain_share=0.25)}
     assert found(counts=exact) == []
     less = {"small": Counts(questions=4, numeric=1, code=1, diagnose=1, explain_share=0.24)}
-    only(found(counts=less), "small.yaml", "1 of 4 questions ask for an explanation; 24% is")
+    only(found(counts=less), "small.yaml", "1 of 4 longer questions ask for an explanation; 24%")
 
 
 def test_a_topic_must_be_in_the_table(found):
@@ -205,7 +205,8 @@ def test_a_topic_must_be_in_the_table(found):
 
 def test_what_chapter_one_must_have():
     wanted = COUNTS["4d_basics"]
-    assert (wanted.questions, wanted.numeric, wanted.code, wanted.diagnose) == (35, 14, 6, 6)
+    assert (wanted.questions, wanted.numeric, wanted.code, wanted.diagnose) == (60, 26, 6, 10)
+    assert wanted.warm_ups == 12
     assert wanted.explain_share == 0.15
 
 
@@ -616,3 +617,80 @@ def test_the_banks_hold():
     """Chinese that is behind is a warning here, and an error in `make release-check`."""
     findings = lint(banks.bank_folder())
     assert [str(finding) for finding in findings if finding.severity == "error"] == []
+
+
+# --- what is told too early, and one Chinese word for each term -----------------------------------
+
+
+GIVEN_AWAY = {
+    "title": lambda q: q.update(title="One slow rank, and how it shows"),
+    "question": lambda q: q.update(question="Is it one slow rank that holds the others up?"),
+    "conventions": lambda q: q.update(conventions=["*one* slow rank is one that comes late"]),
+    "look": lambda q: q["steps"][0].update(look="find one slow rank by its time"),
+}
+
+
+@pytest.mark.parametrize("where", GIVEN_AWAY)
+def test_what_names_the_cause_before_the_answer(files, found, make, where):
+    files.questions[2]["steps"] = [dict(step) for step in files.questions[2]["steps"]]
+    GIVEN_AWAY[where](files.questions[2])
+    files.zh["s-003"] = make.translation(files.questions[2])
+    only(found(), "small.yaml", "'one slow rank' gives the answer away")
+
+
+def test_a_late_look_may_name_the_cause(files, found, make):
+    files.questions[2]["steps"] = [dict(step) for step in files.questions[2]["steps"]]
+    files.questions[2]["steps"][3] |= {"look": "one slow rank, taken out", "late": True}
+    files.zh["s-003"] = make.translation(files.questions[2])
+    assert found() == []
+
+
+def test_a_word_that_is_said_nowhere_protects_nothing(files, found):
+    files.questions[2]["give_away"] = ["one slow rank", "one slwo rank"]
+    only(found(), "small.yaml", "give_away says 'one slwo rank', and neither answer nor steps do")
+
+
+def test_the_chinese_gives_nothing_away_either(files, found):
+    files.zh["s-003"]["title"] = "慢的 rank 在哪里"
+    only(found(), "small.zh.yaml", "'慢的 rank' gives the answer away")
+    files.zh["s-003"] |= {"title": "流水线的每一级都会等待。", "give_away": []}
+    only(found(), "small.zh.yaml", "give_away is missing in the Chinese")
+
+
+GLOSSARY = [{"en": "backward", "zh": "反向", "not": ["backward", "后向"]}]
+
+
+@pytest.mark.parametrize("wrong", ["backward", "Backward", "后向"])
+def test_another_word_than_the_glossarys(files, found, wrong):
+    files.write()
+    files.put("glossary.yaml", GLOSSARY)
+    files.zh["s-001"]["title"] = f"流水线的 {wrong} 为什么空闲"
+    files.put("small.zh.yaml", {"questions": files.zh})
+    what = "the glossary says 反向 for backward, and this says "
+    only(found(written=True), "small.zh.yaml", what)
+
+
+@pytest.mark.parametrize("right", ["反向", "`backward`", "backward_input"])
+def test_the_glossarys_word_and_names_in_code(files, found, right):
+    files.write()
+    files.put("glossary.yaml", GLOSSARY)
+    files.zh["s-001"]["title"] = f"流水线的 {right} 为什么空闲"
+    files.put("small.zh.yaml", {"questions": files.zh})
+    assert found(written=True) == []
+
+
+def test_a_glossary_that_is_none(files, found):
+    files.write()
+    files.put("glossary.yaml", [{"en": "backward"}])
+    only(found(written=True), "glossary.yaml", "Field required")
+
+
+def test_warm_ups_are_counted_and_are_no_long_explanations(files, found, make):
+    files.questions[1] = make.plain(
+        2, kind="explain", minutes=2, chain={"name": "deeper", "step": 2}, answer="word " * 50
+    )
+    files.zh["s-002"] = make.translation(files.questions[1])
+    least = {"small": Counts(questions=2, numeric=1, code=0, diagnose=0, explain_share=0.0)}
+    assert found(counts=least) == []
+    more = {"small": Counts(questions=2, numeric=1, code=0, diagnose=0, warm_ups=2)}
+    only(found(counts=more), "small.yaml", "1 question of at most 3 minutes; 2 is the least")

@@ -10,11 +10,12 @@ The mutants: a draw that takes the bank's order, and one that does not look at c
 
 import os
 import random
+import time
 from datetime import UTC, date, datetime, timedelta
 
 import pytest
 
-from picolab.interview.reviews import Review, ReviewLog
+from picolab.interview.reviews import Review, ReviewLog, local_day
 from picolab.interview.session import Session, day
 
 AT = datetime(2026, 11, 24, 9, 0, tzinfo=UTC)
@@ -57,9 +58,9 @@ def bank(bank_files, make):
 
 @pytest.fixture
 def start(bank, log, clock):
-    def session(kind=Session, seed=0, **more):
+    def session(face=Session, seed=0, **more):
         more.setdefault("bank", bank)
-        return kind(log=log, clock=clock, rng=random.Random(seed), **more)
+        return face(log=log, clock=clock, rng=random.Random(seed), **more)
 
     return session
 
@@ -89,6 +90,7 @@ def test_the_way_of_one_question(start, clock, log):
     session.set_confidence(3)
     clock.wait(240)
     assert session.seconds() == 240 and session.time_left() == 60
+    session.said()
     verdict = session.answer_number(0, "17.9 %")
     assert verdict.right
     assert session.reveal() is question and session.phase == "revealed"
@@ -125,6 +127,7 @@ def test_the_first_answer_counts(start):
     """Mutant: a second try that replaces the first would hide that the number was wrong."""
     session = start()
     session.draw()
+    session.said()
     wrong = session.answer_number(0, "21.9 %")
     assert not wrong.right and wrong.reason == "This is the share of the ideal time."
     assert session.answer_number(0, "17.9 %").right
@@ -136,6 +139,7 @@ def test_the_first_answer_counts(start):
 def test_what_is_no_number_does_not_count(start):
     session = start()
     session.draw()
+    session.said()
     with pytest.raises(ValueError, match="is a time"):
         session.answer_number(0, "17 s")
     assert session.verdicts == {}
@@ -150,9 +154,9 @@ def test_the_dates_that_are_shown_are_those_that_come(start, clock, log, bank):
     session.reveal()
     shown = {rating: session.would_come(rating) for rating in ("again", "hard", "good", "easy")}
     assert list(shown.values()) == sorted(shown.values())
-    assert shown["easy"] == datetime(2026, 12, 2, tzinfo=UTC), "the day before the interview"
+    assert shown["easy"] == date(2026, 12, 2), "the day before the interview"
     session.grade("hard")
-    assert session.states()["s-001"].due == shown["hard"]
+    assert local_day(session.states()["s-001"].due) == shown["hard"]
 
 
 def test_skipping_writes_nothing(start, log, clock):
@@ -185,10 +189,13 @@ def test_notes_in_halves_of_characters_are_no_hindrance(start, log):
         ("idle", lambda s: s.grade("good"), "draw a question first"),
         ("idle", lambda s: s.skip(), "draw a question first"),
         ("idle", lambda s: s.set_confidence(1), "draw a question first"),
-        ("thinking", lambda s: s.draw(), "reveal the answer first"),
-        ("thinking", lambda s: s.deepen(), "reveal the answer first"),
-        ("thinking", lambda s: s.grade("good"), "reveal the answer first"),
-        ("thinking", lambda s: s.propose([0]), "reveal the answer first"),
+        ("thinking", lambda s: s.draw(), "say your answer, or reveal it, first"),
+        ("thinking", lambda s: s.deepen(), "say your answer, or reveal it, first"),
+        ("thinking", lambda s: s.grade("good"), "say your answer, or reveal it, first"),
+        ("thinking", lambda s: s.propose([0]), "say your answer, or reveal it, first"),
+        ("thinking", lambda s: s.answer_number(0, "17.9"), "say your answer"),
+        ("numbers", lambda s: s.set_confidence(4), "reveal the answer first"),
+        ("numbers", lambda s: s.grade("good"), "reveal the answer first"),
         ("revealed", lambda s: s.draw(), "grade or skip this question first"),
         ("revealed", lambda s: s.set_confidence(4), "grade or skip"),
         ("revealed", lambda s: s.answer_number(0, "17.9"), "grade or skip"),
@@ -198,6 +205,8 @@ def test_what_comes_first_is_told(start, phase, call, says):
     session = start()
     if phase != "idle":
         session.draw()
+    if phase == "numbers":
+        session.said()
     if phase == "revealed":
         session.reveal()
     with pytest.raises(RuntimeError, match=says):
@@ -211,6 +220,10 @@ def test_what_comes_first_is_told(start, phase, call, says):
         ({"topic": "moe"}, "no topic 'moe'"),
         ({"level": 7}, r"no question has level 7; there are \[3, 4, 5, 6\]"),
         ({"count": 0}, "at least one question, not 0"),
+        ({"within": 0}, "at least one minute, not 0"),
+        ({"area": "moe"}, "no area 'moe'; there is pipeline, collectives"),
+        ({"kind": "essay"}, "no kind 'essay'; there is explain, numeric"),
+        ({"kind": "code", "level": 3}, "of this level, area and kind at once"),
         ({"language": "de"}, "no language 'de'"),
         ({"until": date(2026, 11, 24)}, "2026-11-24 is not in the future"),
     ],
@@ -259,9 +272,8 @@ def test_a_full_disk_leaves_the_question_to_be_graded_again(start, tmp_path, clo
 class InOrder(Session):
     """The mutant: takes the bank's order."""
 
-    def _choose(self):
-        left = [name for name in self._questions if not self._seen_now(name)]
-        return left[0] if left else None
+    def _candidates(self, whole):
+        return list(self._questions)
 
 
 class Unchained(Session):
@@ -464,3 +476,121 @@ def test_the_day_of_an_interview():
     for text in ("tomorrow", "2027-13-01", "01.03.2027", ""):
         with pytest.raises(ValueError, match="is no date; write it as 2027-03-01"):
             day(text)
+
+
+# --- twenty minutes, a kind, a weakness, a step back ----------------------------------------------
+
+
+def test_a_session_takes_its_minutes(start, clock, log):
+    """Five minutes each: four in twenty, two in ten; one longer than all is asked alone."""
+    assert len(graded(start(), clock)) == 4
+    assert len(graded(start(within=10), clock)) == 2
+    assert len(graded(start(within=1), clock)) == 1
+
+
+def test_an_area_and_a_kind(bank_files, make, log, clock):
+    bank = bank_files(
+        make.plain(1, area="tensor", kind="explain"),
+        make.plain(2, area="data", kind="explain"),
+        make.plain(3, area="data"),
+    ).bank()
+
+    def asked(**choice):
+        return set(graded(Session(bank, log, clock=clock, plan=None, **choice), clock))
+
+    assert asked(area="data", kind="explain") == {"s-002"}
+    assert asked(area="tensor") == {"s-001"}
+
+
+def test_what_is_weak_the_worst_first(start, log, clock):
+    for name, rating, score in (("s-001", "hard", 0.6), ("s-002", "again", 0.1)):
+        log.append(Review(name, AT - timedelta(minutes=5), rating, score))
+    reviewed(log, "s-003", 1)
+    assert graded(start(weak=True), clock) == ["s-002", "s-001"]
+    assert start(weak=True).draw() is None, "both were graded good since"
+
+
+def test_a_step_back_withdraws_the_grade(start, log, clock):
+    session = start()
+    first = session.draw()
+    session.notes = "kept"
+    session.reveal()
+    session.grade("easy")
+    session.draw()
+    assert session.back() is first and session.phase == "revealed" and session.notes == "kept"
+    assert log.reviews() == [] and session.reviews == []
+    review = session.grade("hard", ticks=[0])
+    assert log.reviews() == [review] and log.unreadable == 0
+    assert len(log.path.read_text().splitlines()) == 3, "nothing is deleted"
+    with pytest.raises(RuntimeError, match="grade or skip"):
+        session.draw()
+        session.reveal()
+        session.back()
+    with pytest.raises(ValueError, match="nothing to go back to"):
+        start().back()
+
+
+def test_looks_and_their_order(bank_files, make, log, clock):
+    steps = [{"look": f"look {n}", "because": "one slow rank holds all up"} for n in range(5)]
+    steps[4]["late"] = True
+    bank = bank_files(make.plain(1, kind="diagnose", steps=steps)).bank()
+    session = Session(bank, log, clock=clock)
+    session.draw()
+    for index in (1, 0, 2, 1):
+        assert session.look(index).look == f"look {index}"
+    assert session.looks == [1, 0, 2] and session.in_order() == (2, 3)
+    with pytest.raises(ValueError, match="offers no look 5"):
+        session.look(4)
+
+
+def test_hints_come_one_by_one(bank_files, make, log, clock):
+    bank = bank_files(make.plain(1, hints=["one", "two"])).bank()
+    session = Session(bank, log, clock=clock)
+    session.draw()
+    assert [session.hint() for _ in range(3)] == ["one", "two", None]
+
+
+# --- local days -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def los_angeles(monkeypatch):
+    monkeypatch.setenv("TZ", "America/Los_Angeles")
+    time.tzset()
+    yield
+    monkeypatch.undo()
+    time.tzset()
+
+
+def check_the_evening(bank, log, kind=Session):
+    """Graded at night, due two days later from the morning on; tomorrow is a day to come."""
+    clock = Clock()
+    clock.now = datetime(2026, 11, 25, 7, 30, tzinfo=UTC)  # 23:30 on the 24th
+    session = kind(bank, log, clock=clock, count=1, until=date(2026, 11, 25))
+    session.draw()
+    session.reveal()
+    assert session.would_come("good") == date(2026, 11, 26) or session.until
+    session.grade("good")
+    clock.now = datetime(2026, 11, 26, 17, 0, tzinfo=UTC)  # 9:00 on the 26th
+    return kind(bank, log, clock=clock).due()
+
+
+def test_due_cards_go_by_local_days(bank, log, los_angeles):
+    assert len(check_the_evening(bank, log)) == 1
+
+
+def test_due_cards_by_utc_seconds_are_noticed(bank, log, los_angeles):
+    class Seconds(Session):
+        def due(self):
+            at = self._clock()
+            return [s.id for s in self.states().values() if s.due is not None and s.due <= at]
+
+    assert check_the_evening(bank, log, Seconds) == [], "the mutant would say: nothing is due"
+
+
+def test_until_is_remembered_and_forgotten(log):
+    assert log.until() is None
+    log.remember_until(date(2027, 3, 1))
+    assert ReviewLog(log.path).until() == date(2027, 3, 1)
+    log.remember_until(None)
+    assert log.until() is None

@@ -58,8 +58,7 @@ class Talk:
         )
 
     def _ask(self, prompt):
-        self.asked.append(prompt)
-        self.said.append(prompt)
+        self.asked.append(self.said[-1] if self.said else prompt)
         if not self.lines:
             raise EOFError
         line = self.lines.pop(0)
@@ -80,7 +79,7 @@ def earlier(log: ReviewLog, *names: str, days: int = 40, rating="again", **value
 
 
 # The numeric question; 001 is the only one of level 4.
-WHOLE = ("21.9 %", "0.0625 GiB", "bubble", "both ends", "", "3", "1 2", "", "")
+WHOLE = ("bubble", "both ends", "", "3", "21.9 %", "0.0625 GiB", "1 2", "", "", "")
 
 
 def test_a_whole_question(tmp_path):
@@ -110,12 +109,22 @@ def test_the_answer_comes_after_the_thinking(tmp_path):
     talk = Talk(tmp_path, *WHOLE)
     talk.face.practise(level=4)
     answer = next(i for i, said in enumerate(talk.said) if said.startswith("\nAnswer\n"))
-    assert all("17.9" not in line and "(p-1)" not in line for line in talk.said[:answer][:-9])
-    assert talk.said.index(next(p for p in talk.asked if "How sure" in p)) < answer
+    asked = next(i for i, said in enumerate(talk.said) if "bubble (of the total)" in said)
+    assert asked < answer
+    assert all("17.9" not in line and "(p-1)" not in line for line in talk.said[:asked])
+    order = [
+        "Answer aloud",
+        "How sure",
+        "bubble (of the total) [in",
+        "one activation [in",
+        "\nAnswer\n",
+    ]
+    places = [next(i for i, said in enumerate(talk.said) if part in said) for part in order]
+    assert places == sorted(places), "words, then confidence, then numbers"
 
 
 def test_what_is_no_number_is_asked_again(tmp_path):
-    lines = ["many", "3 GB", "3 parsecs", "17.9", "", "", "", "", "", ""]
+    lines = ["", "", "many", "3 GB", "3 parsecs", "17.9", "", "", "", "", ""]
     talk = Talk(tmp_path, *lines)
     talk.face.practise(level=4)
     assert "'many' is not a number" in talk.text
@@ -124,7 +133,8 @@ def test_what_is_no_number_is_asked_again(tmp_path):
 
 
 def test_ticks_flags_and_confidence_are_asked_until_they_can_be_read(tmp_path):
-    lines = ["", "", "", "sure", "5", "2", "0", "9", "x", "²", "1，2、3", "z", "1", "b a", "7", "4"]
+    lines = ["", "sure", "5", "2", "", "", "0", "9", "x", "²", "1，2、3", "z", "1", "b a", "7", "4"]
+    lines.append("")
     talk = Talk(tmp_path, *lines)
     talk.face.practise(level=4)
     review = talk.last()
@@ -134,7 +144,7 @@ def test_ticks_flags_and_confidence_are_asked_until_they_can_be_read(tmp_path):
 
 
 def test_a_for_all_and_the_reader_overrides(tmp_path):
-    talk = Talk(tmp_path, "17.9", "0.0625", "", "", "a", "", "1")
+    talk = Talk(tmp_path, "", "", "17.9", "0.0625", "a", "", "1", "")
     talk.face.practise(level=4)
     assert "(Enter: easy, 100% of the points)" in talk.text
     assert talk.last().rating == "again" and talk.last().score == 1
@@ -143,15 +153,15 @@ def test_a_for_all_and_the_reader_overrides(tmp_path):
 def test_each_grade_has_its_date_and_they_hold(tmp_path):
     for key, rating in enumerate(("again", "hard", "good", "easy"), 1):
         folder = tmp_path / rating
-        talk = Talk(folder, "", "", "", "", "", "", str(key))
+        talk = Talk(folder, "", "", "", "", "", "", str(key), "")
         talk.face.practise(level=4)
-        promised = re.search(rf"{key} {rating} \((\S+)\)", talk.text)[1]
+        promised = re.search(rf"{key}\s{rating}\s\((\S+)\)", talk.text)[1]
         due = logs.states(["practice-001"], talk.log.reviews())["practice-001"].due
         assert f"{due:%Y-%m-%d}" == promised and talk.last().rating == rating
 
 
 def check_a_skip(face, tmp_path):
-    talk = Talk(tmp_path, "s", "", "", "", "", "", face=face)
+    talk = Talk(tmp_path, ":s", "", "", "", "", "", "", "", face=face)
     earlier(talk.log, "practice-002", "practice-003")
     talk.face.practise(count=1)
     assert "Skipped; nothing was written." in talk.text
@@ -175,15 +185,15 @@ def test_a_face_that_counts_what_was_skipped_is_noticed(tmp_path):
 
 
 def test_all_skipped(tmp_path):
-    talk = Talk(tmp_path, "s", "s")
-    assert talk.face.practise(level=5) == 0
+    talk = Talk(tmp_path, ":s", ":s")
+    assert talk.face.practise(level=5, count=5) == 0
     assert talk.text.endswith(WORDS["en"]["none graded"]) and not talk.log.path.exists()
 
 
-@pytest.mark.parametrize("prompt", range(len(WHOLE)))
+@pytest.mark.parametrize("prompt", range(len(WHOLE) - 1))
 @pytest.mark.parametrize("how", ["q", "Ctrl-D"])
 def test_stop_at_any_prompt(tmp_path, prompt, how):
-    talk = Talk(tmp_path, *WHOLE[:prompt], *(["q", "unread"] if how == "q" else []))
+    talk = Talk(tmp_path, *WHOLE[:prompt], *([":q", "unread"] if how == "q" else []))
     assert talk.face.practise(level=4) == 0
     assert "Stopped. The question that was open is not written; 0 graded." in talk.text
     assert talk.lines in ([], ["unread"]) and not talk.log.path.exists()
@@ -211,7 +221,7 @@ def check_a_full_disk(face, tmp_path):
         block.mkdir()
         return "a"
 
-    talk = Talk(tmp_path, "", "", "kept", "", "3", fill, "b", "3", make_room, face=face)
+    talk = Talk(tmp_path, "kept", "", "3", "", "", fill, "b", "3", make_room, "", face=face)
     talk.face.practise(level=4)
     assert "Not written: " in talk.text and "grade again" in talk.text
     review = talk.last()
@@ -255,7 +265,7 @@ def test_another_window_that_holds_the_log(tmp_path, monkeypatch):
         held.release()
         return "2"
 
-    talk = Talk(tmp_path, "", "", "", "", "", take, "3", let_go)
+    talk = Talk(tmp_path, "", "", "", "", "", take, "3", let_go, "")
     assert talk.face.practise(level=4) == 1
     assert "another practice window" in talk.text and talk.last().rating == "hard"
 
@@ -267,9 +277,87 @@ def test_bytes_that_are_no_characters_do_not_stop_the_log(tmp_path):
     def strict():
         return b"caf\xe9".decode("utf-8")
 
-    talk = Talk(tmp_path, "", "", strict, undecodable, "", "", "", "", "")
+    talk = Talk(tmp_path, strict, undecodable, *[""] * 8)
     assert talk.face.practise(level=4) == 1
     assert "can't decode byte 0xe9" in talk.text and talk.last().notes == "caf?"
+
+
+# Notes, hints, looks, a step back.
+
+
+def test_a_note_that_is_a_letter_is_a_note(tmp_path):
+    talk = Talk(tmp_path, "s", "q", "sharded", "", *WHOLE[3:])
+    assert talk.face.practise(level=4) == 1 and talk.last().notes == "s\nq\nsharded"
+
+
+def test_notes_stand_beside_the_rubric(tmp_path):
+    talk = Talk(tmp_path, *WHOLE)
+    talk.face.practise(level=4)
+    rubric = next(said for said in talk.said if "What an interviewer would look for" in said)
+    assert "Your notes" in rubric and "bubble" in rubric and "both ends" in rubric
+
+
+def test_a_hint_repeats_the_prompt(tmp_path):
+    talk = Talk(tmp_path, ":h", "bubble", "", ":h", "3", *WHOLE[4:])
+    assert talk.face.practise(level=4) == 1
+    assert talk.text.count("4 points are looked for, 1 of them musts") == 2
+    assert talk.text.count("How sure are you?") == 2 and talk.last().confidence == 3
+
+
+def test_the_looks_of_a_diagnosis_come_one_by_one(tmp_path):
+    talk = Talk(tmp_path, "a", "b", "", "", "", "", "", "", "")
+    earlier(talk.log, "practice-003")
+    talk.face.practise(due_only=True)
+    before = talk.text.split("Answer aloud")[0]
+    assert "one process" not in before, "the late look comes with the answer"
+    assert "a doubled square gives the root of 2" in before or "a sum for a mean" in before
+    assert "pairs are as in the answer" in talk.text or "pair" in talk.text
+
+
+def test_a_step_back_asks_the_step_before(tmp_path):
+    talk = Talk(tmp_path, *WHOLE[:7], ":b", "1 2 3", "", "", "")
+    talk.face.practise(level=4)
+    assert talk.last().ticks == (0, 1, 2)
+    talk = Talk(tmp_path / "first", ":b", *WHOLE)
+    assert talk.face.practise(level=4) == 1 and "nothing to go back to" in talk.text
+
+
+def test_a_step_back_before_the_first_note_grades_the_last_again(tmp_path):
+    talk = Talk(tmp_path, *WHOLE, ":b", "a", "", "1", ":q")
+    earlier(talk.log, "practice-001")
+    assert talk.face.practise(count=2) == 1
+    assert "The grade of practice-001 is withdrawn; grade it again." in talk.text
+    assert [r.rating for r in talk.log.reviews()] == ["again", "again"]
+    assert talk.last().score == 1 and talk.last().notes == "bubble\nboth ends"
+
+
+def test_the_summary_says_what_was_missed_and_what_to_read(tmp_path):
+    talk = Talk(tmp_path, *WHOLE[:6], "2", "", "", "")
+    talk.face.practise(level=4)
+    end = talk.text.split("1 graded")[1]
+    assert "Musts that you missed" in end and "says that it is (p-1)/(m+p-1)" in end
+    assert "To read" in end and "01_4d_basics.ipynb#pp-bubble-compare" in end
+
+
+def test_until_is_remembered(tmp_path):
+    Talk(tmp_path, ":q").face.practise(until=date(2027, 3, 4))
+    talk = Talk(tmp_path, ":q")
+    talk.face.practise()
+    assert "before 2027-03-04" in talk.text.replace("\n", " ")
+
+
+def test_nothing_is_wider_than_a_hundred_columns(tmp_path, monkeypatch):
+    """The real bank, in both languages; links alone may be longer."""
+    from rich.cells import cell_len
+
+    monkeypatch.setenv("COLUMNS", "180")
+    for language in ("en", "zh"):
+        talk = Talk(tmp_path, language=language)
+        talk.face.bank = load()
+        for question in ("4d-024", "4d-033", "4d-036", "4d-045"):
+            talk.face.show(question)
+        lines = [line for line in talk.text.splitlines() if "http" not in line]
+        assert max(map(cell_len, lines)) <= 100
 
 
 # Empty states.
@@ -296,7 +384,7 @@ def test_all_is_seen_and_none_is_due(tmp_path):
 
 
 def test_due_ones_only(tmp_path):
-    talk = Talk(tmp_path, *["", "", "", "", ""])
+    talk = Talk(tmp_path, *[""] * 7)
     earlier(talk.log, "practice-003")
     assert talk.face.practise(due_only=True) == 1 and talk.last().id == "practice-003"
     assert "Question 1 of 1" in talk.text
@@ -304,7 +392,7 @@ def test_due_ones_only(tmp_path):
 
 
 def test_a_torn_line_is_told(tmp_path):
-    talk = Talk(tmp_path, "q")
+    talk = Talk(tmp_path, ":q")
     earlier(talk.log, "practice-001")
     with open(talk.log.path, "a") as file:
         file.write('{"v": 1, "id": "practi')
@@ -313,82 +401,80 @@ def test_a_torn_line_is_told(tmp_path):
 
 
 def test_until_says_how_many_a_day_and_moves_the_dates(tmp_path):
-    talk = Talk(tmp_path, *WHOLE[:8], "4")
+    talk = Talk(tmp_path, *WHOLE[:8], "4", "")
     talk.face.practise(level=4, until=date(2027, 3, 4))
     assert "1 new ones a day" in talk.text
-    assert "4 easy (2027-03-03)" in talk.text and "Comes again on 2027-03-03." in talk.text
+    assert re.search(r"4 easy\s\(2027-03-03\)", talk.text)
+    assert "Comes again on 2027-03-03." in talk.text
 
 
 # The interview.
 
 UNSAID = ["", "", "", "", ""]  # notes, confidence, ticks, flags, grade
+FOLLOWED = ["", "y"]
 
 
 def test_an_interview_and_its_report(tmp_path):
-    lines = [*UNSAID, *UNSAID, "17.9", *UNSAID, "", *UNSAID]
+    warm, number = UNSAID, ["", "", "17.9", "", "", "", "", *FOLLOWED]
+    lines = [*warm, *number, "", "", *UNSAID[1:], "", *UNSAID, *FOLLOWED]
     talk = Talk(tmp_path, *lines, clock=Clock(1))
-    earlier(talk.log, "practice-001")  # so it is not the warm-up
     path = talk.face.interview(45)
     parts = re.findall(r"Part: (\S+)\. (\d+) minutes left", talk.text)
-    assert [part for part, _ in parts] == ["warm-up", "deep", "numeric", "diagnosis"]
+    assert [part for part, _ in parts] == ["warm-up", "number", "code", "diagnosis"]
     assert re.findall(r"Question \d of \d", talk.text) == [
         f"Question {i} of 4" for i in range(1, 5)
     ]
     assert path.parent == talk.log.path.parent and f"Report: {path}" in talk.text
     report = path.read_text(encoding="utf-8")
-    assert "4 of 4 questions" in report and "| numeric | The bubble of eight stages |" in report
+    assert "4 of 4 questions" in report and "| number | The bubble of eight stages |" in report
+    assert "* [x] Follow-up: And interleaved over `v` chunks?" in report
     assert [p.name for p in tmp_path.iterdir() if "interview" in p.name] == [path.name]
 
 
 def test_an_interview_is_over_when_its_time_is(tmp_path):
-    talk = Talk(tmp_path, *UNSAID, "unread", clock=Clock(60))
-    earlier(talk.log, "practice-001")
+    talk = Talk(tmp_path, *UNSAID, "unread", clock=Clock(90))
     path = talk.face.interview(10, report=tmp_path / "mine" / "report.md")
     assert "The 10 minutes are over." in talk.text and talk.lines == ["unread"]
     assert path == tmp_path / "mine" / "report.md" and "not asked" in path.read_text()
-    assert len(talk.log.reviews()) == 2
+    assert len(talk.log.reviews()) == 1
 
 
 def test_a_stopped_interview_still_has_its_report(tmp_path):
-    talk = Talk(tmp_path, *UNSAID, "q")
-    earlier(talk.log, "practice-001")
+    talk = Talk(tmp_path, *UNSAID, ":s", ":q")
     path = talk.face.interview(45)
-    assert "1 of 4 questions" in path.read_text() and "Stopped." in talk.text
-
-
-def test_the_next_interview_asks_others_where_it_can(tmp_path):
-    talk = Talk(tmp_path, "q")
-    earlier(talk.log, "practice-004", days=1, rating="easy")
-    talk.face.interview(45)
-    assert "practice-004" not in talk.text.split("Report")[0]
+    report = path.read_text()
+    assert "1 of 4 questions" in report and "Stopped." in talk.text
+    assert "| skipped |" in report and report.count("| not asked |") == 2
 
 
 # A coding task.
 
 
 def test_a_coding_task_gives_its_stub_and_judges_it(tmp_path):
-    stub = tmp_path / "interview_4d_accumulate.py"
+    def stub():
+        return next(tmp_path.glob("practice-005_*/my_gradients.py"))
 
     def break_it():
-        text = stub.read_text()
+        text = stub().read_text()
         assert "def my_gradients" in text
-        stub.write_text("import sys\nsys.exit(3)\n")
+        stub().write_text("import sys\nsys.exit(3)\n")
         return "c"
 
     def rename():
-        stub.write_text("x = 1\n")
+        stub().write_text("x = 1\n")
         return "c"
 
-    talk = Talk(tmp_path, break_it, rename, "", *UNSAID)
+    talk = Talk(tmp_path, "", break_it, rename, "", *UNSAID[1:], "")
     earlier(talk.log, "practice-005")
     talk.face.practise(due_only=True)
-    assert "judged in real ranks" in talk.text and str(stub) in talk.text
+    assert "judged in real ranks" in talk.text and str(stub()) in talk.text
+    assert "checking ..." in talk.text
     assert "SystemExit: 3" in talk.text and "defines no my_gradients" in talk.text
     assert talk.last().id == "practice-005"
 
 
 def test_a_coding_task_where_nothing_can_be_written(tmp_path):
-    talk = Talk(tmp_path, *UNSAID)
+    talk = Talk(tmp_path, *UNSAID, "")
     earlier(talk.log, "practice-005")
     talk.face._folder = tmp_path / "reviews.jsonl"  # a file, so nothing can be beneath it
     assert talk.face.practise(due_only=True) == 1
@@ -430,7 +516,7 @@ def test_a_whole_question_in_chinese(tmp_path):
     talk = Talk(tmp_path, *WHOLE, language="zh")
     assert talk.face.practise(level=4) == 1
     for part in (
-        "第 1 题，共 1 题",
+        "第 1 题，共 1 题  ·  流水线",
         "八个阶段的气泡",
         "占总时间",
         "那是占理想时间的比例",
@@ -444,8 +530,10 @@ def test_a_whole_question_in_chinese(tmp_path):
 
 
 def test_an_interview_in_chinese(tmp_path):
-    talk = Talk(tmp_path, "q", language="zh")
-    talk.face.interview(45)
+    talk = Talk(tmp_path, ":q", language="zh")
+    path = talk.face.interview(45)
+    report = path.read_text(encoding="utf-8")
+    assert "# 模拟面试" in report and "未问到" in report and "not asked" not in report
     assert "环节：热身。还剩 45 分钟。" in talk.text and "报告：" in talk.text
 
 

@@ -76,15 +76,15 @@ def ended(talk: pexpect.spawn) -> int:
 
 def answer(talk: pexpect.spawn, number: str = "17.9 %", grade: str = "") -> None:
     """The numeric question, from its first prompt to its date."""
-    talk.expect("bubble \\(of the total\\)")
-    talk.sendline(number)
-    talk.expect("one activation")
-    talk.sendline("64 MiB")
     talk.expect("Answer aloud")
     talk.sendline("both ends")
     talk.sendline("")
     talk.expect(CONFIDENCE)
     talk.sendline("4")
+    talk.expect("bubble \\(of the total\\)")
+    talk.sendline(number)
+    talk.expect("one activation")
+    talk.sendline("64 MiB")
     talk.expect(TICKS)
     talk.sendline("1 2 3 4")
     talk.expect(FLAGS)
@@ -92,6 +92,8 @@ def answer(talk: pexpect.spawn, number: str = "17.9 %", grade: str = "") -> None
     talk.expect(GRADE)
     talk.sendline(grade)
     talk.expect("Comes again on ")
+    talk.expect("Follow-up: ")
+    talk.sendline("")
 
 
 def test_a_whole_question(home, log):
@@ -106,6 +108,9 @@ def test_a_whole_question(home, log):
 
 def test_a_known_mistake_gets_its_reason_on_the_spot(home):
     talk = start(home, "--level", "4")
+    talk.expect("Answer aloud")
+    talk.sendline("")
+    talk.sendline("")
     talk.expect("bubble \\(of the total\\)")
     talk.sendline("21.9")
     talk.expect("That is the share of the \x1b\\[3mideal\x1b\\[0m time")  # slanted
@@ -115,9 +120,9 @@ def test_a_known_mistake_gets_its_reason_on_the_spot(home):
 
 
 def test_q_ctrl_d_and_ctrl_c(home, log):
-    for key, status in (("q\n", 0), ("\x04", 0), ("\x03", 130)):
+    for key, status in ((":q\n", 0), ("\x04", 0), ("\x03", 130)):
         talk = start(home, "--level", "4")
-        talk.expect("one activation|bubble \\(of the total\\)")
+        talk.expect("Answer aloud")
         talk.send(key)
         talk.expect("Stopped.")
         assert ended(talk) == status
@@ -127,10 +132,10 @@ def test_q_ctrl_d_and_ctrl_c(home, log):
 def test_a_kill_in_the_middle_leaves_the_log_whole(home, log):
     """One graded, the next half answered, kill -9: the first is there, the second is not."""
     ReviewLog(log).append(Review("practice-001", now().replace(year=2020), "again", 0.0))
-    talk = start(home)
+    talk = start(home, "-n", "5")
     answer(talk, grade="3")
     talk.expect("Question 2 of 5")
-    talk.expect("s: skip, q: stop")
+    talk.expect("Answer aloud")
     talk.kill(signal.SIGKILL)
     talk.expect(pexpect.EOF)
     lines = log.read_bytes().splitlines(keepends=True)
@@ -145,7 +150,7 @@ def test_a_kill_in_the_middle_leaves_the_log_whole(home, log):
     assert ended(talk) == 0
     talk = start(home, "--topic", "practice", "--level", "3")
     talk.expect("Answer aloud")
-    for _ in range(5):
+    for _ in range(6):
         talk.sendline("")
     talk.expect("Comes again")
     assert ended(talk) == 0
@@ -157,10 +162,13 @@ def test_a_kill_in_the_middle_leaves_the_log_whole(home, log):
 def test_two_windows_at_once(home, log):
     one, two = start(home, "--level", "4"), start(home, "--level", "4")
     for talk in (one, two):
+        talk.expect("Answer aloud")
+        talk.sendline("")
+        talk.sendline("")
         talk.expect("bubble \\(of the total\\)")
         talk.sendline("17.9")
     for talk, grade in ((two, "2"), (one, "3")):
-        for text in ("0.0625", "", "", "a", "", grade):
+        for text in ("0.0625", "a", "", grade, ""):
             talk.sendline(text)
     for talk in (one, two):
         talk.expect("Comes again on ")
@@ -218,7 +226,10 @@ def test_lang_c_alone_is_enough_for_chinese(home):
 
 def test_chinese_on_a_terminal(home):
     talk = start(home, "--level", "4", "--lang", "zh")
-    talk.expect("气泡")
+    talk.expect("请口头作答")
+    talk.sendline("")
+    talk.sendline("")
+    talk.expect("占总时间")
     talk.sendline("21.9")
     talk.expect("那是占")
     talk.sendline("q")
@@ -237,7 +248,9 @@ def test_chinese_on_a_terminal(home):
         (("--until", "2020-01-01"), r"2020-01-01 is not in the future"),
         (("-n", "0"), r"at least one question, not 0"),
         (("--minutes", "5"), r"ten minutes at least, not 5"),
-        (("--minutes", "45", "--level", "4"), r"leave out --level and --due"),
+        (("--minutes", "45", "--level", "4"), r"leave out the question, --level"),
+        (("practice-099",), r"there is no question 'practice-099'; did you mean practice-00"),
+        (("--area", "moe"), r"there is no area 'moe'; there is pipeline"),
         (("shwo",), r"there is no `picolab quiz shwo`; there are practise, list, show"),
         (("show",), r"say which question, as in picolab quiz show 4d-003"),
         (("--bank", "nowhere"), r"there is no folder nowhere"),
@@ -270,7 +283,7 @@ def test_looking_needs_no_terminal(home, log):
 
 def test_another_log_and_a_report(home, log, tmp_path):
     mine, report = tmp_path / "mine.jsonl", tmp_path / "report.md"
-    typed = "\n" * 4 + "1\nq\n"
+    typed = "\n" * 4 + "1\n:q\n"
     asked = run(home, "--minutes", "45", "--log", str(mine), "--report", str(report), typed=typed)
     assert asked.returncode == 0, asked.stderr
     assert "questions, 0 minutes" in report.read_text() and not log.exists()
@@ -281,7 +294,7 @@ def test_without_torch_a_coding_task_says_what_to_install(home, log, tmp_path):
     """Everything else works; a torch that cannot be imported stands for one that is not there."""
     (tmp_path / "torch.py").write_text("raise ModuleNotFoundError('No module named torch')")
     ReviewLog(log).append(Review("practice-005", now().replace(year=2020), "again", 0.0))
-    asked = run({**home, "PYTHONPATH": str(tmp_path)}, "--due", typed="\n" * 5)
+    asked = run({**home, "PYTHONPATH": str(tmp_path)}, "--due", typed="\n" * 6)
     said = asked.stdout.decode()
     assert asked.returncode == 0, asked.stderr
     assert "pip install -e '.[torch]'" in said and "Comes again on" in said

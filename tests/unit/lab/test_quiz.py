@@ -62,9 +62,14 @@ def practise(log, clock):
     def start(*due: str, **more):
         for index, name in enumerate(due):
             log.append(Review(name, NOON - timedelta(days=40, seconds=-index), "again", 0.5))
-        given = dict(topic=None, level=None, due=bool(due), n=5, minutes=None, lang="en")
-        given |= dict(until=None, bank=BANK, log=log.path, report=None, live=True)
-        made.append(Quiz(**{**given, "clock": clock, "rng": random.Random(0), **more}))
+        names = {"due": "due_only", "n": "count"}
+        given = dict(topic=None, minutes=None, lang="en", until=None, bank=BANK, log=log.path)
+        standard = {} if more.get("minutes") else {"due_only": bool(due), "count": 5}
+        choice = standard | {
+            names.get(key, key): more.pop(key) for key in ("level", "due", "n") if key in more
+        }
+        given |= dict(report=None, live=True, clock=clock, rng=random.Random(0), choice=choice)
+        made.append(Quiz(**{**given, **more}))
         return made[-1]
 
     yield start
@@ -106,13 +111,16 @@ def test_a_whole_question(practise, log, clock):
     quiz = practise("practice-001")
     card = quiz._widgets
     assert "Question 1 of 1  ·  pipeline, L4  ·  about 5 min  ·  practice-001" in seen(quiz)
-    assert "bubble (of the total)" in seen(quiz) and "<code>8</code> stages" in seen(quiz)
+    assert "<code>8</code> stages" in seen(quiz)
     assert "17.9" not in seen(quiz) and "(p-1)" not in seen(quiz)
+    assert "bubble (of the total)" not in seen(quiz), "numbers come after the words"
+    card.notes.value = "both ends"
+    card.confidence.value = 3
+    card.say.click()
+    assert "bubble (of the total)" in seen(quiz) and card.confidence.disabled
     said = type_number(quiz, 0, "21.9 %")
     assert "✗" in said and "That is the share of the <em>ideal</em> time" in said
     assert "✓" in type_number(quiz, 1, "64 MiB")
-    card.notes.value = "both ends"
-    card.confidence.value = 3
     clock.goes(2)
     card.show.click()
     assert "You took 2:00 of 5:00." in seen(quiz) and "<strong>17.9 %</strong>" in seen(quiz)
@@ -143,6 +151,7 @@ def test_a_whole_question(practise, log, clock):
 
 def test_a_number_is_judged_at_once_and_the_first_counts(practise):
     quiz = practise("practice-001")
+    quiz._widgets.say.click()
     assert "many&#x27; is not a number" in type_number(quiz, 0, "many")
     assert "asked for is a pure number in %" in type_number(quiz, 0, "3 GB")
     assert quiz.session.verdicts == {}
@@ -259,6 +268,7 @@ def test_the_timer_warns_and_never_blocks(practise, clock, log):
     card.tick()
     assert card.bar.value == 1 and card.bar.bar_style == "warning"
     assert "5:30: more than the planned 5:00, and nothing is cut off" in seen(quiz)
+    card.say.click()
     assert "✓" in type_number(quiz, 0, "17.9")
     card.show.click()
     card.grades["good"].click()
@@ -377,7 +387,7 @@ def test_our_own_mistakes_are_shown_too(practise):
     quiz._widgets._do(lambda: 1 / 0)
     assert "ZeroDivisionError" in seen(quiz)
     quiz._widgets._do(lambda: quiz.grade("good", (), ()))
-    assert "not now: reveal the answer first" in seen(quiz)
+    assert "not now: say your answer, or reveal it, first" in seen(quiz)
 
 
 @pytest.mark.parametrize(
@@ -390,7 +400,7 @@ def test_our_own_mistakes_are_shown_too(practise):
         (dict(until=date(2020, 1, 1)), "not in the future"),
         (dict(n=0), "at least one question"),
         (dict(bank="nowhere"), "there is no folder"),
-        (dict(minutes=45, level=4), "leave out level and due"),
+        (dict(minutes=45, level=4), "leave out level, area"),
         (dict(minutes=5), "ten minutes at least"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
@@ -436,11 +446,10 @@ def through(quiz, clock, minutes: float) -> list[str]:
 
 
 def test_an_interview_and_its_report(practise, log, clock):
-    log.append(Review("practice-001", NOON, "good", 1.0))  # asked last, so no warm-up
     quiz = practise(minutes=45)
     heads = through(quiz, clock, 4)
     parts = [re.match(r"Part: (\S+)\. (\d+) minutes left", head).groups() for head in heads]
-    assert parts == [("warm-up", "45"), ("deep", "41"), ("numeric", "37"), ("diagnosis", "33")]
+    assert parts == [("warm-up", "45"), ("number", "41"), ("code", "37"), ("diagnosis", "33")]
     assert "Question 4 of 4" in heads[3]
     assert quiz.report_path == log.path.parent / f"interview_{NOON:%Y-%m-%d_%H%M%S}.md"
     report = quiz.report_path.read_text(encoding="utf-8")
@@ -450,7 +459,6 @@ def test_an_interview_and_its_report(practise, log, clock):
 
 
 def test_an_interview_ends_when_its_time_is_over(practise, log, clock, tmp_path):
-    log.append(Review("practice-001", NOON, "good", 1.0))
     quiz = practise(minutes=10, report=tmp_path / "mine.md")
     card = quiz._widgets
     clock.goes(11)
@@ -462,11 +470,10 @@ def test_an_interview_ends_when_its_time_is_over(practise, log, clock, tmp_path)
 
 
 def test_a_report_that_cannot_be_written_is_in_the_notebook(practise, log, clock):
-    log.append(Review("practice-001", NOON, "good", 1.0))
     quiz = practise(minutes=45, report=log.path / "no-folder" / "report.md")
     through(quiz, clock, 1)
     assert "The report could not be written" in repr(quiz) and "# Mock interview" in repr(quiz)
-    assert quiz.report_path is None and len(log.reviews()) == 5
+    assert quiz.report_path is None and len(log.reviews()) == 4
 
 
 # Headless.
@@ -615,6 +622,7 @@ def test_a_whole_question_in_chinese(practise, log):
     quiz = practise("practice-001", lang="zh")
     card = quiz._widgets
     assert "第 1 题，共 1 题" in seen(quiz) and "八个阶段的气泡" in seen(quiz)
+    card.say.click()
     assert "不是 21.9 %。那是占<em>理想</em>时间的比例" in type_number(quiz, 0, "21.9")
     assert "不是一个数" in type_number(quiz, 1, "许多")
     card.show.click()
