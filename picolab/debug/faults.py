@@ -12,8 +12,8 @@ collective treated wrongly, found by the reason that its caller gives, so they n
 
 Those are in reduction_faults.py, ZeRO's in zero_faults.py, the others in other_faults.py. To add
 one of these: write a generator `(layout)` that patches, yields once and restores, and decorate it
-with `@fault(name, what, where_seen, needs)`. tests/distributed/debug/test_faults.py asks of each that
-the oracle catches it, and lists which cause it must be given.
+with `@fault(name, what, where_seen, needs)`. tests/distributed/debug/test_faults.py asks of each
+that the oracle catches it, and lists which cause it must be given.
 """
 
 import difflib

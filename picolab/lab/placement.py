@@ -9,7 +9,7 @@
 
 The strip is the whole thing, and what the rank holds of it is filled. Ranks with the same colour
 and letter in a column hold the same; what no axis cuts is grey. Norms are not drawn: every rank of
-a stage has them whole.
+a stage has them whole. Nor is ZeRO: of what a rank computes with, it keeps rows.
 
 It is a table of small pictures and not one large picture: a screen reader reads its cells, and it
 can be made anew at every press of a button. Where things are cut is what `costs` says;

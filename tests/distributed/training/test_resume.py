@@ -143,8 +143,8 @@ def test_another_stage_of_zero_is_a_sentence(of_dp2):
     about = checkpoint.describe(of_dp2[0] / "step-3")
     (said,) = resume.adapt("ck", about, config_of("dp2zero3"))[1]
     assert said == (
-        "resume: the checkpoint is of dp2, with ZeRO 0, and this is dp2zero3, with 3: shards are cut "
-        "anew, no number changes"
+        "resume: the checkpoint is of dp2, with ZeRO 0, and this is dp2zero3, with 3: shards are "
+        "cut anew, no number changes"
     )
 
 

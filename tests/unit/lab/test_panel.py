@@ -67,6 +67,22 @@ def test_every_way_through_the_buttons_ends_in_a_layout_that_works(max_world):
             shown.layout.check(shown.config)
 
 
+def test_zeros_stage_is_a_choice_where_it_is_asked_for():
+    shown, widgets = live(steps=2, zero=True)
+    assert [*widgets.choices] == ["dp", "tp", "pp", "cp", "zero"]
+    assert "zero" not in live(steps=2)[1].choices
+    stages = widgets.choices["zero"]
+    assert "zero 3: what replicas shard, parameters too" in stages.tooltips
+    stages.value = 2
+    assert shown.layout.zero == 2
+    assert "zero2 shards over replicas, and there is one" in widgets.message.value
+    widgets.choices["dp"].value = 2
+    assert str(shown.layout) == "dp2zero2"
+    assert any("zero: updated parameters" in str(row[0]) for row in shown.table().rows)
+    stages.value = 0
+    assert str(shown.layout) == "dp2"
+
+
 def test_a_size_that_is_not_offered_is_refused():
     shown, _ = live(steps=2)
     with pytest.raises(ValueError, match="no layout with pp=2"):  # it has one layer
