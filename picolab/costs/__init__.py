@@ -16,6 +16,7 @@ from picolab.costs.memory import (
     RECIPES,
     StateBytes,
     dtype_bytes,
+    sp_input_bytes,
     state_bytes,
 )
 from picolab.costs.parameters import (
@@ -60,6 +61,7 @@ __all__ = [
     "rank_states",
     "replica_sequences",
     "ring_bytes",
+    "sp_input_bytes",
     "stage_layers",
     "state_bytes",
     "step_ledger",

@@ -6,7 +6,7 @@ byte, on every rank, and tests/distributed/test_formula_ledger.py holds it to th
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from picolab.costs.collectives import ring_bytes
 from picolab.costs.memory import dtype_bytes
@@ -37,6 +37,7 @@ def step_ledger(
     seq: int | None = None,
     dtype: object = "fp32",
     bucket_bytes: int = DEFAULT_BUCKET_BYTES,
+    sp_inputs: Literal["keep", "gather"] = "keep",
     rank: int = 0,
 ) -> dict[tuple[str, str, str], Expected]:
     """Every collective of one rank in one optimizer step: (op, axis, reason) -> Expected.
@@ -61,6 +62,7 @@ def step_ledger(
 
         sp: embedding output, sp: gather output gradient        reduce-scatter, all-gather
         sp: gather input, sp: scatter input gradient            all-gather, reduce-scatter
+        sp: gather input again               as often as that, with sp_inputs "gather"
         sp: scatter output, sp: gather output gradient          reduce-scatter, all-gather
         sp: gradients of the norms           1              their bytes, in one all-reduce
 
@@ -102,7 +104,7 @@ def step_ledger(
 
     step.add("all_reduce", "dp", "dp: count of valid tokens", [8])
     if layout.sp:
-        step.sequence_parallel()
+        step.sequence_parallel(sp_inputs)
         norms = sum(parameter.numel for parameter in kept if "tp" not in parameter.axes)
         step.add("all_reduce", "tp", "sp: gradients of the norms", [norms * step.size])
     else:
@@ -166,11 +168,12 @@ class _Step:
         ):
             self.add("all_reduce", "tp", reason, self.activations(count))
 
-    def sequence_parallel(self) -> None:
+    def sequence_parallel(self, inputs: str) -> None:
         rows, columns = 2 * self.layers, 2 * self.layers + self.last
         for op, reason, count in (
             ("reduce_scatter", "sp: embedding output", int(self.first)),
             ("all_gather", "sp: gather input", columns),
+            ("all_gather", "sp: gather input again", columns if inputs == "gather" else 0),
             ("reduce_scatter", "sp: scatter output", rows),
             ("all_gather", "sp: gather output gradient", rows + self.first),
             ("reduce_scatter", "sp: scatter input gradient", columns),

@@ -82,6 +82,7 @@ class Panel(Shown):
             "accumulate": settings.get("accumulate"),
             "dtype": config.dtype,
             "bucket_bytes": config.bucket_bytes,
+            "sp_inputs": config.sp_inputs,
         }
         self._choices = working_layouts(self.config, max_world, like=self.layout)
         self._max_world, self.stages = max_world, ZERO_STAGES if zero else ()

@@ -29,7 +29,7 @@ elements
 
 k is 2 where F.rms_norm is made of single operations (on the CPU it keeps x and the normalised x)
 and 1 where it is one kernel; the 1 is 1/sqrt(mean square). The gathered inputs of the matrices are
-kept whole (tensor_comm.py says what else could be done).
+kept whole, or gathered again in backward (`sp_inputs`, tensor_comm.py).
 
 Source: arXiv 2205.05198, section 4.2.2. tests/distributed/parallel/test_sequence.py measures both.
 """
@@ -43,7 +43,7 @@ from torch import nn
 from picolab import comm
 from picolab.model import Attention, Linear, RMSNorm, SwiGLU, Transformer
 from picolab.parallel.placement import Placement
-from picolab.parallel.tensor_comm import column_linear, g_, gather_linear, scatter_sum
+from picolab.parallel.tensor_comm import Inputs, column_linear, g_, gather_linear, scatter_sum
 from picolab.parallel.vocabulary import (
     VocabularyParallelEmbedding,
     VocabularyParallelLoss,
@@ -59,6 +59,9 @@ class ColumnParallelLinear(Linear):
     in), this rank's; result: (..., out / n), this rank's.
     """
 
+    inputs: Inputs = "keep"
+    """With `sequence`: whether the gathered x is kept for backward, or gathered again."""
+
     def __init__(self, linear: Linear, axis: str = "tp", sequence: bool = False):
         super().__init__(*_shard(linear, 0, axis))
         self.weight.requires_grad_(linear.weight.requires_grad)
@@ -66,7 +69,7 @@ class ColumnParallelLinear(Linear):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.sequence:
-            return gather_linear(x, self.weight, self.axis)
+            return gather_linear(x, self.weight, self.axis, self.inputs)
         return column_linear(x, self.weight, self.axis)
 
 
@@ -117,7 +120,8 @@ class TensorParallelOptimizer(Placement):
     every matrix and none. Not a `torch.optim` optimizer.
 
     sequence: activations between the matrices are split along the sequence too; then
-    `sum_norm_gradients` must be called once a step. rules: how each type of layer is split. Raises
+    `sum_norm_gradients` must be called once a step; sp_inputs: "keep" the matrices' gathered inputs
+    for backward, or "gather" them again there. rules: how each type of layer is split. Raises
     ValueError if a rank would be without key-value heads, ffn or vocabulary, the model has values
     already, or there is no rule for a layer.
     """
@@ -128,8 +132,10 @@ class TensorParallelOptimizer(Placement):
         axis: str = "tp",
         sequence: bool = False,
         rules: dict[type[nn.Module], Rule] = RULES,
+        sp_inputs: Inputs = "keep",
     ):
         self.axis, self.sequence, self.rules = axis, sequence, rules
+        self.sp_inputs = sp_inputs
         if model is not None:
             self.shard(model)
 
@@ -150,6 +156,9 @@ class TensorParallelOptimizer(Placement):
                 raise ValueError(f"there is no rule to split a {type(module).__name__}")
             self.rules[type(module)](module, axis, sequence)
         model.head = ColumnParallelLinear(model.head, axis, sequence)
+        for module in model.modules():
+            if isinstance(module, ColumnParallelLinear):
+                module.inputs = self.sp_inputs
         if model.config.tied:
             model.head.weight = model.embed.weight
         rows = model.head.weight.pieces[0].ranges[0]

@@ -27,18 +27,21 @@ from picolab.parallel.micro_batches import count_valid
 from picolab.parallel.pipeline import PipelineParallelOptimizer
 from picolab.parallel.placement import Batch, Placement
 from picolab.parallel.tensor import TensorParallelOptimizer
+from picolab.parallel.tensor_comm import Inputs
 from picolab.parallel.whole import gather_all, square_norm
 from picolab.parallel.zero import ZeroOptimizer
 from picolab.specs import Layout
 from picolab.specs.train_config import refuse_unimplemented
 
 
-def placements(layout: Layout, bucket_bytes: int, find_unused: bool) -> list[Placement]:
+def placements(
+    layout: Layout, bucket_bytes: int, find_unused: bool, sp_inputs: Inputs = "keep"
+) -> list[Placement]:
     """What a layout asks for, in the order in which it is put on the model."""
     found: list[Placement] = []
     # While there are only shapes: a rank never holds a whole matrix.
     if layout.tp > 1:
-        found.append(TensorParallelOptimizer(axis="tp", sequence=layout.sp))
+        found.append(TensorParallelOptimizer(axis="tp", sequence=layout.sp, sp_inputs=sp_inputs))
     # Stages are picked out after the split, which knows the whole model.
     if layout.pp > 1:
         found.append(PipelineParallelOptimizer(axis="pp"))
@@ -66,6 +69,7 @@ def parallelize(
     dtype: torch.dtype | None = None,
     bucket_bytes: int = costs.DEFAULT_BUCKET_BYTES,
     find_unused: bool = False,
+    sp_inputs: Inputs = "keep",
 ) -> "ThreeDParallelOptimizer":
     """Place the model on the ranks of the layout. See `ThreeDParallelOptimizer`."""
     return ThreeDParallelOptimizer(
@@ -76,6 +80,7 @@ def parallelize(
         dtype=dtype,
         bucket_bytes=bucket_bytes,
         find_unused=find_unused,
+        sp_inputs=sp_inputs,
     )
 
 
@@ -101,6 +106,7 @@ class ThreeDParallelOptimizer:
         dtype: torch.dtype | None = None,
         bucket_bytes: int = costs.DEFAULT_BUCKET_BYTES,
         find_unused: bool = False,
+        sp_inputs: Inputs = "keep",
     ):
         layout = Layout.parse(layout)
         refuse_unimplemented(layout)
@@ -113,7 +119,7 @@ class ThreeDParallelOptimizer:
             comm.build_mesh(layout)
 
         # 2. Everything is cut while the model is on the meta device.
-        self.placements = placements(layout, bucket_bytes, find_unused)
+        self.placements = placements(layout, bucket_bytes, find_unused, sp_inputs)
         for placement in self.placements:
             placement.shard(model)
 

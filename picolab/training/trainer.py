@@ -192,7 +192,11 @@ class Run:
         # On the meta device there are only shapes, so that the model is cut before it has values.
         self.model = build(config.model, config.torch_dtype)
         self.parallel = parallelize(
-            self.model, config.layout, seed=config.seed, bucket_bytes=config.bucket_bytes
+            self.model,
+            config.layout,
+            seed=config.seed,
+            bucket_bytes=config.bucket_bytes,
+            sp_inputs=config.sp_inputs,
         )
         # After parallelize, which replaces the parameters by the shards that this rank holds.
         self.optimizer = adamw(self.parallel.parameters(), config)

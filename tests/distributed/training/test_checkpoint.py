@@ -42,7 +42,7 @@ BATCH = {
     "dp2cp2": (1, 4),
     "tp2pp2": (2, 4),
     "dp2zero1": (2, 2),
-    "dp3zero2": (2, 2),
+    "dp2zero2": (2, 2),
     "dp2tp2zero3": (1, 4),
     "dp2pp2zero1": (1, 4),
     "dp4zero3shard2": (2, 1),
@@ -118,7 +118,7 @@ CHAINS = [
     ["dp4", "tp2pp2", "dp1"],
     ["tp2pp2", "tp3", "dp2cp2", "dp2"],
     ["dp2zero1", "tp2pp2", "dp4zero3shard2", "dp2"],
-    ["dp2tp2zero3", "dp3zero2", "dp2pp2zero1", "dp1"],
+    ["dp2tp2zero3", "dp2zero2", "dp2pp2zero1", "dp1"],
 ]
 
 
