@@ -41,7 +41,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from picolab import comm
-from picolab.model import Attention, Linear, RMSNorm, SwiGLU, Transformer
+from picolab.model import Attention, Dropout, Linear, RMSNorm, SwiGLU, Transformer
 from picolab.parallel.placement import Placement
 from picolab.parallel.tensor_comm import Inputs, column_linear, g_, gather_linear, scatter_sum
 from picolab.parallel.vocabulary import (
@@ -108,6 +108,7 @@ RULES: dict[type[nn.Module], Rule] = {
     Attention: split_attention,
     SwiGLU: split_mlp,
     RMSNorm: replicate,
+    Dropout: replicate,
 }
 
 

@@ -26,6 +26,7 @@ from picolab.parallel.data import DataParallelOptimizer
 from picolab.parallel.micro_batches import count_valid
 from picolab.parallel.pipeline import PipelineParallelOptimizer
 from picolab.parallel.placement import Batch, Placement
+from picolab.parallel.random_streams import RandomStreams
 from picolab.parallel.tensor import TensorParallelOptimizer
 from picolab.parallel.tensor_comm import Inputs
 from picolab.parallel.whole import gather_all, square_norm
@@ -132,6 +133,9 @@ class ThreeDParallelOptimizer:
         for placement in self.placements:
             placement.attach(model)
 
+        # 5. Where ranks hold the same, they drop the same (a model without dropout draws nothing).
+        RandomStreams(seed, comm.device()).install(model, layout.sp)
+
     def forward_backward(
         self,
         tokens_MBS: torch.Tensor,
@@ -216,6 +220,11 @@ class ThreeDParallelOptimizer:
         """After the optimizer's step."""
         for placement in self.placements:
             placement.after_step()
+
+    def after_load(self) -> None:
+        """After `parameters()` were given other values, by a checkpoint. All ranks call it."""
+        for placement in self.placements:
+            placement.after_load()
 
     def zero_grad(self) -> None:
         for parameter in self.model.parameters():

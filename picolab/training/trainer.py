@@ -128,6 +128,7 @@ def train_rank(
         run.prepare(text)
         if checkpoints.resume is not None:
             run.first_step = restore(checkpoints.resume, run.optimizer, run.text, config)
+            run.parallel.after_load()
             if dist.get_rank() == 0:
                 events.write("resume", step=run.first_step, notes=list(checkpoints.notes))
         report.first_step = run.first_step
