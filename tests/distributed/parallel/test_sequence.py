@@ -143,10 +143,11 @@ def norm_gradients_summed_every_micro_batch():
 def input_gradient_not_summed():
     reduce_scatter = comm.reduce_scatter
 
-    def own_part(x, axis, reason, dim=0):
+    def own_part(x, axis, reason, dim=0, async_op=False):
         if reason == "sp: scatter input gradient":
-            return x.chunk(2, dim)[comm.mesh().rank(axis)].contiguous()
-        return reduce_scatter(x, axis, reason, dim=dim)
+            mine = x.chunk(2, dim)[comm.mesh().rank(axis)].contiguous()
+            return comm.Pending(None, mine, 0.0, ())
+        return reduce_scatter(x, axis, reason, dim=dim, async_op=async_op)
 
     comm.reduce_scatter = own_part
 
