@@ -25,7 +25,7 @@ from picolab.costs.parameters import (
     local_parameters,
     parameters,
 )
-from picolab.costs.slices import even_slices, replica_sequences, zigzag_chunks
+from picolab.costs.slices import even_slices, head_slices, replica_sequences, zigzag_chunks
 from picolab.costs.stages import stage_layers
 from picolab.costs.traffic import (
     buckets,
@@ -55,6 +55,7 @@ __all__ = [
     "even_slices",
     "flops_per_token",
     "gathered_bytes",
+    "head_slices",
     "in_flight",
     "local_parameters",
     "parameters",

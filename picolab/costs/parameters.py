@@ -7,7 +7,7 @@ so nothing here looks at names: each part is written down as the product of its 
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from picolab.costs.slices import even_slices
+from picolab.costs.slices import even_slices, head_slices
 from picolab.costs.stages import stage_layers
 from picolab.specs import Layout, ModelConfig
 
@@ -149,7 +149,7 @@ def local_parameters(
 
     Of Llama decoders under dp, tp, pp and cp. q, k and v are one matrix, and so are gate and up: tp
     splits all matrices (arXiv 1909.08053, section 3) and replicates the norms; sizes that do not
-    divide are dealt out by `even_slices`, key-value heads together with their query heads. Stages
+    divide are dealt out by `even_slices`, heads by `head_slices`. Stages
     of pp hold different layers; the first has the embedding, the last the last norm and the head
     (also a tied one: it is the embedding once more). dp and cp split no parameter; ZeRO does, and
     these are what a rank computes with (`zero_shards`: what it keeps).
@@ -164,9 +164,9 @@ def local_parameters(
     def mine(size: int) -> int:
         return len(even_slices(size, layout.tp)[place["tp"]])
 
-    hidden, kv_heads, ffn = config.hidden, mine(config.kv_heads), mine(config.ffn)
-    queries = kv_heads * (config.heads // config.kv_heads) * config.head_dim
-    keys = kv_heads * config.head_dim
+    hidden, ffn = config.hidden, mine(config.ffn)
+    heads = head_slices(config.heads, config.kv_heads, layout.tp, place["tp"])
+    queries, keys = (len(held) * config.head_dim for held in heads)
     table = mine(config.vocab) * hidden
     first, last = place["pp"] == 0, place["pp"] == layout.pp - 1
     cut, whole = frozenset({"tp"}), frozenset()

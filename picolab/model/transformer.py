@@ -143,19 +143,20 @@ class Attention(nn.Module):
         queries, keys = config.heads * self.head_dim, config.kv_heads * self.head_dim
         std = size**-0.5
         # Where these are cut, a key-value head and the queries that read it stay together.
-        groups = config.kv_heads
+        groups, heads = config.kv_heads, config.heads
         self.qkv = Linear(
             [
-                Piece(f"{name}.q.weight", (queries, size), std=std, blocks=groups),
-                Piece(f"{name}.k.weight", (keys, size), std=std, blocks=groups),
-                Piece(f"{name}.v.weight", (keys, size), std=std, blocks=groups),
+                Piece(f"{name}.q.weight", (queries, size), std=std, blocks=groups, finer=heads),
+                Piece(f"{name}.k.weight", (keys, size), std=std, blocks=groups, shared=True),
+                Piece(f"{name}.v.weight", (keys, size), std=std, blocks=groups, shared=True),
             ],
             dtype,
         )
         # Replaced where a sequence is split over ranks: (q_BNSE, k_BKSE, v_BKSE) -> out_BNSE.
         self.attend: Attend = causal_attention
         std = (queries * 2 * config.layers) ** -0.5
-        self.o = Linear([Piece(f"{name}.o.weight", (size, queries), std=std, blocks=groups)], dtype)
+        o = Piece(f"{name}.o.weight", (size, queries), std=std, blocks=groups, finer=heads)
+        self.o = Linear([o], dtype)
         self.drop = Dropout(0.0, cut_by_tp=True)
 
     def forward(self, x_BSD: torch.Tensor, tables: Tables) -> torch.Tensor:

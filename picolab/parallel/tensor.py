@@ -14,7 +14,10 @@ arXiv 1909.08053, section 3. Twin in torch: `torch.distributed.tensor.parallel.p
 tests/distributed/parallel/test_tensor.py runs both.
 
 Sizes that the axis does not divide are dealt out as evenly as they go (`costs.even_slices`), a
-key-value head always with the queries that read it; every rank must get something.
+key-value head always with the queries that read it; every rank must get something. Where there are
+more ranks than key-value heads, neighbours hold the same head, each for its own queries
+(Megatron-LM does the same). Of k and v each then has the gradient that its queries make, a summand,
+so they are summed over those neighbours once a step.
 
 **Sequence parallelism** (`sequence=True`) splits what lies between g and the next f, norms and
 residual stream, along the sequence: each g becomes a reduce-scatter and each f an all-gather, the
@@ -41,7 +44,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from picolab import comm
-from picolab.model import Attention, Dropout, Linear, RMSNorm, SwiGLU, Transformer
+from picolab.model import Attention, Dropout, Linear, RMSNorm, SwiGLU, Transformer, slices
 from picolab.parallel.placement import Placement
 from picolab.parallel.tensor_comm import Inputs, column_linear, g_, gather_linear, scatter_sum
 from picolab.parallel.vocabulary import (
@@ -52,6 +55,7 @@ from picolab.parallel.vocabulary import (
 from picolab.specs import Layout
 
 NORM_GRADIENTS = "sp: gradients of the norms"
+SHARED_HEADS = "tp: gradients of shared heads"
 
 
 class ColumnParallelLinear(Linear):
@@ -149,6 +153,8 @@ class TensorParallelOptimizer(Placement):
                 "device, Transformer(config), split it, and then initialise it"
             )
         self.model = model
+        copies = Layout(tp=size).head_copies(model.config)
+        self._copies = comm.mesh().neighbours(axis, copies) if copies > 1 else None
         if size == 1:
             return
         model.embed = VocabularyParallelEmbedding(model.embed, axis, sequence)
@@ -168,7 +174,24 @@ class TensorParallelOptimizer(Placement):
         model.sequence_shares = size if sequence else 1
 
     def finish_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
+        self.sum_shared_heads(parameters)
         self.sum_norm_gradients(parameters)
+
+    def sum_shared_heads(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Once a step, where neighbours hold the same key-value head: the gradients of k and v."""
+        if self._copies is None:
+            return
+        _sum_together(
+            [
+                part
+                for parameter in parameters
+                if parameter.grad is not None
+                for piece, part in slices(parameter, parameter.grad)
+                if piece.copies > 1
+            ],
+            self._copies,
+            SHARED_HEADS,
+        )
 
     def sum_norm_gradients(self, parameters: Sequence[nn.Parameter] | None = None) -> None:
         """Once a step, with `sequence`: the gradients of replicated parameters, which every rank
@@ -183,13 +206,18 @@ class TensorParallelOptimizer(Placement):
             if parameter.grad is not None
             and not any(p.axes & {self.axis} for p in parameter.pieces)
         ]
-        if not gradients:
-            return
-        flat = torch.cat([gradient.flatten() for gradient in gradients])
-        comm.all_reduce(flat, self.axis, NORM_GRADIENTS)
-        # Written in place: a gradient may be a view into a data-parallel bucket.
-        for gradient, total in zip(gradients, flat.split([g.numel() for g in gradients])):
-            gradient.copy_(total.view_as(gradient))
+        _sum_together(gradients, self.axis, NORM_GRADIENTS)
+
+
+def _sum_together(gradients: list[torch.Tensor], axis: str, reason: str) -> None:
+    """Sum these over the axis, in one all-reduce, in place: a gradient may be a view into a
+    data-parallel bucket."""
+    if sum(gradient.numel() for gradient in gradients) == 0:
+        return
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    comm.all_reduce(flat, axis, reason)
+    for gradient, total in zip(gradients, flat.split([g.numel() for g in gradients])):
+        gradient.copy_(total.view_as(gradient))
 
 
 def _shard(linear: Linear, dim: int, axis: str):

@@ -177,7 +177,7 @@ def test_it_can_be_saved(tmp_path):
 @pytest.mark.parametrize(
     "layout, config, sentence",
     [
-        ("tp8", "tiny", "leaves ranks with nothing"),
+        ("tp6", "tiny", "leaves ranks with nothing"),
         ("dp2zero3", "tiny", "zero3"),
         ("dp2", "mixtral-8x7b", "plain Llama"),
         ("dp2", "huge", "huge"),
