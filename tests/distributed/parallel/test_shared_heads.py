@@ -42,10 +42,10 @@ def train(layout, kv_heads):
         found["loss"].append(float(parallel.forward_backward(data[..., :-1], data[..., 1:])))
         if step == 0:
             found["gradients"] = parallel.gradients()
-        booked = len(comm.ledger().snapshot()) if layout.world > 1 else 0
         found["norm"].append(parallel.clip(0.5))
         optimizer.step()
         parallel.after_step()
+        booked = len(comm.ledger().snapshot()) if layout.world > 1 else 0
     found["state"] = parallel.state_dict()
     if layout.world > 1:
         found["axes"] = {p.name: p.copies for q in parallel.parameters() for p in q.pieces}
@@ -94,13 +94,10 @@ def test_equals_one_process_and_the_formula(alone):
             formula = costs.step_ledger(
                 CONFIGS[kv_heads], layout, micro_batch=micro, accumulate=2, dtype="fp64", rank=rank
             )
-            reason = "tp: gradients of shared heads"
-            axis = f"tp_copies{copies}"
-            for key, expected in formula.items():
-                if "gradient norm" in key[2] or "updated" in key[2]:
-                    continue  # after the last look; test_formula_ledger.py has them
-                assert result["ledger"].get(key) == expected[:2], (layout, key)
-            assert any(key == ("all_reduce", axis, reason) for key in result["ledger"])
+            right = {key: tuple(expected[:2]) for key, expected in formula.items()}
+            assert result["ledger"] == right, layout
+            key = ("all_reduce", f"tp_copies{copies}", "tp: gradients of shared heads")
+            assert key in right or "zero" in layout  # whose rows may all be of q
 
 
 def not_summed(layout, kv_heads):
