@@ -13,6 +13,7 @@ copies for ever. So a parameter here is made of pieces:
 A piece may be cut several times, by rows over one axis and by columns over another, or twice by
 rows; what is left is always a rectangle. Nobody outside asks "is it tensor parallel?": the gradient
 norm sums over the axes of a piece's cuts, gathering undoes them, checkpoints write the rectangle.
+Of a cut with fewer slices than ranks, neighbours hold the same one.
 
 A parameter is filled by drawing the *whole* global tensor from a generator that is seeded by (seed,
 name), and keeping the slice. Any sharding, on any device, in any order of construction starts from

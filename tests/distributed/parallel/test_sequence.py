@@ -305,8 +305,7 @@ def backward_in_order(at_once=False):
 
         def noted(*args, name=name, real=real, **kw):
             here.append(f"start {name}")
-            if at_once:  # the mutant
-                kw.pop("async_op", None)
+            if at_once and kw.pop("async_op", False):  # the mutant
                 return comm.Pending(None, real(*args, **kw), 0.0, ())
             found = real(*args, **kw)
             if kw.get("async_op"):
