@@ -18,6 +18,7 @@ from picolab.costs.memory import (
     RECIPES,
     StateBytes,
     dtype_bytes,
+    sp_input_bytes,
     state_bytes,
 )
 from picolab.costs.parameters import (
@@ -26,13 +27,14 @@ from picolab.costs.parameters import (
     local_parameters,
     parameters,
 )
-from picolab.costs.slices import even_slices, replica_sequences, zigzag_chunks
+from picolab.costs.slices import even_slices, head_slices, replica_sequences, zigzag_chunks
 from picolab.costs.stages import stage_layers
 from picolab.costs.traffic import (
     buckets,
     data_parallel_bytes,
     tensor_parallel_layer_bytes,
 )
+from picolab.costs.zero import gathered_bytes, rank_states, zero3_uses, zero_bytes, zero_shards
 from picolab.specs import DEFAULT_BUCKET_BYTES
 
 __all__ = [
@@ -57,15 +59,22 @@ __all__ = [
     "even_slices",
     "fit_alpha_beta",
     "flops_per_token",
+    "gathered_bytes",
     "group_bandwidth",
+    "head_slices",
     "in_flight",
     "local_parameters",
     "parameters",
+    "rank_states",
     "replica_sequences",
     "ring_bytes",
+    "sp_input_bytes",
     "stage_layers",
     "state_bytes",
     "step_ledger",
     "tensor_parallel_layer_bytes",
+    "zero3_uses",
+    "zero_bytes",
+    "zero_shards",
     "zigzag_chunks",
 ]

@@ -6,15 +6,18 @@ byte, on every rank, and tests/distributed/test_formula_ledger.py holds it to th
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from picolab.costs.collectives import ring_bytes
 from picolab.costs.memory import dtype_bytes
-from picolab.costs.parameters import local_parameters, require_llama
-from picolab.costs.slices import even_slices
+from picolab.costs.parameters import LocalParameter, local_parameters, require_llama
+from picolab.costs.slices import even_slices, head_slices
 from picolab.costs.stages import stage_layers
 from picolab.costs.traffic import buckets
+from picolab.costs.zero import shard_of, zero3_uses, zero_shards
 from picolab.specs import DEFAULT_BUCKET_BYTES, Layout, ModelConfig
+
+TABLES = ("embed.weight", "head.weight")
 
 
 class Expected(NamedTuple):
@@ -34,6 +37,7 @@ def step_ledger(
     seq: int | None = None,
     dtype: object = "fp32",
     bucket_bytes: int = DEFAULT_BUCKET_BYTES,
+    sp_inputs: Literal["keep", "gather"] = "keep",
     rank: int = 0,
 ) -> dict[tuple[str, str, str], Expected]:
     """Every collective of one rank in one optimizer step: (op, axis, reason) -> Expected.
@@ -49,6 +53,8 @@ def step_ledger(
         tp: cross entropy maximum            each mb        b*s'        in fp32 or better
         tp: cross entropy sums               each mb        2*b*s'      sum of exponentials, target
         tp: gradient norm                    1              8 bytes     of the sharded parameters
+        tp: gradients of shared heads        1              their bytes k and v, if neighbours have
+                                                                        the same key-value head
         dp: gradient bucket                  each bucket    its bytes   last micro-batch only
         dp: loss                             1              8 bytes
 
@@ -58,6 +64,7 @@ def step_ledger(
 
         sp: embedding output, sp: gather output gradient        reduce-scatter, all-gather
         sp: gather input, sp: scatter input gradient            all-gather, reduce-scatter
+        sp: gather input again               as often as that, with sp_inputs "gather"
         sp: scatter output, sp: gather output gradient          reduce-scatter, all-gather
         sp: gradients of the norms           1              their bytes, in one all-reduce
 
@@ -70,10 +77,19 @@ def step_ledger(
         cp: keys and values                  2(c-1)l each mb  2*b*s'*k  forward, backward; k: width
         cp: gradients of keys and values     (c-1)l each mb   2*b*s'*k  of this rank's keys; fp32
 
+    ZeRO has, in place of the gradient buckets, over the data axis or the shard group of n ranks; a
+    payload is n times the first rank's rows of what travels together, shorter shards being padded:
+
+        zero: gradient bucket                each bucket               reduce-scatter
+        zero: gradient shards                each bucket    1/n of it  all-reduce over the groups
+        zero: updated parameters             each bucket               all-gather; stages 1, 2
+        zero: parameters, forward            each mb: embedding, each block, norm and head; stage 3
+        zero: parameters, backward           each mb: the same without the embedding
+
     An axis of size 1 has no entries. Sources: arXiv 1909.08053, section 3 (layers, embedding and
     cross entropy), 2006.15704, section 3.2 (buckets), 2205.05198, section 4.2.2 (sp), 2310.01889,
-    section 3 (ring attention). Raises ValueError for ep and ZeRO, and for a layout that cannot
-    split the model or the sequence.
+    section 3 (ring attention), 1910.02054, section 7 (ZeRO). Raises ValueError for ep, and for a
+    layout that cannot split the model or the sequence.
     """
     layout = Layout.parse(layout)
     require_llama(config)
@@ -86,25 +102,29 @@ def step_ledger(
     layout.check(config)
 
     step = _Step(config, layout, rank, micro_batch, accumulate, dtype_bytes(dtype))
-    parameters = local_parameters(config, layout, rank)
-    data_axis = layout.data_axis
+    parameters, kept = (of(config, layout, rank) for of in (local_parameters, zero_shards))
 
     step.add("all_reduce", "dp", "dp: count of valid tokens", [8])
     if layout.sp:
-        step.sequence_parallel()
-        norms = sum(parameter.numel for parameter in parameters if "tp" not in parameter.axes)
+        step.sequence_parallel(sp_inputs)
+        norms = sum(parameter.numel for parameter in kept if "tp" not in parameter.axes)
         step.add("all_reduce", "tp", "sp: gradients of the norms", [norms * step.size])
     else:
         step.tensor_parallel()
+    step.shared_heads(rank)
     step.cross_entropy()
     step.context_parallel()
-    step.pipeline()
+    step.pipeline([parameter.numel for parameter in kept if parameter.name in TABLES])
     sizes = [parameter.numel * step.size for parameter in parameters]
-    filled = [sum(sizes[i] for i in group) for group in buckets(sizes, bucket_bytes)]
-    step.add("all_reduce", data_axis, "dp: gradient bucket", filled)
-    step.add("all_reduce", data_axis, "dp: loss", [8])
+    together = [[parameters[i] for i in group] for group in buckets(sizes, bucket_bytes)]
+    if layout.zero:
+        step.zero(together, zero3_uses(config, layout, rank))
+    else:
+        filled = [step.size * sum(p.numel for p in group) for group in together]
+        step.add("all_reduce", layout.data_axis, "dp: gradient bucket", filled)
+    step.add("all_reduce", layout.data_axis, "dp: loss", [8])
     step.add("all_reduce", "pp", "pp: loss", [8])
-    step.gradient_norm({parameter.axes for parameter in parameters})
+    step.gradient_norm({parameter.axes for parameter in kept})
     return step.expected
 
 
@@ -122,15 +142,17 @@ class _Step:
     ):
         place = layout.coordinates(rank)
         self.config, self.layout, self.accumulate, self.size = config, layout, accumulate, size
-        self.tp_rank = place["tp"]
+        self.heads = head_slices(config.heads, config.kv_heads, layout.tp, place["tp"])
         self.first, self.last = place["pp"] == 0, place["pp"] == layout.pp - 1
         self.layers = len(stage_layers(config.layers, layout.pp)[place["pp"]])
         self.tokens = micro_batch * (config.seq // layout.cp)
         self.activation = self.tokens * config.hidden * size
         self.expected: dict[tuple[str, str, str], Expected] = {}
 
-    def add(self, op: str, axis: str, reason: str, payloads: Sequence[int]) -> None:
-        n = self.layout.size(axis)
+    def add(
+        self, op: str, axis: str, reason: str, payloads: Sequence[int], n: int | None = None
+    ) -> None:
+        n = self.layout.size(axis) if n is None else n
         if n > 1 and payloads:
             ring = sum(ring_bytes(op, payload, n) for payload in payloads)
             self.expected[op, axis, reason] = Expected(len(payloads), sum(payloads), ring)
@@ -138,9 +160,21 @@ class _Step:
     def activations(self, each_micro_batch: int) -> list[int]:
         return [self.activation] * (each_micro_batch * self.accumulate)
 
-    def share(self, size: int) -> int:
-        """What this rank of tp has of a size that is dealt out over tp."""
-        return len(even_slices(size, self.layout.tp)[self.tp_rank])
+    def shared_heads(self, rank: int) -> None:
+        """k and v of every layer, as far as this rank keeps their rows, where neighbours have the
+        same head."""
+        config, layout = self.config, self.layout
+        copies = layout.head_copies(config)
+        queries, keys = (len(held) * config.head_dim for held in self.heads)
+        rows = range(queries + 2 * keys)
+        if layout.zero and layout.size(layout.shard_axis) > 1:
+            (line,) = (line for line in layout.lines(layout.shard_axis) if rank in line)
+            rows = even_slices(len(rows), len(line))[line.index(rank)]
+        kept = self.layers * len(range(max(rows.start, queries), rows.stop)) * config.hidden
+        if copies > 1 and kept:
+            axis = f"tp_copies{copies}"
+            reason = "tp: gradients of shared heads"
+            self.add("all_reduce", axis, reason, [kept * self.size], copies)
 
     def tensor_parallel(self) -> None:
         rows, columns = 2 * self.layers, 2 * self.layers + self.last
@@ -151,11 +185,12 @@ class _Step:
         ):
             self.add("all_reduce", "tp", reason, self.activations(count))
 
-    def sequence_parallel(self) -> None:
+    def sequence_parallel(self, inputs: str) -> None:
         rows, columns = 2 * self.layers, 2 * self.layers + self.last
         for op, reason, count in (
             ("reduce_scatter", "sp: embedding output", int(self.first)),
             ("all_gather", "sp: gather input", columns),
+            ("all_gather", "sp: gather input again", columns if inputs == "gather" else 0),
             ("reduce_scatter", "sp: scatter output", rows),
             ("all_gather", "sp: gather output gradient", rows + self.first),
             ("reduce_scatter", "sp: scatter input gradient", columns),
@@ -171,14 +206,36 @@ class _Step:
 
     def context_parallel(self) -> None:
         """Keys and values go round the ring in both directions, their gradients backward."""
-        numbers = 2 * self.tokens * self.share(self.config.kv_heads) * self.config.head_dim
+        numbers = 2 * self.tokens * len(self.heads[1]) * self.config.head_dim
         hops = (self.layout.cp - 1) * self.layers * self.accumulate
         gradients = [numbers * max(self.size, 4)] * hops
         for op in ("send", "recv"):
             self.add(op, "cp", "cp: keys and values", [numbers * self.size] * (2 * hops))
             self.add(op, "cp", "cp: gradients of keys and values", gradients)
 
-    def pipeline(self) -> None:
+    def zero(self, together: list[list[LocalParameter]], uses: list[list[LocalParameter]]) -> None:
+        """Lines of shards, as long as the first rank's."""
+        axis, stage = self.layout.shard_axis, self.layout.zero
+        n = self.layout.size(axis)
+
+        def lines(groups: list[list[LocalParameter]]) -> list[int]:
+            first = [sum(shard_of(p, self.layout, 0).numel for p in group) for group in groups]
+            return [n * numel * self.size for numel in first]
+
+        filled = lines(together)
+        self.add("reduce_scatter", axis, "zero: gradient bucket", filled)
+        if self.layout.shard:
+            shards = [payload // n for payload in filled]
+            self.add("all_reduce", "replica", "zero: gradient shards", shards)
+        if stage < 3:
+            self.add("all_gather", axis, "zero: updated parameters", filled)
+        else:
+            again = uses[1:] if self.first else uses
+            for when, groups in (("forward", uses), ("backward", again)):
+                gathers = lines(groups) * self.accumulate
+                self.add("all_gather", axis, f"zero: parameters, {when}", gathers)
+
+    def pipeline(self, tables: list[int]) -> None:
         shares = self.layout.tp if self.layout.sp else 1
         boundary = [self.activation // shares] * self.accumulate
         for op, reason, none in (
@@ -189,13 +246,15 @@ class _Step:
         ):
             self.add(op, "pp", reason, [] if none else boundary)
         if self.config.tied and (self.first or self.last):
-            table = self.share(self.config.vocab) * self.config.hidden * self.size
-            self.add("send", "pp", "pp: tied embedding gradient", [table])
-            self.add("recv", "pp", "pp: tied embedding gradient", [table])
+            table = [numel * self.size for numel in tables]
+            self.add("send", "pp", "pp: tied embedding gradient", table)
+            self.add("recv", "pp", "pp: tied embedding gradient", table)
 
     def gradient_norm(self, cut_along: set[frozenset[str]]) -> None:
         """Axis by axis: the sums of squares of what is cut along it, side by side, 8 bytes each."""
-        for axis in sorted({axis for axes in cut_along for axis in axes}):
+        wide = {axis for axes in cut_along for axis in axes if self.layout.size(axis) > 1}
+        cut_along = {axes & wide for axes in cut_along}
+        for axis in sorted(wide):
             squares = [axes for axes in cut_along if axis in axes]
             self.add("all_reduce", axis, f"{axis}: gradient norm", [8 * len(squares)])
             cut_along = {axes - {axis} for axes in cut_along}
@@ -203,9 +262,8 @@ class _Step:
 
 
 def _refuse_others(layout: Layout) -> None:
-    found = [name for name, used in (("ep", layout.ep > 1), ("zero", layout.zero > 0)) if used]
-    if found:
+    if layout.ep > 1:
         raise ValueError(
-            f"step_ledger predicts dp, tp, sp, pp and cp, and {layout} also has "
-            f"{' and '.join(found)}; leave {'it' if len(found) == 1 else 'them'} out"
+            f"step_ledger predicts dp, tp, sp, pp, cp and zero, and {layout} also has ep; leave it "
+            "out"
         )

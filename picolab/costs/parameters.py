@@ -7,7 +7,7 @@ so nothing here looks at names: each part is written down as the product of its 
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from picolab.costs.slices import even_slices
+from picolab.costs.slices import even_slices, head_slices
 from picolab.costs.stages import stage_layers
 from picolab.specs import Layout, ModelConfig
 
@@ -131,6 +131,11 @@ class LocalParameter(NamedTuple):
     name: str
     numel: int  # of this rank's shard
     axes: frozenset[str]  # along which it is cut, as a model's pieces are; equal on all others
+    width: int = 1  # numbers in a row: what ZeRO deals out is rows
+
+    @property
+    def rows(self) -> int:
+        return self.numel // self.width
 
     @property
     def sharded(self) -> bool:
@@ -144,45 +149,42 @@ def local_parameters(
 
     Of Llama decoders under dp, tp, pp and cp. q, k and v are one matrix, and so are gate and up: tp
     splits all matrices (arXiv 1909.08053, section 3) and replicates the norms; sizes that do not
-    divide are dealt out by `even_slices`, key-value heads together with their query heads. Stages
+    divide are dealt out by `even_slices`, heads by `head_slices`. Stages
     of pp hold different layers; the first has the embedding, the last the last norm and the head
-    (also a tied one: it is the embedding once more). dp and cp split no parameter.
+    (also a tied one: it is the embedding once more). dp and cp split no parameter; ZeRO does, and
+    these are what a rank computes with (`zero_shards`: what it keeps).
 
-    Raises ValueError for other models, and for zero3, where a rank holds a shard of each.
+    Raises ValueError for other models.
     """
     layout = Layout.parse(layout)
     require_llama(config)
     layout.check(config)
-    if layout.zero == 3:
-        raise ValueError(
-            f"{layout}: local_parameters describes whole replicas, and zero3 splits them; "
-            f"leave zero3 out"
-        )
     place = layout.coordinates(rank)
 
     def mine(size: int) -> int:
         return len(even_slices(size, layout.tp)[place["tp"]])
 
-    hidden, kv_heads, ffn = config.hidden, mine(config.kv_heads), mine(config.ffn)
-    queries = kv_heads * (config.heads // config.kv_heads) * config.head_dim
-    keys = kv_heads * config.head_dim
+    hidden, ffn = config.hidden, mine(config.ffn)
+    heads = head_slices(config.heads, config.kv_heads, layout.tp, place["tp"])
+    queries, keys = (len(held) * config.head_dim for held in heads)
     table = mine(config.vocab) * hidden
     first, last = place["pp"] == 0, place["pp"] == layout.pp - 1
     cut, whole = frozenset({"tp"}), frozenset()
-    found = [LocalParameter("embed.weight", table, cut)] if first else []
+    q_k_v = (queries + 2 * keys) * hidden
+    found = [LocalParameter("embed.weight", table, cut, hidden)] if first else []
     for i in stage_layers(config.layers, layout.pp)[place["pp"]]:
         found += [
             LocalParameter(f"layers.{i}.attention_norm.weight", hidden, whole),
-            LocalParameter(f"layers.{i}.attention.qkv.weight", (queries + 2 * keys) * hidden, cut),
-            LocalParameter(f"layers.{i}.attention.o.weight", hidden * queries, cut),
+            LocalParameter(f"layers.{i}.attention.qkv.weight", q_k_v, cut, hidden),
+            LocalParameter(f"layers.{i}.attention.o.weight", hidden * queries, cut, queries),
             LocalParameter(f"layers.{i}.mlp_norm.weight", hidden, whole),
-            LocalParameter(f"layers.{i}.mlp.gate_up.weight", 2 * ffn * hidden, cut),
-            LocalParameter(f"layers.{i}.mlp.down.weight", hidden * ffn, cut),
+            LocalParameter(f"layers.{i}.mlp.gate_up.weight", 2 * ffn * hidden, cut, hidden),
+            LocalParameter(f"layers.{i}.mlp.down.weight", hidden * ffn, cut, ffn),
         ]
     if last:
         found.append(LocalParameter("norm.weight", hidden, whole))
         if not (config.tied and first):
-            found.append(LocalParameter("head.weight", table, cut))
+            found.append(LocalParameter("head.weight", table, cut, hidden))
     return found
 
 

@@ -8,7 +8,7 @@ It composes, and does nothing else: which placements a layout asks for, in which
 them does is in its own file; gathering and the norm follow from the pieces (whole.py). Everything
 that leaves has global, unfused names.
 
-Twin: torchtitan's `parallelize.py`. Leaves out, so far: expert parallelism and ZeRO.
+Twin: torchtitan's `parallelize.py`. Leaves out, so far: expert parallelism.
 """
 
 import math
@@ -26,18 +26,23 @@ from picolab.parallel.data import DataParallelOptimizer
 from picolab.parallel.micro_batches import count_valid
 from picolab.parallel.pipeline import PipelineParallelOptimizer
 from picolab.parallel.placement import Batch, Placement
+from picolab.parallel.random_streams import RandomStreams
 from picolab.parallel.tensor import TensorParallelOptimizer
+from picolab.parallel.tensor_comm import Inputs
 from picolab.parallel.whole import gather_all, square_norm
+from picolab.parallel.zero import ZeroOptimizer
 from picolab.specs import Layout
 from picolab.specs.train_config import refuse_unimplemented
 
 
-def placements(layout: Layout, bucket_bytes: int, find_unused: bool) -> list[Placement]:
+def placements(
+    layout: Layout, bucket_bytes: int, find_unused: bool, sp_inputs: Inputs = "keep"
+) -> list[Placement]:
     """What a layout asks for, in the order in which it is put on the model."""
     found: list[Placement] = []
     # While there are only shapes: a rank never holds a whole matrix.
     if layout.tp > 1:
-        found.append(TensorParallelOptimizer(axis="tp", sequence=layout.sp))
+        found.append(TensorParallelOptimizer(axis="tp", sequence=layout.sp, sp_inputs=sp_inputs))
     # Stages are picked out after the split, which knows the whole model.
     if layout.pp > 1:
         found.append(PipelineParallelOptimizer(axis="pp"))
@@ -47,8 +52,12 @@ def placements(layout: Layout, bucket_bytes: int, find_unused: bool) -> list[Pla
     # Last: its buffers have the size and the place of the final parameters. Ranks of cp hold the
     # same parameters and see other tokens, just as those of dp do.
     if layout.dp * layout.cp > 1:
-        axis = layout.data_axis
-        found.append(DataParallelOptimizer(None, axis, bucket_bytes, find_unused))
+        options = {"bucket_bytes": bucket_bytes, "find_unused": find_unused}
+        if layout.zero:  # it cuts what the others left
+            axis, copies = layout.shard_axis, "replica" if layout.shard else None
+            found.append(ZeroOptimizer(None, axis, layout.zero, replica_axis=copies, **options))
+        else:
+            found.append(DataParallelOptimizer(None, layout.data_axis, **options))
     return found
 
 
@@ -61,6 +70,7 @@ def parallelize(
     dtype: torch.dtype | None = None,
     bucket_bytes: int = costs.DEFAULT_BUCKET_BYTES,
     find_unused: bool = False,
+    sp_inputs: Inputs = "keep",
 ) -> "ThreeDParallelOptimizer":
     """Place the model on the ranks of the layout. See `ThreeDParallelOptimizer`."""
     return ThreeDParallelOptimizer(
@@ -71,6 +81,7 @@ def parallelize(
         dtype=dtype,
         bucket_bytes=bucket_bytes,
         find_unused=find_unused,
+        sp_inputs=sp_inputs,
     )
 
 
@@ -96,6 +107,7 @@ class ThreeDParallelOptimizer:
         dtype: torch.dtype | None = None,
         bucket_bytes: int = costs.DEFAULT_BUCKET_BYTES,
         find_unused: bool = False,
+        sp_inputs: Inputs = "keep",
     ):
         layout = Layout.parse(layout)
         refuse_unimplemented(layout)
@@ -104,11 +116,11 @@ class ThreeDParallelOptimizer:
 
         # 1. The mesh, before anything asks for its place in it. One rank needs none.
         alone = layout.world == 1 and not dist.is_initialized()
-        if not alone and comm.mesh().layout.axes != layout.axes:
+        if not alone and not layout.same_groups(comm.mesh().layout):
             comm.build_mesh(layout)
 
         # 2. Everything is cut while the model is on the meta device.
-        self.placements = placements(layout, bucket_bytes, find_unused)
+        self.placements = placements(layout, bucket_bytes, find_unused, sp_inputs)
         for placement in self.placements:
             placement.shard(model)
 
@@ -120,6 +132,9 @@ class ThreeDParallelOptimizer:
         #    would never be called.
         for placement in self.placements:
             placement.attach(model)
+
+        # 5. Where ranks hold the same, they drop the same (a model without dropout draws nothing).
+        RandomStreams(seed, comm.device()).install(model, layout.sp)
 
     def forward_backward(
         self,
@@ -190,8 +205,9 @@ class ThreeDParallelOptimizer:
     def finish_gradients(self) -> None:
         """After the last backward: from here on every gradient is that of the global batch. In the
         reverse of the order of placing: the buckets hold what the others go on with."""
+        mine = self.parameters()
         for placement in reversed(self.placements):
-            placement.finish_gradients()
+            placement.finish_gradients(mine)
 
     def parameters(self) -> list[torch.nn.Parameter]:
         """What the optimizer steps."""
@@ -205,9 +221,22 @@ class ThreeDParallelOptimizer:
         for placement in self.placements:
             placement.after_step()
 
+    def after_load(self) -> None:
+        """After `parameters()` were given other values, by a checkpoint. All ranks call it."""
+        for placement in self.placements:
+            placement.after_load()
+
     def zero_grad(self) -> None:
         for parameter in self.model.parameters():
             parameter.grad = None
+        for placement in self.placements:
+            placement.zero_grad()
+
+    def held(self) -> list[torch.Tensor]:
+        """Every parameter that takes memory here, what it is for aside: the model's, and what
+        placements keep beside it. Views of one another among them."""
+        besides = [tensor for placement in self.placements for tensor in placement.held()]
+        return [*self.model.parameters(), *besides]
 
     def grad_norm(self) -> float:
         """The norm of the whole model's gradient: every element counted once."""

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import torch
 
 Dtype = Literal["fp32", "fp64", "bf16"]
-IMPLEMENTED_AXES = ("dp", "tp", "pp", "cp", "sp")
+IMPLEMENTED_AXES = ("dp", "tp", "pp", "cp", "sp", "zero")
 # torch's DDP takes 25 MB (arXiv 2006.15704, section 3.2). A small model would be one bucket then,
 # and nothing of its communication could overlap with the backward pass.
 DEFAULT_BUCKET_BYTES = 1_000_000
@@ -70,6 +70,9 @@ class TrainConfig:
     every layout up to rounding."""
     bucket_bytes: int = DEFAULT_BUCKET_BYTES
     """Size of a data-parallel gradient bucket."""
+    sp_inputs: Literal["keep", "gather"] = "keep"
+    """With sp: keep the gathered inputs of the matrices for backward, or gather them again there:
+    two all-gathers a layer more, and 1/tp of the memory for them."""
     stage_cost_s: tuple[float, float] = (0.0, 0.0)
     """Seconds slept in each forward and each backward of a pipeline stage. For lessons: on two
     cores the stages of a real pipeline take turns, while sleeping ones overlap as devices do."""
@@ -104,6 +107,8 @@ class TrainConfig:
             raise ValueError(
                 f"dtype is {self.dtype!r}; training takes {', '.join(get_args(Dtype))}"
             )
+        if self.sp_inputs not in ("keep", "gather"):
+            raise ValueError(f"sp_inputs is {self.sp_inputs!r}; it is 'keep' or 'gather'")
         for name in ("lr", "eps") if self.clip is None else ("lr", "eps", "clip"):
             _check_number(name, getattr(self, name), "above 0", lambda value: value > 0)
         _check_number("weight_decay", self.weight_decay, "0 or more", lambda value: value >= 0)

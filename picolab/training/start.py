@@ -15,6 +15,7 @@ from picolab.monitoring import Observer
 from picolab.show.table import bytes_text
 from picolab.specs import TrainConfig, assemble
 from picolab.specs.settings import RunOptions, split, takes_settings
+from picolab.training.folder import say
 from picolab.training.progress import Progress
 from picolab.training.text import Text
 
@@ -60,6 +61,7 @@ def train(
         from picolab.training.checkpoint import Checkpoints
 
         config, checkpoints = Checkpoints(**options.checkpoints).resolve(config, text)
+    say(config.layout.remarks)
     return launch.run(
         _train_rank,
         config,
@@ -98,8 +100,17 @@ def open_text(config: TrainConfig) -> Text:
 def _refuse_too_large(config: TrainConfig) -> None:
     """Say it before the machine swaps: parameters, gradients and AdamW's moments of all ranks."""
     size = costs.dtype_bytes(config.dtype)
-    held = costs.parameters(config.model).total // (config.layout.tp * config.layout.pp)
-    needed, here = held * 4 * size * config.layout.world, psutil.virtual_memory().total
+    held = costs.parameters(config.model).total / (config.layout.tp * config.layout.pp)
+    each = costs.state_bytes(
+        held,
+        param_bytes=size,
+        grad_bytes=size,
+        master_bytes=0,
+        moment_bytes=2 * size,
+        zero=config.layout.zero,
+        dp=config.layout.size(config.layout.shard_axis),
+    ).total
+    needed, here = round(each * config.layout.world), psutil.virtual_memory().total
     if needed > here and not _has_gpu():
         raise ValueError(
             f"{config.model.name} on {config.layout} needs {bytes_text(needed)} for parameters, "

@@ -31,7 +31,7 @@ import torch.distributed as dist
 
 from picolab import comm
 from picolab.monitoring import Ledger, Observer, StepReport, events
-from picolab.parallel import parallelize
+from picolab.parallel import ThreeDParallelOptimizer, parallelize
 from picolab.parallel.micro_batches import count_valid as global_count
 from picolab.specs import TrainConfig
 from picolab.training.build import build
@@ -69,6 +69,7 @@ def train_rank(
         run.prepare(text)
         if checkpoints.resume is not None:
             run.first_step = restore(checkpoints.resume, run.optimizer, run.text, config)
+            run.parallel.after_load()
             if dist.get_rank() == 0:
                 events.write("resume", step=run.first_step, notes=list(checkpoints.notes))
         report.first_step = run.first_step
@@ -76,7 +77,7 @@ def train_rank(
         for step in range(run.first_step, config.steps):
             run.tell("step", train_step(run, step))
         run.tell("end")
-        report.memory = memory_bytes(run.model, run.optimizer)
+        report.memory = memory_bytes(run.parallel, run.optimizer)
         # (the hash would cost more than opening the text)
         report.text = run.text.state_dict(hashed=False)
         state = run.parallel.state_dict()  # all ranks gather, one is enough to tell
@@ -133,7 +134,11 @@ class Run:
         # On the meta device there are only shapes, so that the model is cut before it has values.
         self.model = build(config.model, config.torch_dtype)
         self.parallel = parallelize(
-            self.model, config.layout, seed=config.seed, bucket_bytes=config.bucket_bytes
+            self.model,
+            config.layout,
+            seed=config.seed,
+            bucket_bytes=config.bucket_bytes,
+            sp_inputs=config.sp_inputs,
         )
         # After parallelize, which replaces the parameters by the shards that this rank holds.
         self.optimizer = adamw(self.parallel.parameters(), config)
@@ -182,13 +187,16 @@ def adamw(parameters: Iterable[torch.nn.Parameter], config: TrainConfig) -> torc
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
 
 
-def memory_bytes(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, int]:
+def memory_bytes(
+    parallel: ThreeDParallelOptimizer, optimizer: torch.optim.Optimizer
+) -> dict[str, int]:
     """Bytes of this rank's tensors by category, and the most memory the process ever had resident.
 
-    The peak includes torch itself, activations and buffers; pages shared with other ranks count in
-    each.
+    What tensors keep alive is counted, each memory once: a view costs nothing, and a parameter that
+    ZeRO gathered and freed nothing either. `costs.rank_states` has the first three. The peak
+    includes torch itself, activations and buffers; pages shared with other ranks count in each.
     """
-    parameters = list(model.parameters())
+    parameters = parallel.held()
     gradients = [p.grad for p in parameters if p.grad is not None]
     states = [value for state in optimizer.state.values() for value in state.values()]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -201,7 +209,8 @@ def memory_bytes(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> di
 
 
 def _bytes(tensors: list[torch.Tensor]) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    memories = [tensor.untyped_storage() for tensor in tensors]
+    return sum({memory.data_ptr(): memory.nbytes() for memory in memories}.values())
 
 
 def _stop_if_not_finite(report: StepReport) -> None:

@@ -12,14 +12,21 @@ import torch
 from picolab.debug import main_verify, verify
 
 # A push: each axis alone, each pair of axes in some layout (dp with pp among the three axes), an
-# axis of which a rank is neither first nor last, and three at once. The rest is more of the same.
+# axis of which a rank is neither first nor last, three at once, and each stage of ZeRO. The rest is
+# more of the same.
+ZERO = ["dp2zero1", "dp2zero2", "dp3zero1", "dp2tp2zero2", "dp2pp2zero1", "dp4zero3shard2"]
 FP64 = ["dp1", "dp2", "tp2", "pp4", "cp4", "dp2tp2pp2"]
-FP64 += ["dp2cp2", "pp2cp2", "dp2tp2sp", "tp2pp2sp", "tp2cp2sp"]
+FP64 += ["dp2cp2", "pp2cp2", "dp2tp2sp", "tp2pp2sp", "tp2cp2sp", *ZERO]
 FP32 = ["dp2tp2sp", "pp2cp2"]  # every axis once
 PAIRS = ["dp2tp2", "dp2pp2", "tp2pp2", "tp2cp2"]
 MORE = ["dp4", "tp4", "tp4sp", "pp4:gpipe"]
-MORE_FP64 = [*MORE, "tp2sp", "pp2", "cp2", *PAIRS, "dp2cp2tp2", "tp2cp2pp2"]
-MORE_FP32 = [*MORE, "pp4", "cp4", *PAIRS, "dp2cp2", "tp2pp2sp", "tp2cp2sp"]
+MORE_ZERO = [
+    *("dp2zero3", "dp2cp2zero2", "dp3zero3", "cp2zero3", "dp2pp2zero3", "dp2pp2zero2"),
+    *("dp2tp2spzero1", "dp2tp2spzero3", "dp4zero1shard2", "dp2cp2zero3"),
+    *("dp2tp2pp2zero2", "dp4tp2zero3shard2"),
+]
+MORE_FP64 = [*MORE, *MORE_ZERO, "tp2sp", "pp2", "cp2", *PAIRS, "dp2cp2tp2", "tp2cp2pp2"]
+MORE_FP32 = [*MORE, *ZERO, "pp4", "cp4", *PAIRS, "dp2cp2", "tp2pp2sp", "tp2cp2sp"]
 
 
 @pytest.mark.parametrize(

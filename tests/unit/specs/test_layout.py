@@ -27,9 +27,11 @@ sizes = st.integers(1, 5)
 def layouts(draw):
     dp, tp, pp, cp = (draw(sizes) for _ in range(4))
     ep = draw(st.sampled_from([n for n in range(1, dp * cp + 1) if dp * cp % n == 0]))
+    zero = draw(st.integers(0, 3))
+    groups = [None, *(n for n in range(2, dp + 1) if dp % n == 0)] if zero else [None]
     return Layout(
-        dp=dp, tp=tp, pp=pp, cp=cp, ep=ep, sp=draw(st.booleans()),
-        zero=draw(st.integers(0, 3)), schedule=draw(st.sampled_from(SCHEDULES)),
+        dp=dp, tp=tp, pp=pp, cp=cp, ep=ep, sp=draw(st.booleans()), zero=zero,
+        shard=draw(st.sampled_from(groups)), schedule=draw(st.sampled_from(SCHEDULES)),
     )  # fmt: skip
 
 
@@ -51,6 +53,9 @@ def test_text_and_back(layout):
         ("sptp2", Layout(tp=2, sp=True)),
         ("tp2spzero1", Layout(tp=2, sp=True, zero=1)),
         ("dp4zero1", Layout(dp=4, zero=1)),
+        ("dp4zero3shard2", Layout(dp=4, zero=3, shard=2)),
+        ("dp4zero3shard4", Layout(dp=4, zero=3)),  # all of dp: no groups
+        ("dp4tp2spzero1shard2", Layout(dp=4, tp=2, sp=True, zero=1, shard=2)),
         ("pp4:gpipe", Layout(pp=4, schedule="gpipe")),
     ],
 )
@@ -62,6 +67,7 @@ def test_str_is_short():
     assert str(Layout()) == "dp1"
     assert str(Layout(dp=2, tp=2)) == "dp2tp2"
     assert str(Layout(tp=2, sp=True, zero=1, schedule="gpipe")) == "tp2spzero1:gpipe"
+    assert str(Layout(dp=4, zero=3, shard=2)) == "dp4zero3shard2"
 
 
 @pytest.mark.parametrize(
@@ -76,6 +82,17 @@ def test_str_is_short():
         ("tp2sp2", "tp2sp2: sp takes no number; it splits over the ranks of tp"),
         ("dp0", "dp is 0; an axis has an integer size of 1 or more"),
         ("dp2zero4", "zero is 4; ZeRO stages are 0 (off), 1, 2 and 3"),
+        (
+            "dp4shard2",
+            "shard=2 says over how many replicas ZeRO shards, and zero is 0; give",
+        ),
+        (
+            "dp4zero3shard3",
+            "shard=3 does not divide dp=4: the replicas are dealt out to shard",
+        ),
+        ("dp6zero3shard4", "the nearest layout that works is dp6zero3shard3"),
+        ("dp4zero3shard1", "shard=1 is no group"),
+        ("dp1zero3shard2", "the nearest layout that works is dp1zero3"),
         ("pp2:foo", "schedule 'foo' is not known; schedules are 1f1b, gpipe"),
         ("", "'' is not a layout: write its axes as in 'dp2tp2', or 'dp1' for one rank"),
         (None, "None is not a layout: write its axes as in 'dp2tp2', or 'dp1' for one rank"),
@@ -85,6 +102,24 @@ def test_str_is_short():
 def test_what_cannot_be_parsed_gets_a_sentence(text, sentence):
     with pytest.raises(ValueError, match=re.escape(sentence)):
         Layout.parse(text)
+
+
+def test_zero_over_one_replica_is_a_remark_and_no_error():
+    layout = Layout.parse("tp2zero1")
+    (said,) = layout.remarks
+    assert said.startswith("tp2zero1: zero1 shards over replicas, and there is one")
+    assert repr(layout).endswith(said)
+    for text in ("dp2zero1", "cp2zero1", "tp2", "dp1"):  # ranks of cp hold the same numbers, too
+        assert Layout.parse(text).remarks == []
+
+
+@given(layouts())
+def test_resized_keeps_what_it_can(layout):
+    for dp in (1, 2, 3, layout.dp):
+        other = layout.resized(dp=dp, tp=1, cp=layout.cp, ep=1)
+        assert (other.dp, other.zero, other.sp) == (dp, layout.zero, False)
+        assert other.shard in (layout.shard, None)
+    assert layout.resized().shard == layout.shard
 
 
 def test_flags_have_their_types():
@@ -181,7 +216,7 @@ def test_ep_never_multiplies_the_world():
 @pytest.mark.parametrize(
     ("text", "changes", "sentence"),
     [
-        ("dp2tp8", {}, "tp=8 leaves ranks with nothing of kv_heads (4)"),
+        ("dp2tp8", {"heads": 4}, "tp=8 leaves ranks with nothing of kv_heads (4)"),
         ("tp4", {"ffn": 3, "vocab": 2}, "tp=4 leaves ranks with nothing of ffn (3) and vocab (2)"),
         ("pp8", {}, "pp=8 is more stages than the model has layers (4)"),
         ("cp2", {"seq": 130}, "2 * cp = 4 equal chunks, and seq is 130 (take 128 or 132)"),
@@ -201,9 +236,9 @@ def test_what_a_layout_cannot_split_is_refused_with_the_reason(text, changes, se
 @pytest.mark.parametrize(
     ("text", "nearest"),
     [
-        *(("tp8", "dp2tp4"), ("dp2tp8", "dp4tp4"), ("tp5", "dp5"), ("tp6", "dp2tp3")),
+        *(("tp16", "dp2tp8"), ("dp2tp16", "dp4tp8"), ("tp5", "dp5"), ("tp6", "dp2tp3")),
         *(("pp8", "dp2pp4"), ("dp4ep2", "dp4"), ("cp3", "dp3"), ("dp2sp", "dp2")),
-        *(("tp8sp", "dp2tp4sp"), ("tp3sp", "tp3")),  # sp is left out where tp can stay
+        *(("tp16sp", "dp2tp8sp"), ("tp3sp", "tp3")),  # sp is left out where tp can stay
     ],
 )
 def test_the_nearest_layout_is_named(text, nearest):
@@ -225,6 +260,9 @@ def test_layouts_that_work_pass():
         assert Layout.parse(text).check(TINY) is None
     for text in ("tp3", "pp3", "tp3pp3", "tp2sp", "tp2cp4sp"):  # nothing has to divide but seq
         assert Layout.parse(text).check(TINY.replace(vocab=257, ffn=351)) is None
+    Layout.parse("tp8").check(TINY)  # two ranks to a key-value head
+    assert Layout.parse("tp8").head_copies(TINY) == 2
+    assert [Layout(tp=tp).head_copies(TINY) for tp in (1, 3, 4, 6, 16)] == [1, 1, 1, 0, 0]
     Layout.parse("dp128tp8pp16").check(ModelConfig.preset("llama-3.1-405b"))
 
 
@@ -240,13 +278,15 @@ def moved(old: Layout, new: Layout) -> float:
 @given(dp=st.integers(1, 4), tp=st.integers(1, 12), pp=st.integers(1, 6), cp=st.integers(1, 3))
 def test_the_suggestion_works_and_none_is_nearer(dp, tp, pp, cp):
     layout = Layout(dp=dp, tp=tp, pp=pp, cp=cp)
-    assume(tp > 4 or pp > 4 or cp == 3)  # what tiny refuses: 4 kv_heads, 4 layers, seq 128
+    # What tiny refuses: 4 kv_heads, of which 8 ranks can share each with a neighbour, 4 layers,
+    # seq 128.
+    assume((tp > 4 and tp != 8) or pp > 4 or cp == 3)
     with pytest.raises(ValueError) as caught:
         layout.check(TINY)
     named = suggestion(caught)
     named.check(TINY)
     assert named.world == layout.world
-    for t, p, c in itertools.product((1, 2, 3, 4), (1, 2, 3, 4), (1, 2, 4, 8, 16, 32, 64)):
+    for t, p, c in itertools.product((1, 2, 3, 4, 8), (1, 2, 3, 4), (1, 2, 4, 8, 16, 32, 64)):
         if layout.world % (t * p * c) == 0:
             other = Layout(dp=layout.world // (t * p * c), tp=t, pp=p, cp=c)
             assert moved(layout, named) <= moved(layout, other) + 1e-6
