@@ -8,6 +8,7 @@ from picolab.costs.bubbles import bubble_of_ideal, bubble_of_total, in_flight
 from picolab.costs.collectives import collective_time, ring_bytes
 from picolab.costs.compute import flops_per_token
 from picolab.costs.ledger import Expected, step_ledger
+from picolab.costs.links import Link, axis_time, link
 from picolab.costs.memory import (
     BYTES_16_BF16,
     BYTES_16_FP32,
@@ -41,9 +42,11 @@ __all__ = [
     "DEFAULT_BUCKET_BYTES",
     "RECIPES",
     "Expected",
+    "Link",
     "LocalParameter",
     "ParameterCount",
     "StateBytes",
+    "axis_time",
     "bubble_of_ideal",
     "bubble_of_total",
     "buckets",
@@ -53,6 +56,7 @@ __all__ = [
     "even_slices",
     "flops_per_token",
     "in_flight",
+    "link",
     "local_parameters",
     "parameters",
     "replica_sequences",

@@ -143,6 +143,11 @@ class Layout:
         first = [rank for rank in range(self.world) if rank // inner % size == 0]
         return [tuple(range(rank, rank + size * inner, inner)) for rank in first]
 
+    def stride(self, axis: str) -> int:
+        """How far apart neighbours along an axis are, in ranks."""
+        shape, dim = self._shape(axis)
+        return math.prod(shape[dim + 1 :])
+
     def _shape(self, axis: str) -> tuple[tuple[int, ...], int]:
         """The grid in the shape in which the axis is one of its dims, and which."""
         if axis in self.axes:
