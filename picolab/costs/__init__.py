@@ -4,11 +4,11 @@ Each is a function with its units and its source. "Formula" in a chapter means o
 or a comparison in the chapter holds it against what a run measured.
 """
 
+from picolab.costs.bandwidth import Link, axis_time, group_bandwidth, link
 from picolab.costs.bubbles import bubble_of_ideal, bubble_of_total, in_flight
 from picolab.costs.collectives import collective_time, ring_bytes
 from picolab.costs.compute import flops_per_token
 from picolab.costs.ledger import Expected, step_ledger
-from picolab.costs.links import Link, axis_time, link
 from picolab.costs.memory import (
     BYTES_16_BF16,
     BYTES_16_FP32,
@@ -55,6 +55,7 @@ __all__ = [
     "dtype_bytes",
     "even_slices",
     "flops_per_token",
+    "group_bandwidth",
     "in_flight",
     "link",
     "local_parameters",

@@ -32,7 +32,7 @@ class Hardware:
     """What it can send to its neighbours in a node: one direction (data sheets add up both)."""
     network_bytes_per_s: float
     """What it can send to other nodes through the network card that is its own: one direction."""
-    devices_per_node: int = 8
+    node_size: int = 8
     """Devices that reach each other over the links of a node."""
     link_alpha_s: float = 3e-6
     """Seconds of the shortest message inside a node. Data sheets are silent: of the order of the

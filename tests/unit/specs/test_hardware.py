@@ -75,7 +75,7 @@ def numbers(**changes):
     [
         (dict(memory_bytes=0), "x: memory_bytes is 0; it must be positive"),
         (dict(peak_flops="fast"), "x: peak_flops is 'fast'; it must be positive"),
-        (dict(devices_per_node=1.5), "x: devices_per_node is 1.5; it must be a positive integer"),
+        (dict(node_size=1.5), "x: node_size is 1.5; it must be a positive integer"),
         (dict(cores=0), "x: cores is 0; it must be a positive integer"),
         (dict(measured=1), "x: measured is 1; it is true or false"),
         (dict(collectives={"send": 3}), r"x: collectives\['send'\] is 3; it is two numbers"),

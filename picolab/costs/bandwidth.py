@@ -28,36 +28,45 @@ class Link(NamedTuple):
     """Seconds a message."""
     bytes_per_s: float
     """Of this rank's bytes, those that cross nodes and those that do not taken together."""
-    per_node: int
-    """Members of the group in one node, the fewest of any; all where no group leaves its node."""
 
 
-def link(hardware: Hardware, layout: Layout | str, axis: str, op: str = "all_reduce") -> Link:
-    """The link of the groups along an axis of the layout ("tp", "dp", "dp_cp", "ep", ...).
+def group_bandwidth(
+    hardware: Hardware, layout: Layout | str, axis: str, op: str = "all_reduce"
+) -> float:
+    """Bytes a second that one rank of a group along an axis ("tp", "dp_cp", "ep", ...) can send: a
+    peak, one direction.
 
     A group of n, q of them in each node, links of rate L inside a node and N a card between nodes:
 
         in one node              L
         ring (all-reduce, ...)   min(L, q N)
         all-to-all               min(L, N (n-1)/(n-q))     so much of it leaves the node
-        send, recv               N, if the neighbour on the axis is in another node
+        send, recv               N: some neighbour along the axis is in another node
 
-    Measured hardware says itself what a collective reaches. Source of the rings side by side: NCCL,
-    nccl-tests PERFORMANCE.md (bus bandwidth).
+    Source: derived, for nodes with a card for each device, as in arXiv 2104.04473, section 5, and
+    2407.21783, section 3.3.1; rings side by side as in NCCL. What is left out: oversubscribed
+    switches, reduction in the switch, protocols.
     """
     layout = Layout.parse(layout)
-    n = layout.size(axis)
-    if hardware.collectives is not None and op in hardware.collectives:
-        return Link(*hardware.collectives[op], n)
-    per_node = _per_node(layout, axis, hardware.devices_per_node)
-    inside, card = hardware.link_bytes_per_s, hardware.network_bytes_per_s
-    if per_node == n:
-        return Link(hardware.link_alpha_s, inside, n)
+    n, q = layout.size(axis), _per_node(layout, axis, hardware.node_size)
+    card = hardware.network_bytes_per_s
+    if q == n:
+        return hardware.link_bytes_per_s
     if op == "all_to_all":
-        card *= (n - 1) / (n - per_node)
-    elif op not in ("send", "recv"):  # of these, some neighbour along the axis is in another node
-        card *= per_node
-    return Link(hardware.network_alpha_s, min(inside, card), per_node)
+        card *= (n - 1) / (n - q)
+    elif op not in ("send", "recv"):
+        card *= q
+    return min(hardware.link_bytes_per_s, card)
+
+
+def link(hardware: Hardware, layout: Layout | str, axis: str, op: str = "all_reduce") -> Link:
+    """`group_bandwidth` with the seconds of a message; of measured hardware, what it measured."""
+    layout = Layout.parse(layout)
+    if hardware.collectives is not None and op in hardware.collectives:
+        return Link(*hardware.collectives[op])
+    inside = _per_node(layout, axis, hardware.node_size) == layout.size(axis)
+    alpha = hardware.link_alpha_s if inside else hardware.network_alpha_s
+    return Link(alpha, group_bandwidth(hardware, layout, axis, op))
 
 
 def axis_time(
@@ -65,11 +74,12 @@ def axis_time(
 ) -> float:
     """Seconds of a collective along an axis: `collective_time` over its link."""
     layout = Layout.parse(layout)
-    alpha, rate, _ = link(hardware, layout, axis, op)
+    alpha, rate = link(hardware, layout, axis, op)
     return collective_time(op, payload_bytes, layout.size(axis), alpha, 1 / rate)
 
 
 def _per_node(layout: Layout, axis: str, node: int) -> int:
+    """Members of a group in one node, the fewest of any; all where no group leaves its node."""
     n, stride = layout.size(axis), layout.stride(axis)
     block = n * stride  # a line lies in a block of so many neighbouring ranks
     if layout.world <= node:
