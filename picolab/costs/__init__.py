@@ -4,6 +4,13 @@ Each is a function with its units and its source. "Formula" in a chapter means o
 or a comparison in the chapter holds it against what a run measured.
 """
 
+from picolab.costs.activations import (
+    RECOMPUTE,
+    Kept,
+    end_activation_bytes,
+    kept,
+    layer_activation_bytes,
+)
 from picolab.costs.bandwidth import Link, axis_time, group_bandwidth, link
 from picolab.costs.bubbles import bubble_of_ideal, bubble_of_total, in_flight
 from picolab.costs.collectives import collective_time, ring_bytes
@@ -20,8 +27,10 @@ from picolab.costs.memory import (
     state_bytes,
 )
 from picolab.costs.parameters import (
+    HeldParameters,
     LocalParameter,
     ParameterCount,
+    held_parameters,
     local_parameters,
     parameters,
 )
@@ -41,7 +50,10 @@ __all__ = [
     "BYTES_20_FP16",
     "DEFAULT_BUCKET_BYTES",
     "RECIPES",
+    "RECOMPUTE",
     "Expected",
+    "HeldParameters",
+    "Kept",
     "Link",
     "LocalParameter",
     "ParameterCount",
@@ -53,10 +65,14 @@ __all__ = [
     "collective_time",
     "data_parallel_bytes",
     "dtype_bytes",
+    "end_activation_bytes",
     "even_slices",
     "flops_per_token",
     "group_bandwidth",
+    "held_parameters",
     "in_flight",
+    "kept",
+    "layer_activation_bytes",
     "link",
     "local_parameters",
     "parameters",
