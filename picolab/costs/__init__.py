@@ -4,7 +4,7 @@ Each is a function with its units and its source. "Formula" in a chapter means o
 or a comparison in the chapter holds it against what a run measured.
 """
 
-from picolab.costs.bubbles import bubble_of_ideal, bubble_of_total, in_flight
+from picolab.costs.bubbles import bubble, bubble_of_ideal, bubble_of_total, in_flight
 from picolab.costs.collectives import collective_time, ring_bytes
 from picolab.costs.compute import flops_per_token
 from picolab.costs.ledger import Expected, step_ledger
@@ -25,7 +25,7 @@ from picolab.costs.parameters import (
     parameters,
 )
 from picolab.costs.slices import even_slices, replica_sequences, zigzag_chunks
-from picolab.costs.stages import stage_layers
+from picolab.costs.stages import balanced_stages, rank_stages, stage_layers
 from picolab.costs.traffic import (
     buckets,
     data_parallel_bytes,
@@ -44,6 +44,8 @@ __all__ = [
     "LocalParameter",
     "ParameterCount",
     "StateBytes",
+    "balanced_stages",
+    "bubble",
     "bubble_of_ideal",
     "bubble_of_total",
     "buckets",
@@ -55,6 +57,7 @@ __all__ = [
     "in_flight",
     "local_parameters",
     "parameters",
+    "rank_stages",
     "replica_sequences",
     "ring_bytes",
     "stage_layers",
