@@ -12,7 +12,7 @@ from picolab.costs.activations import (
     layer_activation_bytes,
 )
 from picolab.costs.bandwidth import Link, axis_time, group_bandwidth, link
-from picolab.costs.bubbles import bubble_of_ideal, bubble_of_total, in_flight
+from picolab.costs.bubbles import bubble, bubble_of_ideal, bubble_of_total, in_flight
 from picolab.costs.collectives import collective_time, ring_bytes
 from picolab.costs.compute import flops_per_token
 from picolab.costs.ledger import Expected, step_ledger
@@ -35,7 +35,7 @@ from picolab.costs.parameters import (
     parameters,
 )
 from picolab.costs.slices import even_slices, replica_sequences, zigzag_chunks
-from picolab.costs.stages import stage_layers
+from picolab.costs.stages import balanced_stages, rank_stages, stage_layers
 from picolab.costs.traffic import (
     buckets,
     data_parallel_bytes,
@@ -59,6 +59,8 @@ __all__ = [
     "ParameterCount",
     "StateBytes",
     "axis_time",
+    "balanced_stages",
+    "bubble",
     "bubble_of_ideal",
     "bubble_of_total",
     "buckets",
@@ -76,6 +78,7 @@ __all__ = [
     "link",
     "local_parameters",
     "parameters",
+    "rank_stages",
     "replica_sequences",
     "ring_bytes",
     "stage_layers",

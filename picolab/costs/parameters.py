@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from picolab.costs.slices import even_slices
-from picolab.costs.stages import stage_layers
+from picolab.costs.stages import rank_stages
 from picolab.specs import Layout, ModelConfig
 
 
@@ -152,7 +152,8 @@ def local_parameters(
     splits all matrices (arXiv 1909.08053, section 3) and replicates the norms; sizes that do not
     divide are dealt out by `even_slices`, key-value heads together with their query heads. Stages
     of pp hold different layers; the first has the embedding, the last the last norm and the head
-    (also a tied one: it is the embedding once more). dp and cp split no parameter.
+    (also a tied one: it is the embedding once more, unless both stages are on one rank). A rank
+    with several stages holds the layers of all. dp and cp split no parameter.
 
     Raises ValueError for other models, and for zero3, where a rank holds a shard of each.
     """
@@ -173,10 +174,11 @@ def local_parameters(
     queries = kv_heads * (config.heads // config.kv_heads) * config.head_dim
     keys = kv_heads * config.head_dim
     table = mine(config.vocab) * hidden
-    first, last = place["pp"] == 0, place["pp"] == layout.pp - 1
+    stages = rank_stages(config.layers, layout, place["pp"])
+    first, last = 0 in stages, len(layout.stage_ranks) - 1 in stages
     cut, whole = frozenset({"tp"}), frozenset()
     found = [LocalParameter("embed.weight", table, cut)] if first else []
-    for i in stage_layers(config.layers, layout.pp)[place["pp"]]:
+    for i in (layer for layers in stages.values() for layer in layers):
         found += [
             LocalParameter(f"layers.{i}.attention_norm.weight", hidden, whole),
             LocalParameter(f"layers.{i}.attention.qkv.weight", (queries + 2 * keys) * hidden, cut),

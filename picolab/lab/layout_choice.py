@@ -14,6 +14,7 @@ from picolab import costs
 from picolab.show.guess_figure import value_text
 from picolab.show.table import Table
 from picolab.specs import Layout, ModelConfig
+from picolab.specs.schedule_name import ScheduleName
 
 CHOSEN = ("dp", "tp", "pp", "cp")
 MICRO_BATCHES = 12
@@ -65,7 +66,8 @@ def accumulated(layout: Layout, given: int | None = None) -> int:
     """Micro-batches of one replica in a step: as given, or its part of MICRO_BATCHES. At least one
     for each stage: with fewer, some stage never has anything to do.
     """
-    return given or max(layout.pp, MICRO_BATCHES // layout.dp)
+    least = given or max(layout.pp, MICRO_BATCHES // layout.dp)
+    return ScheduleName.parse(layout.schedule).micro_batches(layout.pp, least)
 
 
 class Traffic(NamedTuple):

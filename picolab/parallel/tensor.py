@@ -43,7 +43,14 @@ from torch import nn
 from picolab import comm
 from picolab.model import Attention, Linear, RMSNorm, SwiGLU, Transformer
 from picolab.parallel.placement import Placement
-from picolab.parallel.tensor_comm import column_linear, g_, gather_linear, scatter_sum
+from picolab.parallel.tensor_comm import (
+    column_linear,
+    f,
+    g_,
+    gather,
+    gather_linear,
+    scatter_sum,
+)
 from picolab.parallel.vocabulary import (
     VocabularyParallelEmbedding,
     VocabularyParallelLoss,
@@ -65,6 +72,9 @@ class ColumnParallelLinear(Linear):
         self.axis, self.sequence = axis, sequence
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.product is not F.linear:  # the exchange and the product apart
+            whole = gather(x, self.axis) if self.sequence else f(x, self.axis)
+            return self.product(whole, self.weight)
         if self.sequence:
             return gather_linear(x, self.weight, self.axis)
         return column_linear(x, self.weight, self.axis)
@@ -81,7 +91,7 @@ class RowParallelLinear(Linear):
         self.axis, self.sequence = axis, sequence
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = F.linear(x, self.weight)
+        y = self.product(x, self.weight)
         return scatter_sum(y, self.axis) if self.sequence else g_(y, self.axis)
 
 

@@ -40,7 +40,7 @@ def placements(layout: Layout, bucket_bytes: int, find_unused: bool) -> list[Pla
         found.append(TensorParallelOptimizer(axis="tp", sequence=layout.sp))
     # Stages are picked out after the split, which knows the whole model.
     if layout.pp > 1:
-        found.append(PipelineParallelOptimizer(axis="pp"))
+        found.append(PipelineParallelOptimizer(None, "pp", layout.schedule, layout.stages))
     # It changes no parameter, only what attention does and which tokens a rank has.
     if layout.cp > 1:
         found.append(ContextParallelOptimizer(axis="cp"))

@@ -282,9 +282,7 @@ class Costing:
         counts: dict[Part, int] = {}
         for part in places:
             counts[part] = counts.get(part, 0) + 1
-        micros = {
-            part: self.micro(part, tp, sp, cp, ep, micro_batch, recompute) for part in counts
-        }
+        micros = {part: self.micro(part, tp, sp, cp, ep, micro_batch, recompute) for part in counts}
         total = _NOTHING
         for part, count in counts.items():
             total = total.plus(micros[part].times(count))
@@ -417,9 +415,7 @@ class Costing:
     def _bubble(self, where, tp, sp, cp, ep, micro_batch, recompute, m) -> float:
         """The schedule's, of ranks that take as long as the mean one."""
         pp, schedule, _ = where
-        _, mean = self._once(
-            self._slowest_and_mean, where, tp, sp, cp, ep, micro_batch, recompute
-        )
+        _, mean = self._once(self._slowest_and_mean, where, tp, sp, cp, ep, micro_batch, recompute)
         F = mean.total * mean.forward / mean.compute
         W = mean.total * mean.weights / mean.compute
         B = mean.total - F - W

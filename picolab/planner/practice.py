@@ -62,9 +62,7 @@ PRACTICES = MappingProxyType(
     {
         "today": TODAY,
         # arXiv 2104.04473: fused softmax but no flash attention, dropout, gradients at the end
-        "megatron-2021": Practice(
-            attention="scores", dropout=True, overlap=False, scatter=True
-        ),
+        "megatron-2021": Practice(attention="scores", dropout=True, overlap=False, scatter=True),
         # what `picolab.training` does: fp32, buckets that overlap
         "picolab": Practice(recipe=BYTES_16_FP32, dtype="fp32", reserved=0.0),
     }

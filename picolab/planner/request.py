@@ -38,7 +38,11 @@ class Request:
                 raise ValueError(f"{name} is {value!r}; it is a whole number of 1 or more")
         set_ = object.__setattr__
         set_(self, "seq", seq)
-        set_(self, "model", config if config.seq == seq else config.replace(seq=seq, name=config.name))
+        set_(
+            self,
+            "model",
+            config if config.seq == seq else config.replace(seq=seq, name=config.name),
+        )
         set_(self, "hardware", resolve_hardware(self.hardware))
         set_(self, "practice", _resolve_practice(self.practice))
         if self.efficiency is None:
