@@ -215,6 +215,24 @@ class Costing:
         """All of the model."""
         return self._once(self._places, 1, "1f1b", ())[0]
 
+    def parameters(self, part: Part, tp: int, ep: int) -> costs.HeldParameters:
+        return self._once(self._parameters, part, tp, ep)
+
+    def holds(self, layout: Layout, m: int) -> bool:
+        """Whether the schedule can have m micro-batches, and its bubble a closed form."""
+        return layout.pp == 1 or self._once(self._holds, layout.schedule, layout.pp, m) == "yes"
+
+    def _holds(self, schedule: str, pp: int, m: int) -> str:
+        try:
+            costs.bubble(schedule, pp, m)
+            return "yes"
+        except ValueError:
+            return "no"
+
+    def least_micro_batches(self, layout: Layout) -> int:
+        """The smallest number of micro-batches for which it holds."""
+        return next(m for m in range(1, 4 * layout.pp + 1) if self.holds(layout, m))
+
     def micro_batches(self, candidate: Candidate) -> int:
         """Of one replica, in one step."""
         return self.request.global_batch // (candidate.layout.dp * candidate.micro_batch)
@@ -313,7 +331,8 @@ class Costing:
         matrices = 2 * passed * tokens / self._rate
         low = config.latent
         widths = low.nope_dim + low.rope_dim + low.value_dim if low else 2 * config.head_dim
-        square = 2 * config.heads * heads_here * widths * self.request.seq * tokens / self._rate
+        square = 2 * config.heads * heads_here * widths * self.request.seq * tokens
+        square /= self.hardware.peak_flops * self.efficiency.attention
         if practice.attention == "flash":  # half the square; backward has the scores once more
             attention, attention_back = square / 2, 2.5 * square / 2
         else:

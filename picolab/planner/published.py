@@ -28,7 +28,7 @@ class Published:
     source: str
     model: ModelConfig
     layout: str
-    """its axes; the schedule and ZeRO are open"""
+    """its axes; ZeRO is open, and the schedule if it has none"""
     gpus: int
     hardware: Hardware
     seq: int
@@ -40,7 +40,7 @@ class Published:
     """of a step, as the authors count"""
     recompute: tuple[str, ...] = costs.RECOMPUTE
     zero: tuple[int, ...] = (0,)
-    schedules: tuple[str, ...] = field(default=("1f1b", "interleaved", "interleaved-v4"))
+    schedules: tuple[str, ...] = field(default=("1f1b", "interleaved"))
     fitted: bool = False
     """the efficiencies were fitted to this row"""
 
@@ -96,12 +96,13 @@ def _megatron(billions, heads, hidden, layers, tp, pp, gpus, batch, tflops) -> P
 
 def _llama(gpus, cp, dp, seq, batch, tflops) -> Published:
     model = ModelConfig.preset("llama-3.1-405b").replace(seq=seq, name="llama-3.1-405b")
+    chunks = "-".join("1" if chunk in (0, 63) else "2" for chunk in range(64))
     square = 12 * model.layers * model.heads * model.head_dim * seq
     counted = costs.flops_per_token(model, seq) - square / 2
     name = f"Llama 3 405B, {gpus:,} GPUs" + (f", {seq:,} tokens" if cp > 1 else "")
     return Published(
         name=name, source="arXiv 2407.21783, table 4", model=model,
-        layout="tp8sp" + (f"cp{cp}" if cp > 1 else "") + f"pp16dp{dp}", gpus=gpus,
+        layout=f"tp8sp{f'cp{cp}' if cp > 1 else ''}pp16dp{dp}:interleaved-v4/{chunks}", gpus=gpus,
         hardware=Hardware.preset("h100-sxm"), seq=seq, global_batch=batch * dp,
         practice=PRACTICES["today"], tflops=tflops, counted_flops=counted * batch * dp * seq,
         recompute=("none", "selective"), zero=(1, 2), fitted=name in _FITTED,

@@ -201,7 +201,7 @@ class Layout:
         "Nearest" keeps the number of ranks and moves as little as possible: the smallest sum, over
         the axes, of |log(new size / old size)|; of two equally near ones the one with more dp.
         """
-        reasons = list(self._objections(config))
+        reasons = self.objections(config)
         if not reasons:
             return
         works = self._nearest(self.world, lambda layout: not any(layout._objections(config)))
@@ -223,6 +223,10 @@ class Layout:
                 f"{self} is {_ranks(self.world)}{product}, not {world_size}; "
                 f"the nearest layout of {_ranks(world_size)} is {works}"
             )
+
+    def objections(self, config: ModelConfig) -> list[str]:
+        """Why this layout cannot split this model, a phrase for each reason; [] if it can."""
+        return list(self._objections(config))
 
     def _objections(self, config: ModelConfig) -> Iterator[str]:
         """Only what cannot work. Sizes that an axis does not divide are dealt out unevenly
@@ -269,8 +273,8 @@ class Layout:
             moved = sum(abs(math.log2(new / was)) for new, was in zip(sizes, old))
             return round(moved, 9), *(-size for size in sizes)
 
-        for dp, tp, pp, cp in sorted(_factorisations(world, 4), key=distance):
-            for ep in sorted(_divisors(dp * cp), key=lambda ep: (abs(math.log2(ep / self.ep)), ep)):
+        for dp, tp, pp, cp in sorted(factorisations(world, 4), key=distance):
+            for ep in sorted(divisors(dp * cp), key=lambda ep: (abs(math.log2(ep / self.ep)), ep)):
                 for sp in (True, False) if self.sp and tp > 1 else (False,):
                     new = {"dp": dp, "tp": tp, "pp": pp, "cp": cp, "ep": ep, "sp": sp}
                     # Layers dealt out by hand are of this model and this many stages.
@@ -340,18 +344,19 @@ def _axis_size(axis: str, value) -> int:
     return size
 
 
-def _divisors(n: int) -> list[int]:
+def divisors(n: int) -> list[int]:
+    """In their order."""
     small = [d for d in range(1, math.isqrt(n) + 1) if n % d == 0]
     return sorted({*small, *(n // d for d in small)})
 
 
-def _factorisations(n: int, parts: int) -> Iterator[tuple[int, ...]]:
+def factorisations(n: int, parts: int) -> Iterator[tuple[int, ...]]:
     """Every ordered way to write n as a product of so many factors."""
     if parts == 1:
         yield (n,)
         return
-    for first in _divisors(n):
-        for rest in _factorisations(n // first, parts - 1):
+    for first in divisors(n):
+        for rest in factorisations(n // first, parts - 1):
             yield first, *rest
 
 
