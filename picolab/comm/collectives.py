@@ -125,20 +125,26 @@ def _exchange_and_combine(m, axis: str, x: torch.Tensor, op: str) -> None:
         torch.maximum(flat, theirs, out=flat)
 
 
-def all_gather(x: torch.Tensor, axis: str, reason: str, dim: int = 0) -> torch.Tensor:
+def all_gather(
+    x: torch.Tensor, axis: str, reason: str, dim: int = 0, async_op: bool = False
+) -> torch.Tensor | Pending:
     """The n shards of the axis, concatenated along `dim`. x: this rank's shard (the same shape on
     every rank).
 
-    Payload: bytes of the result.
+    With async_op (along dim 0), returns a `Pending` whose `wait()` gives them. Payload: bytes of
+    the result.
     """
+    assert dim == 0 or not async_op
     m = mesh()
     n = m.size(axis)
     if n == 1:
-        return x
+        return Pending(None, x, 0.0, ()) if async_op else x
     out = x.new_empty((n * x.shape[0], *x.shape[1:]) if x.dim() else (n,))
     entry = _entry("all_gather", axis, m, out, _bytes(out), reason)
     start = _enter(entry, x)
-    _all_gather(out, x.contiguous(), group=m.group(axis))
+    work = _all_gather(out, x.contiguous(), group=m.group(axis), async_op=async_op)
+    if async_op:
+        return Pending([work], out, start, entry)
     _done(entry, start, out)
     if dim == 0 or x.dim() == 0:
         return out
@@ -146,13 +152,23 @@ def all_gather(x: torch.Tensor, axis: str, reason: str, dim: int = 0) -> torch.T
 
 
 def reduce_scatter(
-    x: torch.Tensor, axis: str, reason: str, dim: int = 0, op: ReduceOp = "sum"
-) -> torch.Tensor:
-    """The sum of all ranks' x, of which this rank gets its 1/n along `dim`. Payload: bytes of x."""
+    x: torch.Tensor,
+    axis: str,
+    reason: str,
+    dim: int = 0,
+    op: ReduceOp = "sum",
+    async_op: bool = False,
+) -> torch.Tensor | Pending:
+    """The sum of all ranks' x, of which this rank gets its 1/n along `dim`. Payload: bytes of x.
+
+    With async_op (along dim 0), returns a `Pending` whose `wait()` gives it. gloo makes it of an
+    all-reduce and moves twice a ring's bytes (pytorch issue 118911), which test_wire.py shows.
+    """
+    assert dim == 0 or not async_op
     m = mesh()
     n = m.size(axis)
     if n == 1:
-        return x
+        return Pending(None, x, 0.0, ()) if async_op else x
     if x.shape[dim] % n:
         raise ValueError(
             f"reduce_scatter cannot split {x.shape[dim]} rows (dim {dim}) over {n} ranks"
@@ -161,8 +177,8 @@ def reduce_scatter(
     out = whole.new_empty((whole.shape[0] // n, *whole.shape[1:]))
     entry = _entry("reduce_scatter", axis, m, whole, _bytes(whole), reason)
     start = _enter(entry, x)
-    _reduce_scatter(out, whole, op=_REDUCE[op], group=m.group(axis))
-    return _done(entry, start, out)
+    work = _reduce_scatter(out, whole, op=_REDUCE[op], group=m.group(axis), async_op=async_op)
+    return Pending([work], out, start, entry) if async_op else _done(entry, start, out)
 
 
 def all_to_all(

@@ -41,6 +41,7 @@ from picolab.costs.traffic import (
     data_parallel_bytes,
     tensor_parallel_layer_bytes,
 )
+from picolab.costs.zero import gathered_bytes, rank_states, zero3_uses, zero_bytes, zero_shards
 from picolab.specs import DEFAULT_BUCKET_BYTES
 
 __all__ = [
@@ -70,6 +71,7 @@ __all__ = [
     "end_activation_bytes",
     "even_slices",
     "flops_per_token",
+    "gathered_bytes",
     "group_bandwidth",
     "held_parameters",
     "in_flight",
@@ -79,11 +81,15 @@ __all__ = [
     "local_parameters",
     "parameters",
     "rank_stages",
+    "rank_states",
     "replica_sequences",
     "ring_bytes",
     "stage_layers",
     "state_bytes",
     "step_ledger",
     "tensor_parallel_layer_bytes",
+    "zero3_uses",
+    "zero_bytes",
+    "zero_shards",
     "zigzag_chunks",
 ]

@@ -10,11 +10,14 @@ from typing import NamedTuple
 
 from picolab.costs.collectives import ring_bytes
 from picolab.costs.memory import dtype_bytes
-from picolab.costs.parameters import local_parameters, require_llama
+from picolab.costs.parameters import LocalParameter, local_parameters, require_llama
 from picolab.costs.slices import even_slices
 from picolab.costs.stages import rank_stages
 from picolab.costs.traffic import buckets
+from picolab.costs.zero import shard_of, zero3_uses, zero_shards
 from picolab.specs import DEFAULT_BUCKET_BYTES, Layout, ModelConfig
+
+TABLES = ("embed.weight", "head.weight")
 
 
 class Expected(NamedTuple):
@@ -71,11 +74,20 @@ def step_ledger(
         cp: keys and values                  2(c-1)l each mb  2*b*s'*k  forward, backward; k: width
         cp: gradients of keys and values     (c-1)l each mb   2*b*s'*k  of this rank's keys; fp32
 
+    ZeRO has, in place of the gradient buckets, over the data axis or the shard group of n ranks; a
+    payload is n times the first rank's rows of what travels together, shorter shards being padded:
+
+        zero: gradient bucket                each bucket               reduce-scatter
+        zero: gradient shards                each bucket    1/n of it  all-reduce over the groups
+        zero: updated parameters             each bucket               all-gather; stages 1, 2
+        zero: parameters, forward            each mb: embedding, each block, norm and head; stage 3
+        zero: parameters, backward           each mb: the same without the embedding
+
     A rank with several stages has the messages of each, but for those between two of its own. An
     axis of size 1 has no entries. Sources: arXiv 1909.08053, section 3 (layers, embedding and
     cross entropy), 2006.15704, section 3.2 (buckets), 2205.05198, section 4.2.2 (sp), 2310.01889,
-    section 3 (ring attention). Raises ValueError for ep and ZeRO, and for a layout that cannot
-    split the model or the sequence.
+    section 3 (ring attention), 1910.02054, section 7 (ZeRO). Raises ValueError for ep, and for a
+    layout that cannot split the model or the sequence.
     """
     layout = Layout.parse(layout)
     require_llama(config)
@@ -88,25 +100,28 @@ def step_ledger(
     layout.check(config)
 
     step = _Step(config, layout, rank, micro_batch, accumulate, dtype_bytes(dtype))
-    parameters = local_parameters(config, layout, rank)
-    data_axis = layout.data_axis
+    parameters, kept = (of(config, layout, rank) for of in (local_parameters, zero_shards))
 
     step.add("all_reduce", "dp", "dp: count of valid tokens", [8])
     if layout.sp:
         step.sequence_parallel()
-        norms = sum(parameter.numel for parameter in parameters if "tp" not in parameter.axes)
+        norms = sum(parameter.numel for parameter in kept if "tp" not in parameter.axes)
         step.add("all_reduce", "tp", "sp: gradients of the norms", [norms * step.size])
     else:
         step.tensor_parallel()
     step.cross_entropy()
     step.context_parallel()
-    step.pipeline()
+    step.pipeline([parameter.numel for parameter in kept if parameter.name in TABLES])
     sizes = [parameter.numel * step.size for parameter in parameters]
-    filled = [sum(sizes[i] for i in group) for group in buckets(sizes, bucket_bytes)]
-    step.add("all_reduce", data_axis, "dp: gradient bucket", filled)
-    step.add("all_reduce", data_axis, "dp: loss", [8])
+    together = [[parameters[i] for i in group] for group in buckets(sizes, bucket_bytes)]
+    if layout.zero:
+        step.zero(together, zero3_uses(config, layout, rank))
+    else:
+        filled = [step.size * sum(p.numel for p in group) for group in together]
+        step.add("all_reduce", layout.data_axis, "dp: gradient bucket", filled)
+    step.add("all_reduce", layout.data_axis, "dp: loss", [8])
     step.add("all_reduce", "pp", "pp: loss", [8])
-    step.gradient_norm({parameter.axes for parameter in parameters})
+    step.gradient_norm({parameter.axes for parameter in kept})
     return step.expected
 
 
@@ -181,7 +196,29 @@ class _Step:
             self.add(op, "cp", "cp: keys and values", [numbers * self.size] * (2 * hops))
             self.add(op, "cp", "cp: gradients of keys and values", gradients)
 
-    def pipeline(self) -> None:
+    def zero(self, together: list[list[LocalParameter]], uses: list[list[LocalParameter]]) -> None:
+        """Lines of shards, as long as the first rank's."""
+        axis, stage = self.layout.shard_axis, self.layout.zero
+        n = self.layout.size(axis)
+
+        def lines(groups: list[list[LocalParameter]]) -> list[int]:
+            first = [sum(shard_of(p, self.layout, 0).numel for p in group) for group in groups]
+            return [n * numel * self.size for numel in first]
+
+        filled = lines(together)
+        self.add("reduce_scatter", axis, "zero: gradient bucket", filled)
+        if self.layout.shard:
+            shards = [payload // n for payload in filled]
+            self.add("all_reduce", "replica", "zero: gradient shards", shards)
+        if stage < 3:
+            self.add("all_gather", axis, "zero: updated parameters", filled)
+        else:
+            again = uses[1:] if self.first else uses
+            for when, groups in (("forward", uses), ("backward", again)):
+                gathers = lines(groups) * self.accumulate
+                self.add("all_gather", axis, f"zero: parameters, {when}", gathers)
+
+    def pipeline(self, tables: list[int]) -> None:
         shares = self.layout.tp if self.layout.sp else 1
         boundary = [self.activation // shares] * self.accumulate
         ranks = self.layout.stage_ranks
@@ -193,13 +230,15 @@ class _Step:
             self.add(op, "pp", "pp: activations", boundary * crossed)
             self.add(back, "pp", "pp: gradients of activations", boundary * crossed)
         if self.config.tied and self.first != self.last:
-            table = self.share(self.config.vocab) * self.config.hidden * self.size
-            self.add("send", "pp", "pp: tied embedding gradient", [table])
-            self.add("recv", "pp", "pp: tied embedding gradient", [table])
+            table = [numel * self.size for numel in tables]
+            self.add("send", "pp", "pp: tied embedding gradient", table)
+            self.add("recv", "pp", "pp: tied embedding gradient", table)
 
     def gradient_norm(self, cut_along: set[frozenset[str]]) -> None:
         """Axis by axis: the sums of squares of what is cut along it, side by side, 8 bytes each."""
-        for axis in sorted({axis for axes in cut_along for axis in axes}):
+        wide = {axis for axes in cut_along for axis in axes if self.layout.size(axis) > 1}
+        cut_along = {axes & wide for axes in cut_along}
+        for axis in sorted(wide):
             squares = [axes for axes in cut_along if axis in axes]
             self.add("all_reduce", axis, f"{axis}: gradient norm", [8 * len(squares)])
             cut_along = {axes - {axis} for axes in cut_along}
@@ -207,9 +246,8 @@ class _Step:
 
 
 def _refuse_others(layout: Layout) -> None:
-    found = [name for name, used in (("ep", layout.ep > 1), ("zero", layout.zero > 0)) if used]
-    if found:
+    if layout.ep > 1:
         raise ValueError(
-            f"step_ledger predicts dp, tp, sp, pp and cp, and {layout} also has "
-            f"{' and '.join(found)}; leave {'it' if len(found) == 1 else 'them'} out"
+            f"step_ledger predicts dp, tp, sp, pp, cp and zero, and {layout} also has ep; leave it "
+            "out"
         )

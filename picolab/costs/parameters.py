@@ -137,6 +137,11 @@ class LocalParameter(NamedTuple):
     name: str
     numel: int  # of this rank's shard
     axes: frozenset[str]  # along which it is cut, as a model's pieces are; equal on all others
+    width: int = 1  # numbers in a row: what ZeRO deals out is rows
+
+    @property
+    def rows(self) -> int:
+        return self.numel // self.width
 
     @property
     def sharded(self) -> bool:
@@ -153,18 +158,14 @@ def local_parameters(
     divide are dealt out by `even_slices`, key-value heads together with their query heads. Stages
     of pp hold different layers; the first has the embedding, the last the last norm and the head
     (also a tied one: it is the embedding once more, unless both stages are on one rank). A rank
-    with several stages holds the layers of all. dp and cp split no parameter.
+    with several stages holds the layers of all. dp and cp split no parameter; ZeRO does, and these
+    are what a rank computes with (`zero_shards`: what it keeps).
 
-    Raises ValueError for other models, and for zero3, where a rank holds a shard of each.
+    Raises ValueError for other models.
     """
     layout = Layout.parse(layout)
     require_llama(config)
     layout.check(config)
-    if layout.zero == 3:
-        raise ValueError(
-            f"{layout}: local_parameters describes whole replicas, and zero3 splits them; "
-            f"leave zero3 out"
-        )
     place = layout.coordinates(rank)
 
     def mine(size: int) -> int:
@@ -177,20 +178,21 @@ def local_parameters(
     stages = rank_stages(config.layers, layout, place["pp"])
     first, last = 0 in stages, len(layout.stage_ranks) - 1 in stages
     cut, whole = frozenset({"tp"}), frozenset()
-    found = [LocalParameter("embed.weight", table, cut)] if first else []
+    q_k_v = (queries + 2 * keys) * hidden
+    found = [LocalParameter("embed.weight", table, cut, hidden)] if first else []
     for i in (layer for layers in stages.values() for layer in layers):
         found += [
             LocalParameter(f"layers.{i}.attention_norm.weight", hidden, whole),
-            LocalParameter(f"layers.{i}.attention.qkv.weight", (queries + 2 * keys) * hidden, cut),
-            LocalParameter(f"layers.{i}.attention.o.weight", hidden * queries, cut),
+            LocalParameter(f"layers.{i}.attention.qkv.weight", q_k_v, cut, hidden),
+            LocalParameter(f"layers.{i}.attention.o.weight", hidden * queries, cut, queries),
             LocalParameter(f"layers.{i}.mlp_norm.weight", hidden, whole),
-            LocalParameter(f"layers.{i}.mlp.gate_up.weight", 2 * ffn * hidden, cut),
-            LocalParameter(f"layers.{i}.mlp.down.weight", hidden * ffn, cut),
+            LocalParameter(f"layers.{i}.mlp.gate_up.weight", 2 * ffn * hidden, cut, hidden),
+            LocalParameter(f"layers.{i}.mlp.down.weight", hidden * ffn, cut, ffn),
         ]
     if last:
         found.append(LocalParameter("norm.weight", hidden, whole))
         if not (config.tied and first):
-            found.append(LocalParameter("head.weight", table, cut))
+            found.append(LocalParameter("head.weight", table, cut, hidden))
     return found
 
 

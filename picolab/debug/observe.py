@@ -12,7 +12,7 @@ did, and the ledger.
 
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -166,26 +166,26 @@ class Listener(Observer):
         self._found, self._before, self._first = found, [], ExitStack()
 
     def start(self, run) -> None:
-        found, model = self._found, run.model
+        found, model, mine = self._found, run.model, run.parallel.parameters()
         found.rank, found.place = dist.get_rank(), dict(comm.mesh().coordinates)
-        found.device, found.start = run.device.type, held(model)
-        self._remember(model)
+        found.device, found.start = run.device.type, held(mine)
+        self._remember(mine)
         # Of the first step, what flows through the model.
         self._first.enter_context(_first_inputs(model, found))
         found.forward, found.backward = self._first.enter_context(_points(model))
 
     def gradients(self, run) -> None:
-        found, now = self._found, list(run.model.parameters())
+        found, now = self._found, run.parallel.parameters()
         pairs = zip(self._before, now, strict=True)
         found.moved.append(any(not torch.equal(a, b) for a, b in pairs))
         if not found.gradients:
             found.read = list(run.tokens_MBS.cpu())
-            found.gradients = held(run.model, lambda p: p.grad)
+            found.gradients = held(now, lambda p: p.grad)
 
     def step(self, run, report: StepReport) -> None:
         found = self._found
         self._first.close()
-        self._remember(run.model)
+        self._remember(run.parallel.parameters())
         found.losses.append(report.loss)
         found.norms.append(report.grad_norm)
         found.counts.append(report.tokens)
@@ -193,10 +193,10 @@ class Listener(Observer):
         found.ledger.append({key: (t.count, t.payload_bytes) for key, t in entries.items()})
 
     def end(self, run) -> None:
-        self._found.end = held(run.model)
+        self._found.end = held(run.parallel.parameters())
 
-    def _remember(self, model: nn.Module) -> None:
-        self._before = [parameter.detach().clone() for parameter in model.parameters()]
+    def _remember(self, parameters: Iterable[nn.Parameter]) -> None:
+        self._before = [parameter.detach().clone() for parameter in parameters]
 
 
 @contextmanager
@@ -267,11 +267,11 @@ def _named_points(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 TensorOf = Callable[[nn.Parameter], torch.Tensor | None]
 
 
-def held(model: nn.Module, tensor_of: TensorOf = lambda p: p.detach()) -> Held:
-    """What this rank holds of each global tensor. Nothing is gathered: a collective would be one
-    more thing that may be wrong, and who holds what is evidence."""
+def held(parameters: Iterable[nn.Parameter], tensor_of: TensorOf = lambda p: p.detach()) -> Held:
+    """What this rank holds (and steps) of each global tensor. Nothing is gathered: a collective
+    would be one more thing that may be wrong, and who holds what is evidence."""
     found: Held = {}
-    for parameter in model.parameters():
+    for parameter in parameters:
         tensor = tensor_of(parameter)
         if tensor is not None:
             for piece, part in slices(parameter, tensor):
@@ -280,4 +280,4 @@ def held(model: nn.Module, tensor_of: TensorOf = lambda p: p.detach()) -> Held:
 
 
 def _whole(model: nn.Module, tensor_of: TensorOf) -> dict[str, torch.Tensor]:
-    return {name: tensor for name, (_, tensor) in held(model, tensor_of).items()}
+    return {name: tensor for name, (_, tensor) in held(model.parameters(), tensor_of).items()}

@@ -126,6 +126,7 @@ def judge(evidence: Evidence) -> Verdict:
         f"{config.heads} heads on {config.kv_heads} key-value heads, "
         f"{'tied' if recipe.tied else 'untied'} head, vocabulary {config.vocab}; "
         f"{recipe.accumulate} micro-batches, labels that count on each replica: {counts}",
+        *recipe.layout.remarks,
     ]
     return Verdict(
         evidence,

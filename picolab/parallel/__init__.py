@@ -2,6 +2,8 @@
 
     placement.py       what all ways of placing a model have in common
     data.py            replicas that see different samples: the naive loop, and buckets that overlap
+    zero.py            replicas that keep their rows only; zero_comm.py how rows travel together,
+                       zero_gather.py parameters that are whole only while they are used
     buckets.py         gradients in flat buffers: when one is full, in which order they go
     tensor.py          what is split inside a layer, and tensor_comm.py how the halves talk (f, g)
     vocabulary.py      the embedding and the loss, split along the vocabulary
@@ -49,6 +51,7 @@ from picolab.parallel.tensor_comm import (
 from picolab.parallel.three_d import ThreeDParallelOptimizer, parallelize
 from picolab.parallel.ulysses import ulysses_attention
 from picolab.parallel.vocabulary import VocabularyParallelEmbedding, VocabularyParallelLoss
+from picolab.parallel.zero import ZeroOptimizer, naive_gather, naive_reduce
 
 __all__ = [
     "ColumnParallelLinear",
@@ -58,6 +61,7 @@ __all__ = [
     "ThreeDParallelOptimizer",
     "VocabularyParallelEmbedding",
     "VocabularyParallelLoss",
+    "ZeroOptimizer",
     "column_linear",
     "f",
     "g",
@@ -65,6 +69,8 @@ __all__ = [
     "gather",
     "gather_linear",
     "gathered_attention",
+    "naive_gather",
+    "naive_reduce",
     "naive_sync",
     "parallelize",
     "ring_attention",

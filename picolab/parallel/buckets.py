@@ -12,12 +12,13 @@ Buckets are always *started* in the same order on all ranks, also where they wer
 collectives are matched by their order, and a parameter that one rank did not use would otherwise
 pair bucket 3 with bucket 4. Gradients of parameters that this rank did not use count as zero.
 
-What is done with a full bucket is the subclass's (`_start`): data.py sums it over the replicas.
+What is done with a full bucket is the subclass's (`_start`): data.py sums it over the replicas,
+zero.py lets each rank sum its own rows, and keeps gradients elsewhere (`_put`).
 Source: arXiv 2006.15704, section 3.2 (torch's DDP).
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -27,13 +28,18 @@ from torch import nn
 from picolab import comm, costs
 from picolab.parallel.placement import Placement
 
+ADDED_TO_A_SUM = (
+    "this gradient would be added to a sum over all ranks; call zero_grad() after each "
+    "finish() (set_to_none=False cannot be told from forgetting it)"
+)
+
 
 @dataclass
 class Slot:
     """A parameter's place in its bucket."""
 
     parameter: nn.Parameter
-    view: torch.Tensor
+    view: torch.Tensor | None
     bucket: "Bucket"
     arrived: bool = False  # its gradient is complete, in the micro-batch that is synchronised
     summed: bool = False  # the view holds a sum over the ranks, to which nothing may be added
@@ -41,32 +47,38 @@ class Slot:
 
 @dataclass
 class Bucket:
-    flat: torch.Tensor
+    flat: torch.Tensor | None
     slots: list[Slot] = field(default_factory=list)
     missing: int = 0  # gradients that have not arrived
     pending: comm.Pending | None = None
 
 
 def fill_buckets(parameters: list[nn.Parameter], bucket_bytes: int) -> list[Bucket]:
-    """Buckets for the gradients of these parameters. A bucket is closed when the next gradient
-    would make it larger than bucket_bytes; it has one dtype and one device."""
+    """Buckets for the gradients of these parameters, each with its memory."""
+    buckets = []
+    for members in in_groups(parameters, bucket_bytes):
+        flat = members[0].new_zeros(sum(parameter.numel() for parameter in members))
+        bucket = Bucket(flat.detach(), missing=len(members))
+        views = bucket.flat.split([parameter.numel() for parameter in members])
+        bucket.slots = [
+            Slot(parameter, view.view_as(parameter), bucket)
+            for parameter, view in zip(members, views)
+        ]
+        buckets.append(bucket)
+    return buckets
+
+
+def in_groups(parameters: list[nn.Parameter], bucket_bytes: int) -> list[list[nn.Parameter]]:
+    """Which parameters share a bucket. It is closed when the next gradient would make it larger
+    than bucket_bytes; it has one dtype and one device."""
     kinds: dict[tuple, list[nn.Parameter]] = {}
     for parameter in parameters:
         kinds.setdefault((parameter.dtype, parameter.device), []).append(parameter)
-    buckets = []
+    groups = []
     for of_kind in kinds.values():
         sizes = [parameter.numel() * parameter.element_size() for parameter in of_kind]
-        for group in costs.buckets(sizes, bucket_bytes):
-            members = [of_kind[index] for index in group]
-            flat = members[0].new_zeros(sum(parameter.numel() for parameter in members))
-            bucket = Bucket(flat.detach(), missing=len(members))
-            views = bucket.flat.split([parameter.numel() for parameter in members])
-            bucket.slots = [
-                Slot(parameter, view.view_as(parameter), bucket)
-                for parameter, view in zip(members, views)
-            ]
-            buckets.append(bucket)
-    return buckets
+        groups += [[of_kind[i] for i in group] for group in costs.buckets(sizes, bucket_bytes)]
+    return groups
 
 
 class GradientBuckets(Placement, ABC):
@@ -90,8 +102,12 @@ class GradientBuckets(Placement, ABC):
         if any(parameter.is_meta for parameter in model.parameters()):
             raise ValueError("the model has no values yet; initialise it before data parallelism")
         self.model = model
-        self._trainable = [p for p in model.parameters() if p.requires_grad]
-        self._frozen = [p for p in model.parameters() if not p.requires_grad]
+        self._watch(list(model.parameters()))
+
+    def _watch(self, parameters: list[nn.Parameter]) -> None:
+        """Buckets for the gradients of these, and a hook on each."""
+        self._trainable = [p for p in parameters if p.requires_grad]
+        self._frozen = [p for p in parameters if not p.requires_grad]
         self._buckets: list[Bucket] = []
         self._slots: dict[nn.Parameter, Slot] = {}
         self._next = 0  # the first bucket that is not started
@@ -123,27 +139,27 @@ class GradientBuckets(Placement, ABC):
             raise RuntimeError(
                 "finish() was called twice; gradients are summed already, call zero_grad() first"
             )
-        used_here = [parameter.grad is not None for parameter in self._trainable]
-        for slot in self._slots.values():
-            if slot.parameter.grad is None:
-                slot.parameter.grad = slot.view.zero_()
+        slots = [self._slots[parameter] for parameter in self._trainable]
+        used_here = [slot.arrived or slot.parameter.grad is not None for slot in slots]
+        for slot in slots:
+            if not slot.arrived and slot.parameter.grad is None:
+                self._put_nothing(slot)
         for bucket in self._buckets[self._next :]:
             self._start(bucket)
         # Only now: ranks arrive here with different numbers of buckets started, and collectives
         # are matched by their order.
         used = self._used_anywhere(used_here) if self.find_unused else None
+        self._wait()
         for bucket in self._buckets:
-            bucket.pending.wait()
             bucket.pending, bucket.missing = None, len(bucket.slots)
-        for slot in self._slots.values():
+        for slot in slots:
             slot.arrived, slot.summed = False, True
         self._next = 0
-        if used is not None:
-            for parameter, anywhere in zip(self._trainable, used):
-                if not anywhere:
-                    parameter.grad = None
+        for slot, anywhere in zip(slots, used or ()):
+            if not anywhere:
+                self._drop(slot)
 
-    def finish_gradients(self) -> None:
+    def finish_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
         self.finish()
 
     def zero_grad(self) -> None:
@@ -152,7 +168,7 @@ class GradientBuckets(Placement, ABC):
             parameter.grad = None
 
     def _used_anywhere(self, used_here: list[bool]) -> list[int]:
-        used = torch.tensor(used_here, dtype=torch.uint8, device=self._buckets[0].flat.device)
+        used = torch.tensor(used_here, dtype=torch.uint8, device=self._trainable[0].device)
         return comm.all_reduce(used, self.axis, "dp: which parameters were used", op="max").tolist()
 
     def _fill_buckets(self, bucket_bytes: int) -> None:
@@ -165,15 +181,7 @@ class GradientBuckets(Placement, ABC):
         The argument is the parameter, not its gradient: averaging the argument averages weights.
         """
         slot = self._slots[parameter]
-        if parameter.grad is not slot.view:
-            # The first gradient since zero_grad: autograd made a tensor of its own for it.
-            slot.view.copy_(parameter.grad)
-            parameter.grad = slot.view
-        elif slot.summed:
-            raise RuntimeError(
-                "this gradient would be added to a sum over all ranks; call zero_grad() after each "
-                "finish() (set_to_none=False cannot be told from forgetting it)"
-            )
+        self._put(slot)
         slot.summed = False
         if not self._syncing:
             return
@@ -187,3 +195,26 @@ class GradientBuckets(Placement, ABC):
         while self._next < len(self._buckets) and self._buckets[self._next].missing == 0:
             self._start(self._buckets[self._next])
             self._next += 1
+
+    def _put(self, slot: Slot) -> None:
+        """A gradient has come: into its bucket with it. Refuses to add it to a finished sum."""
+        parameter = slot.parameter
+        if parameter.grad is not slot.view:
+            # The first gradient since zero_grad: autograd made a tensor of its own for it.
+            slot.view.copy_(parameter.grad)
+            parameter.grad = slot.view
+        elif slot.summed:
+            raise RuntimeError(ADDED_TO_A_SUM)
+
+    def _put_nothing(self, slot: Slot) -> None:
+        """This rank did not use the parameter: zero."""
+        slot.parameter.grad = slot.view.zero_()
+
+    def _wait(self) -> None:
+        """Until every bucket has arrived, and is where the optimizer looks for it."""
+        for bucket in self._buckets:
+            bucket.pending.wait()
+
+    def _drop(self, slot: Slot) -> None:
+        """No rank used the parameter: no gradient."""
+        slot.parameter.grad = None

@@ -51,6 +51,8 @@ from picolab.specs import Layout
 
 _REASONS = {"F": "pp: activations", "B": "pp: gradients of activations"}
 
+TIED = "embed.weight"  # the table's name, on the last stage too
+
 
 class PipelineParallelOptimizer(Placement):
     """Places a model's layers on the ranks of an axis and runs schedules on them. Not a
@@ -192,20 +194,21 @@ class PipelineParallelOptimizer(Placement):
         self._free_what_was_sent(wait=True)
         return total
 
-    def finish_gradients(self) -> None:
-        self.sum_tied_gradients()
+    def finish_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
+        self.sum_tied_gradients(parameters)
 
-    def sum_tied_gradients(self) -> None:
+    def sum_tied_gradients(self, parameters: Sequence[nn.Parameter] | None = None) -> None:
         """Once a step, after the gradients are summed over the replicas: first and last stage add
-        theirs.
+        theirs. parameters: None for the model's.
         """
         if not self.tied or not (self.first or self.last):
             return
-        weight = self.model.embed.weight if self.first else self.model.head.weight
+        mine = self.model.parameters() if parameters is None else parameters
+        (weight,) = (p for p in mine if p.pieces[0].name == TIED)
         other = self.stage_ranks[-1 if self.first else 0]
         theirs = torch.empty_like(weight)
-        mine = weight.grad.contiguous()
-        comm.exchange(mine, other, theirs, other, self.axis, "pp: tied embedding gradient")
+        gradient = weight.grad.contiguous()
+        comm.exchange(gradient, other, theirs, other, self.axis, "pp: tied embedding gradient")
         weight.grad.add_(theirs)
 
     # -- one action ---------------------------------------------------------------------------

@@ -10,7 +10,7 @@ them shard, initialises, lets all of them attach, and calls the rest of these me
 A new axis is a new placement in that list and changes no loop. Each of them does nothing here.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -45,8 +45,9 @@ class Placement:
         """Around all micro-batches of a step but the last: gradients are only added up."""
         yield
 
-    def finish_gradients(self) -> None:
-        """After the last backward pass: make every gradient that of the global batch."""
+    def finish_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
+        """After the last backward pass: make every gradient that of the global batch. parameters:
+        what the optimizer steps."""
 
     def parameters(self, mine: list[nn.Parameter]) -> list[nn.Parameter]:
         """What the optimizer steps, given what the placements before this one would have it
@@ -55,3 +56,10 @@ class Placement:
 
     def after_step(self) -> None:
         """After the optimizer's step."""
+
+    def zero_grad(self) -> None:
+        """Drop gradients of parameters that are not the model's own."""
+
+    def held(self) -> list[torch.Tensor]:
+        """Parameters that are not the model's own, for whoever counts memory."""
+        return []

@@ -34,7 +34,7 @@ kept whole (tensor_comm.py says what else could be done).
 Source: arXiv 2205.05198, section 4.2.2. tests/distributed/parallel/test_sequence.py measures both.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -167,18 +167,19 @@ class TensorParallelOptimizer(Placement):
         model.cross_entropy = VocabularyParallelLoss(vocab, rows.start, rows.stop, axis)
         model.sequence_shares = size if sequence else 1
 
-    def finish_gradients(self) -> None:
-        self.sum_norm_gradients()
+    def finish_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
+        self.sum_norm_gradients(parameters)
 
-    def sum_norm_gradients(self) -> None:
+    def sum_norm_gradients(self, parameters: Sequence[nn.Parameter] | None = None) -> None:
         """Once a step, with `sequence`: the gradients of replicated parameters, which every rank
-        has from its own tokens only, are summed over the axis in one all-reduce.
+        has from its own tokens only, are summed over the axis in one all-reduce. parameters: None
+        for the model's.
         """
         if not self.sequence:
             return
         gradients = [
             parameter.grad
-            for parameter in self.model.parameters()
+            for parameter in (self.model.parameters() if parameters is None else parameters)
             if parameter.grad is not None
             and not any(p.axes & {self.axis} for p in parameter.pieces)
         ]

@@ -8,7 +8,7 @@ It composes, and does nothing else: which placements a layout asks for, in which
 them does is in its own file; gathering and the norm follow from the pieces (whole.py). Everything
 that leaves has global, unfused names.
 
-Twin: torchtitan's `parallelize.py`. Leaves out, so far: expert parallelism and ZeRO.
+Twin: torchtitan's `parallelize.py`. Leaves out, so far: expert parallelism.
 """
 
 import math
@@ -28,6 +28,7 @@ from picolab.parallel.pipeline import PipelineParallelOptimizer
 from picolab.parallel.placement import Batch, Placement
 from picolab.parallel.tensor import TensorParallelOptimizer
 from picolab.parallel.whole import gather_all, square_norm
+from picolab.parallel.zero import ZeroOptimizer
 from picolab.specs import Layout
 from picolab.specs.train_config import refuse_unimplemented
 
@@ -47,8 +48,12 @@ def placements(layout: Layout, bucket_bytes: int, find_unused: bool) -> list[Pla
     # Last: its buffers have the size and the place of the final parameters. Ranks of cp hold the
     # same parameters and see other tokens, just as those of dp do.
     if layout.dp * layout.cp > 1:
-        axis = layout.data_axis
-        found.append(DataParallelOptimizer(None, axis, bucket_bytes, find_unused))
+        options = {"bucket_bytes": bucket_bytes, "find_unused": find_unused}
+        if layout.zero:  # it cuts what the others left
+            axis, copies = layout.shard_axis, "replica" if layout.shard else None
+            found.append(ZeroOptimizer(None, axis, layout.zero, replica_axis=copies, **options))
+        else:
+            found.append(DataParallelOptimizer(None, layout.data_axis, **options))
     return found
 
 
@@ -104,7 +109,7 @@ class ThreeDParallelOptimizer:
 
         # 1. The mesh, before anything asks for its place in it. One rank needs none.
         alone = layout.world == 1 and not dist.is_initialized()
-        if not alone and comm.mesh().layout.axes != layout.axes:
+        if not alone and not layout.same_groups(comm.mesh().layout):
             comm.build_mesh(layout)
 
         # 2. Everything is cut while the model is on the meta device.
@@ -190,8 +195,9 @@ class ThreeDParallelOptimizer:
     def finish_gradients(self) -> None:
         """After the last backward: from here on every gradient is that of the global batch. In the
         reverse of the order of placing: the buckets hold what the others go on with."""
+        mine = self.parameters()
         for placement in reversed(self.placements):
-            placement.finish_gradients()
+            placement.finish_gradients(mine)
 
     def parameters(self) -> list[torch.nn.Parameter]:
         """What the optimizer steps."""
@@ -208,6 +214,14 @@ class ThreeDParallelOptimizer:
     def zero_grad(self) -> None:
         for parameter in self.model.parameters():
             parameter.grad = None
+        for placement in self.placements:
+            placement.zero_grad()
+
+    def held(self) -> list[torch.Tensor]:
+        """Every parameter that takes memory here, what it is for aside: the model's, and what
+        placements keep beside it. Views of one another among them."""
+        besides = [tensor for placement in self.placements for tensor in placement.held()]
+        return [*self.model.parameters(), *besides]
 
     def grad_norm(self) -> float:
         """The norm of the whole model's gradient: every element counted once."""

@@ -71,7 +71,11 @@ PRACTICES = MappingProxyType(
         "megatron-2021": Practice(
             states="fp16, fp32 copies of both",
             dtype="fp16",
-            attention="scores", dropout=True, overlap=False, scatter=True),
+            attention="scores",
+            dropout=True,
+            overlap=False,
+            scatter=True,
+        ),
         # what `picolab.training` does: fp32, buckets that overlap
         "picolab": Practice(states="fp32", dtype="fp32", reserved=0.0),
     }

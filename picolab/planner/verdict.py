@@ -71,7 +71,9 @@ def objection(costing: Costing, layout: Layout) -> Killed | None:
     for reason in layout.objections(config):
         return Killed("layout", *_numbers(layout, config), reason)
     if batch % layout.dp:
-        reason = f"dp={layout.dp} replicas cannot share a global batch of {batch:,} sequences evenly"
+        reason = (
+            f"dp={layout.dp} replicas cannot share a global batch of {batch:,} sequences evenly"
+        )
         return Killed("batch", layout.dp, batch, reason)
     return None
 

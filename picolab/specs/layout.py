@@ -8,9 +8,9 @@ ep never multiplies the world: experts are spread over ranks that hold different
 divides dp * cp. `dp4ep2` is four ranks, each expert on two of them.
 
 A layout is written as its axes, in any order, ones left out: `dp2tp2pp2`, `dp4ep2`, `tp2sp`
-(sequence parallel), `dp4zero1`, `pp4:gpipe`. One rank is `dp1`. After the colon stands the
-pipeline's schedule (schedule_name.py has the names) and, if the layers are dealt out by hand, how
-many each stage gets: `pp2:interleaved-v4`, `pp3:1f1b/3-3-2`.
+(sequence parallel), `dp4zero1`, `dp4zero3shard2`, `pp4:gpipe`. One rank is `dp1`. After the
+colon stands the pipeline's schedule (schedule_name.py has the names) and, if the layers are dealt
+out by hand, how many each stage gets: `pp2:interleaved-v4`, `pp3:1f1b/3-3-2`.
 """
 
 import dataclasses
@@ -25,15 +25,18 @@ from picolab.specs.schedule_name import ScheduleName
 
 AXES = ("dp", "tp", "pp", "cp", "ep")
 # Axes that are regroupings of others: the grid seen in another shape, and which dim of it is meant.
-# dp_cp are the ranks that hold the same parameters and see other tokens.
+# dp_cp are the ranks that hold the same parameters and see other tokens; of these, ZeRO deals out
+# what it shards over the ranks of a shard group, and replicas hold the same shard.
 DERIVED = {
     "dp_cp": lambda layout: ((layout.pp, layout.dp * layout.cp, layout.tp), 1),
     "ep": lambda layout: (_experts_apart(layout), 2),
     "edp": lambda layout: (_experts_apart(layout), 1),
+    "shard": lambda layout: (_shard_groups(layout), 2),
+    "replica": lambda layout: (_shard_groups(layout), 1),
 }
 MAX_WORLD = 2**20  # far above any run that was ever made: beyond it lies a typing error
 # Known words first, so that "spzero1" is sp and zero1; other letters are a word to complain of.
-_WORD = re.compile(r"(dp|tp|pp|cp|ep|sp|zero|[a-z]+)(\d*)")
+_WORD = re.compile(r"(dp|tp|pp|cp|ep|sp|zero|shard|[a-z]+)(\d*)")
 
 
 @dataclass(frozen=True, repr=False)
@@ -53,7 +56,10 @@ class Layout:
     sp: bool = False
     """Sequence parallel: between tp's matrices, activations are split along the sequence."""
     zero: int = 0
-    """ZeRO stage: 1 shards the optimizer over dp, 2 gradients too, 3 parameters too."""
+    """ZeRO stage: 1 shards the optimizer over dp (and cp), 2 gradients too, 3 parameters too."""
+    shard: int | None = None
+    """Hybrid ZeRO: so many replicas make a shard group, inside which each holds a shard; the groups
+    are copies of each other. None: all of dp is one group."""
     schedule: str = "1f1b"
     """In which order a pipeline stage runs its micro-batches: a name of schedule_name.py."""
     stages: tuple[int, ...] = ()
@@ -69,6 +75,7 @@ class Layout:
         object.__setattr__(self, "schedule", str(ScheduleName.parse(self.schedule)))
         object.__setattr__(self, "stages", self._stages_by_hand())
         check_world_size(self.world)
+        self._check_shard()
         if self.dp * self.cp % self.ep:
             works = dataclasses.replace(self, ep=math.gcd(self.ep, self.dp * self.cp))
             raise ValueError(
@@ -100,7 +107,7 @@ class Layout:
             if word.start() != end:
                 break
             end = word.end()
-            if name not in (*AXES, "sp", "zero"):
+            if name not in (*AXES, "sp", "zero", "shard"):
                 raise ValueError(f"{text}: {name!r} is not an axis; axes are {', '.join(AXES)}")
             if name in fields:
                 raise ValueError(f"{text}: {name} is given twice; give each axis once")
@@ -157,6 +164,29 @@ class Layout:
             return "dp"
         return "cp" if self.dp == 1 else "dp_cp"
 
+    @property
+    def shard_axis(self) -> str:
+        """The axis over which ZeRO deals out what it shards: the data axis, or "shard", a part of
+        it, where groups are copies of each other (then "replica" is the rest)."""
+        return "shard" if self.shard else self.data_axis
+
+    @property
+    def remarks(self) -> list[str]:
+        """What is asked for and does nothing, a sentence each."""
+        if self.zero and self.size(self.shard_axis) == 1:
+            return [
+                f"{self}: zero{self.zero} shards over replicas, and there is one (dp and cp are 1),"
+                " so it changes nothing"
+            ]
+        return []
+
+    def resized(self, **axes: int) -> "Layout":
+        """The same with other sizes of axes; a shard group that no longer fits becomes all of dp,
+        and sp goes where tp is 1."""
+        dp, tp = axes.get("dp", self.dp), axes.get("tp", self.tp)
+        shard = self.shard if self.shard and dp % self.shard == 0 else None
+        return dataclasses.replace(self, **axes, shard=shard, sp=self.sp and tp > 1)
+
     def size(self, axis: str) -> int:
         """Ranks along an axis of the mesh, a derived one or "world"."""
         shape, dim = self._shape(axis)
@@ -173,6 +203,11 @@ class Layout:
         """How far apart neighbours along an axis are, in ranks."""
         shape, dim = self._shape(axis)
         return math.prod(shape[dim + 1 :])
+
+    def same_groups(self, other: "Layout") -> bool:
+        """Whether ranks are grouped alike along every axis, derived ones included."""
+        names = (*self.axes, *DERIVED)
+        return all(self._shape(axis) == other._shape(axis) for axis in names)
 
     def _shape(self, axis: str) -> tuple[tuple[int, ...], int]:
         """The grid in the shape in which the axis is one of its dims, and which."""
@@ -267,6 +302,28 @@ class Layout:
         if self.ep > 1 and not config.experts:
             yield f"ep={self.ep} has nothing to spread, the model has no experts"
 
+    def _check_shard(self) -> None:
+        """A group of all replicas is the same as none given, and is written so."""
+        if self.shard is None:
+            return
+        object.__setattr__(self, "shard", _axis_size("shard", self.shard))
+        if not self.zero:
+            raise ValueError(
+                f"shard={self.shard} says over how many replicas ZeRO shards, and zero is 0; "
+                "give a stage too, as in dp4zero3shard2"
+            )
+        if self.shard == 1 or self.dp % self.shard:
+            sizes = [size for size in divisors(self.dp) if size > 1] or [None]
+            near = min(sizes, key=lambda size: (abs((size or 0) - self.shard), size))
+            works = dataclasses.replace(self, shard=near)
+            what = "is no group" if self.shard == 1 else f"does not divide dp={self.dp}"
+            raise ValueError(
+                f"shard={self.shard} {what}: the replicas are dealt out to shard groups of equal "
+                f"size; the nearest layout that works is {works}"
+            )
+        if self.shard == self.dp:
+            object.__setattr__(self, "shard", None)
+
     def _nearest(self, world: int, works) -> "Layout":
         def distance(sizes: tuple[int, ...]) -> tuple:
             old = (self.dp, self.tp, self.pp, self.cp)
@@ -276,9 +333,10 @@ class Layout:
         for dp, tp, pp, cp in sorted(factorisations(world, 4), key=distance):
             for ep in sorted(divisors(dp * cp), key=lambda ep: (abs(math.log2(ep / self.ep)), ep)):
                 for sp in (True, False) if self.sp and tp > 1 else (False,):
-                    new = {"dp": dp, "tp": tp, "pp": pp, "cp": cp, "ep": ep, "sp": sp}
                     # Layers dealt out by hand are of this model and this many stages.
-                    layout = dataclasses.replace(self, **new, stages=())
+                    layout = dataclasses.replace(self, stages=())
+                    layout = layout.resized(dp=dp, tp=tp, pp=pp, cp=cp, ep=ep)
+                    layout = dataclasses.replace(layout, sp=sp)
                     if works(layout):
                         return layout
         raise AssertionError(
@@ -290,6 +348,7 @@ class Layout:
         text = text or "dp1"
         text += "sp" if self.sp else ""
         text += f"zero{self.zero}" if self.zero else ""
+        text += f"shard{self.shard}" if self.shard else ""
         if self.schedule != "1f1b" or self.stages:
             text += f":{self.schedule}"
         return text + ("/" + "-".join(map(str, self.stages)) if self.stages else "")
@@ -314,12 +373,19 @@ class Layout:
             "  ".join(cell.rjust(2 if i < len(outer) else width) for i, cell in enumerate(row))
             for row in cells
         ]
-        return "\n".join([f"Layout {self}: {_ranks(self.world)}", *(f"  {line}" for line in lines)])
+        lines = [f"Layout {self}: {_ranks(self.world)}", *(f"  {line}" for line in lines)]
+        return "\n".join([*lines, *self.remarks])
 
 
 def _experts_apart(layout: Layout) -> tuple[int, ...]:
     """ep is the inner part of dp * cp, so that ranks that exchange tokens are close."""
     return layout.pp, layout.dp * layout.cp // layout.ep, layout.ep, layout.tp
+
+
+def _shard_groups(layout: Layout) -> tuple[int, ...]:
+    """The ranks of cp hold the same parameters too, so they are always in one group."""
+    shard = layout.shard or layout.dp
+    return layout.pp, layout.dp // shard, shard * layout.cp, layout.tp
 
 
 def check_world_size(world_size: int) -> None:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import torch
 
 Dtype = Literal["fp32", "fp64", "bf16"]
-IMPLEMENTED_AXES = ("dp", "tp", "pp", "cp", "sp")
+IMPLEMENTED_AXES = ("dp", "tp", "pp", "cp", "sp", "zero")
 # torch's DDP takes 25 MB (arXiv 2006.15704, section 3.2). A small model would be one bucket then,
 # and nothing of its communication could overlap with the backward pass.
 DEFAULT_BUCKET_BYTES = 1_000_000

@@ -3,7 +3,8 @@
     must be the same    the model (but for its name), dtype, the text and its order (so data and
                         seed, which the text itself checks: see text.py), sequences in a step
     how a step is cut   layout, micro_batch, accumulate, bucket_bytes, stage_cost_s: they change
-                        rounding and speed, nothing is said
+                        rounding and speed, nothing is said; of another stage of ZeRO, that the
+                        shards are cut anew
     may be changed      all else (lr, warmup, steps, betas, clip, ...): one line for each that is
 
 A *step* belongs to the run: so many sequences, then one update. On another number of replicas the
@@ -46,6 +47,15 @@ def adapt(path: Path, about: dict, config: TrainConfig) -> tuple[TrainConfig, li
         )
         config = dataclasses.replace(config, accumulate=accumulate)
     check(path, about, config)
+    before, now = (
+        (layout.zero, layout.shard)
+        for layout in (Layout.parse(about["config"]["layout"]), config.layout)
+    )
+    if before != now:
+        lines.append(
+            f"resume: the checkpoint is of {about['config']['layout']}, with ZeRO {before[0]}, and "
+            f"this is {config.layout}, with {now[0]}: shards are cut anew, no number changes"
+        )
     return config, lines + _differences(about, config)
 
 

@@ -32,13 +32,14 @@ import torch.distributed as dist
 
 from picolab import comm, costs, launch
 from picolab.monitoring import Ledger, Observer, StepReport, events
-from picolab.parallel import parallelize
+from picolab.parallel import ThreeDParallelOptimizer, parallelize
 from picolab.parallel.micro_batches import count_valid as global_count
 from picolab.show.table import bytes_text
 from picolab.specs import TrainConfig, assemble
 from picolab.specs.settings import split, takes_settings
 from picolab.training.build import build
 from picolab.training.checkpoint import Checkpoints, restore
+from picolab.training.folder import say
 from picolab.training.observers import (
     HELD_OUT_BATCHES,
     CheckpointWriter,
@@ -88,6 +89,7 @@ def train(
     _refuse_too_large(config)
     text = open_text(config)  # what is wrong with the data should be said here, not by a rank
     config, checkpoints = Checkpoints(**options.checkpoints).resolve(config, text)
+    say(config.layout.remarks)
     return launch.run(
         train_rank,
         config,
@@ -133,7 +135,7 @@ def train_rank(
         for step in range(run.first_step, config.steps):
             run.tell("step", train_step(run, step))
         run.tell("end")
-        report.memory = memory_bytes(run.model, run.optimizer)
+        report.memory = memory_bytes(run.parallel, run.optimizer)
         # (the hash would cost more than opening the text)
         report.text = run.text.state_dict(hashed=False)
         state = run.parallel.state_dict()  # all ranks gather, one is enough to tell
@@ -246,13 +248,16 @@ def adamw(parameters: Iterable[torch.nn.Parameter], config: TrainConfig) -> torc
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
 
 
-def memory_bytes(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, int]:
+def memory_bytes(
+    parallel: ThreeDParallelOptimizer, optimizer: torch.optim.Optimizer
+) -> dict[str, int]:
     """Bytes of this rank's tensors by category, and the most memory the process ever had resident.
 
-    The peak includes torch itself, activations and buffers; pages shared with other ranks count in
-    each.
+    What tensors keep alive is counted, each memory once: a view costs nothing, and a parameter that
+    ZeRO gathered and freed nothing either. `costs.rank_states` has the first three. The peak
+    includes torch itself, activations and buffers; pages shared with other ranks count in each.
     """
-    parameters = list(model.parameters())
+    parameters = parallel.held()
     gradients = [p.grad for p in parameters if p.grad is not None]
     states = [value for state in optimizer.state.values() for value in state.values()]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -265,7 +270,8 @@ def memory_bytes(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> di
 
 
 def _bytes(tensors: list[torch.Tensor]) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    memories = [tensor.untyped_storage() for tensor in tensors]
+    return sum({memory.data_ptr(): memory.nbytes() for memory in memories}.values())
 
 
 def _stop_if_not_finite(report: StepReport) -> None:
@@ -283,8 +289,17 @@ def _refuse_too_large(config: TrainConfig) -> None:
     if torch.cuda.is_available():
         return
     size = costs.dtype_bytes(config.dtype)
-    held = costs.parameters(config.model).total // (config.layout.tp * config.layout.pp)
-    needed, here = held * 4 * size * config.layout.world, psutil.virtual_memory().total
+    held = costs.parameters(config.model).total / (config.layout.tp * config.layout.pp)
+    each = costs.state_bytes(
+        held,
+        param_bytes=size,
+        grad_bytes=size,
+        master_bytes=0,
+        moment_bytes=2 * size,
+        zero=config.layout.zero,
+        dp=config.layout.size(config.layout.shard_axis),
+    ).total
+    needed, here = round(each * config.layout.world), psutil.virtual_memory().total
     if needed > here:
         raise ValueError(
             f"{config.model.name} on {config.layout} needs {bytes_text(needed)} for parameters, "

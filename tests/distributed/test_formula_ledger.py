@@ -31,11 +31,17 @@ CASES = [
     dict(accumulate=5, dtype="bf16", bucket_bytes=2000),
 ]
 LAYOUTS = {
-    2: ["dp2", "tp2", "tp2sp", "pp2", "cp2", "pp2:gpipe"],
+    2: [
+        *("dp2", "tp2", "tp2sp", "pp2", "cp2", "pp2:gpipe"),
+        *("dp2zero1", "dp2zero2", "dp2zero3", "cp2zero3"),
+    ],
+    3: ["dp3zero1", "dp3zero3"],
     4: [
         *("dp4", "tp4", "tp4sp", "pp4", "cp4"),
         *("dp2tp2", "dp2pp2", "tp2pp2", "dp2cp2", "tp2cp2", "pp2cp2"),
         *("dp2tp2sp", "tp2pp2sp", "tp2cp2sp"),
+        *("dp2tp2zero2", "dp2pp2zero1", "dp2pp2zero3", "dp4zero3shard2", "dp4zero1shard2"),
+        *("dp2cp2zero3", "dp2tp2spzero1"),
     ],
     8: ["dp2tp2pp2", "dp2tp2cp2", "tp2pp2cp2", "tp2pp2cp2sp", "tp4pp2sp"],
 }
@@ -50,6 +56,7 @@ def one_step(layout, *, accumulate, micro_batch=2, seq=16, dtype="fp32", tied=Fa
     data_MBS = torch.randint(CONFIG.vocab, (accumulate, micro_batch, seq + 1))
     parallel.forward_backward(data_MBS[..., :-1], data_MBS[..., 1:])
     parallel.clip(1.0)
+    parallel.after_step()
     entries = comm.ledger().snapshot().entries[before:]
     return pico.monitoring.Ledger(entries).by("op", "axis", "reason")
 

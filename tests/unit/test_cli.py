@@ -152,7 +152,7 @@ def test_a_quiz_command_that_does_not_exist(here):
         (["--model", "huge"], "huge"),
         (["--steps", "0"], "steps"),
         (["--data", "no/such/text"], "no/such/text"),
-        (["--layout", "dp2zero1"], "zero"),
+        (["--layout", "dp4zero1shard3"], "shard=3 does not divide dp=4"),
         (["--clip", "-1"], "clip"),
         (["--eval-every", "0"], "eval_every"),
         (["--family", "bert"], "bert"),

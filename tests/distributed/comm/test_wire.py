@@ -1,4 +1,5 @@
-"""The kernel's own byte counters agree with the ledger within 3 %.
+"""The kernel's own byte counters agree with the ledger within 3 %, but for a reduce-scatter: gloo
+moves twice what a ring would.
 
 Wrong version this catches: ring_bytes off by a factor (the (n-1)/n of an all-gather for an
 all-reduce)."""
@@ -23,6 +24,7 @@ def measure(elements):
         "all_reduce": lambda: comm.all_reduce(x, "world", "all_reduce"),
         "ring": lambda: comm.ring_all_reduce(x, "world"),
         "all_gather": lambda: comm.all_gather(x, "world", "all_gather"),
+        "reduce_scatter": lambda: comm.reduce_scatter(x, "world", "reduce_scatter"),
         "all_to_all": lambda: comm.all_to_all(x, "world", "all_to_all"),
     }.items():
         before, booked = wire.bytes_sent(), len(comm.ledger().kept)
@@ -38,6 +40,10 @@ def measure(elements):
 @pytest.mark.parametrize("world", [2, 4])
 def test_counters_and_ledger_agree_within_three_percent(world):
     for out in pico.run(measure, 1 << 20, world_size=world):
+        # gloo's reduce-scatter is an all-reduce of which most is thrown away: twice a ring's bytes
+        # (pytorch issue 118911). So ZeRO saves no traffic here, and with NCCL it does.
+        sent, booked = out.pop("reduce_scatter")
+        assert abs(sent / (2 * booked) - 1) < 0.03, (sent, booked)
         for name, (sent, booked) in out.items():
             assert abs(sent / booked - 1) < 0.03, (name, sent, booked)
         # Mutant: an all-reduce booked as (n-1)/n would be off by a factor of two.

@@ -18,10 +18,27 @@ PAIRS = [
     *("dp2tp2", "dp2pp2", "dp2cp2", "tp2pp2", "tp2cp2", "pp2cp2"),
     *("dp2tp2sp", "tp2pp2sp", "tp2cp2sp"),
 ]
-FP64 = ["dp1", "dp2", "tp2", "tp2sp", "pp2", "cp2", "pp4", "cp4", *PAIRS, "dp2tp2pp2"]
+ZERO = [
+    *("dp2zero1", "dp2zero2", "dp2zero3", "dp3zero1"),
+    *("dp2tp2zero2", "dp2pp2zero1", "dp2cp2zero2", "dp4zero3shard2"),
+]
+FP64 = ["dp1", "dp2", "tp2", "tp2sp", "pp2", "cp2", "pp4", "cp4", *PAIRS, *ZERO, "dp2tp2pp2"]
 FP32 = ["dp2tp2sp", "pp2cp2"]  # every axis once
-MORE_FP64 = ["dp4", "tp4", "tp4sp", "pp4:gpipe", "dp2cp2tp2", "tp2cp2pp2"]
-MORE_FP32 = ["dp4", "tp4", "tp4sp", "pp4", "pp4:gpipe", "cp4", *(p for p in PAIRS if p not in FP32)]
+MORE_ZERO = [
+    *("dp3zero3", "cp2zero3", "dp2pp2zero3", "dp2pp2zero2", "dp2tp2spzero1", "dp2tp2spzero3"),
+    *("dp4zero1shard2", "dp2cp2zero3", "dp2tp2pp2zero2", "dp4tp2zero3shard2"),
+]
+MORE_FP64 = [*MORE_ZERO, "dp4", "tp4", "tp4sp", "pp4:gpipe", "dp2cp2tp2", "tp2cp2pp2"]
+MORE_FP32 = [
+    *ZERO,
+    "dp4",
+    "tp4",
+    "tp4sp",
+    "pp4",
+    "pp4:gpipe",
+    "cp4",
+    *(p for p in PAIRS if p not in FP32),
+]
 
 
 @pytest.mark.parametrize(

@@ -112,7 +112,7 @@ def test_a_layout_with_sp_equals_one_process(expected, world):
 def norm_gradients_not_summed():
     from picolab.parallel import tensor
 
-    tensor.TensorParallelOptimizer.sum_norm_gradients = lambda self: None
+    tensor.TensorParallelOptimizer.sum_norm_gradients = lambda self, parameters: None
 
 
 def norm_gradients_averaged():

@@ -274,7 +274,6 @@ def test_names_and_order():
         ("mixtral-8x7b", "dp1", "mixtral-8x7b has experts; this formula is for plain Llama"),
         ("deepseek-v3", "dp1", "has experts and latent attention"),
         ("tiny", "tp8", "tp=8 leaves ranks with nothing of kv_heads"),
-        ("tiny", "dp2zero3", "describes whole replicas, and zero3 splits them; leave zero3 out"),
     ],
 )
 def test_what_is_not_described_is_refused(model, layout, sentence):

@@ -233,11 +233,10 @@ def test_tensor_parallel_layer_by_the_textbook():
     ("layout", "step", "sentence"),
     [
         (
-            "dp2zero1",
+            "dp2ep2",
             {},
-            "predicts dp, tp, sp, pp and cp, and dp2zero1 also has zero; leave it out",
+            "predicts dp, tp, sp, pp, cp and zero, and dp2ep2 also has ep; leave it out",
         ),
-        ("dp2ep2zero1", {}, "also has ep and zero; leave them out"),
         ("tp8", {}, "tp=8 leaves ranks with nothing of kv_heads"),
         ("cp2", dict(seq=10), "= 4 equal chunks, and seq is 10"),
         ("tp4sp", dict(seq=10), "tp = 4 equal parts, and seq is 10"),

@@ -152,7 +152,7 @@ def test_the_diagnosis_cannot_see_the_faults():
         ("dp2", dict(dtype="bf16"), "dtype is 'bf16'; the oracle compares in fp64 or fp32"),
         ("dp2", dict(steps=0), "steps is 0; it must be an integer of at least 1"),
         ("dp2ep2", {}, "ep"),
-        ("dp2zero1", {}, "zero"),
+        ("dp2shard2", {}, "zero is 0; give a stage too"),
         ("dp2xx3", {}, "'xx' is not an axis"),
     ],
 )

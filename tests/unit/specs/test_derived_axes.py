@@ -5,7 +5,15 @@ import pytest
 
 from picolab.specs import Layout
 
-LAYOUTS = ["dp1", "dp2cp2tp2", "pp2dp4ep2", "dp4ep4", "dp2cp2ep4tp2", "pp2cp4ep2"]
+LAYOUTS = [
+    "dp4cp2zero1shard2tp2",
+    "dp1",
+    "dp2cp2tp2",
+    "pp2dp4ep2",
+    "dp4ep4",
+    "dp2cp2ep4tp2",
+    "pp2cp4ep2",
+]
 
 
 def slices_of(grid: np.ndarray, dim: int) -> list[tuple[int, ...]]:
@@ -23,6 +31,10 @@ def test_lines_are_slices_of_the_grid(text):
     experts = grid.reshape(pp, dp * cp // layout.ep, layout.ep, tp)
     assert sorted(layout.lines("ep")) == slices_of(experts, 2)
     assert sorted(layout.lines("edp")) == slices_of(experts, 1)
+    shard = layout.shard or dp
+    groups = grid.reshape(pp, dp // shard, shard * cp, tp)
+    assert sorted(layout.lines("shard")) == slices_of(groups, 2)
+    assert sorted(layout.lines("replica")) == slices_of(groups, 1)
     assert layout.lines("world") == [tuple(range(layout.world))]
     # An expert is on as many ranks as there are replicas of it, and all ranks hold some.
     assert layout.size("ep") * layout.size("edp") == layout.size("dp_cp")
@@ -46,5 +58,7 @@ def test_the_data_axis_is_decided_by_what_is_split():
 
 
 def test_an_unknown_axis_is_a_sentence():
-    with pytest.raises(ValueError, match="no axis 'dq'; it has pp, dp, cp, tp, dp_cp, ep, edp, wo"):
+    with pytest.raises(
+        ValueError, match="no axis 'dq'; it has pp, dp, .*, dp_cp, ep, edp, shard, "
+    ):
         Layout().size("dq")

@@ -25,9 +25,11 @@ sizes = st.integers(1, 5)
 def layouts(draw):
     dp, tp, pp, cp = (draw(sizes) for _ in range(4))
     ep = draw(st.sampled_from([n for n in range(1, dp * cp + 1) if dp * cp % n == 0]))
+    zero = draw(st.integers(0, 3))
+    groups = [None, *(n for n in range(2, dp + 1) if dp % n == 0)] if zero else [None]
     return Layout(
-        dp=dp, tp=tp, pp=pp, cp=cp, ep=ep, sp=draw(st.booleans()),
-        zero=draw(st.integers(0, 3)), schedule=draw(st.sampled_from(SCHEDULES)),
+        dp=dp, tp=tp, pp=pp, cp=cp, ep=ep, sp=draw(st.booleans()), zero=zero,
+        shard=draw(st.sampled_from(groups)), schedule=draw(st.sampled_from(SCHEDULES)),
     )  # fmt: skip
 
 
@@ -49,6 +51,9 @@ def test_text_and_back(layout):
         ("sptp2", Layout(tp=2, sp=True)),
         ("tp2spzero1", Layout(tp=2, sp=True, zero=1)),
         ("dp4zero1", Layout(dp=4, zero=1)),
+        ("dp4zero3shard2", Layout(dp=4, zero=3, shard=2)),
+        ("dp4zero3shard4", Layout(dp=4, zero=3)),  # all of dp: no groups
+        ("dp4tp2spzero1shard2", Layout(dp=4, tp=2, sp=True, zero=1, shard=2)),
         ("pp4:gpipe", Layout(pp=4, schedule="gpipe")),
     ],
 )
@@ -60,6 +65,7 @@ def test_str_is_short():
     assert str(Layout()) == "dp1"
     assert str(Layout(dp=2, tp=2)) == "dp2tp2"
     assert str(Layout(tp=2, sp=True, zero=1, schedule="gpipe")) == "tp2spzero1:gpipe"
+    assert str(Layout(dp=4, zero=3, shard=2)) == "dp4zero3shard2"
 
 
 @pytest.mark.parametrize(
@@ -74,6 +80,17 @@ def test_str_is_short():
         ("tp2sp2", "tp2sp2: sp takes no number; it splits over the ranks of tp"),
         ("dp0", "dp is 0; an axis has an integer size of 1 or more"),
         ("dp2zero4", "zero is 4; ZeRO stages are 0 (off), 1, 2 and 3"),
+        (
+            "dp4shard2",
+            "shard=2 says over how many replicas ZeRO shards, and zero is 0; give",
+        ),
+        (
+            "dp4zero3shard3",
+            "shard=3 does not divide dp=4: the replicas are dealt out to shard",
+        ),
+        ("dp6zero3shard4", "the nearest layout that works is dp6zero3shard3"),
+        ("dp4zero3shard1", "shard=1 is no group"),
+        ("dp1zero3shard2", "the nearest layout that works is dp1zero3"),
         ("pp2:foo", "schedule 'foo' is not known; schedules are 1f1b, gpipe"),
         ("", "'' is not a layout: write its axes as in 'dp2tp2', or 'dp1' for one rank"),
         (None, "None is not a layout: write its axes as in 'dp2tp2', or 'dp1' for one rank"),
@@ -83,6 +100,24 @@ def test_str_is_short():
 def test_what_cannot_be_parsed_gets_a_sentence(text, sentence):
     with pytest.raises(ValueError, match=re.escape(sentence)):
         Layout.parse(text)
+
+
+def test_zero_over_one_replica_is_a_remark_and_no_error():
+    layout = Layout.parse("tp2zero1")
+    (said,) = layout.remarks
+    assert said.startswith("tp2zero1: zero1 shards over replicas, and there is one")
+    assert repr(layout).endswith(said)
+    for text in ("dp2zero1", "cp2zero1", "tp2", "dp1"):  # ranks of cp hold the same numbers, too
+        assert Layout.parse(text).remarks == []
+
+
+@given(layouts())
+def test_resized_keeps_what_it_can(layout):
+    for dp in (1, 2, 3, layout.dp):
+        other = layout.resized(dp=dp, tp=1, cp=layout.cp, ep=1)
+        assert (other.dp, other.zero, other.sp) == (dp, layout.zero, False)
+        assert other.shard in (layout.shard, None)
+    assert layout.resized().shard == layout.shard
 
 
 def test_flags_have_their_types():

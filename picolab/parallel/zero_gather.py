@@ -1,0 +1,191 @@
+"""Stage 3 of ZeRO: parameters are whole only while they are used.
+
+    forward     gather 1 | compute 1, gather 2 | free 1, compute 2, gather 3 | free 2, ...
+    backward    gather L | compute L, gather L-1 | free L, compute L-1, ... | gradients leave
+
+What is gathered together is a *use*: the embedding, each block, and the last norm with the head.
+While one is computed with, the next is under way, so a rank holds two of them whole at most, beside
+its shards. Between forward and backward they are freed, and gathered again: that is why stage 3
+sends half as much again as stage 2, and in every micro-batch. (The embedding's backward needs no
+values, only which rows; it is not gathered twice.)
+
+**With a pipeline** every micro-batch of a stage gathers the stage's blocks in its forward and again
+in its backward, and between the two lie other micro-batches: 2 m all-gathers of every block a step,
+which a pipeline's many micro-batches make dear. That is why few do it; where both are wanted, stage
+2 is taken, or parameters stay gathered for the whole step (torchtitan).
+
+How it is done: `whole` is the leaf that autograd knows. It stands in the module during forward, and
+what forward saved for backward is its memory. To free is to resize that memory to nothing, to
+gather is to resize it back and write it (not noticed by autograd's version counter: by `.data`);
+the module has its shard back at once, so that whoever looks at the model between steps sees what is
+kept. Twin: `torch.distributed.fsdp.fully_shard`, whose `reshard_after_forward` this is. Leaves out:
+leaving the last block gathered until its backward, recomputation.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from picolab import comm
+from picolab.model import Piece, Transformer, meta_parameter
+from picolab.parallel import zero_comm
+from picolab.parallel.zero_comm import Sharded
+
+CutRows = Callable[[tuple[Piece, ...]], tuple[tuple[Piece, ...], tuple[int, ...]]]
+
+
+@dataclass(eq=False)
+class Owned:
+    """A parameter that was replaced by its shard: where it stands, and what it was."""
+
+    places: list[tuple[nn.Module, str]]
+    pieces: tuple[Piece, ...]
+    ends: tuple[int, ...]
+    shape: tuple[int, ...]
+
+
+def take_shards(model: nn.Module, cut: CutRows) -> list[Owned]:
+    """Put this rank's rows in the place of every parameter: on the meta device, so that nobody ever
+    has the whole, or of values that are there."""
+    found: dict[nn.Parameter, Owned] = {}
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter not in found:
+                pieces, ends = cut(parameter.pieces)
+                found[parameter] = Owned([], parameter.pieces, ends, tuple(parameter.shape))
+            found[parameter].places.append((module, name))
+    for parameter, owned in found.items():
+        pieces, ends = cut(parameter.pieces)
+        if parameter.is_meta:
+            shard = meta_parameter(pieces, parameter.dtype)
+        else:
+            index = pieces[0].cuts[-1].index
+            shard = nn.Parameter(parameter.detach()[ends[index] : ends[index + 1]].clone())
+            shard.pieces = pieces
+        shard.requires_grad_(parameter.requires_grad)
+        for module, name in owned.places:
+            setattr(module, name, shard)
+    return list(found.values())
+
+
+class Use:
+    """Parameters that are used, gathered and freed together, by one module or several in a row."""
+
+    def __init__(self, modules: list[nn.Module], members: list[Sharded], axis: str):
+        self.modules, self.members, self.axis = modules, members, axis
+        self.places: list[tuple[nn.Module, str, Sharded]] = []
+        self.live = False
+        self._pending: comm.Pending | None = None
+
+    def start(self, when: str) -> None:
+        """Let the other ranks' rows come, if they are not here or under way."""
+        if not self.live and self._pending is None:
+            reason = f"zero: parameters, {when}"
+            self._pending = zero_comm.gather(self.members, self.axis, reason)
+
+    def ready(self, when: str) -> None:
+        """From here on every parameter is whole."""
+        self.start(when)
+        if self._pending is not None:
+            lines, self._pending = self._pending.wait(), None
+            for of in self.members:
+                of.whole.untyped_storage().resize_(of.whole.numel() * of.whole.element_size())
+            zero_comm.unpack(self.members, lines)
+            self.live = True
+
+    def free(self) -> None:
+        if self.live:
+            for of in self.members:
+                of.whole.untyped_storage().resize_(0)
+            self.live = False
+
+    def put(self, whole: bool) -> None:
+        """What stands in the modules: the whole parameters, or the shards."""
+        for module, name, of in self.places:
+            setattr(module, name, of.whole if whole else of.shard)
+
+
+class GatheredModel:
+    """A model of shards whose parameters are whole while they are used."""
+
+    def __init__(self, model: Transformer, owners: list[Owned], axis: str):
+        self.sharded, places = [], {}
+        for owned in owners:
+            shard = getattr(*owned.places[0])
+            memory = torch.empty(owned.shape, dtype=shard.dtype, device=shard.device)
+            whole = nn.Parameter(memory, requires_grad=shard.requires_grad)
+            whole.pieces = owned.pieces
+            whole.untyped_storage().resize_(0)
+            of = Sharded(whole, shard, owned.ends, comm.mesh().rank(axis))
+            self.sharded.append(of)
+            places |= {place: of for place in owned.places}
+        self.uses = []
+        for modules in _in_order(model):
+            inside = {inner for module in modules for inner in module.modules()}
+            here = [(*place, of) for place, of in places.items() if place[0] in inside]
+            members = list(dict.fromkeys(of for *_, of in here))
+            use = Use(modules, members, axis)
+            use.places = here
+            self.uses.append(use)
+        for i, use in enumerate(self.uses):
+            use.modules[0].register_forward_pre_hook(lambda _, args, i=i: self._before(i, args))
+            use.modules[-1].register_forward_hook(lambda _, __, out, i=i: self._after(i, out))
+        # Of its backward the embedding needs the tokens only.
+        self._first = 0 if model.embed is None else 1
+
+    def free(self) -> None:
+        """Nothing is whole any more. (A use whose input needs no gradient is not told that its
+        backward is over.)"""
+        for use in self.uses:
+            use.free()
+
+    def _before(self, i: int, args: tuple) -> tuple:
+        use = self.uses[i]
+        use.ready("forward")
+        use.put(whole=True)
+        if i + 1 < len(self.uses):
+            self.uses[i + 1].start("forward")
+        x, *rest = args
+        if torch.is_grad_enabled() and x.requires_grad:
+            x = _WhenBackwardIsOver.apply(x, use.free)
+        return x, *rest
+
+    def _after(self, i: int, out: torch.Tensor) -> torch.Tensor:
+        use = self.uses[i]
+        use.put(whole=False)
+        use.free()
+        if i >= self._first and torch.is_grad_enabled() and out.requires_grad:
+            return _BeforeBackward.apply(out, lambda: self._backward(i))
+        return out
+
+    def _backward(self, i: int) -> None:
+        self.uses[i].ready("backward")
+        if i > self._first:
+            self.uses[i - 1].start("backward")
+
+
+def _in_order(model: Transformer) -> list[list[nn.Module]]:
+    """What is used one after the other, on this stage of a pipeline."""
+    first = [] if model.embed is None else [[model.embed]]
+    last = [] if model.head is None else [[model.norm, model.head]]
+    return [*first, *([block] for block in model.layers), *last]
+
+
+class _BeforeBackward(torch.autograd.Function):
+    """Its output is its input; in backward it calls first, and passes the gradient on."""
+
+    @staticmethod
+    def forward(ctx, x, call):
+        ctx.call = call
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, dy):
+        ctx.call()
+        return dy, None
+
+
+class _WhenBackwardIsOver(_BeforeBackward):
+    """The same of a module's input: its gradient comes when all of its backward is done."""
