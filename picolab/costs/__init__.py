@@ -10,6 +10,7 @@ from picolab.costs.activations import (
     end_activation_bytes,
     kept,
     layer_activation_bytes,
+    token_bytes,
 )
 from picolab.costs.bandwidth import Link, axis_time, group_bandwidth, link
 from picolab.costs.bubbles import bubble, bubble_of_ideal, bubble_of_total, in_flight
@@ -88,6 +89,7 @@ __all__ = [
     "state_bytes",
     "step_ledger",
     "tensor_parallel_layer_bytes",
+    "token_bytes",
     "zero3_uses",
     "zero_bytes",
     "zero_shards",

@@ -150,17 +150,38 @@ def layer_activation_bytes(
     recomputed. Experts: with tokens spread evenly over them. Source: arXiv 2205.05198, section 4
     and table 2; the rest by the same count.
     """
+    seq = config.seq if seq is None else seq
+    over_tp, between = token_bytes(
+        config, layer, seq=seq, recompute=recompute, dtype=dtype, attention=attention,
+        dropout=dropout,
+    )  # fmt: skip
+    return micro_batch * (seq / cp) * (over_tp / tp + between / (tp if sp else 1))
+
+
+def token_bytes(
+    config: ModelConfig,
+    layer: int = 0,
+    *,
+    seq: int | None = None,
+    recompute: Recompute = "none",
+    dtype: object = "bf16",
+    attention: Attention = "flash",
+    dropout: bool = False,
+) -> tuple[float, float]:
+    """Bytes that a layer keeps for a token: of what tp cuts, and of what only sp cuts."""
     if recompute not in RECOMPUTE:
         raise ValueError(f"recompute {recompute!r} is not known; it is {', '.join(RECOMPUTE)}")
-    seq, size = config.seq if seq is None else seq, dtype_bytes(dtype)
+    size = dtype_bytes(dtype)
     tensors = kept(config, layer, seq=seq, attention=attention, dropout=dropout)
     if recompute == "full":
         tensors = tensors[:1]
     elif recompute == "selective":
         tensors = [tensor for tensor in tensors if not tensor.cheap]
-    shares = {"tp": tp, "sp": tp if sp else 1}
-    per_token = sum(t.numbers * (t.bytes or size) / shares[t.split] for t in tensors)
-    return micro_batch * (seq / cp) * per_token
+    over_tp, between = (
+        sum(t.numbers * (t.bytes or size) for t in tensors if t.split == split)
+        for split in ("tp", "sp")
+    )
+    return over_tp, between
 
 
 def end_activation_bytes(

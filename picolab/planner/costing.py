@@ -74,11 +74,13 @@ class Micro(NamedTuple):
     def total(self) -> float:
         return self.forward + self.backward + self.tp + self.cp + self.ep
 
-    def plus(self, other: "Micro") -> "Micro":
-        return Micro(*(a + b for a, b in zip(self, other)))
-
-    def times(self, n: float) -> "Micro":
-        return Micro(*(n * a for a in self))
+    def plus(self, other: "Micro", n: float = 1) -> "Micro":
+        """This, and n times the other."""
+        f, b, w, tp, cp, ep = other
+        return Micro(
+            self.forward + n * f, self.backward + n * b, self.weights + n * w,
+            self.tp + n * tp, self.cp + n * cp, self.ep + n * ep,
+        )  # fmt: skip
 
 
 _NOTHING = Micro(0, 0, 0, 0, 0, 0)
@@ -143,28 +145,48 @@ class Costing:
         return costs.in_flight(schedule, pp, m, place) / stages
 
     def _activations(self, part, tp, sp, cp, micro_batch, recompute) -> tuple[float, float]:
-        arguments = dict(
-            micro_batch=micro_batch, seq=self.request.seq, tp=tp, sp=sp, cp=cp,
-            dtype=self.practice.dtype,
-        )  # fmt: skip
-        kernels = dict(attention=self.practice.attention, dropout=self.practice.dropout)
         layers = sum(
-            count
-            * costs.layer_activation_bytes(
-                self.config, layer, recompute=recompute, **kernels, **arguments
-            )
+            count * self._kept(layer, tp, sp, cp, micro_batch, recompute)
             for count, layer in self._kinds(part)
             if count
         )
-        loss = costs.end_activation_bytes(self.config, **arguments) if part.last else 0.0
-        return layers, loss
+        return layers, self._loss(tp, sp, cp, micro_batch) if part.last else 0.0
+
+    def _kept(self, layer, tp, sp, cp, micro_batch, recompute) -> float:
+        """Bytes that a layer keeps of a micro-batch."""
+        over_tp, between = self._once(self._token_bytes, layer, recompute)
+        tokens = micro_batch * self.request.seq / cp
+        return tokens * (over_tp / tp + between / (tp if sp else 1))
+
+    def _token_bytes(self, layer, recompute) -> tuple[float, float]:
+        practice = self.practice
+        return costs.token_bytes(
+            self.config, layer, seq=self.request.seq, recompute=recompute, dtype=practice.dtype,
+            attention=practice.attention, dropout=practice.dropout,
+        )  # fmt: skip
+
+    def _loss(self, tp, sp, cp, micro_batch) -> float:
+        return costs.end_activation_bytes(
+            self.config, micro_batch=micro_batch, seq=self.request.seq, tp=tp, sp=sp, cp=cp,
+            dtype=self.practice.dtype,
+        )  # fmt: skip
+
+    def least_layer(self, tp, sp, cp, micro_batch, recompute) -> float:
+        """What a layer keeps, of the kind that keeps less."""
+        return min(
+            self._once(self._activations, kind, tp, sp, cp, micro_batch, recompute)[0]
+            for kind in self._kinds_of(self.whole())
+        )
+
+    def _kinds_of(self, part: Part) -> list[Part]:
+        """One layer of each kind that there is."""
+        return [Part(n == 0, n == 1, False, False) for n in range(2) if part[n]]
 
     def _largest_layer(self, part, tp, sp, cp, micro_batch) -> float:
-        kinds = (Part(n == 0, n == 1, False, False) for n in range(2) if part[n])
         return max(
             (
                 self._once(self._activations, kind, tp, sp, cp, micro_batch, "none")[0]
-                for kind in kinds
+                for kind in self._kinds_of(part)
             ),
             default=0.0,
         )
@@ -303,16 +325,19 @@ class Costing:
         micros = {part: self.micro(part, tp, sp, cp, ep, micro_batch, recompute) for part in counts}
         total = _NOTHING
         for part, count in counts.items():
-            total = total.plus(micros[part].times(count))
-        return max(micros.values(), key=lambda micro: micro.total), total.times(1 / len(places))
+            total = total.plus(micros[part], count / len(places))
+        return max(micros.values(), key=lambda micro: micro.total), total
 
     def micro(self, part: Part, tp, sp, cp, ep, micro_batch, recompute) -> Micro:
         """One micro-batch on a rank that holds this part."""
+        return self._once(self._micro, part, tp, sp, cp, ep, micro_batch, recompute)
+
+    def _micro(self, part: Part, tp, sp, cp, ep, micro_batch, recompute) -> Micro:
         total = _NOTHING
         for count, layer in self._kinds(part):
             if count:
                 one = self._once(self._layer, layer, tp, sp, cp, ep, micro_batch, recompute)
-                total = total.plus(one.times(count))
+                total = total.plus(one, count)
         if part.first or part.last:
             ends = self._once(self._ends, part.first, part.last, tp, sp, cp, micro_batch)
             total = total.plus(ends)
@@ -339,13 +364,8 @@ class Costing:
             attention, attention_back = square, 2 * square
 
         none, cheap_left = (
-            costs.layer_activation_bytes(
-                config, layer, micro_batch=micro_batch, seq=self.request.seq, tp=tp, sp=sp, cp=cp,
-                recompute=which, dtype=practice.dtype, attention=practice.attention,
-                dropout=practice.dropout,
-            )
-            for which in ("none", "selective")
-        )  # fmt: skip
+            self._kept(layer, tp, sp, cp, micro_batch, which) for which in ("none", "selective")
+        )
         moved = 2 * none / self._bandwidth
         recipe = practice.recipe
         weights = held * recipe["param_bytes"] / self._bandwidth
@@ -383,10 +403,7 @@ class Costing:
         tp_s += self._collective("all_reduce", payload, tp, 1)
         tp_s += self._collective("all_reduce", 3 * 4 * tokens, tp, 1)
         matrices = 2 * config.vocab * _share(config.vocab, tp) * config.hidden * tokens / self._rate
-        kept = costs.end_activation_bytes(
-            config, micro_batch=micro_batch, seq=self.request.seq, tp=tp, sp=sp, cp=cp,
-            dtype=self.practice.dtype,
-        )  # fmt: skip
+        kept = self._loss(tp, sp, cp, micro_batch)
         moved = 2 * kept / self._bandwidth
         return Micro(matrices + moved, 2 * matrices + 2 * moved, matrices, tp_s, 0, 0)
 

@@ -5,9 +5,10 @@ differently, so a row carries its own count, and what is compared are the second
 count over their rate. MFU follows by this package's one convention (`costs.flops_per_token`: model
 flops, the full square of attention, nothing recomputed).
 
-    Megatron-LM   arXiv 2104.04473, table 1: 96 B s l h^2 (1 + s/6h + V/16lh), recomputation included
+    Megatron-LM   arXiv 2104.04473, table 1: 96 B s l h^2 (1 + s/6h + V/16lh), with recomputation
     Llama 3       arXiv 2407.21783, table 4. The paper does not say how it counts; taken here: model
-                  flops with half the square of attention, as in Meta's lingua (get_num_flop_per_token)
+                  flops with half the square of attention, as in Meta's lingua
+                  (get_num_flop_per_token)
 
 What a paper leaves open (micro-batch, schedule, ZeRO stage) is the planner's own choice.
 """

@@ -11,7 +11,7 @@ from picolab.specs import Hardware, ModelConfig
 from picolab.specs.layout import check_world_size
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Request:
     """A model, so many devices, and one optimizer step of `global_batch` sequences of `seq`."""
 

@@ -2,7 +2,7 @@
 
 Splits are taken in the order of their bound, so that the ten best are found early and the rest can
 be told from the bound alone (`bounds.py`). Nothing is dropped: the table has a row for each layout
-that was judged, and one for each split that no choice of zero, sp, ep and schedule could save.
+that was judged, and one for each split that no choice of zero, sp and schedule could save.
 """
 
 import heapq
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
-from picolab.planner.bounds import Split, least_bytes, least_seconds
+from picolab.planner.bounds import Split, bounds
 from picolab.planner.costing import Costing
 from picolab.planner.request import Request
 from picolab.planner.verdict import Killed, Verdict, judge, objection
@@ -70,20 +70,17 @@ def order(verdict: Verdict) -> tuple:
 
 def splits(request: Request) -> Iterator[Split]:
     for dp, tp, pp, cp in factorisations(request.gpus, 4):
-        yield Split(dp, tp, pp, cp)
+        experts = request.model.experts
+        for ep in divisors(math.gcd(dp * cp, experts)) if experts else (1,):
+            yield Split(dp, tp, pp, cp, ep)
 
 
-def variants(costing: Costing, split: Split) -> Iterator[Layout]:
+def variants(split: Split) -> Iterator[Layout]:
     """The layouts of a split."""
-    dp, tp, pp, cp = split
-    experts = costing.config.experts
-    for ep in divisors(math.gcd(dp * cp, experts)) if experts else (1,):
-        for zero in range(4) if dp * cp > 1 else (0,):
-            for sp in (False, True) if tp > 1 else (False,):
-                for schedule in SCHEDULES if pp > 1 else SCHEDULES[:1]:
-                    yield Layout(
-                        dp=dp, tp=tp, pp=pp, cp=cp, ep=ep, zero=zero, sp=sp, schedule=schedule
-                    )
+    for zero in range(4) if split.dp * split.cp > 1 else (0,):
+        for sp in (False, True) if split.tp > 1 else (False,):
+            for schedule in SCHEDULES if split.pp > 1 else SCHEDULES[:1]:
+                yield Layout(**split._asdict(), zero=zero, sp=sp, schedule=schedule)
 
 
 def search(request: Request, *, prune: bool = True) -> Searched:
@@ -94,10 +91,16 @@ def search(request: Request, *, prune: bool = True) -> Searched:
         plain = Layout(**split._asdict())
         if (killed := objection(costing, plain)) is not None:
             verdicts.append(Verdict(plain, killed_by=killed))
-        elif prune and (needed := least_bytes(costing, split)) > request.memory_bytes:
-            verdicts.append(Verdict(plain, killed_by=_too_large(needed, request.memory_bytes)))
+        elif prune:
+            found = list(bounds(costing, split))
+            fitting = [bound.seconds for bound in found if bound.bytes <= request.memory_bytes]
+            if fitting:
+                open_splits.append((min(fitting), split))
+            else:
+                killed = _too_large(min(bound.bytes for bound in found), request.memory_bytes)
+                verdicts.append(Verdict(plain, killed_by=killed))
         else:
-            open_splits.append((least_seconds(costing, split) if prune else 0.0, split))
+            open_splits.append((0.0, split))
 
     fastest: list[float] = []  # the ten best so far, negated: the slowest of them on top
     for least, split in sorted(open_splits):
@@ -105,7 +108,7 @@ def search(request: Request, *, prune: bool = True) -> Searched:
         if limit is not None and least > limit:
             verdicts.append(Verdict(Layout(**split._asdict()), at_least_s=least))
             continue
-        for layout in variants(costing, split):
+        for layout in variants(split):
             limit = -fastest[0] if prune and len(fastest) == BEST else None
             verdict = judge(costing, layout, limit_s=limit)
             verdicts.append(verdict)
@@ -117,8 +120,8 @@ def search(request: Request, *, prune: bool = True) -> Searched:
 
 
 def _too_large(needed: float, room: float) -> Killed:
-    return Killed(
-        "memory", needed, room,
-        f"needs {needed / 1e9:.1f} GB of {room / 1e9:.1f} GB at the very least: states sharded over "
-        "all replicas (zero3), and one layer's activations",
-    )  # fmt: skip
+    sentence = (
+        f"needs {needed / 1e9:.1f} GB of {room / 1e9:.1f} GB at the very least, with states sharded "
+        "over all replicas and full recomputation"
+    )
+    return Killed("memory", needed, room, sentence)

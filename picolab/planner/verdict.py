@@ -1,4 +1,4 @@
-"""What the planner says of one layout: it lives, and what its step costs, or what kills it first."""
+"""What the planner says of one layout: what its step costs, or what kills it first."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,8 +24,8 @@ class Killed:
 
 @dataclass(frozen=True)
 class Verdict:
-    """One layout, judged. Seconds and bytes are of `candidate`: the fastest that fits, or of a layout
-    that needs too much memory the one that needs least."""
+    """One layout, judged. Seconds and bytes are of `candidate`: the fastest that fits, or, where all
+    need too much memory, the one that needs least."""
 
     layout: Layout
     candidate: Candidate | None = None
@@ -72,7 +72,7 @@ def objection(costing: Costing, layout: Layout) -> Killed | None:
         return Killed("layout", *_numbers(layout, config), reason)
     if batch % layout.dp:
         reason = (
-            f"dp={layout.dp} replicas cannot share a global batch of {batch:,} sequences evenly"
+            f"dp={layout.dp} replicas cannot share {batch:,} sequences (the global batch) evenly"
         )
         return Killed("batch", layout.dp, batch, reason)
     return None
@@ -129,14 +129,13 @@ def judge(
             candidate = Candidate(layout, size, mode)
             memory = costing.memory(candidate)
             needed = sum(memory.values())
-            if needed > room:
-                if leanest is None or needed < leanest[0]:
-                    leanest = needed, candidate, memory
-                continue
-            seconds = costing.seconds(candidate)
-            if best is None or (sum(seconds.values()), needed) < best[0]:
-                best = (sum(seconds.values()), needed), candidate, memory, seconds
-            break
+            if needed <= room:
+                seconds = costing.seconds(candidate)
+                if best is None or (sum(seconds.values()), needed) < best[0]:
+                    best = (sum(seconds.values()), needed), candidate, memory, seconds
+                break
+            if leanest is None or needed < leanest[0]:
+                leanest = needed, candidate, memory
     if skipped is not None and (best is None or best[0][0] > limit_s):
         return Verdict(layout, at_least_s=min(skipped, best[0][0]) if best else skipped)
     if best:
