@@ -1,7 +1,7 @@
 """What no layout of a split can beat, so that most need not be looked at.
 
-A split is (dp, tp, pp, cp, ep); zero, sp, schedule, micro-batch and recomputation are open. Of every
-sp, micro-batch of m a step, and recomputation it is asked:
+A split is (dp, tp, pp, cp, ep); zero, sp, schedule, micro-batch and recomputation are open. For
+every sp, micro-batch (of which a step has m) and recomputation two numbers are taken:
 
     bytes     the mean over the stages: states sharded over all replicas (ZeRO-3), and what layers
               keep, as often as 1F1B keeps it: min(p - r, m) on rank r, the least of all schedules

@@ -63,10 +63,9 @@ class Practice:
         return RECIPES[self.states]
 
 
-TODAY = Practice()
 PRACTICES = MappingProxyType(
     {
-        "today": TODAY,
+        "today": Practice(),
         # arXiv 2104.04473: fused softmax but no flash attention, dropout, gradients at the end
         "megatron-2021": Practice(
             states="fp16, fp32 copies of both",

@@ -1,12 +1,13 @@
 """What is asked of the planner, with names resolved: a model, devices, a step."""
 
+import dataclasses
 import difflib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from picolab import costs
-from picolab.planner.practice import PRACTICES, TODAY, Efficiency, Practice
+from picolab.planner.practice import PRACTICES, Efficiency, Practice
 from picolab.specs import Hardware, ModelConfig
 from picolab.specs.layout import check_world_size
 
@@ -24,8 +25,9 @@ class Request:
     """Tokens of a sequence; None: the model's."""
     global_batch: int
     """Sequences of one optimizer step."""
-    practice: Practice | str = TODAY
-    """How the code is written: a Practice, or a name of PRACTICES."""
+    practice: Practice | str | None = None
+    """How the code is written: a Practice, or a name of PRACTICES. None: "today", and "picolab"
+    where the hardware is measured, since that is what runs there."""
     efficiency: Efficiency | None = None
     """None: the fitted one, or none taken off where the hardware is measured."""
 
@@ -36,17 +38,20 @@ class Request:
         for name, value in (("seq", seq), ("global_batch", self.global_batch)):
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{name} is {value!r}; it is a whole number of 1 or more")
-        set_ = object.__setattr__
-        set_(self, "seq", seq)
-        set_(
-            self,
-            "model",
-            config if config.seq == seq else config.replace(seq=seq, name=config.name),
-        )
-        set_(self, "hardware", resolve_hardware(self.hardware))
-        set_(self, "practice", _resolve_practice(self.practice))
-        if self.efficiency is None:
-            set_(self, "efficiency", Efficiency.of(self.hardware))
+        hardware = resolve_hardware(self.hardware)
+        default = "picolab" if hardware.measured else "today"
+        resolved = {
+            "seq": seq,
+            "model": config.replace(seq=seq, name=config.name),
+            "hardware": hardware,
+            "practice": _resolve_practice(default if self.practice is None else self.practice),
+            "efficiency": self.efficiency or Efficiency.of(hardware),
+        }
+        for name, value in resolved.items():
+            object.__setattr__(self, name, value)
+
+    def replace(self, **changes) -> "Request":
+        return dataclasses.replace(self, **changes)
 
     @property
     def memory_bytes(self) -> float:

@@ -75,11 +75,11 @@ def splits(request: Request) -> Iterator[Split]:
             yield Split(dp, tp, pp, cp, ep)
 
 
-def variants(split: Split) -> Iterator[Layout]:
+def variants(split: Split, schedules: tuple[str, ...] = SCHEDULES) -> Iterator[Layout]:
     """The layouts of a split."""
     for zero in range(4) if split.dp * split.cp > 1 else (0,):
         for sp in (False, True) if split.tp > 1 else (False,):
-            for schedule in SCHEDULES if split.pp > 1 else SCHEDULES[:1]:
+            for schedule in schedules if split.pp > 1 else ("1f1b",):
                 yield Layout(**split._asdict(), zero=zero, sp=sp, schedule=schedule)
 
 
@@ -121,7 +121,7 @@ def search(request: Request, *, prune: bool = True) -> Searched:
 
 def _too_large(needed: float, room: float) -> Killed:
     sentence = (
-        f"needs {needed / 1e9:.1f} GB of {room / 1e9:.1f} GB at the very least, with states sharded "
-        "over all replicas and full recomputation"
+        f"needs {needed / 1e9:.1f} GB of {room / 1e9:.1f} GB at the very least, with states "
+        "sharded over all replicas and full recomputation"
     )
     return Killed("memory", needed, room, sentence)

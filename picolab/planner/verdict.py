@@ -24,8 +24,8 @@ class Killed:
 
 @dataclass(frozen=True)
 class Verdict:
-    """One layout, judged. Seconds and bytes are of `candidate`: the fastest that fits, or, where all
-    need too much memory, the one that needs least."""
+    """One layout, judged. Seconds and bytes are of `candidate`: the fastest that fits, or, where
+    all need too much memory, the one that needs least."""
 
     layout: Layout
     candidate: Candidate | None = None
