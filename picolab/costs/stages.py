@@ -23,7 +23,9 @@ def stage_layers(layers: int, stages: int, by_hand: Sequence[int] = ()) -> list[
     """
     if by_hand:
         if len(by_hand) != stages or sum(by_hand) != layers or min(by_hand) < 1:
-            raise ValueError(f"{list(by_hand)} does not deal out {layers} layers to {stages} stages")
+            raise ValueError(
+                f"{list(by_hand)} does not deal out {layers} layers to {stages} stages"
+            )
         ends = [sum(by_hand[: i + 1]) for i in range(stages)]
         return [range(start, stop) for start, stop in zip([0, *ends], ends)]
     if stages > layers:

@@ -86,6 +86,4 @@ def interleaved(ranks: int, micro_batches: int, stages_a_rank: int = 2) -> Sched
         for k in range(warmup, total):
             row += [action("F", k), action("B", k - warmup)]
         rows.append(row + [action("B", k) for k in range(total - warmup, total)])
-    return Schedule(
-        str(name), stages_a_rank * ranks, micro_batches, rows, name.stage_ranks(ranks)
-    )
+    return Schedule(str(name), stages_a_rank * ranks, micro_batches, rows, name.stage_ranks(ranks))

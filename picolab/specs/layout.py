@@ -90,7 +90,9 @@ class Layout:
         fields: dict[str, int | bool | str | tuple] = {"schedule": schedule} if colon else {}
         if slash:
             if not re.fullmatch(r"\d{1,6}(-\d{1,6})*", stages):
-                raise ValueError(f"{text}: after '/' stand the layers of each stage, as in '/3-3-2'")
+                raise ValueError(
+                    f"{text}: after '/' stand the layers of each stage, as in '/3-3-2'"
+                )
             fields["stages"] = tuple(map(int, stages.split("-")))
         end = 0
         for word in _WORD.finditer(axes):

@@ -15,7 +15,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from picolab.specs import Layout, ModelConfig
-from picolab.specs.layout import MAX_WORLD, SCHEDULES, check_world_size
+from picolab.specs.layout import MAX_WORLD, check_world_size
+from picolab.specs.schedule_name import SCHEDULES
 
 TINY = ModelConfig.preset("tiny")
 sizes = st.integers(1, 5)
@@ -25,9 +26,13 @@ sizes = st.integers(1, 5)
 def layouts(draw):
     dp, tp, pp, cp = (draw(sizes) for _ in range(4))
     ep = draw(st.sampled_from([n for n in range(1, dp * cp + 1) if dp * cp % n == 0]))
+    schedule = draw(st.sampled_from((*SCHEDULES, "interleaved-v4")))
+    count = len(Layout(pp=pp, schedule=schedule).stage_ranks)
+    by_hand = st.lists(st.integers(1, 12), min_size=count, max_size=count)
     return Layout(
         dp=dp, tp=tp, pp=pp, cp=cp, ep=ep, sp=draw(st.booleans()),
-        zero=draw(st.integers(0, 3)), schedule=draw(st.sampled_from(SCHEDULES)),
+        zero=draw(st.integers(0, 3)), schedule=schedule,
+        stages=draw(st.just(()) | by_hand.map(tuple)),
     )  # fmt: skip
 
 
@@ -50,6 +55,11 @@ def test_text_and_back(layout):
         ("tp2spzero1", Layout(tp=2, sp=True, zero=1)),
         ("dp4zero1", Layout(dp=4, zero=1)),
         ("pp4:gpipe", Layout(pp=4, schedule="gpipe")),
+        ("pp2:zb-h1", Layout(pp=2, schedule="zb-h1")),
+        ("pp2:interleaved-v2", Layout(pp=2, schedule="interleaved")),
+        ("pp2:interleaved-v4", Layout(pp=2, schedule="interleaved-v4")),
+        ("pp3:1f1b/3-3-2", Layout(pp=3, stages=[3, 3, 2])),
+        ("dp2pp2:zb-v/1-2-2-1", Layout(dp=2, pp=2, schedule="zb-v", stages=(1, 2, 2, 1))),
     ],
 )
 def test_parse(text, layout):
@@ -60,6 +70,8 @@ def test_str_is_short():
     assert str(Layout()) == "dp1"
     assert str(Layout(dp=2, tp=2)) == "dp2tp2"
     assert str(Layout(tp=2, sp=True, zero=1, schedule="gpipe")) == "tp2spzero1:gpipe"
+    assert str(Layout(pp=2, schedule="interleaved-v2")) == "pp2:interleaved"
+    assert str(Layout(pp=3, stages=(3, 3, 2))) == "pp3:1f1b/3-3-2"
 
 
 @pytest.mark.parametrize(
@@ -74,7 +86,15 @@ def test_str_is_short():
         ("tp2sp2", "tp2sp2: sp takes no number; it splits over the ranks of tp"),
         ("dp0", "dp is 0; an axis has an integer size of 1 or more"),
         ("dp2zero4", "zero is 4; ZeRO stages are 0 (off), 1, 2 and 3"),
-        ("pp2:foo", "schedule 'foo' is not known; schedules are 1f1b, gpipe"),
+        ("pp2:foo", "schedule 'foo' is not known; schedules are 1f1b, gpipe, interleaved, zb-h1"),
+        ("pp2:zbh1", "zb-v, dualpipe-v; did you mean 'zb-h1'?"),
+        ("pp2:", "schedule '' is not known"),
+        ("pp2:interleaved-v1", "interleaved-v1 has 1 stages a rank; interleaved has 2 or more"),
+        ("pp3:1f1b/3-3", "stages 3-3 are 2, and pp3 with 1f1b has 3; give the layers of each"),
+        ("pp2:zb-v/3-3", "stages 3-3 are 2, and pp2 with zb-v has 4; give the layers of each"),
+        ("pp3:1f1b/3-0-3", "stages are (3, 0, 3); each has one layer or more, a whole number"),
+        ("pp3:1f1b/3,3,2", "after '/' stand the layers of each stage, as in '/3-3-2'"),
+        ("pp3:1f1b/", "after '/' stand the layers of each stage, as in '/3-3-2'"),
         ("", "'' is not a layout: write its axes as in 'dp2tp2', or 'dp1' for one rank"),
         (None, "None is not a layout: write its axes as in 'dp2tp2', or 'dp1' for one rank"),
         ("dp2000000", "world_size is 2,000,000, beyond sense; the limit is 1,048,576 ranks"),
@@ -182,6 +202,16 @@ def test_ep_never_multiplies_the_world():
         ("dp2tp8", {}, "tp=8 leaves ranks with nothing of kv_heads (4)"),
         ("tp4", {"ffn": 3, "vocab": 2}, "tp=4 leaves ranks with nothing of ffn (3) and vocab (2)"),
         ("pp8", {}, "pp=8 is more stages than the model has layers (4)"),
+        (
+            "pp4:interleaved",
+            {},
+            "pp=4 with interleaved is 8 stages, which is more stages than the model has layers (4)",
+        ),
+        (
+            "pp2:1f1b/3-3",
+            {},
+            "stages 3-3 are 6 layers, and the model has 4; the nearest layout of 2",
+        ),
         ("cp2", {"seq": 130}, "2 * cp = 4 equal chunks, and seq is 130 (take 128 or 132)"),
         ("cp4", {"seq": 6}, "2 * cp = 8 equal chunks, and seq is 6 (take 8)"),
         ("tp4sp", {"seq": 6}, "sp splits a sequence into tp = 4 equal parts, and seq is 6"),
@@ -220,6 +250,8 @@ def test_experts_are_split_evenly():
 
 def test_layouts_that_work_pass():
     for text in ("dp1", "dp2", "dp4", "tp2", "tp4", "dp2tp2", "dp2tp2pp2", "dp3", "pp4", "cp2"):
+        assert Layout.parse(text).check(TINY) is None
+    for text in ("pp2:interleaved", "pp2:zb-v", "pp2:1f1b/3-1", "dp2:zb-v", "pp2:zb-v/1-1-1-1"):
         assert Layout.parse(text).check(TINY) is None
     for text in ("tp3", "pp3", "tp3pp3", "tp2sp", "tp2cp4sp"):  # nothing has to divide but seq
         assert Layout.parse(text).check(TINY.replace(vocab=257, ffn=351)) is None
