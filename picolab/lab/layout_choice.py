@@ -10,7 +10,7 @@ import itertools
 import math
 from typing import NamedTuple
 
-from picolab import costs
+from picolab import costs, schedules
 from picolab.show.guess_figure import value_text
 from picolab.show.table import Table
 from picolab.specs import Layout, ModelConfig
@@ -110,7 +110,8 @@ def whole_facts(
     """What the formulas say besides traffic: (name, value)."""
     each, facts = accumulated(layout, accumulate), [("parameters", _parameters(config, layout))]
     if layout.pp > 1:
-        bubble = 100 * costs.bubble_of_total(layout.pp, each)
+        schedule = schedules.make(layout.schedule, layout.pp, each)
+        bubble = 100 * float(schedules.simulate(schedule).bubble_of_total)
         facts.append(("pipeline bubble, of the total", f"{bubble:.1f} %, {each} micro-batches"))
     return facts
 

@@ -36,7 +36,7 @@ class Efficiency:
 
 REACHED = Efficiency(matrices=1, attention=1, memory=1, links=1)
 FITTED = Efficiency(matrices=0.75, attention=0.49, memory=0.83, links=0.76)
-"""Fitted, see `published.py`."""
+"""Fitted to four published runs, see `published.py`."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,6 +16,7 @@ Where several ranks share a core, work takes turns, and a rank that waits leaves
 then only the part of the bubble that is longer than the turns is lost.
 """
 
+from collections import Counter
 from typing import NamedTuple
 
 from picolab import costs
@@ -67,8 +68,8 @@ class Seconds(Parts):
         layout, micro_batch, recompute = candidate
         m, tp, pp, cp = self.micro_batches(candidate), layout.tp, layout.pp, layout.cp
         where = (pp, layout.schedule, layout.stages)
-        slowest, mean = self._once(
-            self._slowest_and_mean, where, tp, layout.sp, cp, layout.ep, micro_batch, recompute
+        micros, mean = self._once(
+            self._micros_and_mean, where, tp, layout.sp, cp, layout.ep, micro_batch, recompute
         )
         send = bubble = 0.0
         if pp > 1:
@@ -78,19 +79,25 @@ class Seconds(Parts):
                 self._bubble, where, tp, layout.sp, cp, layout.ep, micro_batch, recompute, m
             )
         shards = layout.size(layout.shard_axis) if layout.zero else 1
-        dp, optimizer = self._once(
-            self._data_parallel, where, tp, layout.ep, layout.dp * cp, layout.zero, shards,
-            m if layout.zero >= 2 else 1, slowest.forward, slowest.backward,
-        )  # fmt: skip
+        reduced = m if layout.zero >= 2 else 1
+        longest = -1.0
+        for part, micro in micros.items():
+            dp, optimizer = self._once(
+                self._data_parallel, part, tp, layout.ep, layout.dp * cp, layout.zero, shards,
+                reduced, micro.forward, micro.backward,
+            )  # fmt: skip
+            took = m * micro.total + dp + optimizer
+            if took > longest:
+                longest, slowest, exposed, stepped = took, micro, dp, optimizer
         found = {
             "compute": m * slowest.compute,
             "tp": m * slowest.tp,
             "cp": m * slowest.cp,
             "ep": m * slowest.ep,
             "pp": m * send,
-            "dp": dp,
+            "dp": exposed,
             "bubble": bubble,
-            "optimizer": optimizer,
+            "optimizer": stepped,
         }
         return found if self.turns == 1 else self._taking_turns(found, m, slowest, mean)
 
@@ -116,18 +123,17 @@ class Seconds(Parts):
     def _stage_ranks(self, pp, schedule, stages) -> tuple[int, ...]:
         return Layout(pp=pp, schedule=schedule, stages=stages).stage_ranks
 
-    def _slowest_and_mean(
+    def _micros_and_mean(
         self, where, tp, sp, cp, ep, micro_batch, recompute
-    ) -> tuple[Micro, Micro]:
+    ) -> tuple[dict[Part, Micro], Micro]:
+        """Of each kind of place on pp, and the mean over the places."""
         places = self._once(self._places, *where)
-        counts: dict[Part, int] = {}
-        for part in places:
-            counts[part] = counts.get(part, 0) + 1
+        counts = Counter(places)
         micros = {part: self.micro(part, tp, sp, cp, ep, micro_batch, recompute) for part in counts}
-        total = _NOTHING
+        mean = _NOTHING
         for part, count in counts.items():
-            total = total.plus(micros[part], count / len(places))
-        return max(micros.values(), key=lambda micro: micro.total), total
+            mean = mean.plus(micros[part], count / len(places))
+        return micros, mean
 
     def micro(self, part: Part, tp, sp, cp, ep, micro_batch, recompute) -> Micro:
         """One micro-batch on a rank that holds this part."""
@@ -252,7 +258,7 @@ class Seconds(Parts):
     def _bubble(self, where, tp, sp, cp, ep, micro_batch, recompute, m) -> float:
         """The schedule's, of ranks that take as long as the mean one."""
         pp, schedule, _ = where
-        _, mean = self._once(self._slowest_and_mean, where, tp, sp, cp, ep, micro_batch, recompute)
+        _, mean = self._once(self._micros_and_mean, where, tp, sp, cp, ep, micro_batch, recompute)
         F, W = mean.forward + mean.sent_forward, mean.weights
         B = mean.total - F - W
         family = ScheduleName.parse(schedule).family
@@ -265,19 +271,13 @@ class Seconds(Parts):
         return float(found)
 
     def _data_parallel(
-        self, where, tp, ep, replicas, zero, shards, reduced, forward, backward
+        self, part, tp, ep, replicas, zero, shards, reduced, forward, backward
     ) -> tuple[float, float]:
         """Seconds for which gradients and parameters are waited, and those of the optimizer.
 
         reduced: how often a step gradients leave; sharded ones have to after every micro-batch.
         """
-        held = max(
-            (
-                self._once(self._parameters, part, tp, ep)
-                for part in set(self._once(self._places, *where))
-            ),
-            key=lambda held: held.total,
-        )
+        held = self.parameters(part, tp, ep)
         recipe = self.practice.recipe
         scatters = gathers = reduces = 0.0
         for count, apart in ((held.dense, 1), (held.experts, ep)):
