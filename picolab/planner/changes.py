@@ -47,7 +47,11 @@ def smallest_changes(
 ) -> list[Change]:
     """The smallest changes of a layout that dies; fewer than `count` if there are no more."""
     found: list[Change] = []
-    for _, near in sorted(_near(costing.request, layout), key=lambda one: (one[0], str(one[1]))):
+    near_ones = (
+        (moved, len(_differences(layout, near)), str(near), near)
+        for moved, near in _near(costing.request, layout)
+    )
+    for *_, near in sorted(near_ones, key=lambda one: one[:3]):
         verdict = judge(costing, near)
         if not verdict.fits:
             continue

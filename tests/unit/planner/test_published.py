@@ -59,6 +59,11 @@ def test_at_most_four_rows_were_fitted():
     assert sum(row.fitted for row in PUBLISHED) == 4 and len(PUBLISHED) == 13
 
 
+def test_the_fitted_rows_are_fitted(found):
+    for row in PUBLISHED:
+        assert not row.fitted or abs(row.seconds / found[row].step_s - 1) < 0.01
+
+
 def test_every_published_run_fits(found):
     for row, verdict in found.items():
         assert verdict.fits, f"{row.name}: {verdict.killed_by}"
