@@ -83,6 +83,9 @@ class Memory(Parts):
         held, recipe = self._once(self._parameters, part, tp, ep), self.practice.recipe
         dense = costs.state_bytes(held.dense, **recipe, zero=zero, dp=shards)
         experts = costs.state_bytes(held.experts, **recipe, zero=zero, dp=max(1, shards // ep))
+        gradients = dense.gradients + experts.gradients
+        if self.practice.whole_gradients:
+            gradients = held.total * recipe["grad_bytes"]
         gathered = 0.0
         if zero == 3:  # the one that is computed with, and the next one on its way
             largest = max(
@@ -93,7 +96,7 @@ class Memory(Parts):
             gathered = 2.0 * largest * recipe["param_bytes"]
         return {
             "parameters": dense.parameters + experts.parameters,
-            "gradients": dense.gradients + experts.gradients,
+            "gradients": gradients,
             "optimizer": dense.optimizer + experts.optimizer,
             "gathered": gathered,
         }

@@ -51,7 +51,10 @@ class Practice:
     """"flash" skips the half above the causal diagonal, "scores" computes and keeps the square"""
     dropout: bool = False
     overlap: bool = True
-    """gradients and parameters travel while the backward and forward passes compute"""
+    """gradients, parameters and a ring's keys and values travel while something is computed"""
+    whole_gradients: bool = False
+    """ZeRO 2 and 3 add gradients up whole and send them once a step, as `parallel.zero` does;
+    otherwise they are sharded all the time, and travel after every micro-batch"""
     scatter: bool = False
     """a pipeline's boundary is sent in tp parts, through tp cards (arXiv 2104.04473, section 4.1);
     with sp it always is"""
@@ -75,7 +78,9 @@ PRACTICES = MappingProxyType(
             overlap=False,
             scatter=True,
         ),
-        # what `picolab.training` does: fp32, buckets that overlap
-        "picolab": Practice(states="fp32", dtype="fp32", reserved=0.0),
+        # what `picolab.training` does on the cores of a machine: what travels takes their time too
+        "picolab": Practice(
+            states="fp32", dtype="fp32", overlap=False, whole_gradients=True, reserved=0.0
+        ),
     }
 )

@@ -79,12 +79,12 @@ class Seconds(Parts):
                 self._bubble, where, tp, layout.sp, cp, layout.ep, micro_batch, recompute, m
             )
         shards = layout.size(layout.shard_axis) if layout.zero else 1
-        reduced = m if layout.zero >= 2 else 1
+        sharded = layout.zero >= 2 and not self.practice.whole_gradients
         longest = -1.0
         for part, micro in micros.items():
             dp, optimizer = self._once(
                 self._data_parallel, part, tp, layout.ep, layout.dp * cp, layout.zero, shards,
-                reduced, micro.forward, micro.backward,
+                m, sharded, micro.forward, micro.backward,
             )  # fmt: skip
             took = m * micro.total + dp + optimizer
             if took > longest:
@@ -240,6 +240,8 @@ class Seconds(Parts):
         numbers = micro_batch * self.request.seq / cp * width
         hops = (cp - 1) * self._collective("send", numbers * size, cp, tp)
         back = hops + cp * self._collective("send", numbers * max(4, size), cp, tp)
+        if not self.practice.overlap:
+            return hops, back
         return max(0.0, hops - attention), max(0.0, back - attention_back)
 
     def _ep_layer(self, tp, sp, cp, ep, micro_batch) -> tuple[float, float]:
@@ -271,11 +273,11 @@ class Seconds(Parts):
         return float(found)
 
     def _data_parallel(
-        self, part, tp, ep, replicas, zero, shards, reduced, forward, backward
+        self, part, tp, ep, replicas, zero, shards, m, sharded, forward, backward
     ) -> tuple[float, float]:
         """Seconds for which gradients and parameters are waited, and those of the optimizer.
 
-        reduced: how often a step gradients leave; sharded ones have to after every micro-batch.
+        sharded: gradients leave after every micro-batch, not once a step.
         """
         held = self.parameters(part, tp, ep)
         recipe = self.practice.recipe
@@ -290,12 +292,12 @@ class Seconds(Parts):
             reduces += self._collective("all_reduce", gradients, n, stride)
         if not self.practice.overlap:
             forward = backward = 0.0
-        if zero == 3:  # `reduced` is the number of micro-batches: each gathers twice
-            exposed = max(0.0, gathers - forward) + max(0.0, gathers + scatters - backward)
-            exposed = reduced * exposed + reduces
-        else:
-            exposed = (reduced - 1) * max(0.0, scatters - backward)
-            exposed += max(0.0, scatters + reduces - backward) + max(0.0, gathers - forward)
+        # Each micro-batch hides what travels in it; stage 3 gathers in every one, forward and back.
+        often = scatters if sharded else 0.0
+        gathered = gathers if zero == 3 else 0.0
+        each = max(0.0, gathered - forward) + max(0.0, gathered + often - backward)
+        exposed = (m - 1) * each + max(0.0, gathers - forward)
+        exposed += max(0.0, gathered + scatters + reduces - backward)
         moved = sum(recipe.values()) + recipe["master_bytes"] + recipe["moment_bytes"]
         mine = held.dense / shards + held.experts / max(1, shards // ep)
         return exposed, mine * moved / self._bandwidth

@@ -9,6 +9,7 @@ What decides a run's numbers, `TrainConfig`, is described in specs/train_config.
     resume.py                           what may differ when a run goes on, and what is then said
     torchrun.py  the same run where torchrun started the ranks
     result.py    what comes back
+    measure.py   this machine as a Hardware, for the planner
 
 With torch missing, importing this room says what to install.
 """
@@ -23,6 +24,7 @@ except ImportError as error:
 
 from picolab.specs import TrainConfig
 from picolab.training.checkpoint import Checkpoints
+from picolab.training.measure import measure
 from picolab.training.result import TrainResult
 from picolab.training.text import Text
 from picolab.training.torchrun import is_rank, train_here
@@ -35,6 +37,7 @@ __all__ = [
     "TrainConfig",
     "TrainResult",
     "is_rank",
+    "measure",
     "train",
     "train_here",
     "train_rank",
