@@ -161,10 +161,9 @@ def reduce_scatter(
 ) -> torch.Tensor | Pending:
     """The sum of all ranks' x, of which this rank gets its 1/n along `dim`. Payload: bytes of x.
 
-    With async_op (along dim 0), returns a `Pending` whose `wait()` gives it. gloo makes it of an
-    all-reduce and moves twice a ring's bytes (pytorch issue 118911), which test_wire.py shows.
+    With async_op, returns a `Pending` whose `wait()` gives it. gloo makes it of an all-reduce and
+    moves twice a ring's bytes (pytorch issue 118911), which test_wire.py shows.
     """
-    assert dim == 0 or not async_op
     m = mesh()
     n = m.size(axis)
     if n == 1:

@@ -72,6 +72,20 @@ class Mesh:
         (self._ranks[axis],) = (line for line in lines if me in line)
         self._sizes[axis] = size
 
+    def neighbours(self, axis: str, size: int) -> str:
+        """Make an axis of groups of so many neighbours along an axis, if it is not there; its name.
+        All ranks call it, in the same order."""
+        name, me = f"{axis}_copies{size}", dist.get_rank()
+        if name not in self._sizes:
+            for line in self.layout.lines(axis):
+                for start in range(0, len(line), size):
+                    ranks = line[start : start + size]
+                    group = dist.new_group(ranks)
+                    if me in ranks:
+                        self._groups[name], self._ranks[name] = group, tuple(ranks)
+            self._sizes[name], self._mine[name] = size, self._ranks[name].index(me)
+        return name
+
     def size(self, axis: str) -> int:
         return self._look_up(self._sizes, axis)
 

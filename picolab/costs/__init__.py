@@ -25,6 +25,7 @@ from picolab.costs.memory import (
     RECIPES,
     StateBytes,
     dtype_bytes,
+    sp_input_bytes,
     state_bytes,
 )
 from picolab.costs.parameters import (
@@ -35,7 +36,7 @@ from picolab.costs.parameters import (
     local_parameters,
     parameters,
 )
-from picolab.costs.slices import even_slices, replica_sequences, zigzag_chunks
+from picolab.costs.slices import even_slices, head_slices, replica_sequences, zigzag_chunks
 from picolab.costs.stages import balanced_stages, rank_stages, stage_layers
 from picolab.costs.traffic import (
     buckets,
@@ -74,6 +75,7 @@ __all__ = [
     "flops_per_token",
     "gathered_bytes",
     "group_bandwidth",
+    "head_slices",
     "held_parameters",
     "in_flight",
     "kept",
@@ -85,6 +87,7 @@ __all__ = [
     "rank_states",
     "replica_sequences",
     "ring_bytes",
+    "sp_input_bytes",
     "stage_layers",
     "state_bytes",
     "step_ledger",

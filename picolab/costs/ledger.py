@@ -6,12 +6,12 @@ byte, on every rank, and tests/distributed/test_formula_ledger.py holds it to th
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from picolab.costs.collectives import ring_bytes
 from picolab.costs.memory import dtype_bytes
 from picolab.costs.parameters import LocalParameter, local_parameters, require_llama
-from picolab.costs.slices import even_slices
+from picolab.costs.slices import even_slices, head_slices
 from picolab.costs.stages import rank_stages
 from picolab.costs.traffic import buckets
 from picolab.costs.zero import shard_of, zero3_uses, zero_shards
@@ -37,6 +37,7 @@ def step_ledger(
     seq: int | None = None,
     dtype: object = "fp32",
     bucket_bytes: int = DEFAULT_BUCKET_BYTES,
+    sp_inputs: Literal["keep", "gather"] = "keep",
     rank: int = 0,
 ) -> dict[tuple[str, str, str], Expected]:
     """Every collective of one rank in one optimizer step: (op, axis, reason) -> Expected.
@@ -52,6 +53,8 @@ def step_ledger(
         tp: cross entropy maximum            each mb        b*s'        in fp32 or better
         tp: cross entropy sums               each mb        2*b*s'      sum of exponentials, target
         tp: gradient norm                    1              8 bytes     of the sharded parameters
+        tp: gradients of shared heads        1              their bytes k and v, if neighbours have
+                                                                        the same key-value head
         dp: gradient bucket                  each bucket    its bytes   last micro-batch only
         dp: loss                             1              8 bytes
 
@@ -61,6 +64,7 @@ def step_ledger(
 
         sp: embedding output, sp: gather output gradient        reduce-scatter, all-gather
         sp: gather input, sp: scatter input gradient            all-gather, reduce-scatter
+        sp: gather input again               as often as that, with sp_inputs "gather"
         sp: scatter output, sp: gather output gradient          reduce-scatter, all-gather
         sp: gradients of the norms           1              their bytes, in one all-reduce
 
@@ -104,11 +108,12 @@ def step_ledger(
 
     step.add("all_reduce", "dp", "dp: count of valid tokens", [8])
     if layout.sp:
-        step.sequence_parallel()
+        step.sequence_parallel(sp_inputs)
         norms = sum(parameter.numel for parameter in kept if "tp" not in parameter.axes)
         step.add("all_reduce", "tp", "sp: gradients of the norms", [norms * step.size])
     else:
         step.tensor_parallel()
+    step.shared_heads(rank)
     step.cross_entropy()
     step.context_parallel()
     step.pipeline([parameter.numel for parameter in kept if parameter.name in TABLES])
@@ -139,7 +144,7 @@ class _Step:
     ):
         place = layout.coordinates(rank)
         self.config, self.layout, self.accumulate, self.size = config, layout, accumulate, size
-        self.tp_rank = place["tp"]
+        self.heads = head_slices(config.heads, config.kv_heads, layout.tp, place["tp"])
         self.stages = rank_stages(config.layers, layout, place["pp"])
         self.first, self.last = 0 in self.stages, len(layout.stage_ranks) - 1 in self.stages
         self.layers = sum(map(len, self.stages.values()))
@@ -147,8 +152,10 @@ class _Step:
         self.activation = self.tokens * config.hidden * size
         self.expected: dict[tuple[str, str, str], Expected] = {}
 
-    def add(self, op: str, axis: str, reason: str, payloads: Sequence[int]) -> None:
-        n = self.layout.size(axis)
+    def add(
+        self, op: str, axis: str, reason: str, payloads: Sequence[int], n: int | None = None
+    ) -> None:
+        n = self.layout.size(axis) if n is None else n
         if n > 1 and payloads:
             ring = sum(ring_bytes(op, payload, n) for payload in payloads)
             self.expected[op, axis, reason] = Expected(len(payloads), sum(payloads), ring)
@@ -156,9 +163,21 @@ class _Step:
     def activations(self, each_micro_batch: int) -> list[int]:
         return [self.activation] * (each_micro_batch * self.accumulate)
 
-    def share(self, size: int) -> int:
-        """What this rank of tp has of a size that is dealt out over tp."""
-        return len(even_slices(size, self.layout.tp)[self.tp_rank])
+    def shared_heads(self, rank: int) -> None:
+        """k and v of every layer, as far as this rank keeps their rows, where neighbours have the
+        same head."""
+        config, layout = self.config, self.layout
+        copies = layout.head_copies(config)
+        queries, keys = (len(held) * config.head_dim for held in self.heads)
+        rows = range(queries + 2 * keys)
+        if layout.zero and layout.size(layout.shard_axis) > 1:
+            (line,) = (line for line in layout.lines(layout.shard_axis) if rank in line)
+            rows = even_slices(len(rows), len(line))[line.index(rank)]
+        kept = self.layers * len(range(max(rows.start, queries), rows.stop)) * config.hidden
+        if copies > 1 and kept:
+            axis = f"tp_copies{copies}"
+            reason = "tp: gradients of shared heads"
+            self.add("all_reduce", axis, reason, [kept * self.size], copies)
 
     def tensor_parallel(self) -> None:
         rows, columns = 2 * self.layers, 2 * self.layers + self.last
@@ -169,11 +188,12 @@ class _Step:
         ):
             self.add("all_reduce", "tp", reason, self.activations(count))
 
-    def sequence_parallel(self) -> None:
+    def sequence_parallel(self, inputs: str) -> None:
         rows, columns = 2 * self.layers, 2 * self.layers + self.last
         for op, reason, count in (
             ("reduce_scatter", "sp: embedding output", int(self.first)),
             ("all_gather", "sp: gather input", columns),
+            ("all_gather", "sp: gather input again", columns if inputs == "gather" else 0),
             ("reduce_scatter", "sp: scatter output", rows),
             ("all_gather", "sp: gather output gradient", rows + self.first),
             ("reduce_scatter", "sp: scatter input gradient", columns),
@@ -189,7 +209,7 @@ class _Step:
 
     def context_parallel(self) -> None:
         """Keys and values go round the ring in both directions, their gradients backward."""
-        numbers = 2 * self.tokens * self.share(self.config.kv_heads) * self.config.head_dim
+        numbers = 2 * self.tokens * len(self.heads[1]) * self.config.head_dim
         hops = (self.layout.cp - 1) * self.layers * self.accumulate
         gradients = [numbers * max(self.size, 4)] * hops
         for op in ("send", "recv"):

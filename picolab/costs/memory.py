@@ -7,6 +7,9 @@ inputs here and the three are names for sets of them. Activations and buffers co
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Literal
+
+from picolab.specs import ModelConfig
 
 # Set-ups for state_bytes(params, **BYTES_...). Each is what one parameter takes, in bytes.
 
@@ -101,6 +104,26 @@ def state_bytes(
         master=held(master_bytes, 1),
         moments=held(moment_bytes, 1),
     )
+
+
+def sp_input_bytes(
+    config: ModelConfig,
+    tp: int,
+    *,
+    micro_batch: int,
+    seq: int | None = None,
+    dtype: object = "fp32",
+    sp_inputs: Literal["keep", "gather"] = "keep",
+) -> int:
+    """Bytes of the column-parallel matrices' inputs that one rank keeps of one micro-batch under
+    sequence parallelism: 2 L + 1 of them (qkv, gate and up; the head), b*s*h each.
+
+    "keep": whole, as they were gathered. "gather": this rank's 1/tp, and they are gathered again in
+    backward. Source: arXiv 2205.05198, section 4.2.2. All layers on one stage.
+    """
+    numbers = micro_batch * (config.seq if seq is None else seq) * config.hidden
+    whole = (2 * config.layers + 1) * numbers * dtype_bytes(dtype)
+    return whole if sp_inputs == "keep" else whole // tp
 
 
 _DTYPE_BYTES = {

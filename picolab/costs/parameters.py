@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from picolab.costs.slices import even_slices
+from picolab.costs.slices import even_slices, head_slices
 from picolab.costs.stages import rank_stages
 from picolab.specs import Layout, ModelConfig
 
@@ -155,7 +155,7 @@ def local_parameters(
 
     Of Llama decoders under dp, tp, pp and cp. q, k and v are one matrix, and so are gate and up: tp
     splits all matrices (arXiv 1909.08053, section 3) and replicates the norms; sizes that do not
-    divide are dealt out by `even_slices`, key-value heads together with their query heads. Stages
+    divide are dealt out by `even_slices`, heads by `head_slices`. Stages
     of pp hold different layers; the first has the embedding, the last the last norm and the head
     (also a tied one: it is the embedding once more, unless both stages are on one rank). A rank
     with several stages holds the layers of all. dp and cp split no parameter; ZeRO does, and these
@@ -171,9 +171,9 @@ def local_parameters(
     def mine(size: int) -> int:
         return len(even_slices(size, layout.tp)[place["tp"]])
 
-    hidden, kv_heads, ffn = config.hidden, mine(config.kv_heads), mine(config.ffn)
-    queries = kv_heads * (config.heads // config.kv_heads) * config.head_dim
-    keys = kv_heads * config.head_dim
+    hidden, ffn = config.hidden, mine(config.ffn)
+    heads = head_slices(config.heads, config.kv_heads, layout.tp, place["tp"])
+    queries, keys = (len(held) * config.head_dim for held in heads)
     table = mine(config.vocab) * hidden
     stages = rank_stages(config.layers, layout, place["pp"])
     first, last = 0 in stages, len(layout.stage_ranks) - 1 in stages
@@ -234,9 +234,9 @@ def held_parameters(
     norm = hidden * (2 if gpt else 1)
     attention = 2 * norm + _inner_norms(config)
     if config.latent is None:
-        groups = share(config.kv_heads)
-        queries = groups * (config.heads // config.kv_heads) * config.head_dim
-        rows = queries + 2 * groups * config.head_dim
+        of_rank = head_slices(config.heads, config.kv_heads, tp, 0)
+        queries, keys = (len(held) * config.head_dim for held in of_rank)
+        rows = queries + 2 * keys
         attention += hidden * (rows + queries) + (rows + hidden if gpt else 0)
     else:
         low, heads = config.latent, share(config.heads)

@@ -22,6 +22,18 @@ def even_slices(size: int, n: int, blocks: int | None = None) -> list[range]:
     return [range(start, stop) for start, stop in zip([0, *ends], ends)]
 
 
+def head_slices(heads: int, kv_heads: int, tp: int, tp_rank: int) -> tuple[range, range]:
+    """Which query heads and which key-value heads a rank of tp has: whole groups, or, of more ranks
+    than key-value heads, an equal share of the queries and the one head that they read (which
+    neighbours then have too)."""
+    if tp <= kv_heads:
+        group, held = heads // kv_heads, even_slices(kv_heads, tp)[tp_rank]
+        return range(held.start * group, held.stop * group), held
+    mine = even_slices(heads, tp)[tp_rank]
+    kv = tp_rank * kv_heads // tp
+    return mine, range(kv, kv + 1)
+
+
 def zigzag_chunks(rank: int, cp: int) -> tuple[int, int]:
     """Which two of a sequence's 2 * cp equal chunks a rank of cp holds: a light one and a heavy one
     of causal attention, so that all ranks have the same work.

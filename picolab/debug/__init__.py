@@ -3,7 +3,7 @@
     dry_run.py     one process as rank 0 of thousands: shapes and counts, no values
     oracle.py      verify(layout): equal to one process, or which reduction is missing
     faults.py      the fault catalogue: real bugs that can be switched on (its entries are in
-                   reduction_faults.py and other_faults.py)
+                   reduction_faults.py, zero_faults.py and other_faults.py)
     awkward.py     the model and the batch in which bugs have nowhere to hide
     observe.py     the two trainings, and what is noted of them
     evidence.py    how what differs is compared
@@ -22,7 +22,11 @@ except ImportError as error:
         "pip install -e '.[torch]' in the checkout"
     ) from error
 
-from picolab.debug import other_faults, reduction_faults  # noqa: F401 (they fill the catalogue)
+from picolab.debug import (  # noqa: F401 (they fill the catalogue)
+    other_faults,
+    reduction_faults,
+    zero_faults,
+)
 from picolab.debug.cause import Cause
 from picolab.debug.diagnosis import diagnose
 from picolab.debug.dry_run import DryRun, dry_run

@@ -28,6 +28,8 @@ class Cause:
 
 _SUMMANDS = {
     "dp: gradient bucket": "each replica has the gradient of its own samples",
+    "zero: gradient bucket": "each rank has its rows of the gradient of its own samples",
+    "zero: updated parameters": "each rank has stepped its own rows",
     "dp: count of valid tokens": "each replica knows the count of its own labels",
     "dp: loss": "each replica has the loss of its own samples",
     "tp: embedding output": "each rank has the embeddings of the tokens in its own rows, and zeros",
@@ -47,7 +49,7 @@ _SUMMANDS = {
 def reduction_cause(reason: str, what: str, seen: str) -> Cause:
     """The cause in which one reduction is wrong: missing, doubled or averaged."""
     word = reason.split(":")[0]
-    axis = {"dp": "the replicas", "sp": "tp"}.get(word, word)
+    axis = {"dp": "the replicas", "zero": "the replicas", "sp": "tp"}.get(word, word)
     own = f" ({_SUMMANDS[reason]})" if reason in _SUMMANDS else ""
     text = {
         "missing": f"the sum {reason!r} over {axis} is missing{own}",

@@ -104,6 +104,7 @@ class Evidence:
                 accumulate=settings.accumulate,
                 dtype=settings.dtype,
                 bucket_bytes=settings.bucket_bytes,
+                sp_inputs=settings.sp_inputs,
                 rank=seen.rank,
             )
             for step in seen.ledger:

@@ -10,10 +10,10 @@ collective treated wrongly, found by the reason that its caller gives, so they n
 
     reduction("dp-gradients", "dp: gradient bucket", "dp", {"missing": where it was seen})
 
-Those are in reduction_faults.py, the others in other_faults.py. To add one of these: write a
-generator `(layout)` that patches, yields once and restores, and decorate it with
-`@fault(name, what, where_seen, needs)`. tests/distributed/debug/test_faults.py asks of each that
-the oracle catches it, and lists which cause it must be given.
+Those are in reduction_faults.py, ZeRO's in zero_faults.py, the others in other_faults.py. To add
+one of these: write a generator `(layout)` that patches, yields once and restores, and decorate it
+with `@fault(name, what, where_seen, needs)`. tests/distributed/debug/test_faults.py asks of each
+that the oracle catches it, and lists which cause it must be given.
 """
 
 import difflib
@@ -35,6 +35,16 @@ _NEEDS: dict[str, tuple[str, Callable[[Layout], bool], str]] = {
     "any": ("nothing", lambda layout: True, "dp1"),
     "dp": ("dp of 2 or more", lambda layout: layout.dp > 1, "dp2"),
     "dp or cp": ("dp or cp of 2 or more", lambda layout: layout.dp * layout.cp > 1, "dp2"),
+    "whole gradients": (
+        "dp or cp of 2 or more, without ZeRO",
+        lambda layout: layout.dp * layout.cp > 1 and not layout.zero,
+        "dp2",
+    ),
+    "whole gradients of dp": (
+        "dp of 2 or more, without ZeRO",
+        lambda layout: layout.dp > 1 and not layout.zero,
+        "dp2",
+    ),
     "tp": ("tp of 2 or more", lambda layout: layout.tp > 1, "tp2"),
     "tp without sp": (
         "tp of 2 or more, without sp",
@@ -49,7 +59,22 @@ _NEEDS: dict[str, tuple[str, Callable[[Layout], bool], str]] = {
         "cp2",
     ),
     "pp": ("pp of 2 or more", lambda layout: layout.pp > 1, "pp2"),
+    "zero": ("ZeRO over 2 or more replicas", lambda layout: _sharded(layout), "dp2zero1"),
+    "zero below 3": (
+        "ZeRO 1 or 2 over 2 or more replicas",
+        lambda layout: _sharded(layout) and layout.zero < 3,
+        "dp2zero1",
+    ),
+    "zero with shard": (
+        "ZeRO with shard groups",
+        lambda layout: layout.shard is not None,
+        "dp4zero1shard2",
+    ),
 }
+
+
+def _sharded(layout: Layout) -> bool:
+    return layout.zero > 0 and layout.size(layout.shard_axis) > 1
 
 
 @dataclass(frozen=True)

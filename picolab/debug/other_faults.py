@@ -66,7 +66,7 @@ def _replicas_differ(layout):
     "dp-weights-averaged",
     "a hook averages the weights over the replicas, where gradients are meant",
     f"{_PICOTRON}, data_parallel.py:39 (the hook's argument is the parameter, not its gradient)",
-    "dp",
+    "whole gradients of dp",
 )
 def _weights_averaged(layout):
     axis = layout.data_axis
@@ -93,7 +93,7 @@ def _weights_averaged(layout):
     "dp-every-micro-batch",
     "the sums are taken over the replicas after every micro-batch, earlier sums included",
     "pytorch/torchtitan issue 1733 (accumulated gradients are rescaled again and again)",
-    "dp",
+    "whole gradients of dp",
 )
 def _every_micro_batch(layout):
     real = data.DataParallelOptimizer.no_sync
@@ -323,7 +323,7 @@ def _norm_counts_tied(layout):
     "every all-reduce above 512 KB is done twice, the second time on the sums",
     "no public report; large messages go another way than small ones (here by PAIR_BYTES, in NCCL "
     "by its protocols)",
-    "dp or cp",
+    "whole gradients",
 )
 def _large_doubled(layout):
     real = comm.all_reduce

@@ -15,7 +15,7 @@ _LIKE = "the same mistake as its neighbours, at another place"
 reduction(
     "dp-gradients",
     "dp: gradient bucket",
-    "dp or cp",
+    "whole gradients",
     {
         "missing": f"{_PICOTRON}, data_parallel.py:39 (gradients stay unequal on the replicas)",
         "doubled": "pytorch issue 160285, NVIDIA/Megatron-LM PR 5956 (gradients exactly doubled)",

@@ -4,6 +4,7 @@ The gradient is a sum of known parts, one for each replica and micro-batch, and 
 should be 1 (evidence.py finds the weights). Each mistake between the ranks has weights of its own:
 
     (missing, doubled and averaged sums have signatures, and are recognised by those first)
+    1 for the own replica, 0 for others        never summed (of shards, that have no signature)
     dp^(M-1), ..., dp, 1 along micro-batches   summed after every micro-batch, earlier sums too
     count / own count, and that / dp           divided by the own count; and then averaged
     M everywhere; 0, ..., 0, 1                 micro-batches not scaled; forgotten but the last
@@ -17,7 +18,7 @@ from picolab.debug.evidence import Evidence, number_text
 
 def by_sample_weights(evidence: Evidence) -> Cause | None:
     """How often each sample counts in the gradient, where that explains the gradient."""
-    bucket = "dp: gradient bucket"
+    bucket = f"{'zero' if evidence.recipe.layout.zero else 'dp'}: gradient bucket"
     whole = evidence.gradient_signature("dp_cp")
     if whole == "right":
         return None
@@ -47,7 +48,11 @@ def by_sample_weights(evidence: Evidence) -> Cause | None:
     counts = torch.tensor(recipe.counts(), dtype=torch.float64).unsqueeze(1)
     again = torch.tensor([float(evidence.size("dp_cp")) ** (n - 1 - m) for m in range(n)])
     last = torch.tensor([0.0] * (n - 1) + [1.0])
+    places = [seen.place["dp"] for seen in evidence.ranks if seen.rank in weights]
+    own = torch.eye(dp, dtype=torch.float64)[places].unsqueeze(2)
     if evidence.size("dp_cp") > 1:
+        if is_(own):  # of shards, which do not add up as wholes do
+            return reduction_cause(bucket, "missing", seen)
         if is_(again):
             return Cause(
                 bucket,

@@ -5,7 +5,6 @@ takes, a step has MICRO_BATCHES of them over all replicas: a number that 1, 2, 3
 divide evenly, and with which four pipeline stages are busy most of the time.
 """
 
-import dataclasses
 import itertools
 import math
 from typing import NamedTuple
@@ -17,6 +16,7 @@ from picolab.specs import Layout, ModelConfig
 from picolab.specs.schedule_name import ScheduleName
 
 CHOSEN = ("dp", "tp", "pp", "cp")
+ZERO_STAGES = (0, 1, 2, 3)
 MICRO_BATCHES = 12
 
 
@@ -25,7 +25,7 @@ def working_layouts(
 ) -> dict[tuple[int, ...], Layout]:
     """(dp, tp, pp, cp) -> every layout of at most max_world ranks that can split the model.
 
-    like: where schedule and sp come from (sp only where tp is more than 1).
+    like: where schedule, sp and ZeRO's stage come from (sp only where tp is more than 1).
     """
     if isinstance(max_world, bool) or not isinstance(max_world, int) or max_world < 1:
         raise ValueError(f"max_world is a number of ranks, 1 or more, not {max_world!r}")
@@ -33,8 +33,7 @@ def working_layouts(
     for sizes in itertools.product(range(1, max_world + 1), repeat=len(CHOSEN)):
         if math.prod(sizes) > max_world:
             continue
-        axes = dict(zip(CHOSEN, sizes))
-        layout = dataclasses.replace(like, **axes, sp=like.sp and axes["tp"] > 1)
+        layout = like.resized(**dict(zip(CHOSEN, sizes)))
         try:
             layout.check(config)
         except ValueError:
@@ -109,6 +108,11 @@ def whole_facts(
 ) -> list[tuple[str, str]]:
     """What the formulas say besides traffic: (name, value)."""
     each, facts = accumulated(layout, accumulate), [("parameters", _parameters(config, layout))]
+    if layout.zero:
+        states = [costs.rank_states(config, layout, rank) for rank in range(layout.world)]
+        largest = max(states, key=lambda held: sum(held.values()))
+        for name, size in largest.items():
+            facts.append((f"{name}, in fp32", value_text(size, "bytes")))
     if layout.pp > 1:
         schedule = schedules.make(layout.schedule, layout.pp, each)
         bubble = 100 * float(schedules.simulate(schedule).bubble_of_total)
@@ -164,9 +168,10 @@ def choices_table(config: ModelConfig, layouts: dict[tuple[int, ...], Layout], *
 
 
 def _held(config: ModelConfig, layout: Layout) -> list[int]:
-    """Parameters of each rank."""
+    """Parameters that each rank keeps."""
+    kept = costs.zero_shards if layout.zero == 3 else costs.local_parameters
     return [
-        sum(parameter.numel for parameter in costs.local_parameters(config, layout, rank))
+        sum(parameter.numel for parameter in kept(config, layout, rank))
         for rank in range(layout.world)
     ]
 

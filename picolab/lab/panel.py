@@ -20,6 +20,7 @@ import traceback
 
 from picolab.lab.follower import Follower
 from picolab.lab.layout_choice import (
+    ZERO_STAGES,
     accumulated,
     choices_table,
     formula_table,
@@ -44,6 +45,7 @@ _COMPARED = 20  # first losses of two runs; later ones drift apart by rounding
 def panel(
     *,
     max_world: int = 4,
+    zero: bool = False,
     autorun: bool = False,
     live: bool | None = None,
     accumulate: int | None = None,
@@ -52,6 +54,7 @@ def panel(
     """Buttons for dp, tp, pp and cp, formulas, Run and Stop, progress, and the live dashboard.
 
     max_world   the most ranks it will start
+    zero        True: buttons for ZeRO's stage, too
     layout      what is chosen at first; its schedule and sp are kept when others are
     autorun     headless only: run that layout once and show its picture
     live        True or False instead of finding out whether there is a front end with widgets
@@ -63,11 +66,11 @@ def panel(
     """
     if accumulate is not None:
         settings["accumulate"] = accumulate
-    return Panel(settings, max_world, has_front_end() if live is None else live, autorun)
+    return Panel(settings, max_world, zero, has_front_end() if live is None else live, autorun)
 
 
 class Panel(Shown):
-    def __init__(self, settings, max_world, live, autorun):
+    def __init__(self, settings, max_world, zero, live, autorun):
         from picolab.training import train
 
         of_config, _ = split(settings)
@@ -79,9 +82,10 @@ class Panel(Shown):
             "accumulate": settings.get("accumulate"),
             "dtype": config.dtype,
             "bucket_bytes": config.bucket_bytes,
+            "sp_inputs": config.sp_inputs,
         }
         self._choices = working_layouts(self.config, max_world, like=self.layout)
-        self._max_world = max_world
+        self._max_world, self.stages = max_world, ZERO_STAGES if zero else ()
         if self.layout not in self._choices.values():
             offered = ", ".join(map(str, self._choices.values()))
             raise ValueError(f"{self.layout} is not among the layouts of this panel: {offered}")
@@ -226,14 +230,27 @@ class Panel(Shown):
         return placement_figure(self.layout, self.config, **step)
 
     def choose(self, **axis: int) -> Layout:
-        """Press a button: `choose(pp=2)`. If that is too many ranks, the other axes give way."""
+        """Press a button: `choose(pp=2)`. If that is too many ranks, the other axes give way.
+        `choose(zero=2)` keeps them, and says so where it has nothing to shard."""
         [(name, size)] = axis.items()
+        if name == "zero":
+            return self._choose_stage(size)
         layout = nearest(self._choices, self.layout, name, size)
         if layout is None:
             raise ValueError(f"this panel has no layout with {name}={size}")
-        if layout != dataclasses.replace(self.layout, **axis, sp=layout.sp):
+        if layout != dataclasses.replace(self.layout.resized(**axis), sp=layout.sp):
             self._say(f"the most this panel starts is {self._max_world} ranks: {layout}")
         self.layout = layout
+        self._refresh()
+        return layout
+
+    def _choose_stage(self, stage: int) -> Layout:
+        shard = self.layout.shard if stage else None
+        layout = dataclasses.replace(self.layout, zero=stage, shard=shard)
+        self._choices = working_layouts(self.config, self._max_world, like=layout)
+        self.layout = layout
+        for remark in layout.remarks:
+            self._say(remark)
         self._refresh()
         return layout
 

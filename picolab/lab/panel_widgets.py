@@ -17,7 +17,9 @@ _NAMES = {
     "tp": "tensor parallel",
     "pp": "pipeline stages",
     "cp": "context parallel",
+    "zero": "what replicas shard",
 }
+_STAGES = ("nothing", "the optimizer", "gradients too", "parameters too")
 # The theme tells the chosen button from the others by a shade of grey only.
 _CHOSEN_STYLE = (
     "<style>.picolab-choice button.mod-active{font-weight:700;"
@@ -39,6 +41,8 @@ class PanelWidgets:
             )
             for axis in CHOSEN
         }
+        if panel.stages:
+            self.choices["zero"] = _buttons("zero", list(panel.stages), panel.layout.zero)
         self.run = widgets.Button(description="Run", button_style="primary", icon="play")
         self.stop = widgets.Button(description="Stop", icon="stop", disabled=True)
         self.progress = widgets.IntProgress(min=0, max=steps, description="steps")
@@ -121,13 +125,15 @@ def _buttons(axis: str, sizes: list[int], size: int):
         options=sizes,
         value=size,
         description=axis,
-        tooltips=[f"{axis} {size}: {_NAMES[axis]}, {_over(size)}" for size in sizes],
-        style={"description_width": "24px", "button_width": "40px"},
+        tooltips=[f"{axis} {size}: {_NAMES[axis]}, {_said(axis, size)}" for size in sizes],
+        style={"description_width": f"{12 * len(axis)}px", "button_width": "40px"},
         layout={"width": "auto", "margin": "2px 20px 2px 0"},
     )
     row.add_class("picolab-choice")
     return row
 
 
-def _over(size: int) -> str:
+def _said(axis: str, size: int) -> str:
+    if axis == "zero":
+        return _STAGES[size]
     return "not split" if size == 1 else f"over {size} ranks"

@@ -9,7 +9,7 @@
 
 The strip is the whole thing, and what the rank holds of it is filled. Ranks with the same colour
 and letter in a column hold the same; what no axis cuts is grey. Norms are not drawn: every rank of
-a stage has them whole.
+a stage has them whole. Nor is ZeRO: of what a rank computes with, it keeps rows.
 
 It is a table of small pictures and not one large picture: a screen reader reads its cells, and it
 can be made anew at every press of a button. Where things are cut is what `costs` says;
@@ -78,8 +78,11 @@ def parts(
         return (costs.even_slices(size, layout.tp, blocks)[tp],)
 
     # A key-value head stays with the queries that read it.
-    queries, keys = config.heads * config.head_dim, config.kv_heads * config.head_dim
-    q, kv = cut(queries, config.kv_heads), cut(keys, config.kv_heads)
+    size, queries = config.head_dim, config.heads * config.head_dim
+    keys = config.kv_heads * size
+    heads = costs.head_slices(config.heads, config.kv_heads, layout.tp, tp)
+    q, kv = ((range(held.start * size, held.stop * size),) for held in heads)
+    head = tp // layout.head_copies(config)  # neighbours may hold the same
     rows = cut(config.vocab)
     ffn = cut(config.ffn)
     first, last = 0 in stages, len(layout.stage_ranks) - 1 in stages
@@ -88,7 +91,7 @@ def parts(
         Part("tokens", "cp", cp, _joined(tokens), config.seq),
         Part("layers", "pp", pp, _joined(list(stages.values())), config.layers),
         Part("q", "tp", tp, q, queries),
-        Part("k, v", "tp", tp, kv, keys),
+        Part("k, v", "tp", head, kv, keys),
         Part("o", "tp", tp, q, queries, flat=True),
         Part("gate, up", "tp", tp, ffn, config.ffn),
         Part("down", "tp", tp, ffn, config.ffn, flat=True),

@@ -16,7 +16,7 @@ except ImportError as error:
 
 from picolab.model.generate import generate
 from picolab.model.hugging_face import hf_config, load_hf, save_hf
-from picolab.model.layers import Embedding, Linear, RMSNorm, RotaryTables
+from picolab.model.layers import Dropout, Embedding, Linear, RMSNorm, RotaryTables
 from picolab.model.parameters import (
     Piece,
     fill,
@@ -31,6 +31,7 @@ from picolab.model.transformer import Attention, Block, SwiGLU, Transformer, cro
 __all__ = [
     "Attention",
     "Block",
+    "Dropout",
     "Embedding",
     "Linear",
     "Piece",

@@ -61,6 +61,24 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x_BSD, self.weight.shape, self.weight, self.eps)
 
 
+class Dropout(nn.Module):
+    """x with a share p of its numbers set to zero while training, and the others divided by 1 - p
+    (arXiv 1207.0580). It draws from `generator`, None for torch's own: where ranks share a model,
+    it matters which of them draw the same (parallel/random_streams.py).
+    """
+
+    def __init__(self, p: float, cut_by_tp: bool = False):
+        super().__init__()
+        self.p, self.cut_by_tp = p, cut_by_tp
+        self.generator: torch.Generator | None = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.training or not self.p:
+            return x
+        kept = torch.empty_like(x, requires_grad=False)
+        return x * kept.bernoulli_(1 - self.p, generator=self.generator).div_(1 - self.p)
+
+
 class RotaryTables(nn.Module):
     """cos and sin of position * theta^(-2i/E), with which queries and keys are rotated (RoPE, arXiv
     2104.09864).

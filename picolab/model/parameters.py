@@ -13,6 +13,7 @@ copies for ever. So a parameter here is made of pieces:
 A piece may be cut several times, by rows over one axis and by columns over another, or twice by
 rows; what is left is always a rectangle. Nobody outside asks "is it tensor parallel?": the gradient
 norm sums over the axes of a piece's cuts, gathering undoes them, checkpoints write the rectangle.
+Of a cut with fewer slices than ranks, neighbours hold the same one.
 
 A parameter is filled by drawing the *whole* global tensor from a generator that is seeded by (seed,
 name), and keeping the slice. Any sharding, on any device, in any order of construction starts from
@@ -27,6 +28,7 @@ tensor at a time and drops the rest, which costs 0.1 s for eight million paramet
 """
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -49,19 +51,23 @@ class Cut:
     """n + 1 places along `dim` of the global tensor: rank i has ends[i] ... ends[i+1]-1."""
     index: int
     """My place on the axis."""
+    copies: int = 1
+    """So many neighbours hold the same slice (a key-value head that several ranks read); `ends`
+    then has so many times fewer slices."""
 
     @property
     def start(self) -> int:
-        return self.ends[self.index]
+        return self.ends[self.index // self.copies]
 
     @property
     def stop(self) -> int:
-        return self.ends[self.index + 1]
+        return self.ends[self.index // self.copies + 1]
 
     @property
     def sizes(self) -> list[int]:
         """How much of `dim` each rank of the axis has."""
-        return [stop - start for start, stop in zip(self.ends, self.ends[1:])]
+        sizes = [stop - start for start, stop in zip(self.ends, self.ends[1:])]
+        return [size for size in sizes for _ in range(self.copies)]
 
 
 @dataclass(frozen=True)
@@ -80,6 +86,10 @@ class Piece:
     blocks: int | None = None
     """What tensor parallelism cuts consists of so many equal blocks, which stay whole (an attention
     head's rows). None: of single rows or columns."""
+    finer: int | None = None
+    """Where there are more ranks than blocks: so many smaller blocks it has then (query heads)."""
+    shared: bool = False
+    """Where there are more ranks than blocks: neighbours hold the same one (key-value heads)."""
     copy: bool = False
     """Another stage of the pipeline holds the same slice and answers for it: this one is not
     counted in the gradient norm and not gathered (the tied head)."""
@@ -88,6 +98,11 @@ class Piece:
     def axes(self) -> frozenset[str]:
         """The axes it is cut along: over these its squares are summed."""
         return frozenset(cut.axis for cut in self.cuts)
+
+    @property
+    def copies(self) -> int:
+        """How many ranks of its axes hold the same slice: its squares are summed so often."""
+        return math.prod(cut.copies for cut in self.cuts)
 
     @property
     def ranges(self) -> tuple[range, ...]:
@@ -109,11 +124,16 @@ class Piece:
         self, axis: str, dim: int, index: int, n: int, *, blocks: int | None = None
     ) -> "Piece":
         """The index-th of n slices along `dim` of what is held, as even as they go, the larger
-        first; `blocks` of them stay whole. Slices may be empty."""
-        held = self.ranges[dim]
-        slices = even_slices(len(held), n, blocks)
+        first; `blocks` of them stay whole. Slices may be empty, or, of a `shared` piece, the same
+        on n / blocks neighbours."""
+        held, copies = self.ranges[dim], 1
+        if blocks is not None and blocks < n:
+            if self.shared and n % blocks == 0:
+                copies = n // blocks
+            blocks = self.finer or blocks
+        slices = even_slices(len(held), n // copies, blocks)
         ends = (held.start, *(held.start + part.stop for part in slices))
-        return replace(self, cuts=(*self.cuts, Cut(axis, dim, ends, index)))
+        return replace(self, cuts=(*self.cuts, Cut(axis, dim, ends, index, copies)))
 
 
 def meta_parameter(pieces: tuple[Piece, ...], dtype: torch.dtype) -> nn.Parameter:

@@ -16,8 +16,8 @@ embedding has std 1, or, where it is tied to the head, the head's. Norm weights 
 
 Letters in names: B batch, S sequence, D hidden, N query heads, K key-value heads, E size of a head,
 F ffn, V vocabulary. Twin: `transformers.LlamaForCausalLM` (same names of its parts in other words;
-tests/unit/model compares with an independent implementation). Leaves out: dropout, biases, a
-key-value cache, rope scaling.
+tests/unit/model compares with an independent implementation). Leaves out: biases, a key-value
+cache, rope scaling.
 """
 
 from collections.abc import Callable
@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from picolab.model.layers import Embedding, Linear, RMSNorm, RotaryTables, rotate
+from picolab.model.layers import Dropout, Embedding, Linear, RMSNorm, RotaryTables, rotate
 from picolab.model.parameters import Piece, initialise
 from picolab.specs import ModelConfig
 
@@ -43,7 +43,9 @@ class Transformer(nn.Module):
     it.
 
     feed_forward: factory (config, layer, dtype) -> module for the second half of each block;
-    default SwiGLU. A device other than "meta" fills the model at once, from `seed`.
+    default SwiGLU. dropout: the share of both residual branches' outputs and of the heads' that is
+    set to zero while training (Llama has none). A device other than "meta" fills the model at once,
+    from `seed`.
     """
 
     def __init__(
@@ -54,14 +56,18 @@ class Transformer(nn.Module):
         device: torch.device | str = "meta",
         dtype: torch.dtype = torch.float32,
         seed: int = 0,
+        dropout: float = 0.0,
     ):
         super().__init__()
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout is {dropout!r}; it is a share, at least 0 and below 1")
         _check_family(config, feed_forward)
         self.config = config
         table, std = (config.vocab, config.hidden), config.hidden**-0.5
         self.embed = Embedding(Piece("embed.weight", table, std=std if config.tied else 1.0), dtype)
         self.layers = nn.ModuleList(
-            Block(config, layer, feed_forward or SwiGLU, dtype) for layer in range(config.layers)
+            Block(config, layer, feed_forward or SwiGLU, dtype, dropout)
+            for layer in range(config.layers)
         )
         self.norm = RMSNorm("norm.weight", config.hidden, config.norm_eps, dtype)
         self.head = Linear([Piece("head.weight", table, std=std)], dtype)
@@ -106,7 +112,12 @@ class Transformer(nn.Module):
 
 class Block(nn.Module):
     def __init__(
-        self, config: ModelConfig, layer: int, feed_forward: FeedForward, dtype: torch.dtype
+        self,
+        config: ModelConfig,
+        layer: int,
+        feed_forward: FeedForward,
+        dtype: torch.dtype,
+        dropout: float = 0.0,
     ):
         super().__init__()
         name, size, eps = f"layers.{layer}", config.hidden, config.norm_eps
@@ -114,10 +125,12 @@ class Block(nn.Module):
         self.attention = Attention(config, layer, dtype)
         self.mlp_norm = RMSNorm(f"{name}.mlp_norm.weight", size, eps, dtype)
         self.mlp = feed_forward(config, layer, dtype)
+        self.drop = Dropout(dropout)
+        self.attention.drop.p = dropout
 
     def forward(self, x_BSD: torch.Tensor, tables: Tables) -> torch.Tensor:
-        x_BSD = x_BSD + self.attention(self.attention_norm(x_BSD), tables)
-        return x_BSD + self.mlp(self.mlp_norm(x_BSD))
+        x_BSD = x_BSD + self.drop(self.attention(self.attention_norm(x_BSD), tables))
+        return x_BSD + self.drop(self.mlp(self.mlp_norm(x_BSD)))
 
 
 class Attention(nn.Module):
@@ -130,19 +143,21 @@ class Attention(nn.Module):
         queries, keys = config.heads * self.head_dim, config.kv_heads * self.head_dim
         std = size**-0.5
         # Where these are cut, a key-value head and the queries that read it stay together.
-        groups = config.kv_heads
+        groups, heads = config.kv_heads, config.heads
         self.qkv = Linear(
             [
-                Piece(f"{name}.q.weight", (queries, size), std=std, blocks=groups),
-                Piece(f"{name}.k.weight", (keys, size), std=std, blocks=groups),
-                Piece(f"{name}.v.weight", (keys, size), std=std, blocks=groups),
+                Piece(f"{name}.q.weight", (queries, size), std=std, blocks=groups, finer=heads),
+                Piece(f"{name}.k.weight", (keys, size), std=std, blocks=groups, shared=True),
+                Piece(f"{name}.v.weight", (keys, size), std=std, blocks=groups, shared=True),
             ],
             dtype,
         )
         # Replaced where a sequence is split over ranks: (q_BNSE, k_BKSE, v_BKSE) -> out_BNSE.
         self.attend: Attend = causal_attention
         std = (queries * 2 * config.layers) ** -0.5
-        self.o = Linear([Piece(f"{name}.o.weight", (size, queries), std=std, blocks=groups)], dtype)
+        o = Piece(f"{name}.o.weight", (size, queries), std=std, blocks=groups, finer=heads)
+        self.o = Linear([o], dtype)
+        self.drop = Dropout(0.0, cut_by_tp=True)
 
     def forward(self, x_BSD: torch.Tensor, tables: Tables) -> torch.Tensor:
         # The heads held here: all of them, or a tensor-parallel rank's share.
@@ -154,7 +169,7 @@ class Attention(nn.Module):
         out_BNSE = self.attend(
             q_BSNE.transpose(1, 2), k_BSKE.transpose(1, 2), v_BSKE.transpose(1, 2)
         )
-        return self.o(out_BNSE.transpose(1, 2).flatten(2))
+        return self.o(self.drop(out_BNSE.transpose(1, 2).flatten(2)))
 
 
 def causal_attention(

@@ -17,6 +17,7 @@
     ulysses.py         the same by exchanging heads
     gathered.py        the same in the simple way, for any mask
     attention_block.py one block of attention, with the log-sum-exp by which blocks are merged
+    random_streams.py  dropout: who draws the same random numbers, and who must not
     whole.py           from what ranks hold to what the model has: gathering, the gradient norm
     three_d.py         the composition, in one page: `parallelize(model, layout)`
 

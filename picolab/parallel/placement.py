@@ -57,6 +57,9 @@ class Placement:
     def after_step(self) -> None:
         """After the optimizer's step."""
 
+    def after_load(self) -> None:
+        """After `parameters` were given other values: make what follows from them follow."""
+
     def zero_grad(self) -> None:
         """Drop gradients of parameters that are not the model's own."""
 

@@ -14,7 +14,10 @@ arXiv 1909.08053, section 3. Twin in torch: `torch.distributed.tensor.parallel.p
 tests/distributed/parallel/test_tensor.py runs both.
 
 Sizes that the axis does not divide are dealt out as evenly as they go (`costs.even_slices`), a
-key-value head always with the queries that read it; every rank must get something.
+key-value head always with the queries that read it; every rank must get something. Where there are
+more ranks than key-value heads, neighbours hold the same head, each for its own queries
+(Megatron-LM does the same). Of k and v each then has the gradient that its queries make, a summand,
+so they are summed over those neighbours once a step.
 
 **Sequence parallelism** (`sequence=True`) splits what lies between g and the next f, norms and
 residual stream, along the sequence: each g becomes a reduce-scatter and each f an all-gather, the
@@ -29,7 +32,7 @@ elements
 
 k is 2 where F.rms_norm is made of single operations (on the CPU it keeps x and the normalised x)
 and 1 where it is one kernel; the 1 is 1/sqrt(mean square). The gathered inputs of the matrices are
-kept whole (tensor_comm.py says what else could be done).
+kept whole, or gathered again in backward (`sp_inputs`, tensor_comm.py).
 
 Source: arXiv 2205.05198, section 4.2.2. tests/distributed/parallel/test_sequence.py measures both.
 """
@@ -41,9 +44,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from picolab import comm
-from picolab.model import Attention, Linear, RMSNorm, SwiGLU, Transformer
+from picolab.model import Attention, Dropout, Linear, RMSNorm, SwiGLU, Transformer, slices
 from picolab.parallel.placement import Placement
 from picolab.parallel.tensor_comm import (
+    Inputs,
     column_linear,
     f,
     g_,
@@ -59,12 +63,16 @@ from picolab.parallel.vocabulary import (
 from picolab.specs import Layout
 
 NORM_GRADIENTS = "sp: gradients of the norms"
+SHARED_HEADS = "tp: gradients of shared heads"
 
 
 class ColumnParallelLinear(Linear):
     """Each part of W split along its outputs. x: (..., in), whole, or with `sequence` (B, S / n,
     in), this rank's; result: (..., out / n), this rank's.
     """
+
+    inputs: Inputs = "keep"
+    """With `sequence`: whether the gathered x is kept for backward, or gathered again."""
 
     def __init__(self, linear: Linear, axis: str = "tp", sequence: bool = False):
         super().__init__(*_shard(linear, 0, axis))
@@ -76,7 +84,7 @@ class ColumnParallelLinear(Linear):
             whole = gather(x, self.axis) if self.sequence else f(x, self.axis)
             return self.product(whole, self.weight)
         if self.sequence:
-            return gather_linear(x, self.weight, self.axis)
+            return gather_linear(x, self.weight, self.axis, self.inputs)
         return column_linear(x, self.weight, self.axis)
 
 
@@ -115,6 +123,7 @@ RULES: dict[type[nn.Module], Rule] = {
     Attention: split_attention,
     SwiGLU: split_mlp,
     RMSNorm: replicate,
+    Dropout: replicate,
 }
 
 
@@ -127,7 +136,8 @@ class TensorParallelOptimizer(Placement):
     every matrix and none. Not a `torch.optim` optimizer.
 
     sequence: activations between the matrices are split along the sequence too; then
-    `sum_norm_gradients` must be called once a step. rules: how each type of layer is split. Raises
+    `sum_norm_gradients` must be called once a step; sp_inputs: "keep" the matrices' gathered inputs
+    for backward, or "gather" them again there. rules: how each type of layer is split. Raises
     ValueError if a rank would be without key-value heads, ffn or vocabulary, the model has values
     already, or there is no rule for a layer.
     """
@@ -138,8 +148,10 @@ class TensorParallelOptimizer(Placement):
         axis: str = "tp",
         sequence: bool = False,
         rules: dict[type[nn.Module], Rule] = RULES,
+        sp_inputs: Inputs = "keep",
     ):
         self.axis, self.sequence, self.rules = axis, sequence, rules
+        self.sp_inputs = sp_inputs
         if model is not None:
             self.shard(model)
 
@@ -152,6 +164,8 @@ class TensorParallelOptimizer(Placement):
                 "device, Transformer(config), split it, and then initialise it"
             )
         self.model = model
+        copies = Layout(tp=size).head_copies(model.config)
+        self._copies = comm.mesh().neighbours(axis, copies) if copies > 1 else None
         if size == 1:
             return
         model.embed = VocabularyParallelEmbedding(model.embed, axis, sequence)
@@ -160,6 +174,9 @@ class TensorParallelOptimizer(Placement):
                 raise ValueError(f"there is no rule to split a {type(module).__name__}")
             self.rules[type(module)](module, axis, sequence)
         model.head = ColumnParallelLinear(model.head, axis, sequence)
+        for module in model.modules():
+            if isinstance(module, ColumnParallelLinear):
+                module.inputs = self.sp_inputs
         if model.config.tied:
             model.head.weight = model.embed.weight
         rows = model.head.weight.pieces[0].ranges[0]
@@ -168,7 +185,24 @@ class TensorParallelOptimizer(Placement):
         model.sequence_shares = size if sequence else 1
 
     def finish_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
+        self.sum_shared_heads(parameters)
         self.sum_norm_gradients(parameters)
+
+    def sum_shared_heads(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Once a step, where neighbours hold the same key-value head: the gradients of k and v."""
+        if self._copies is None:
+            return
+        _sum_together(
+            [
+                part
+                for parameter in parameters
+                if parameter.grad is not None
+                for piece, part in slices(parameter, parameter.grad)
+                if piece.copies > 1
+            ],
+            self._copies,
+            SHARED_HEADS,
+        )
 
     def sum_norm_gradients(self, parameters: Sequence[nn.Parameter] | None = None) -> None:
         """Once a step, with `sequence`: the gradients of replicated parameters, which every rank
@@ -183,13 +217,18 @@ class TensorParallelOptimizer(Placement):
             if parameter.grad is not None
             and not any(p.axes & {self.axis} for p in parameter.pieces)
         ]
-        if not gradients:
-            return
-        flat = torch.cat([gradient.flatten() for gradient in gradients])
-        comm.all_reduce(flat, self.axis, NORM_GRADIENTS)
-        # Written in place: a gradient may be a view into a data-parallel bucket.
-        for gradient, total in zip(gradients, flat.split([g.numel() for g in gradients])):
-            gradient.copy_(total.view_as(gradient))
+        _sum_together(gradients, self.axis, NORM_GRADIENTS)
+
+
+def _sum_together(gradients: list[torch.Tensor], axis: str, reason: str) -> None:
+    """Sum these over the axis, in one all-reduce, in place: a gradient may be a view into a
+    data-parallel bucket."""
+    if sum(gradient.numel() for gradient in gradients) == 0:
+        return
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    comm.all_reduce(flat, axis, reason)
+    for gradient, total in zip(gradients, flat.split([g.numel() for g in gradients])):
+        gradient.copy_(total.view_as(gradient))
 
 
 def _shard(linear: Linear, dim: int, axis: str):

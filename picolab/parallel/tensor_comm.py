@@ -35,11 +35,17 @@ after its first half, every rank goes on with 1/n of the sequence, and f begins 
 The same bytes on the wire, and between the halves a rank keeps 1/n of each activation. These two
 are transposes of each other as well. (They are g and g-bar of arXiv 2205.05198, section 4.2.2.)
 
-`gather_linear` is gather and the product in one function. It keeps the gathered input for the
-weight's gradient. Megatron-LM keeps the 1/n and gathers again in backward, which saves
-(n-1)/n * B * S * D elements of each of a layer's two inputs, and sends as many more: 10 collectives
-a layer and micro-batch instead of 8.
+`gather_linear` is gather and the product in one function. For the weight's gradient it either keeps
+the gathered input ("keep"), or its own 1/n, and gathers again in backward ("gather", as Megatron-LM
+does): that saves (n-1)/n * B * S * D elements of each of a layer's two inputs, and sends as many
+more: 10 collectives a layer and micro-batch instead of 8. In backward everything that can travel
+beside a product does:
+
+    gather x again |  dx = dy W  | scatter dx | dw = dy^T x |
+                   [-- gather ---]            [-- scatter --]
 """
+
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -50,10 +56,13 @@ from picolab import comm
 INPUT_GRADIENT = "tp: column-parallel input gradient"
 ROW_OUTPUT = "tp: row-parallel output"
 GATHER_INPUT = "sp: gather input"
+GATHER_AGAIN = "sp: gather input again"
 SCATTER_INPUT_GRADIENT = "sp: scatter input gradient"
 SCATTER_OUTPUT = "sp: scatter output"
 GATHER_OUTPUT_GRADIENT = "sp: gather output gradient"
 SEQUENCE = 1  # the dim of (B, S, D) that sequence parallelism splits
+
+Inputs = Literal["keep", "gather"]
 
 
 def f(x: torch.Tensor, axis: str = "tp", reason: str = INPUT_GRADIENT) -> torch.Tensor:
@@ -107,12 +116,15 @@ def scatter_sum(x: torch.Tensor, axis: str = "tp", reason: str = SCATTER_OUTPUT)
     return _ScatterSum.apply(x, axis, reason)
 
 
-def gather_linear(x: torch.Tensor, w_local: torch.Tensor, axis: str = "tp") -> torch.Tensor:
+def gather_linear(
+    x: torch.Tensor, w_local: torch.Tensor, axis: str = "tp", inputs: Inputs = "keep"
+) -> torch.Tensor:
     """F.linear(gather(x), w_local). x: (B, S/n, in), w_local: (out / n, in); result (B, S, out/n).
 
-    tests/distributed/parallel/test_sequence.py holds the two equal.
+    inputs: whether the gathered x is kept for backward, or gathered again there.
+    tests/distributed/parallel/test_sequence.py holds all equal.
     """
-    return _GatherLinear.apply(x, w_local, axis)
+    return _GatherLinear.apply(x, w_local, axis, inputs)
 
 
 class _F(torch.autograd.Function):
@@ -200,20 +212,28 @@ class _ScatterSum(torch.autograd.Function):
 
 class _GatherLinear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, w_local, axis):
+    def forward(ctx, x, w_local, axis, inputs):
         whole = comm.all_gather(x, axis, GATHER_INPUT, dim=SEQUENCE)
-        ctx.save_for_backward(whole, w_local)
-        ctx.axis = axis
+        ctx.save_for_backward(whole if inputs == "keep" else x, w_local)
+        ctx.axis, ctx.again = axis, inputs == "gather"
         return F.linear(whole, w_local)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dy_local):
-        whole, w_local = ctx.saved_tensors
-        dx = dw_local = None
+        x, w_local = ctx.saved_tensors
+        dx = dw_local = gathering = scattering = None
+        if ctx.again and ctx.needs_input_grad[1]:
+            gathering = comm.all_gather(x, ctx.axis, GATHER_AGAIN, async_op=True)
         if ctx.needs_input_grad[0]:
             dx = dy_local @ w_local
-            dx = comm.reduce_scatter(dx, ctx.axis, SCATTER_INPUT_GRADIENT, dim=SEQUENCE)
+            scattering = comm.reduce_scatter(
+                dx, ctx.axis, SCATTER_INPUT_GRADIENT, dim=SEQUENCE, async_op=True
+            )
         if ctx.needs_input_grad[1]:
-            dw_local = dy_local.flatten(0, -2).T @ whole.flatten(0, -2)
-        return dx, dw_local, None
+            if gathering is not None:  # along dim 0, rank by rank
+                x = torch.cat(gathering.wait().chunk(comm.mesh().size(ctx.axis)), dim=SEQUENCE)
+            dw_local = dy_local.flatten(0, -2).T @ x.flatten(0, -2)
+        if scattering is not None:
+            dx = scattering.wait()
+        return dx, dw_local, None, None

@@ -26,19 +26,23 @@ from picolab.parallel.data import DataParallelOptimizer
 from picolab.parallel.micro_batches import count_valid
 from picolab.parallel.pipeline import PipelineParallelOptimizer
 from picolab.parallel.placement import Batch, Placement
+from picolab.parallel.random_streams import RandomStreams
 from picolab.parallel.tensor import TensorParallelOptimizer
+from picolab.parallel.tensor_comm import Inputs
 from picolab.parallel.whole import gather_all, square_norm
 from picolab.parallel.zero import ZeroOptimizer
 from picolab.specs import Layout
 from picolab.specs.train_config import refuse_unimplemented
 
 
-def placements(layout: Layout, bucket_bytes: int, find_unused: bool) -> list[Placement]:
+def placements(
+    layout: Layout, bucket_bytes: int, find_unused: bool, sp_inputs: Inputs = "keep"
+) -> list[Placement]:
     """What a layout asks for, in the order in which it is put on the model."""
     found: list[Placement] = []
     # While there are only shapes: a rank never holds a whole matrix.
     if layout.tp > 1:
-        found.append(TensorParallelOptimizer(axis="tp", sequence=layout.sp))
+        found.append(TensorParallelOptimizer(axis="tp", sequence=layout.sp, sp_inputs=sp_inputs))
     # Stages are picked out after the split, which knows the whole model.
     if layout.pp > 1:
         found.append(PipelineParallelOptimizer(None, "pp", layout.schedule, layout.stages))
@@ -66,6 +70,7 @@ def parallelize(
     dtype: torch.dtype | None = None,
     bucket_bytes: int = costs.DEFAULT_BUCKET_BYTES,
     find_unused: bool = False,
+    sp_inputs: Inputs = "keep",
 ) -> "ThreeDParallelOptimizer":
     """Place the model on the ranks of the layout. See `ThreeDParallelOptimizer`."""
     return ThreeDParallelOptimizer(
@@ -76,6 +81,7 @@ def parallelize(
         dtype=dtype,
         bucket_bytes=bucket_bytes,
         find_unused=find_unused,
+        sp_inputs=sp_inputs,
     )
 
 
@@ -101,6 +107,7 @@ class ThreeDParallelOptimizer:
         dtype: torch.dtype | None = None,
         bucket_bytes: int = costs.DEFAULT_BUCKET_BYTES,
         find_unused: bool = False,
+        sp_inputs: Inputs = "keep",
     ):
         layout = Layout.parse(layout)
         refuse_unimplemented(layout)
@@ -113,7 +120,7 @@ class ThreeDParallelOptimizer:
             comm.build_mesh(layout)
 
         # 2. Everything is cut while the model is on the meta device.
-        self.placements = placements(layout, bucket_bytes, find_unused)
+        self.placements = placements(layout, bucket_bytes, find_unused, sp_inputs)
         for placement in self.placements:
             placement.shard(model)
 
@@ -125,6 +132,9 @@ class ThreeDParallelOptimizer:
         #    would never be called.
         for placement in self.placements:
             placement.attach(model)
+
+        # 5. Where ranks hold the same, they drop the same (a model without dropout draws nothing).
+        RandomStreams(seed, comm.device()).install(model, layout.sp)
 
     def forward_backward(
         self,
@@ -210,6 +220,11 @@ class ThreeDParallelOptimizer:
         """After the optimizer's step."""
         for placement in self.placements:
             placement.after_step()
+
+    def after_load(self) -> None:
+        """After `parameters()` were given other values, by a checkpoint. All ranks call it."""
+        for placement in self.placements:
+            placement.after_load()
 
     def zero_grad(self) -> None:
         for parameter in self.model.parameters():

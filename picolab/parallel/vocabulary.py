@@ -79,7 +79,7 @@ def shard(piece: Piece, dim: int, axis: str) -> Piece:
     each rank. ValueError if there are fewer."""
     mesh = comm.mesh()
     n, blocks = mesh.size(axis), piece.blocks or piece.local_shape[dim]
-    if blocks < n:
+    if blocks < n and (n % blocks if piece.shared else (piece.finer or 0) < n):
         raise ValueError(
             f"{piece.name}: {blocks} blocks (dim {dim}) cannot be dealt out to {n} ranks, one "
             "would have none"

@@ -24,6 +24,8 @@ def gather(piece: Piece, part: torch.Tensor, reason: str) -> torch.Tensor:
     the piece is cut along call this; `reason` is completed by the axis ("tp: gather ...")."""
     for cut in reversed(piece.cuts):
         part = gather_shards(part, cut.sizes, cut.axis, f"{cut.axis}: {reason}", cut.dim)
+        if cut.copies > 1:  # neighbours gave the same
+            part = torch.cat(part.split(cut.sizes, cut.dim)[:: cut.copies], cut.dim)
     return part
 
 
@@ -87,14 +89,16 @@ def square_norm(parameters: Iterable[nn.Parameter]) -> torch.Tensor:
     One all-reduce for each axis that anything is cut along: squares of tensors that are cut along
     the same axes are added up first, and travel side by side.
     """
-    by_axes: dict[frozenset[str], list[torch.Tensor]] = {}
+    alike: dict[tuple[frozenset[str], int], list[torch.Tensor]] = {}
     device = comm.device()
     for parameter in parameters:
         if parameter.grad is not None:
             for piece, part in slices(parameter, parameter.grad):
                 if not piece.copy:
-                    by_axes.setdefault(piece.axes, []).append(part)
-    sums = {axes: _square_sum(parts).to(device) for axes, parts in by_axes.items()}
+                    alike.setdefault((piece.axes, piece.copies), []).append(part)
+    sums: dict[frozenset[str], torch.Tensor] = {}
+    for (axes, copies), parts in alike.items():  # each copy answers for its share
+        sums[axes] = sums.get(axes, 0) + _square_sum(parts).to(device) / copies
     for axis in sorted({axis for axes in sums for axis in axes}):
         cut = sorted((axes for axes in sums if axis in axes), key=sorted)
         squares = torch.stack([sums.pop(axes) for axes in cut])

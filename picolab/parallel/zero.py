@@ -170,16 +170,22 @@ class ZeroOptimizer(GradientBuckets):
         if self._gathered is not None:
             self._gathered.free()
 
-    @torch.no_grad()
     def after_step(self) -> None:
-        """Everybody's rows of everything that was stepped; they travel side by side, and one bucket
-        is unpacked while the next is under way."""
-        if self.stage == 3:
-            return  # gathered when it is needed
+        """Everybody's rows of everything that was stepped."""
         groups = [[self._of[slot.parameter] for slot in bucket.slots] for bucket in self._buckets]
-        pending = [
-            zero_comm.gather(group, self.axis, "zero: updated parameters") for group in groups
-        ]
+        self._fetch(groups, "zero: updated parameters")
+
+    def after_load(self) -> None:
+        everything = in_groups([of.whole for of in self.sharded], self.bucket_bytes)
+        groups = [[self._of[whole] for whole in group] for group in everything]
+        self._fetch(groups, "zero: loaded parameters")
+
+    @torch.no_grad()
+    def _fetch(self, groups: list[list[Sharded]], reason: str) -> None:
+        """All groups travel side by side, and one is unpacked while the next is under way."""
+        if self.stage == 3:
+            return  # gathered when they are needed
+        pending = [zero_comm.gather(group, self.axis, reason) for group in groups]
         for group, under_way in zip(groups, pending):
             zero_comm.unpack(group, under_way.wait())
 

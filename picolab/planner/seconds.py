@@ -153,12 +153,13 @@ class Seconds(Parts):
     def _layer(self, layer, tp, sp, cp, ep, micro_batch, recompute) -> Micro:
         config, practice = self.config, self.practice
         tokens = micro_batch * self.request.seq / cp
-        mlp, groups = mlp_weights(config, layer), config.heads if config.latent else config.kv_heads
+        mlp = mlp_weights(config, layer)
         inner = config.expert_ffn if has_experts(config, layer) else config.ffn
-        heads_here, ffn_here = _share(groups, tp), _share(inner, tp)
-        passed = attention_weights(config) * heads_here + mlp.passed * ffn_here + mlp.router
-        held = attention_weights(config) * heads_here + (mlp.held - mlp.passed) * ffn_here / ep
-        held += mlp.passed * ffn_here
+        heads_here, attention_here = self._once(self._shares, tp)
+        ffn_here = _share(inner, tp)
+        own = attention_weights(config) * attention_here + mlp.passed * ffn_here
+        passed = own + mlp.router
+        held = own + (mlp.held - mlp.passed) * ffn_here / ep
 
         matrices = 2 * passed * tokens / self._rate
         low = config.latent
@@ -198,6 +199,14 @@ class Seconds(Parts):
             sum(there for there, _ in sent),
         )  # fmt: skip
 
+    def _shares(self, tp) -> tuple[float, float]:
+        """Of the query heads and of attention's matrices, what the rank with the most has."""
+        config = self.config
+        if config.latent:
+            return (_share(config.heads, tp),) * 2
+        queries, keys = map(len, costs.head_slices(config.heads, config.kv_heads, tp, 0))
+        return queries / config.heads, (queries + keys) / (config.heads + config.kv_heads)
+
     def _ends(self, first, last, tp, sp, cp, micro_batch) -> Micro:
         """The embedding, which is a look-up, and the head with the loss."""
         config = self.config
@@ -236,7 +245,8 @@ class Seconds(Parts):
         if config.latent:  # the compressed keys and values are all that others need
             width = config.latent.kv_rank + config.latent.rope_dim
         else:
-            width = 2 * config.kv_heads * config.head_dim * _share(config.kv_heads, tp)
+            keys = len(costs.head_slices(config.heads, config.kv_heads, tp, 0)[1])
+            width = 2 * keys * config.head_dim
         numbers = micro_batch * self.request.seq / cp * width
         hops = (cp - 1) * self._collective("send", numbers * size, cp, tp)
         back = hops + cp * self._collective("send", numbers * max(4, size), cp, tp)

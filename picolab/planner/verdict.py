@@ -81,7 +81,7 @@ def objection(costing: Costing, layout: Layout) -> Killed | None:
 def _numbers(layout: Layout, config) -> tuple[float, float]:
     """What is too many, and what there is of it."""
     for number, limit in (
-        (layout.tp, config.kv_heads),
+        (layout.tp, config.heads),
         (len(layout.stage_ranks), config.layers),
         (layout.ep, max(1, config.experts)),
     ):

@@ -263,11 +263,21 @@ class Layout:
         """Why this layout cannot split this model, a phrase for each reason; [] if it can."""
         return list(self._objections(config))
 
+    def head_copies(self, config: ModelConfig) -> int:
+        """How many neighbours of tp hold the same key-value head, each with its own queries: 1
+        where there are enough heads. 0: they cannot be shared evenly."""
+        if self.tp <= config.kv_heads:
+            return 1
+        even = self.tp % config.kv_heads == 0 and config.heads % self.tp == 0
+        return self.tp // config.kv_heads if even else 0
+
     def _objections(self, config: ModelConfig) -> Iterator[str]:
         """Only what cannot work. Sizes that an axis does not divide are dealt out unevenly
-        (`costs.even_slices`); a key-value head and its queries stay on one rank.
+        (`costs.even_slices`); a key-value head and its queries stay on one rank, or, of more ranks
+        than heads, neighbours hold the same one.
         """
-        sizes = {name: getattr(config, name) for name in ("kv_heads", "ffn", "vocab")}
+        names = ("kv_heads",) * (not self.head_copies(config)) + ("ffn", "vocab")
+        sizes = {name: getattr(config, name) for name in names}
         if config.experts:
             sizes["expert_ffn"] = config.expert_ffn
         few = [f"{name} ({size})" for name, size in sizes.items() if size < self.tp]

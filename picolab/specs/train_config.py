@@ -71,6 +71,9 @@ class TrainConfig:
     every layout up to rounding."""
     bucket_bytes: int = DEFAULT_BUCKET_BYTES
     """Size of a data-parallel gradient bucket."""
+    sp_inputs: Literal["keep", "gather"] = "keep"
+    """With sp: keep the gathered inputs of the matrices for backward, or gather them again there:
+    two all-gathers a layer more, and 1/tp of the memory for them."""
     stage_cost_s: tuple[float, float] = (0.0, 0.0)
     """Seconds slept in each forward and each backward of a pipeline stage. For lessons: on two
     cores the stages of a real pipeline take turns, while sleeping ones overlap as devices do."""
@@ -108,6 +111,8 @@ class TrainConfig:
             raise ValueError(
                 f"dtype is {self.dtype!r}; training takes {', '.join(get_args(Dtype))}"
             )
+        if self.sp_inputs not in ("keep", "gather"):
+            raise ValueError(f"sp_inputs is {self.sp_inputs!r}; it is 'keep' or 'gather'")
         for name in ("lr", "eps") if self.clip is None else ("lr", "eps", "clip"):
             _check_number(name, getattr(self, name), "above 0", lambda value: value > 0)
         _check_number("weight_decay", self.weight_decay, "0 or more", lambda value: value >= 0)

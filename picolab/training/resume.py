@@ -2,9 +2,9 @@
 
     must be the same    the model (but for its name), dtype, the text and its order (so data and
                         seed, which the text itself checks: see text.py), sequences in a step
-    how a step is cut   layout, micro_batch, accumulate, bucket_bytes, stage_cost_s: they change
-                        rounding and speed, nothing is said; of another stage of ZeRO, that the
-                        shards are cut anew
+    how a step is cut   layout, micro_batch, accumulate, bucket_bytes, sp_inputs, stage_cost_s: they
+                        change rounding and speed, nothing is said; of another stage of ZeRO,
+                        that the shards are cut anew
     may be changed      all else (lr, warmup, steps, betas, clip, ...): one line for each that is
 
 A *step* belongs to the run: so many sequences, then one update. On another number of replicas the
@@ -22,7 +22,7 @@ from pathlib import Path
 
 from picolab.specs import Layout, ModelConfig, TrainConfig
 
-CUTS = {"layout", "micro_batch", "accumulate", "bucket_bytes", "stage_cost_s"}
+CUTS = {"layout", "micro_batch", "accumulate", "bucket_bytes", "sp_inputs", "stage_cost_s"}
 CHECKED = {"model", "dtype", "seed"}
 SCHEDULE = ("lr", "warmup", "steps")
 

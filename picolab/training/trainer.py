@@ -128,6 +128,7 @@ def train_rank(
         run.prepare(text)
         if checkpoints.resume is not None:
             run.first_step = restore(checkpoints.resume, run.optimizer, run.text, config)
+            run.parallel.after_load()
             if dist.get_rank() == 0:
                 events.write("resume", step=run.first_step, notes=list(checkpoints.notes))
         report.first_step = run.first_step
@@ -192,7 +193,11 @@ class Run:
         # On the meta device there are only shapes, so that the model is cut before it has values.
         self.model = build(config.model, config.torch_dtype)
         self.parallel = parallelize(
-            self.model, config.layout, seed=config.seed, bucket_bytes=config.bucket_bytes
+            self.model,
+            config.layout,
+            seed=config.seed,
+            bucket_bytes=config.bucket_bytes,
+            sp_inputs=config.sp_inputs,
         )
         # After parallelize, which replaces the parameters by the shards that this rank holds.
         self.optimizer = adamw(self.parallel.parameters(), config)

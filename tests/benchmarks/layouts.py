@@ -7,8 +7,10 @@ layout's ranks together should spend no more of them on a token than one process
 missing is overhead (communication, copies, Python). The configuration is the one at which
 picotron was measured: hidden 256, ffn 688, 8 layers, 8/4 heads, vocabulary 4096, sequence 256,
 micro-batch 2, accumulation 4, fp32, one thread a rank. Beside each layout stands torch's own way
-on a plain model of the same shape: DDP, DTensor, `torch.distributed.pipelining`. Everything in
-one run of this program; nothing is asserted.
+on a plain model of the same shape: DDP, DTensor, `torch.distributed.pipelining`, and beside ZeRO
+`fully_shard` (FSDP2): for stage 3 as it is, gathering again in backward, for stages 1 and 2 (which
+it has not apart) keeping what forward gathered; gradients are reduced once a step in all of them.
+Everything in one run of this program; nothing is asserted.
 
 Two shares, because one process alone has the machine to itself. Two that do not even know of each
 other already get less done in a CPU-second: they share caches, memory and the cores' clock. "of
@@ -44,8 +46,11 @@ LAYOUTS = [
     "dp2tp2",
     "dp2pp2",
     "tp2pp2",
+    *("dp2zero1", "dp2zero2", "dp2zero3", "dp4zero2", "dp4zero3"),
 ]
 TARGETS = {"dp2": 97, "dp4": 97, "pp2": 97, "pp4": 97, "cp2": 87, "cp4": 87}  # others 75
+# Of ZeRO the aim is for "of n apart", and to be at least FSDP2's.
+TARGETS |= {f"dp{n}zero{stage}": 95 if stage < 3 else 90 for n in (2, 4) for stage in (1, 2, 3)}
 
 
 def ours(layout: str, steps: int) -> tuple[float, float]:
@@ -72,7 +77,7 @@ def ours(layout: str, steps: int) -> tuple[float, float]:
 def torchs(kind: str, ranks: int, steps: int) -> float:
     """Tokens per CPU-second of torch's own parallelism on a plain model of the same shape."""
     spent = pico.run(plain_training, kind, steps, world_size=ranks, quiet=True)
-    replicas = ranks if kind in ("DDP", "one process") else 1
+    replicas = ranks if kind in ("DDP", "one process", *FSDP2) else 1
     tokens = (steps - 1) * replicas * ACCUMULATE * MICRO_BATCH * SHAPE["seq"]
     return tokens / sum(spent)
 
@@ -84,11 +89,10 @@ def plain_training(kind: str, steps: int) -> float:
 
     torch.manual_seed(0)
     model = plain_llama()
-    step = {"one process": accumulated, "DDP": ddp, "DTensor": dtensor, "pipelining": pipelined}[
-        kind
-    ](model)
+    kinds = {"one process": accumulated, "DDP": ddp, "DTensor": dtensor, "pipelining": pipelined}
+    step = (kinds | FSDP2)[kind](model)
     shape = (ACCUMULATE, MICRO_BATCH, SHAPE["seq"])
-    generator = torch.Generator().manual_seed(dist.get_rank() if kind == "DDP" else 0)
+    generator = torch.Generator().manual_seed(dist.get_rank() if kind in ("DDP", *FSDP2) else 0)
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=1e-3, foreach=kind != "DTensor")
     names = {type(p.data).__name__ for p in parameters}
@@ -200,6 +204,41 @@ def ddp(model):
     return step
 
 
+def sharded(model, again: bool):
+    """FSDP2: a group for each block, and one for the rest."""
+    from torch import nn
+    from torch.distributed.fsdp import fully_shard
+
+    class Whole(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.parts = model
+
+        def forward(self, tokens):
+            return run_plain(self.parts, tokens)
+
+    whole = Whole()
+    for block in model["blocks"]:
+        fully_shard(block, reshard_after_forward=again)
+    fully_shard(whole, reshard_after_forward=again)
+
+    def step(tokens, labels):
+        for m in range(ACCUMULATE):
+            last = m == ACCUMULATE - 1
+            whole.set_requires_gradient_sync(last)
+            if not again:  # stages 1 and 2: whole until the step is over
+                whole.set_reshard_after_backward(last)
+            (mean_loss(whole(tokens[m]), labels[m]) / ACCUMULATE).backward()
+
+    return step
+
+
+FSDP2 = {
+    "FSDP2": lambda model: sharded(model, again=True),
+    "FSDP2 without resharding": lambda model: sharded(model, again=False),
+}
+
+
 def dtensor(model):
     import torch.distributed as dist
     from torch.distributed.device_mesh import init_device_mesh
@@ -270,6 +309,9 @@ def main() -> None:
     print(f"{head} {'first step':>11}   torch's own")
     print(f"{'dp1':<8} {single:>12.0f} {'100 %':>7} {'':>7} {'':>11} {first:>9.2f} s   {plain:.0f}")
     twins = {"dp": "DDP", "tp": "DTensor", "pp": "pipelining"}
+    names = ("FSDP2 without resharding", "FSDP2 without resharding", "FSDP2")
+    for stage, name in enumerate(names, 1):
+        twins |= {f"dp{n}zero{stage}": name for n in (2, 4)}
     for layout in options.only.split(","):
         if layout == "dp1":
             continue
@@ -277,11 +319,12 @@ def main() -> None:
         if ranks not in apart:
             apart[ranks] = torchs("one process", ranks, options.steps) / plain
         speed, first = ours(layout, options.steps)
-        twin = twins.get(layout[:2]) if layout[2:].isdigit() else None
+        twin = twins.get(layout[:2] if layout[2:].isdigit() else layout)
         beside = ""
         if twin:
             theirs = torchs(twin, ranks, options.steps)
-            beside = f"{theirs:.0f} ({twin}), {100 * theirs / plain:.0f} % of plain"
+            beside = f"{theirs:.0f} ({twin}), {100 * theirs / plain:.0f} % of plain, "
+            beside += f"{100 * theirs / plain / apart[ranks]:.0f} % of n apart"
         target = f"{TARGETS.get(layout, 75)} %"
         share = speed / single
         print(

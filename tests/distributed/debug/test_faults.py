@@ -27,6 +27,7 @@ EMBEDDING, MAXIMUM, SUMS = (
     "tp: cross entropy sums",
 )
 NORM, START, MEMBERS = "tp: gradient norm", "the initial values", "the members of the gradient norm"
+SCATTER, UPDATED = "zero: gradient bucket", "zero: updated parameters"
 NORMS, STAGES = "sp: gradients of the norms", "pp: gradient norm"
 
 # fault -> the layout it is tried in, and what it must be called.
@@ -80,12 +81,25 @@ EXPECTED = {
     "pp-untied-head-frozen": ("pp2", "the gradients of parameters", "other"),
     "gathered-in-another-order": ("tp2", "gathering", "other"),
     "cp-key-gradients-lost": ("pp2cp2", "cp: gradients of keys and values", "other"),
+    "zero-gradients-missing": ("dp3zero2", SCATTER, "missing"),
+    "zero-gradients-averaged": ("dp2zero3", SCATTER, "averaged"),
+    "zero-every-micro-batch": ("dp3zero2", SCATTER, "every micro-batch"),
+    "zero-border-off-by-one": ("dp3zero2", "the gradients of parameters", "other"),
+    "zero-parameters-missing": ("dp3zero2", UPDATED, "missing"),
+    "zero-norm-missing": ("dp2zero3", "dp: gradient norm", "missing"),
+    "zero-norm-counts-groups": ("dp4zero1shard2", "replica: gradient norm", "extra"),
 }
 
 
 # Where the numbers alone cannot say which reduction it was: one gradient is wrong, and the other
 # buckets, which are smaller, are right.
-NUMBERS_ALONE = {"large-reductions-doubled": ("the gradients of parameters", "other")}
+NUMBERS_ALONE = {
+    "large-reductions-doubled": ("the gradients of parameters", "other"),
+    # The first step is right, and what was not fetched is missed in the second.
+    "zero-parameters-missing": ("the update", "other"),
+    # Two groups of two: twice the squares may come from either.
+    "zero-norm-counts-groups": ("shard: gradient norm", "doubled"),
+}
 
 
 def test_every_fault_of_the_catalogue_is_here():

@@ -66,7 +66,9 @@ def load_and_measure(folder, layout, mutant):
     return float(parallel.forward_backward(*two)), sum(numbers), held
 
 
-@pytest.mark.parametrize("layout", ["dp1", "tp2", "tp3", "dp2tp2", "tp2pp2", "dp2cp2"])
+@pytest.mark.parametrize(
+    "layout", ["dp1", "tp2", "tp3", "dp2tp2", "tp2pp2", "dp2cp2", "dp2zero1", "dp2tp2zero3"]
+)
 def test_the_loss_is_that_of_one_process(layout, weights):
     folder, expected = weights
     world = pico.Layout.parse(layout).world

@@ -11,11 +11,12 @@ in tests/distributed/test_formula_ledger.py.)
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import picolab as pico
-from picolab import comm
+from picolab import comm, costs
 from picolab.model import Transformer
-from picolab.parallel import gather, gather_linear, parallelize, scatter_sum
+from picolab.parallel import column_linear, gather, gather_linear, parallelize, scatter_sum
 from picolab.specs import Layout, ModelConfig
 
 CONFIG = ModelConfig(hidden=32, ffn=48, layers=3, heads=8, kv_heads=4, vocab=40, seq=16, tied=True)
@@ -23,10 +24,11 @@ ROWS, MICRO_BATCHES, STEPS = 4, 3, 3
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6}
 
 
-def train(layout, dtype=torch.float64, steps=STEPS):
+def train(layout, dtype=torch.float64, steps=STEPS, inputs="keep"):
     """Loss and norm of every step, the first gradients, the last parameters; one's own norms."""
     layout = Layout.parse(layout)
-    parallel = parallelize(Transformer(CONFIG, dtype=dtype), layout, seed=7, bucket_bytes=4000)
+    model = Transformer(CONFIG, dtype=dtype)
+    parallel = parallelize(model, layout, seed=7, bucket_bytes=4000, sp_inputs=inputs)
     optimizer = torch.optim.AdamW(parallel.model.parameters(), lr=1e-2, eps=1e-5)
     replica = comm.mesh().rank("dp") if layout.dp > 1 else 0
     found = {"loss": [], "norm": []}
@@ -141,10 +143,11 @@ def norm_gradients_summed_every_micro_batch():
 def input_gradient_not_summed():
     reduce_scatter = comm.reduce_scatter
 
-    def own_part(x, axis, reason, dim=0):
+    def own_part(x, axis, reason, dim=0, async_op=False):
         if reason == "sp: scatter input gradient":
-            return x.chunk(2, dim)[comm.mesh().rank(axis)].contiguous()
-        return reduce_scatter(x, axis, reason, dim=dim)
+            mine = x.chunk(2, dim)[comm.mesh().rank(axis)].contiguous()
+            return comm.Pending(None, mine, 0.0, ())
+        return reduce_scatter(x, axis, reason, dim=dim, async_op=async_op)
 
     comm.reduce_scatter = own_part
 
@@ -252,8 +255,9 @@ def saved_bytes(parameters, compute, *arguments):
 def saved_by_layout(dtype):
     n, tokens = torch.distributed.get_world_size(), torch.zeros(ROWS, CONFIG.seq, dtype=torch.long)
     found = []
-    for layout in (f"tp{n}", f"tp{n}sp"):
-        model = parallelize(Transformer(CONFIG, dtype=dtype), layout, seed=7).model
+    for layout, inputs in ((f"tp{n}", "keep"), (f"tp{n}sp", "keep"), (f"tp{n}sp", "gather")):
+        model = Transformer(CONFIG, dtype=dtype)
+        model = parallelize(model, layout, seed=7, sp_inputs=inputs).model
         found.append(saved_bytes(model.parameters(), model.loss, tokens, tokens))
     x = numbers(ROWS, CONFIG.seq, CONFIG.hidden).to(dtype).requires_grad_()
     return *found, saved_bytes([model.norm.weight], model.norm, x)
@@ -265,10 +269,92 @@ def test_less_is_kept_for_backward(n, dtype):
     """By the share (1 - 1/n) of what the 2L + 1 norms keep: B S (k D + 1) elements each, with k = 2
     on the CPU (x and the normalised x; a fused kernel keeps x alone), and 1 for 1/sqrt(...)."""
     size, norms = torch.finfo(dtype).bits // 8, 2 * CONFIG.layers + 1
-    for whole, split, norm in pico.run(saved_by_layout, dtype, world_size=n):
+    for whole, split, again, norm in pico.run(saved_by_layout, dtype, world_size=n):
         assert norm == ROWS * CONFIG.seq * (2 * CONFIG.hidden + 1) * size
         assert whole - split == norms * norm * (n - 1) // n
         assert whole - split != (norms - 1) * norm * (n - 1) // n, "mutant: the last norm forgotten"
+        kept, gathered = (
+            costs.sp_input_bytes(CONFIG, n, micro_batch=ROWS, dtype=dtype, sp_inputs=inputs)
+            for inputs in ("keep", "gather")
+        )
+        assert split - again == kept - gathered > 0
+
+
+# Inputs that are gathered again, and what travels beside the products.
+
+
+class Products(TorchDispatchMode):
+    """Notes every matrix product."""
+
+    def __init__(self, events):
+        super().__init__()
+        self._events = events
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.bmm):
+            self._events.append("product")
+        return function(*args, **(kwargs or {}))
+
+
+def backward_in_order(at_once=False):
+    """What backward of each column-parallel product does, event by event; and that "gather" gives
+    what "keep" gives, to the bit."""
+    events, results = {}, []
+    for name in ("all_reduce", "all_gather", "reduce_scatter"):
+        real = getattr(comm, name)
+
+        def noted(*args, name=name, real=real, **kw):
+            here.append(f"start {name}")
+            if at_once and kw.pop("async_op", False):  # the mutant
+                return comm.Pending(None, real(*args, **kw), 0.0, ())
+            found = real(*args, **kw)
+            if kw.get("async_op"):
+                wait = found.wait
+                found.wait = lambda: (here.append(f"end {name}"), wait())[1]
+            return found
+
+        setattr(comm, name, noted)
+    n, rank = torch.distributed.get_world_size(), torch.distributed.get_rank()
+    w = numbers(6, 8, seed=rank).double().requires_grad_()
+    for kind in ("whole", "keep", "gather"):
+        here: list[str] = []
+        x = numbers(2, 4 if kind == "whole" else 4 // n, 8).double().requires_grad_()
+        y = column_linear(x, w) if kind == "whole" else gather_linear(x, w, "tp", kind)
+        here.clear()
+        with Products(here):
+            gradients = torch.autograd.grad(y.square().sum(), (x, w))
+        events[kind] = list(here)
+        results.append(gradients)
+    return events, all(map(torch.equal, *results[1:]))
+
+
+def in_tp(*args):
+    comm.build_mesh(f"tp{torch.distributed.get_world_size()}")
+    return backward_in_order(*args)
+
+
+ORDER = {
+    "whole": ["product", "start all_reduce", "product", "end all_reduce"],
+    "keep": ["product", "start reduce_scatter", "product", "end reduce_scatter"],
+    "gather": [
+        *("start all_gather", "product", "start reduce_scatter"),
+        *("end all_gather", "product", "end reduce_scatter"),
+    ],
+}
+
+
+def test_the_weights_gradient_is_computed_while_others_travel():
+    """The mutant waits where it starts: nothing is ever under way during a product."""
+    for events, equal in pico.run(in_tp, world_size=2):
+        assert events == ORDER and equal
+    for events, _ in pico.run(in_tp, True, world_size=2):
+        assert not any(event.startswith("end") for of in events.values() for event in of)
+
+
+def test_inputs_gathered_again_change_no_number():
+    for sp in (pico.run(train, "tp2sp", inputs="gather", world_size=2)[0],):
+        worst = differences(sp, train("dp1"))
+        assert max(worst.values()) < 1e-12, worst
 
 
 # Bad input.

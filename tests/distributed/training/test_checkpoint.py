@@ -41,6 +41,11 @@ BATCH = {
     "dp2tp2": (1, 4),
     "dp2cp2": (1, 4),
     "tp2pp2": (2, 4),
+    "dp2zero1": (2, 2),
+    "dp2zero2": (2, 2),
+    "dp2tp2zero3": (1, 4),
+    "dp2pp2zero1": (1, 4),
+    "dp4zero3shard2": (2, 1),
 }
 
 
@@ -112,6 +117,8 @@ CHAINS = [
     ["dp4", "tp2", "dp2tp2", "dp1"],
     ["dp4", "tp2pp2", "dp1"],
     ["tp2pp2", "tp3", "dp2cp2", "dp2"],
+    ["dp2zero1", "tp2pp2", "dp4zero3shard2", "dp2"],
+    ["dp2tp2zero3", "dp2zero2", "dp2pp2zero1", "dp1"],
 ]
 
 

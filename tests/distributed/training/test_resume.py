@@ -139,6 +139,15 @@ def test_each_setting_that_differs_is_said_once(of_dp2, capsys):
     assert event.data["notes"] == lines
 
 
+def test_another_stage_of_zero_is_a_sentence(of_dp2):
+    about = checkpoint.describe(of_dp2[0] / "step-3")
+    (said,) = resume.adapt("ck", about, config_of("dp2zero3"))[1]
+    assert said == (
+        "resume: the checkpoint is of dp2, with ZeRO 0, and this is dp2zero3, with 3: shards are "
+        "cut anew, no number changes"
+    )
+
+
 def test_the_same_settings_need_no_words(of_dp2, capsys):
     """Nor does another way to cut the same step, which changes rounding only."""
     folder, whole = of_dp2

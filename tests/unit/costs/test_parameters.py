@@ -273,7 +273,7 @@ def test_names_and_order():
     [
         ("mixtral-8x7b", "dp1", "mixtral-8x7b has experts; this formula is for plain Llama"),
         ("deepseek-v3", "dp1", "has experts and latent attention"),
-        ("tiny", "tp8", "tp=8 leaves ranks with nothing of kv_heads"),
+        ("tiny", "tp6", "tp=6 leaves ranks with nothing of kv_heads"),
     ],
 )
 def test_what_is_not_described_is_refused(model, layout, sentence):

@@ -237,7 +237,7 @@ def test_tensor_parallel_layer_by_the_textbook():
             {},
             "predicts dp, tp, sp, pp, cp and zero, and dp2ep2 also has ep; leave it out",
         ),
-        ("tp8", {}, "tp=8 leaves ranks with nothing of kv_heads"),
+        ("tp6", {}, "tp=6 leaves ranks with nothing of kv_heads"),
         ("cp2", dict(seq=10), "= 4 equal chunks, and seq is 10"),
         ("tp4sp", dict(seq=10), "tp = 4 equal parts, and seq is 10"),
         ("dp2", dict(rank=2), "rank 2 is not in dp2"),

@@ -63,6 +63,17 @@ def test_the_nearest_layout_gives_way(now, axis, size, then):
     assert str(nearest(working_layouts(TINY, 4), Layout.parse(now), axis, size)) == then
 
 
+def test_the_stage_of_zero_is_kept_and_halves_what_it_shards():
+    offered = set(map(str, working_layouts(TINY, 4, like="dp2zero3").values()))
+    assert {"dp2zero3", "dp2tp2zero3", "dp4zero3"} <= offered
+    table = formula_table(TINY, Layout.parse("dp2zero3"), **STEP)
+    rows = {row[0]: row[1] for row in table.rows}
+    held = sum(p.numel for p in costs.zero_shards(TINY, "dp2zero3"))
+    assert rows["parameters"] == f"{held:,} of {costs.parameters(TINY).total:,}"
+    assert rows["optimizer, in fp32"].startswith(f"{8 * held + 4 * (6 * TINY.layers + 3):,} bytes")
+    assert "zero: parameters, backward" in rows
+
+
 def test_a_size_that_nothing_has_is_none():
     assert nearest(working_layouts(TINY, 4), Layout(), "pp", 5) is None
 

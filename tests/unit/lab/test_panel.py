@@ -40,8 +40,8 @@ def test_the_buttons_offer_only_what_works():
     assert choices["dp"].options == choices["tp"].options == (1, 2, 3, 4)
     assert choices["pp"].options == (1, 2)  # of two layers
     assert choices["cp"].options == (1, 2, 4)  # 6 does not divide a sequence of 32
-    _, fewer = live(steps=2, max_world=4, kv_heads=2)  # a key-value head stays on one rank
-    assert fewer.choices["tp"].options == (1, 2)
+    _, fewer = live(steps=2, max_world=4, kv_heads=2)  # three ranks cannot share two heads
+    assert fewer.choices["tp"].options == (1, 2, 4)
     choices["tp"].value = 2
     choices["dp"].value = 2
     assert str(shown.layout) == "dp2tp2" and "the most" not in widgets.message.value
@@ -65,6 +65,22 @@ def test_every_way_through_the_buttons_ends_in_a_layout_that_works(max_world):
             standing = {name: row.value for name, row in widgets.choices.items()}
             assert standing == {name: getattr(shown.layout, name) for name in standing}
             shown.layout.check(shown.config)
+
+
+def test_zeros_stage_is_a_choice_where_it_is_asked_for():
+    shown, widgets = live(steps=2, zero=True)
+    assert [*widgets.choices] == ["dp", "tp", "pp", "cp", "zero"]
+    assert "zero" not in live(steps=2)[1].choices
+    stages = widgets.choices["zero"]
+    assert "zero 3: what replicas shard, parameters too" in stages.tooltips
+    stages.value = 2
+    assert shown.layout.zero == 2
+    assert "zero2 shards over replicas, and there is one" in widgets.message.value
+    widgets.choices["dp"].value = 2
+    assert str(shown.layout) == "dp2zero2"
+    assert any("zero: updated parameters" in str(row[0]) for row in shown.table().rows)
+    stages.value = 0
+    assert str(shown.layout) == "dp2"
 
 
 def test_a_size_that_is_not_offered_is_refused():

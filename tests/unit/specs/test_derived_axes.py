@@ -59,6 +59,6 @@ def test_the_data_axis_is_decided_by_what_is_split():
 
 def test_an_unknown_axis_is_a_sentence():
     with pytest.raises(
-        ValueError, match="no axis 'dq'; it has pp, dp, .*, dp_cp, ep, edp, shard, "
+        ValueError, match=r"no axis 'dq'; it has pp, dp, .*, dp_cp, ep, edp, shard, "
     ):
         Layout().size("dq")
