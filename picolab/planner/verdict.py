@@ -109,7 +109,8 @@ def judge(
     """The verdict on a layout, over micro-batches and recomputation unless they are given.
 
     limit_s: who is slower need not be looked at closer. More recomputation is never faster, so
-    that of one micro-batch the first that fits is the fastest.
+    that of one micro-batch the first that fits is the fastest; a larger micro-batch never needs
+    less memory, so that a layout whose smallest does not fit is dead.
     """
     killed = objection(costing, layout)
     if killed:
@@ -119,7 +120,12 @@ def judge(
         return Verdict(layout, killed_by=_no_schedule(costing, layout))
     modes = costs.RECOMPUTE if recompute is None else (recompute,)
     room = costing.request.memory_bytes
-    best = leanest = skipped = None
+    smallest = [Candidate(layout, sizes[0], mode) for mode in modes]
+    memories = [costing.memory(candidate) for candidate in smallest]
+    needed, index = min((sum(memory.values()), i) for i, memory in enumerate(memories))
+    if needed > room:
+        return _too_large(costing, smallest[index], memories[index])
+    best = skipped = None
     for size in sizes:
         least = sum(costing.seconds(Candidate(layout, size, modes[0])).values())
         if limit_s is not None and least > limit_s:
@@ -134,21 +140,22 @@ def judge(
                 if best is None or (sum(seconds.values()), needed) < best[0]:
                     best = (sum(seconds.values()), needed), candidate, memory, seconds
                 break
-            if leanest is None or needed < leanest[0]:
-                leanest = needed, candidate, memory
     if skipped is not None and (best is None or best[0][0] > limit_s):
         return Verdict(layout, at_least_s=min(skipped, best[0][0]) if best else skipped)
-    if best:
-        _, candidate, memory, seconds = best
-        return Verdict(layout, candidate, costing.micro_batches(candidate), None, memory, seconds)
-    needed, candidate, memory = leanest
-    largest = max(memory, key=memory.get)
+    assert best is not None, "the smallest fits, so that something is fast or skipped"
+    _, candidate, memory, seconds = best
+    return Verdict(layout, candidate, costing.micro_batches(candidate), None, memory, seconds)
+
+
+def _too_large(costing: Costing, candidate: Candidate, memory: dict[str, float]) -> Verdict:
+    needed, room = sum(memory.values()), costing.request.memory_bytes
     sentence = (
         f"needs {needed / 1e9:.1f} GB of {room / 1e9:.1f} GB even with micro-batch "
-        f"{candidate.micro_batch} and {candidate.recompute} recompute; most of it {largest}"
+        f"{candidate.micro_batch} and {candidate.recompute} recompute; most of it "
+        f"{max(memory, key=memory.get)}"
     )
     return Verdict(
-        layout, candidate, costing.micro_batches(candidate),
+        candidate.layout, candidate, costing.micro_batches(candidate),
         Killed("memory", needed, room, sentence), memory, costing.seconds(candidate),
     )  # fmt: skip
 

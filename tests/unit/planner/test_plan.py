@@ -105,7 +105,7 @@ def test_given_micro_batch_and_recomputation_may_be_what_has_to_change():
 
 
 def test_a_layout_that_cannot_split_the_model():
-    judged = pico.plan("llama-3-8b", layout="tp16", seq=8192, global_batch=256)
+    judged = pico.plan("llama-3-8b", layout="tp64", seq=8192, global_batch=256)
     assert judged.verdict.killed_by.constraint == "layout"
     assert "kv_heads (8)" in repr(judged) and judged.changes
 

@@ -112,6 +112,15 @@ def test_more_recomputation_is_never_faster(tried):
                 assert less <= more * (1 + 1e-12), (name, str(three[0][1]))
 
 
+def test_a_larger_micro_batch_never_needs_less_memory(tried):
+    """Why a layout whose smallest micro-batch does not fit is dead."""
+    for name in SMALL:
+        known = {}
+        for _, (layout, _, recompute), needed, _ in tried(name)[2]:
+            assert known.get((layout, recompute), 0) <= needed * (1 + 1e-12), (name, str(layout))
+            known[layout, recompute] = needed
+
+
 def test_every_layout_has_a_verdict():
     """Each split is in the table: judged layout by layout, or told from its bounds."""
     request = Request(**SMALL["8b on 8"])
@@ -138,16 +147,18 @@ def test_pruned_or_not_the_verdicts_agree():
 
 
 def test_who_dies_says_of_what_and_by_how_much():
-    found = search(
-        Request(model="llama-3-70b", gpus=16, hardware="h200", seq=8192, global_batch=12)
-    )
-    kinds = {verdict.killed_by.constraint for verdict in found.dead}
+    found = [
+        search(Request(model="llama-3-70b", gpus=gpus, hardware="h200", seq=8192, global_batch=12))
+        for gpus in (12, 16)
+    ]
+    dead = [verdict for one in found for verdict in one.dead]
+    kinds = {verdict.killed_by.constraint for verdict in dead}
     assert kinds == {"memory", "layout", "batch", "schedule"}
-    for verdict in found.dead:
+    for verdict in dead:
         killed = verdict.killed_by
         assert verdict.fits is False and killed.sentence
         if killed.constraint == "memory":
-            assert killed.number > killed.limit == found.request.memory_bytes
+            assert killed.number > killed.limit == found[0].request.memory_bytes
             assert f"{killed.number / 1e9:.1f} GB" in killed.sentence
 
 
