@@ -1,4 +1,4 @@
-"""The command `picolab`: doctor, train, checkpoint, verify, quiz, progress, runs.
+"""The command `picolab`: doctor, train, plan, checkpoint, verify, quiz, progress, runs.
 
 Each command is a small frozen dataclass whose fields are its flags, and a `run` that does the work
 with imports of its own: `picolab --help` takes no torch. What a program may want to read goes to
@@ -118,6 +118,62 @@ class Train:
         if result is not None:  # under torchrun, rank 0 has it
             print(result.to_json() if self.json else result)
         return 0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which layout? Every one of so many devices, with what a step takes, or what kills it. By
+    formulas, no device is used.
+
+    picolab plan --model llama-3-70b --gpus 256 --hardware h100 --seq 8192 --global-batch 1024
+
+    With --layout that one is judged, and told what would save it if it dies."""
+
+    model: Annotated[str, arg(metavar="NAME|PATH")] = "llama-3-8b"
+    """a preset, or a folder with a Hugging Face config.json"""
+    gpus: Annotated[int | None, arg(metavar="INT", help_behavior_hint="")] = None
+    """how many devices; not needed with --layout"""
+    hardware: Annotated[str, arg(metavar="NAME|FILE")] = "h100"
+    """a device by name, or a JSON file with its numbers"""
+    seq: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: the model's)")] = (
+        None
+    )
+    """tokens of a sequence"""
+    global_batch: int = 1024
+    """sequences of one optimizer step"""
+    layout: Annotated[str | None, arg(metavar="LAYOUT", help_behavior_hint="")] = None
+    """judge this layout: dp8zero3tp8pp8:interleaved"""
+    micro_batch: Annotated[
+        int | None, arg(metavar="INT", help_behavior_hint="(default: the fastest)")
+    ] = None
+    """sequences of one forward pass of the judged layout"""
+    recompute: Annotated[
+        str | None,
+        arg(metavar="{none,selective,full}", help_behavior_hint="(default: the fastest)"),
+    ] = None
+    """what the judged layout computes again in the backward pass"""
+    practice: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: today)")] = (
+        None
+    )
+    """how the code is written: today, megatron-2021, picolab"""
+    all: bool = False
+    """a row for every layout"""
+    json: bool = False
+    """print one JSON object"""
+
+    def run(self) -> int:
+        from picolab.planner import plan
+        from picolab.show.terminal import say
+
+        given = asdict(self)
+        as_json, whole = given.pop("json"), given.pop("all")
+        found = plan(**given)
+        remedy = getattr(found, "remedy", None)
+        if as_json:
+            print(found.to_json())
+        elif remedy is None:
+            say(found.whole() if whole and self.layout is None else found)
+        return 0 if remedy is None else _say(remedy, 2)
 
 
 @dataclass(frozen=True)
@@ -508,6 +564,7 @@ def _checkpoints(found: list[dict], as_json: bool) -> int:
 Command = (
     Annotated[Doctor, subcommand("doctor")]
     | Annotated[Train, subcommand("train")]
+    | Annotated[Plan, subcommand("plan")]
     | Annotated[Checkpoint, subcommand("checkpoint")]
     | Annotated[Verify, subcommand("verify")]
     | Annotated[Quiz, subcommand("quiz")]

@@ -4,8 +4,16 @@ Each is a function with its units and its source. "Formula" in a chapter means o
 or a comparison in the chapter holds it against what a run measured.
 """
 
-from picolab.costs.bandwidth import group_bandwidth
-from picolab.costs.bubbles import bubble_of_ideal, bubble_of_total, in_flight
+from picolab.costs.activations import (
+    RECOMPUTE,
+    Kept,
+    end_activation_bytes,
+    kept,
+    layer_activation_bytes,
+    token_bytes,
+)
+from picolab.costs.bandwidth import Link, axis_time, group_bandwidth, link
+from picolab.costs.bubbles import bubble, bubble_of_ideal, bubble_of_total, in_flight
 from picolab.costs.collectives import collective_time, fit_alpha_beta, ring_bytes
 from picolab.costs.compute import flops_per_token
 from picolab.costs.failures import checkpoint_interval, checkpoint_waste
@@ -22,13 +30,15 @@ from picolab.costs.memory import (
     state_bytes,
 )
 from picolab.costs.parameters import (
+    HeldParameters,
     LocalParameter,
     ParameterCount,
+    held_parameters,
     local_parameters,
     parameters,
 )
 from picolab.costs.slices import even_slices, head_slices, replica_sequences, zigzag_chunks
-from picolab.costs.stages import stage_layers
+from picolab.costs.stages import balanced_stages, rank_stages, stage_layers
 from picolab.costs.traffic import (
     buckets,
     data_parallel_bytes,
@@ -44,10 +54,17 @@ __all__ = [
     "BYTES_20_FP16",
     "DEFAULT_BUCKET_BYTES",
     "RECIPES",
+    "RECOMPUTE",
     "Expected",
+    "HeldParameters",
+    "Kept",
+    "Link",
     "LocalParameter",
     "ParameterCount",
     "StateBytes",
+    "axis_time",
+    "balanced_stages",
+    "bubble",
     "bubble_of_ideal",
     "bubble_of_total",
     "buckets",
@@ -56,15 +73,21 @@ __all__ = [
     "collective_time",
     "data_parallel_bytes",
     "dtype_bytes",
+    "end_activation_bytes",
     "even_slices",
     "fit_alpha_beta",
     "flops_per_token",
     "gathered_bytes",
     "group_bandwidth",
     "head_slices",
+    "held_parameters",
     "in_flight",
+    "kept",
+    "layer_activation_bytes",
+    "link",
     "local_parameters",
     "parameters",
+    "rank_stages",
     "rank_states",
     "replica_sequences",
     "ring_bytes",
@@ -73,6 +96,7 @@ __all__ = [
     "state_bytes",
     "step_ledger",
     "tensor_parallel_layer_bytes",
+    "token_bytes",
     "zero3_uses",
     "zero_bytes",
     "zero_shards",

@@ -12,7 +12,7 @@ from picolab.costs.collectives import ring_bytes
 from picolab.costs.memory import dtype_bytes
 from picolab.costs.parameters import LocalParameter, local_parameters, require_llama
 from picolab.costs.slices import even_slices, head_slices
-from picolab.costs.stages import stage_layers
+from picolab.costs.stages import rank_stages
 from picolab.costs.traffic import buckets
 from picolab.costs.zero import shard_of, zero3_uses, zero_shards
 from picolab.specs import DEFAULT_BUCKET_BYTES, Layout, ModelConfig
@@ -72,7 +72,8 @@ def step_ledger(
 
         pp: activations                      each mb        b*s'*h      from the stage before
         pp: gradients of activations         each mb        b*s'*h      from the stage behind
-        pp: tied embedding gradient          1              the shard   first and last stage
+        pp: tied embedding gradient          1              the shard   first and last stage, where
+                                                                        they are on two ranks
         pp: loss, pp: gradient norm          1 each         8 bytes     all-reduce
         cp: keys and values                  2(c-1)l each mb  2*b*s'*k  forward, backward; k: width
         cp: gradients of keys and values     (c-1)l each mb   2*b*s'*k  of this rank's keys; fp32
@@ -86,7 +87,8 @@ def step_ledger(
         zero: parameters, forward            each mb: embedding, each block, norm and head; stage 3
         zero: parameters, backward           each mb: the same without the embedding
 
-    An axis of size 1 has no entries. Sources: arXiv 1909.08053, section 3 (layers, embedding and
+    A rank with several stages has the messages of each, but for those between two of its own. An
+    axis of size 1 has no entries. Sources: arXiv 1909.08053, section 3 (layers, embedding and
     cross entropy), 2006.15704, section 3.2 (buckets), 2205.05198, section 4.2.2 (sp), 2310.01889,
     section 3 (ring attention), 1910.02054, section 7 (ZeRO). Raises ValueError for ep, and for a
     layout that cannot split the model or the sequence.
@@ -143,8 +145,9 @@ class _Step:
         place = layout.coordinates(rank)
         self.config, self.layout, self.accumulate, self.size = config, layout, accumulate, size
         self.heads = head_slices(config.heads, config.kv_heads, layout.tp, place["tp"])
-        self.first, self.last = place["pp"] == 0, place["pp"] == layout.pp - 1
-        self.layers = len(stage_layers(config.layers, layout.pp)[place["pp"]])
+        self.stages = rank_stages(config.layers, layout, place["pp"])
+        self.first, self.last = 0 in self.stages, len(layout.stage_ranks) - 1 in self.stages
+        self.layers = sum(map(len, self.stages.values()))
         self.tokens = micro_batch * (config.seq // layout.cp)
         self.activation = self.tokens * config.hidden * size
         self.expected: dict[tuple[str, str, str], Expected] = {}
@@ -238,14 +241,15 @@ class _Step:
     def pipeline(self, tables: list[int]) -> None:
         shares = self.layout.tp if self.layout.sp else 1
         boundary = [self.activation // shares] * self.accumulate
-        for op, reason, none in (
-            ("recv", "pp: activations", self.first),
-            ("send", "pp: activations", self.last),
-            ("recv", "pp: gradients of activations", self.last),
-            ("send", "pp: gradients of activations", self.first),
-        ):
-            self.add(op, "pp", reason, [] if none else boundary)
-        if self.config.tied and (self.first or self.last):
+        ranks = self.layout.stage_ranks
+        # Boundaries to a stage of the same rank send nothing.
+        here = [(stage - 1, stage) for stage in self.stages if stage > 0]
+        there = [(stage, stage + 1) for stage in self.stages if stage + 1 < len(ranks)]
+        for boundaries, op, back in ((here, "recv", "send"), (there, "send", "recv")):
+            crossed = sum(ranks[one] != ranks[other] for one, other in boundaries)
+            self.add(op, "pp", "pp: activations", boundary * crossed)
+            self.add(back, "pp", "pp: gradients of activations", boundary * crossed)
+        if self.config.tied and self.first != self.last:
             table = [numel * self.size for numel in tables]
             self.add("send", "pp", "pp: tied embedding gradient", table)
             self.add("recv", "pp", "pp: tied embedding gradient", table)

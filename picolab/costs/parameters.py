@@ -4,11 +4,12 @@ A count by name matching goes wrong sooner or later ("attention" is also in "pos
 so nothing here looks at names: each part is written down as the product of its sizes.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from picolab.costs.slices import even_slices, head_slices
-from picolab.costs.stages import stage_layers
+from picolab.costs.stages import rank_stages
 from picolab.specs import Layout, ModelConfig
 
 
@@ -101,6 +102,11 @@ def attention_weights(config: ModelConfig) -> int:
     return query + key_value + heads * low.value_dim * hidden
 
 
+def has_experts(config: ModelConfig, layer: int) -> bool:
+    """Whether a layer's MLP is a set of experts."""
+    return config.experts > 0 and layer >= config.dense_layers
+
+
 class MlpWeights(NamedTuple):
     held: int  # in the matrices of the MLP, or of all its experts
     passed: int  # of those, what one token passes
@@ -110,7 +116,7 @@ class MlpWeights(NamedTuple):
 def mlp_weights(config: ModelConfig, layer: int) -> MlpWeights:
     """Numbers in the matrices of one layer's MLP (no biases)."""
     matrices = 2 if config.family == "gpt" else 3
-    if config.experts == 0 or layer < config.dense_layers:
+    if not has_experts(config, layer):
         dense = matrices * config.hidden * config.ffn
         return MlpWeights(dense, dense, 0)
     one = matrices * config.hidden * config.expert_ffn
@@ -151,8 +157,9 @@ def local_parameters(
     splits all matrices (arXiv 1909.08053, section 3) and replicates the norms; sizes that do not
     divide are dealt out by `even_slices`, heads by `head_slices`. Stages
     of pp hold different layers; the first has the embedding, the last the last norm and the head
-    (also a tied one: it is the embedding once more). dp and cp split no parameter; ZeRO does, and
-    these are what a rank computes with (`zero_shards`: what it keeps).
+    (also a tied one: it is the embedding once more, unless both stages are on one rank). A rank
+    with several stages holds the layers of all. dp and cp split no parameter; ZeRO does, and these
+    are what a rank computes with (`zero_shards`: what it keeps).
 
     Raises ValueError for other models.
     """
@@ -168,11 +175,12 @@ def local_parameters(
     heads = head_slices(config.heads, config.kv_heads, layout.tp, place["tp"])
     queries, keys = (len(held) * config.head_dim for held in heads)
     table = mine(config.vocab) * hidden
-    first, last = place["pp"] == 0, place["pp"] == layout.pp - 1
+    stages = rank_stages(config.layers, layout, place["pp"])
+    first, last = 0 in stages, len(layout.stage_ranks) - 1 in stages
     cut, whole = frozenset({"tp"}), frozenset()
     q_k_v = (queries + 2 * keys) * hidden
     found = [LocalParameter("embed.weight", table, cut, hidden)] if first else []
-    for i in stage_layers(config.layers, layout.pp)[place["pp"]]:
+    for i in (layer for layers in stages.values() for layer in layers):
         found += [
             LocalParameter(f"layers.{i}.attention_norm.weight", hidden, whole),
             LocalParameter(f"layers.{i}.attention.qkv.weight", q_k_v, cut, hidden),
@@ -186,6 +194,71 @@ def local_parameters(
         if not (config.tied and first):
             found.append(LocalParameter("head.weight", table, cut, hidden))
     return found
+
+
+@dataclass(frozen=True)
+class HeldParameters:
+    """What one rank holds of some layers, by what else could cut it."""
+
+    dense: int
+    """Everything but routed experts: ZeRO may shard it over dp and cp."""
+    experts: int
+    """Of routed experts, already cut over tp and ep: held again by every ep-th rank of dp * cp."""
+
+    @property
+    def total(self) -> int:
+        return self.dense + self.experts
+
+
+def held_parameters(
+    config: ModelConfig,
+    layers: Iterable[int],
+    *,
+    tp: int = 1,
+    ep: int = 1,
+    first: bool = False,
+    last: bool = False,
+) -> HeldParameters:
+    """Parameters of the rank of tp with the largest share, for any model: of these layers, and of
+    the embedding (first) and the last norm and the head (last; also a tied one, unless the
+    embedding is there too).
+
+    tp cuts matrices and experts (and leaves norms, routers and latent attention's way down whole),
+    ep experts. For Llama decoders equal to the sum of `local_parameters`.
+    """
+    hidden, gpt = config.hidden, config.family == "gpt"
+
+    def share(size: int) -> int:
+        return -(-size // tp)
+
+    norm = hidden * (2 if gpt else 1)
+    attention = 2 * norm + _inner_norms(config)
+    if config.latent is None:
+        of_rank = head_slices(config.heads, config.kv_heads, tp, 0)
+        queries, keys = (len(held) * config.head_dim for held in of_rank)
+        rows = queries + 2 * keys
+        attention += hidden * (rows + queries) + (rows + hidden if gpt else 0)
+    else:
+        low, heads = config.latent, share(config.heads)
+        attention += hidden * (low.q_rank + low.kv_rank + low.rope_dim)
+        attention += heads * low.q_rank * (low.nope_dim + low.rope_dim)
+        attention += heads * (low.kv_rank * (low.nope_dim + low.value_dim) + low.value_dim * hidden)
+
+    matrices = 2 if gpt else 3
+    dense = matrices * hidden * share(config.ffn) + (share(config.ffn) + hidden if gpt else 0)
+    one = matrices * hidden * share(config.expert_ffn)
+    around = config.shared_experts * one + hidden * config.experts
+    routed = -(-config.experts // ep) * one
+    table = share(config.vocab) * hidden
+
+    layers = list(layers)
+    sparse = sum(has_experts(config, layer) for layer in layers)
+    held = len(layers) * attention + (len(layers) - sparse) * dense + sparse * around
+    if first:
+        held += table + (config.seq * hidden if gpt else 0)
+    if last:
+        held += norm + (0 if config.tied and first else table)
+    return HeldParameters(held, sparse * routed)
 
 
 def require_llama(config: ModelConfig) -> None:

@@ -31,6 +31,7 @@ import torch
 
 from picolab.model.transformer import IGNORED
 from picolab.specs import Layout, ModelConfig
+from picolab.specs.schedule_name import ScheduleName
 from picolab.training import TrainConfig
 
 VOCABULARY, KV_HEADS, FFN, SHORTEST = 37, 5, 47, 12
@@ -62,7 +63,7 @@ class Recipe:
             name="the oracle's model",
             hidden=32,
             ffn=FFN,
-            layers=layout.pp + 1,
+            layers=sum(layout.stages) or len(layout.stage_ranks) + 1,
             heads=2 * kv_heads,
             kv_heads=kv_heads,
             head_dim=4,
@@ -97,10 +98,12 @@ class Recipe:
 
     @property
     def accumulate(self) -> int:
-        """The smallest number of micro-batches, not fewer than stages, that is no axis's size:
-        ratios then tell which."""
+        """The smallest number of micro-batches, not fewer than ranks of pp, that the schedule can
+        have and that is no axis's size: ratios then tell which."""
         sizes = {*self.layout.axes.values(), self.layout.dp * self.layout.cp}
-        return next(m for m in range(max(2, self.layout.pp), 99) if m not in sizes)
+        name = ScheduleName.parse(self.layout.schedule)
+        least = [name.micro_batches(self.layout.pp, m) for m in range(max(2, self.layout.pp), 99)]
+        return next(m for m in least if m not in sizes)
 
     def batch(self, step: int, micro: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Tokens and labels (rows, seq) of one global micro-batch; no two sequences of a step are

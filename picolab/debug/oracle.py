@@ -88,16 +88,47 @@ def verify_each(
     """`verify` with one fault after the other, in the same ranks: a verdict for each. To start
     ranks takes longer than most of what is compared.
     """
+    cases = [(layout, fault) for fault in each]
+    return _verify_all(cases, dtype, steps, seed, backend, timeout)
+
+
+def verify_layouts(
+    layouts: Sequence[Layout | str],
+    *,
+    dtype: Literal["fp64", "fp32"] = "fp64",
+    steps: int = 5,
+    seed: int = 7,
+    backend: launch.job.Backend = "gloo",
+    timeout: float = 120,
+) -> list[Verdict]:
+    """`verify` of one layout after the other, in the same ranks: all have as many."""
+    layouts = [Layout.parse(layout) for layout in layouts]
+    for layout in layouts:
+        layout.check_world(layouts[0].world)
+    cases = [(layout, None) for layout in layouts]
+    return _verify_all(cases, dtype, steps, seed, backend, timeout)
+
+
+def _verify_all(
+    cases: Sequence[tuple[Layout | str, str | faults.Fault | None]],
+    dtype: str,
+    steps: int,
+    seed: int,
+    backend: launch.job.Backend,
+    timeout: float,
+) -> list[Verdict]:
+    """A verdict for each layout and fault, all in one launch."""
     began = time.monotonic()
-    layout = Layout.parse(layout)
-    broken = [faults.find(fault) if fault is not None else None for fault in each]
-    recipes = _recipes(layout, dtype, steps, seed)
-    for fault in filter(None, broken):
-        fault.check(layout)
+    parsed = []
+    for text, name in cases:
+        layout, fault = Layout.parse(text), faults.find(name) if name is not None else None
+        recipes = _recipes(layout, dtype, steps, seed)
+        if fault is not None:
+            fault.check(layout)
+        parsed.append((recipes, fault))
     run = launch.run(
         _rank,
-        recipes,
-        broken,
+        parsed,
         world_size=layout.world,
         backend=backend,
         timeout=timeout,
@@ -105,7 +136,7 @@ def verify_each(
         quiet=True,
     )
     found = []
-    for number in range(len(broken)):
+    for number, (recipes, _) in enumerate(parsed):
         verdicts = []
         for i, recipe in enumerate(recipes):
             ranks: list[Observation] = [of_rank[number][i] for of_rank in run]
@@ -147,10 +178,10 @@ def main_verify(
     return (verdict.to_json() if as_json else repr(verdict)), 0 if verdict.ok else 1
 
 
-def _rank(recipes: list[Recipe], each: list[faults.Fault | None]) -> list[list[Observation]]:
+def _rank(cases: list[tuple[list[Recipe], faults.Fault | None]]) -> list[list[Observation]]:
     return [
         [observe(recipe, *([faults.Injection(fault)] if fault else [])) for recipe in recipes]
-        for fault in each
+        for recipes, fault in cases
     ]
 
 

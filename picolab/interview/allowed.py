@@ -30,7 +30,7 @@ MOST = {
     "costs.even_slices": {"n": 4096},
     "costs.stage_layers": {"stages": 4096},
     "costs.step_ledger": {"accumulate": 256},
-    "schedules.make": {"stages": 32, "micro_batches": 128},
+    "schedules.make": {"ranks": 32, "micro_batches": 128},
     "ModelConfig.replace": {"layers": LAYERS, "heads": 512, "kv_heads": 512, "experts": 4096},
     "round": {"ndigits": 15},
 }

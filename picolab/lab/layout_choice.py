@@ -9,10 +9,11 @@ import itertools
 import math
 from typing import NamedTuple
 
-from picolab import costs
+from picolab import costs, schedules
 from picolab.show.guess_figure import value_text
 from picolab.show.table import Table
 from picolab.specs import Layout, ModelConfig
+from picolab.specs.schedule_name import ScheduleName
 
 CHOSEN = ("dp", "tp", "pp", "cp")
 ZERO_STAGES = (0, 1, 2, 3)
@@ -64,7 +65,8 @@ def accumulated(layout: Layout, given: int | None = None) -> int:
     """Micro-batches of one replica in a step: as given, or its part of MICRO_BATCHES. At least one
     for each stage: with fewer, some stage never has anything to do.
     """
-    return given or max(layout.pp, MICRO_BATCHES // layout.dp)
+    least = given or max(layout.pp, MICRO_BATCHES // layout.dp)
+    return ScheduleName.parse(layout.schedule).micro_batches(layout.pp, least)
 
 
 class Traffic(NamedTuple):
@@ -112,7 +114,8 @@ def whole_facts(
         for name, size in largest.items():
             facts.append((f"{name}, in fp32", value_text(size, "bytes")))
     if layout.pp > 1:
-        bubble = 100 * costs.bubble_of_total(layout.pp, each)
+        schedule = schedules.make(layout.schedule, layout.pp, each)
+        bubble = 100 * float(schedules.simulate(schedule).bubble_of_total)
         facts.append(("pipeline bubble, of the total", f"{bubble:.1f} %, {each} micro-batches"))
     return facts
 

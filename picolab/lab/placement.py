@@ -73,7 +73,7 @@ def parts(
     batch = layout.dp * micro_batch * accumulate
     chunk = config.seq // (2 * layout.cp)
     tokens = [range(i * chunk, (i + 1) * chunk) for i in costs.zigzag_chunks(cp, layout.cp)]
-    layers = costs.stage_layers(config.layers, layout.pp)[pp]
+    stages = costs.rank_stages(config.layers, layout, pp)
 
     def cut(size: int, blocks: int | None = None) -> tuple[range, ...]:
         return (costs.even_slices(size, layout.tp, blocks)[tp],)
@@ -86,11 +86,11 @@ def parts(
     head = tp // layout.head_copies(config)  # neighbours may hold the same
     rows = cut(config.vocab)
     ffn = cut(config.ffn)
-    first, last = pp == 0, pp == layout.pp - 1
+    first, last = 0 in stages, len(layout.stage_ranks) - 1 in stages
     found = [
         Part("samples", "dp", dp, _joined([range(i, i + 1) for i in sequences]), batch),
         Part("tokens", "cp", cp, _joined(tokens), config.seq),
-        Part("layers", "pp", pp, (layers,), config.layers),
+        Part("layers", "pp", pp, _joined(list(stages.values())), config.layers),
         Part("q", "tp", tp, q, queries),
         Part("k, v", "tp", head, kv, keys),
         Part("o", "tp", tp, q, queries, flat=True),

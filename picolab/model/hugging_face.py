@@ -37,6 +37,7 @@ import torch
 from picolab.model.parameters import Piece, fill, global_tensors
 from picolab.model.transformer import Transformer
 from picolab.specs import ModelConfig
+from picolab.specs.hugging_face_config import FIELDS
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 FILE_BYTES = 5_000_000_000
@@ -55,19 +56,6 @@ _IN_LAYER = {
 }
 _OUTSIDE = {"embed": "model.embed_tokens", "norm": "model.norm", "head": "lm_head"}
 
-# ModelConfig's field -> the key in config.json.
-_FIELDS = {
-    "hidden": "hidden_size",
-    "ffn": "intermediate_size",
-    "layers": "num_hidden_layers",
-    "heads": "num_attention_heads",
-    "kv_heads": "num_key_value_heads",
-    "vocab": "vocab_size",
-    "seq": "max_position_embeddings",
-    "head_dim": "head_dim",
-    "tied": "tie_word_embeddings",
-    "norm_eps": "rms_norm_eps",
-}
 # What Hugging Face's LlamaConfig takes where config.json is silent.
 _DEFAULTS = {"max_position_embeddings": 2048, "rms_norm_eps": 1e-6, "tie_word_embeddings": False}
 # Where the base of the rotary positions may stand; the first that is there holds (see `_flat`).
@@ -132,14 +120,14 @@ def hf_config(folder: str | Path) -> ModelConfig:
     _refuse_what_is_not_computed(path, there)
     there = {**_DEFAULTS, **there}
     there.setdefault("num_key_value_heads", there.get("num_attention_heads"))
-    needed = [key for field, key in _FIELDS.items() if field != "head_dim" and key not in there]
+    needed = [key for field, key in FIELDS.items() if field != "head_dim" and key not in there]
     if needed:
         raise ValueError(f"{path} does not say {needed[0]}; it is not the config of a Llama")
-    shape = {field: there[key] for field, key in _FIELDS.items() if key in there}
+    shape = {field: there[key] for field, key in FIELDS.items() if key in there}
     shape["rope_theta"] = next((there[key] for key in _THETA if key in there), 10_000.0)
     for field, kind in (("tied", bool), ("norm_eps", int | float), ("rope_theta", int | float)):
         if not isinstance(shape[field], kind):
-            key = _FIELDS.get(field, field)
+            key = FIELDS.get(field, field)
             raise ValueError(f"{path} says {key}: {_json(shape[field])}, which is of another type")
     return ModelConfig(name=path.parent.name or "custom", **shape)
 
@@ -399,7 +387,7 @@ def _flat(there: dict) -> dict:
 
 def _refuse_what_is_not_computed(path: Path, there: dict) -> None:
     harmless = [key for keys in _HARMLESS.values() for key in keys.split()]
-    understood = {*_FIELDS.values(), *_THETA, *harmless}
+    understood = {*FIELDS.values(), *_THETA, *harmless}
     wrong = [
         f"{key}: {_json(value)} "
         + (f"(read here: {_json(_ONLY[key])})" if key in _ONLY else "(not known here)")
@@ -427,7 +415,7 @@ def _to_hf(config: ModelConfig, dtype: str) -> dict:
         "hidden_act": "silu",
         "attention_bias": False,
         "mlp_bias": False,
-        **{key: getattr(config, field) for field, key in _FIELDS.items()},
+        **{key: getattr(config, field) for field, key in FIELDS.items()},
         "rope_theta": config.rope_theta,
         "rope_parameters": rope,
         "torch_dtype": dtype,
@@ -436,7 +424,7 @@ def _to_hf(config: ModelConfig, dtype: str) -> dict:
 
 def _check_same_shape(folder: Path, there: ModelConfig, here: ModelConfig) -> None:
     """All that the weights depend on; the longest sequence is not among it."""
-    for field in (*_FIELDS, "rope_theta"):
+    for field in (*FIELDS, "rope_theta"):
         one, other = getattr(there, field), getattr(here, field)
         if field != "seq" and one != other:
             raise ValueError(

@@ -5,13 +5,15 @@ Letters in names: B batch, S sequence, D hidden, N query heads, K key-value head
 F ffn, V vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from picolab.model.parameters import Piece, meta_parameter
+
+Product = Callable[[torch.Tensor, nn.Parameter], torch.Tensor]
 
 
 class Linear(nn.Module):
@@ -25,13 +27,15 @@ class Linear(nn.Module):
     def __init__(self, pieces: Sequence[Piece], dtype: torch.dtype = torch.float32):
         super().__init__()
         self.weight = meta_parameter(tuple(pieces), dtype)
+        # How x W^T is computed: replaced by whoever splits its backward.
+        self.product: Product = F.linear
 
     @property
     def sizes(self) -> tuple[int, ...]:
         return tuple(piece.local_shape[0] for piece in self.weight.pieces)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.linear(x, self.weight)
+        return self.product(x, self.weight)
 
 
 class Embedding(nn.Module):

@@ -79,8 +79,8 @@ class RunState:
         elif event.kind == "eval":
             self.eval_losses[data["step"]] = float(data["loss"])
         elif event.kind == "spans":
-            forwards = sum(span[0] == "F" for span in data["spans"])
-            self.pipeline = data["schedule"], forwards
+            micro_batches = {span[2] for span in data["spans"]}
+            self.pipeline = data["schedule"], len(micro_batches)
         elif event.kind == "values":
             self._add_values(data)
         elif event.kind == "ledger":
@@ -261,8 +261,8 @@ class RunState:
 
 
 @cache
-def _formula(schedule: str, stages: int, micro_batches: int) -> float:
-    return float(simulate(make(schedule, stages, micro_batches)).bubble_of_total)
+def _formula(schedule: str, ranks: int, micro_batches: int) -> float:
+    return float(simulate(make(schedule, ranks, micro_batches)).bubble_of_total)
 
 
 def decimate(x: list, y: list, limit: int = 600) -> tuple[list, list]:

@@ -8,6 +8,8 @@
     tensor.py          what is split inside a layer, and tensor_comm.py how the halves talk (f, g)
     vocabulary.py      the embedding and the loss, split along the vocabulary
     pipeline.py        layers on different ranks, in the order that a schedule says
+    stage_costs.py     what each layer, the embedding and the head cost, measured
+    split_backward.py  a backward in two halves: the input's gradient now, the weights' later
     micro_batches.py   the step without a pipeline: micro-batches one after the other
     context.py         puts one of the next three into a model
     sequence_split.py  one sequence on many ranks: who holds which tokens, and computes what

@@ -46,7 +46,15 @@ from torch import nn
 from picolab import comm
 from picolab.model import Attention, Dropout, Linear, RMSNorm, SwiGLU, Transformer, slices
 from picolab.parallel.placement import Placement
-from picolab.parallel.tensor_comm import Inputs, column_linear, g_, gather_linear, scatter_sum
+from picolab.parallel.tensor_comm import (
+    Inputs,
+    column_linear,
+    f,
+    g_,
+    gather,
+    gather_linear,
+    scatter_sum,
+)
 from picolab.parallel.vocabulary import (
     VocabularyParallelEmbedding,
     VocabularyParallelLoss,
@@ -72,6 +80,9 @@ class ColumnParallelLinear(Linear):
         self.axis, self.sequence = axis, sequence
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.product is not F.linear:  # the exchange and the product apart
+            whole = gather(x, self.axis) if self.sequence else f(x, self.axis)
+            return self.product(whole, self.weight)
         if self.sequence:
             return gather_linear(x, self.weight, self.axis, self.inputs)
         return column_linear(x, self.weight, self.axis)
@@ -88,7 +99,7 @@ class RowParallelLinear(Linear):
         self.axis, self.sequence = axis, sequence
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = F.linear(x, self.weight)
+        y = self.product(x, self.weight)
         return scatter_sum(y, self.axis) if self.sequence else g_(y, self.axis)
 
 

@@ -45,7 +45,7 @@ def placements(
         found.append(TensorParallelOptimizer(axis="tp", sequence=layout.sp, sp_inputs=sp_inputs))
     # Stages are picked out after the split, which knows the whole model.
     if layout.pp > 1:
-        found.append(PipelineParallelOptimizer(axis="pp"))
+        found.append(PipelineParallelOptimizer(None, "pp", layout.schedule, layout.stages))
     # It changes no parameter, only what attention does and which tokens a rank has.
     if layout.cp > 1:
         found.append(ContextParallelOptimizer(axis="cp"))

@@ -1,11 +1,20 @@
-"""A device, by the numbers on its data sheet: what a formula divides by.
+"""A device and its links, by the numbers on its data sheet: what a formula divides by.
 
-They are peaks that no program reaches; a share of them (MFU) is what a run is measured by. A CPU
-has no entry: its peak is measured with a matrix product, not looked up.
+They are peaks that no program reaches; a share of them (MFU) is what a run is measured by. Links
+inside a node and between nodes are told apart, since they differ by a factor of ten. A CPU has no
+entry: `picolab.training.measure` makes one from this machine, with rates that a program did reach
+(`measured`), and says how many cores the ranks share.
+
+A device may also come from a JSON file: `Hardware.load("mine.json")`, with the fields below.
 """
 
+import dataclasses
 import difflib
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,31 +30,102 @@ class Hardware:
     """Bandwidth between the device and its memory."""
     link_bytes_per_s: float
     """What it can send to its neighbours in a node: one direction (data sheets add up both)."""
-    source: str
-    network_bytes_per_s: float = 50e9
-    """What it can send to another node, one direction: its own card (networks are sold in bits, 400
-    Gb/s are 50 GB/s)."""
+    network_bytes_per_s: float
+    """What it can send to other nodes through the network card that is its own: one direction
+    (networks are sold in bits, 400 Gb/s are 50 GB/s)."""
     node_size: int = 8
-    """Devices in a node, joined by the fast links."""
+    """Devices that reach each other over the links of a node."""
+    link_alpha_s: float = 3e-6
+    """Seconds of the shortest message inside a node. Data sheets are silent: of the order of the
+    latencies that NCCL calculates with (src/graph/tuning.cc)."""
+    network_alpha_s: float = 10e-6
+    """The same between nodes."""
+    source: str
+    measured: bool = False
+    """The rates are what a program reached, so that no efficiency is to be taken off."""
+    cores: int | None = None
+    """Cores that all ranks share; more ranks than that take turns. None: each has a device."""
+    collectives: Mapping[str, tuple[float, float]] | None = None
+    """Measured collectives: op -> (seconds a message, bytes a second), in place of the links."""
 
     def __post_init__(self):
         for field in fields(self):
             value = getattr(self, field.name)
-            if field.name not in ("name", "source") and not value > 0:
-                raise ValueError(f"{self.name}: {field.name} is {value}; it must be positive")
+            if field.name in ("name", "source"):
+                if not isinstance(value, str):
+                    raise ValueError(f"hardware: {field.name} is {value!r}; it must be a text")
+            elif field.name == "measured":
+                if not isinstance(value, bool):
+                    raise ValueError(f"{self.name}: measured is {value!r}; it is true or false")
+            elif field.name == "collectives":
+                self._check_collectives()
+            elif not (value is None and field.name == "cores"):
+                self._check_number(field.name, value, whole=field.type in (int, int | None))
+
+    def _check_number(self, field: str, value: Any, whole: bool = False) -> None:
+        kinds = int if whole else int | float
+        if not isinstance(value, kinds) or isinstance(value, bool) or not value > 0:
+            what = "a positive integer" if whole else "positive"
+            raise ValueError(f"{self.name}: {field} is {value!r}; it must be {what}")
+
+    def _check_collectives(self) -> None:
+        if self.collectives is None:
+            return
+        pairs = {}
+        for op, pair in dict(self.collectives).items():
+            if not isinstance(pair, tuple | list) or len(pair) != 2:
+                raise ValueError(
+                    f"{self.name}: collectives[{op!r}] is {pair!r}; it is two numbers, seconds a "
+                    f"message and bytes a second"
+                )
+            for value in pair:
+                self._check_number(f"collectives[{op!r}]", value)
+            pairs[op] = tuple(pair)
+        object.__setattr__(self, "collectives", pairs)
 
     @classmethod
     def preset(cls, name: str) -> "Hardware":
-        """A device by name; `Hardware.presets()` lists them."""
-        if name not in _PRESETS:
-            close = difflib.get_close_matches(str(name).lower(), _PRESETS, n=1, cutoff=0.4)
+        """A device by name, or by the beginning of one: "h100". `presets()` lists them."""
+        word = str(name).lower()
+        found = [one for one in _PRESETS if one == word or one.startswith(f"{word}-")]
+        if not found:
+            close = difflib.get_close_matches(word, _PRESETS, n=1, cutoff=0.4)
             hint = f"did you mean {close[0]!r}? " if close else ""
             raise ValueError(f"no device is called {name!r}; {hint}names are {', '.join(_PRESETS)}")
-        return _PRESETS[name]
+        return _PRESETS[found[0]]
 
     @classmethod
     def presets(cls) -> tuple[str, ...]:
         return tuple(_PRESETS)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Hardware":
+        """A device from a JSON file: an object with the fields of this class."""
+        path = Path(path).expanduser()
+        if not path.is_file():
+            raise ValueError(f"there is no file {path}; a device is a name or a JSON file")
+        try:
+            there = json.loads(path.read_text())
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path} is not JSON: {error}") from None
+        if not isinstance(there, dict):
+            raise ValueError(f"{path} holds {there!r:.40}; a device is an object of fields")
+        known = {field.name: field for field in fields(cls)}
+        for name in sorted(there.keys() - known.keys()):
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"fields are {', '.join(known)}"
+            raise ValueError(f"{path}: a device has no field {name!r}; {hint}")
+        for name, field in known.items():
+            if name not in there and field.default is dataclasses.MISSING:
+                raise ValueError(
+                    f"{path}: the field {name!r} is missing; the h100-sxm has "
+                    f"{getattr(_PRESETS['h100-sxm'], name)!r} there"
+                )
+        return cls(**there)
+
+    def to_json(self) -> str:
+        """What `load` reads."""
+        return json.dumps(dataclasses.asdict(self), indent=1)
 
 
 _PRESETS = {
@@ -59,7 +139,7 @@ _PRESETS = {
             link_bytes_per_s=300e9,
             network_bytes_per_s=25e9,
             source="NVIDIA A100 data sheet, SXM 80 GB; peak also in arXiv 2104.04473, section 5; "
-            "network of a DGX A100, a card of 200 Gb/s for each GPU",
+            "network: DGX A100 data sheet, a 200 Gb/s ConnectX-6 a GPU",
         ),
         Hardware(
             name="h100-sxm",
@@ -67,8 +147,9 @@ _PRESETS = {
             memory_bytes=80e9,
             memory_bytes_per_s=3.35e12,
             link_bytes_per_s=450e9,
+            network_bytes_per_s=50e9,
             source="NVIDIA H100 data sheet, SXM; half of the 1,979 TFLOP/s given with sparsity; "
-            "network as in arXiv 2407.21783, section 3.3.1: a card of 400 Gb/s for each GPU",
+            "network: DGX H100 data sheet, a 400 Gb/s ConnectX-7 a GPU",
         ),
         Hardware(
             name="h200-sxm",
@@ -76,7 +157,30 @@ _PRESETS = {
             memory_bytes=141e9,
             memory_bytes_per_s=4.8e12,
             link_bytes_per_s=450e9,
-            source="NVIDIA H200 data sheet, SXM; half of the 1,979 TFLOP/s given with sparsity",
+            network_bytes_per_s=50e9,
+            source="NVIDIA H200 data sheet, SXM; half of the 1,979 TFLOP/s given with sparsity; "
+            "network: DGX H200 data sheet, a 400 Gb/s ConnectX-7 a GPU",
+        ),
+        Hardware(
+            name="b200-sxm",
+            peak_flops=2.25e15,
+            memory_bytes=180e9,
+            memory_bytes_per_s=8e12,
+            link_bytes_per_s=900e9,
+            network_bytes_per_s=50e9,
+            source="NVIDIA DGX B200 data sheet, an eighth of its 1,440 GB and 64 TB/s; peak: half "
+            "of the 4.5 PFLOP/s with sparsity of the HGX B200 data sheet; network: a 400 Gb/s "
+            "ConnectX-7 a GPU",
+        ),
+        Hardware(
+            name="mi300x",
+            peak_flops=1307.4e12,
+            memory_bytes=192e9,
+            memory_bytes_per_s=5.3e12,
+            link_bytes_per_s=448e9,
+            network_bytes_per_s=50e9,
+            source="AMD Instinct MI300X data sheet; link: seven Infinity Fabric links of 64 GB/s "
+            "one way; network: a 400 Gb/s card a device, as in MI300X platforms of eight",
         ),
     )
 }

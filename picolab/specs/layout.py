@@ -8,7 +8,9 @@ ep never multiplies the world: experts are spread over ranks that hold different
 divides dp * cp. `dp4ep2` is four ranks, each expert on two of them.
 
 A layout is written as its axes, in any order, ones left out: `dp2tp2pp2`, `dp4ep2`, `tp2sp`
-(sequence parallel), `dp4zero1`, `dp4zero3shard2`, `pp4:gpipe`. One rank is `dp1`.
+(sequence parallel), `dp4zero1`, `dp4zero3shard2`, `pp4:gpipe`. One rank is `dp1`. After the
+colon stands the pipeline's schedule (schedule_name.py has the names) and, if the layers are dealt
+out by hand, how many each stage gets: `pp2:interleaved-v4`, `pp3:1f1b/3-3-2`.
 """
 
 import dataclasses
@@ -19,9 +21,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from picolab.specs.model_config import ModelConfig
+from picolab.specs.schedule_name import ScheduleName
 
 AXES = ("dp", "tp", "pp", "cp", "ep")
-SCHEDULES = ("1f1b", "gpipe")
 # Axes that are regroupings of others: the grid seen in another shape, and which dim of it is meant.
 # dp_cp are the ranks that hold the same parameters and see other tokens; of these, ZeRO deals out
 # what it shards over the ranks of a shard group, and replicas hold the same shard.
@@ -59,7 +61,9 @@ class Layout:
     """Hybrid ZeRO: so many replicas make a shard group, inside which each holds a shard; the groups
     are copies of each other. None: all of dp is one group."""
     schedule: str = "1f1b"
-    """In which order a pipeline stage runs its micro-batches."""
+    """In which order a pipeline stage runs its micro-batches: a name of schedule_name.py."""
+    stages: tuple[int, ...] = ()
+    """Layers of each pipeline stage, by hand; (): as even as they go."""
 
     def __post_init__(self):
         for axis in AXES:
@@ -68,10 +72,8 @@ class Layout:
             raise ValueError(f"sp is {self.sp!r}; it is True or False")
         if self.zero not in (0, 1, 2, 3) or isinstance(self.zero, bool):
             raise ValueError(f"zero is {self.zero!r}; ZeRO stages are 0 (off), 1, 2 and 3")
-        if self.schedule not in SCHEDULES:
-            raise ValueError(
-                f"schedule {self.schedule!r} is not known; schedules are {', '.join(SCHEDULES)}"
-            )
+        object.__setattr__(self, "schedule", str(ScheduleName.parse(self.schedule)))
+        object.__setattr__(self, "stages", self._stages_by_hand())
         check_world_size(self.world)
         self._check_shard()
         if self.dp * self.cp % self.ep:
@@ -90,8 +92,15 @@ class Layout:
             raise ValueError(
                 f"{text!r} is not a layout: write its axes as in 'dp2tp2', or 'dp1' for one rank"
             )
-        axes, colon, schedule = text.strip().lower().partition(":")
-        fields: dict[str, int | bool | str] = {"schedule": schedule} if colon else {}
+        axes, colon, pipeline = text.strip().lower().partition(":")
+        schedule, slash, stages = pipeline.partition("/")
+        fields: dict[str, int | bool | str | tuple] = {"schedule": schedule} if colon else {}
+        if slash:
+            if not re.fullmatch(r"\d{1,6}(-\d{1,6})*", stages):
+                raise ValueError(
+                    f"{text}: after '/' stand the layers of each stage, as in '/3-3-2'"
+                )
+            fields["stages"] = tuple(map(int, stages.split("-")))
         end = 0
         for word in _WORD.finditer(axes):
             name, digits = word.groups()
@@ -112,6 +121,23 @@ class Layout:
                 f"{text}: {axes[end:]!r} cannot be read; give each axis a number, as in dp2tp2"
             )
         return cls(**fields)
+
+    def _stages_by_hand(self) -> tuple[int, ...]:
+        sizes = tuple(self.stages)
+        count = len(self.stage_ranks)
+        if sizes and len(sizes) != count:
+            raise ValueError(
+                f"stages {'-'.join(map(str, sizes))} are {len(sizes)}, and pp{self.pp} with "
+                f"{self.schedule} has {count}; give the layers of each"
+            )
+        if any(not isinstance(n, int) or isinstance(n, bool) or n < 1 for n in sizes):
+            raise ValueError(f"stages are {sizes}; each has one layer or more, a whole number")
+        return sizes
+
+    @property
+    def stage_ranks(self) -> tuple[int, ...]:
+        """The place on pp of each pipeline stage. One stage where there is no pipeline."""
+        return ScheduleName.parse(self.schedule).stage_ranks(self.pp) if self.pp > 1 else (0,)
 
     @property
     def world(self) -> int:
@@ -173,6 +199,11 @@ class Layout:
         first = [rank for rank in range(self.world) if rank // inner % size == 0]
         return [tuple(range(rank, rank + size * inner, inner)) for rank in first]
 
+    def stride(self, axis: str) -> int:
+        """How far apart neighbours along an axis are, in ranks."""
+        shape, dim = self._shape(axis)
+        return math.prod(shape[dim + 1 :])
+
     def same_groups(self, other: "Layout") -> bool:
         """Whether ranks are grouped alike along every axis, derived ones included."""
         names = (*self.axes, *DERIVED)
@@ -205,7 +236,7 @@ class Layout:
         "Nearest" keeps the number of ranks and moves as little as possible: the smallest sum, over
         the axes, of |log(new size / old size)|; of two equally near ones the one with more dp.
         """
-        reasons = list(self._objections(config))
+        reasons = self.objections(config)
         if not reasons:
             return
         works = self._nearest(self.world, lambda layout: not any(layout._objections(config)))
@@ -228,6 +259,10 @@ class Layout:
                 f"the nearest layout of {_ranks(world_size)} is {works}"
             )
 
+    def objections(self, config: ModelConfig) -> list[str]:
+        """Why this layout cannot split this model, a phrase for each reason; [] if it can."""
+        return list(self._objections(config))
+
     def head_copies(self, config: ModelConfig) -> int:
         """How many neighbours of tp hold the same key-value head, each with its own queries: 1
         where there are enough heads. 0: they cannot be shared evenly."""
@@ -248,8 +283,15 @@ class Layout:
         few = [f"{name} ({size})" for name, size in sizes.items() if size < self.tp]
         if few:
             yield f"tp={self.tp} leaves ranks with nothing of {_listed(few)}"
-        if self.pp > config.layers:
-            yield f"pp={self.pp} is more stages than the model has layers ({config.layers})"
+        stages = len(self.stage_ranks)
+        if stages > config.layers:
+            many = "" if stages == self.pp else f" with {self.schedule} is {stages} stages, which"
+            yield f"pp={self.pp}{many} is more stages than the model has layers ({config.layers})"
+        if self.stages and sum(self.stages) != config.layers:
+            yield (
+                f"stages {'-'.join(map(str, self.stages))} are {sum(self.stages)} layers, and the "
+                f"model has {config.layers}"
+            )
         if self.cp > 1 and config.seq % (2 * self.cp):
             near = _multiples(config.seq, 2 * self.cp)
             yield (
@@ -281,7 +323,7 @@ class Layout:
                 "give a stage too, as in dp4zero3shard2"
             )
         if self.shard == 1 or self.dp % self.shard:
-            sizes = [size for size in _divisors(self.dp) if size > 1] or [None]
+            sizes = [size for size in divisors(self.dp) if size > 1] or [None]
             near = min(sizes, key=lambda size: (abs((size or 0) - self.shard), size))
             works = dataclasses.replace(self, shard=near)
             what = "is no group" if self.shard == 1 else f"does not divide dp={self.dp}"
@@ -298,10 +340,12 @@ class Layout:
             moved = sum(abs(math.log2(new / was)) for new, was in zip(sizes, old))
             return round(moved, 9), *(-size for size in sizes)
 
-        for dp, tp, pp, cp in sorted(_factorisations(world, 4), key=distance):
-            for ep in sorted(_divisors(dp * cp), key=lambda ep: (abs(math.log2(ep / self.ep)), ep)):
+        for dp, tp, pp, cp in sorted(factorisations(world, 4), key=distance):
+            for ep in sorted(divisors(dp * cp), key=lambda ep: (abs(math.log2(ep / self.ep)), ep)):
                 for sp in (True, False) if self.sp and tp > 1 else (False,):
-                    layout = self.resized(dp=dp, tp=tp, pp=pp, cp=cp, ep=ep)
+                    # Layers dealt out by hand are of this model and this many stages.
+                    layout = dataclasses.replace(self, stages=())
+                    layout = layout.resized(dp=dp, tp=tp, pp=pp, cp=cp, ep=ep)
                     layout = dataclasses.replace(layout, sp=sp)
                     if works(layout):
                         return layout
@@ -315,7 +359,9 @@ class Layout:
         text += "sp" if self.sp else ""
         text += f"zero{self.zero}" if self.zero else ""
         text += f"shard{self.shard}" if self.shard else ""
-        return text + (f":{self.schedule}" if self.schedule != "1f1b" else "")
+        if self.schedule != "1f1b" or self.stages:
+            text += f":{self.schedule}"
+        return text + ("/" + "-".join(map(str, self.stages)) if self.stages else "")
 
     def __repr__(self) -> str:
         """The layout and its rank grid: rows for places on the outer axes, columns for tp.
@@ -374,18 +420,19 @@ def _axis_size(axis: str, value) -> int:
     return size
 
 
-def _divisors(n: int) -> list[int]:
+def divisors(n: int) -> list[int]:
+    """In their order."""
     small = [d for d in range(1, math.isqrt(n) + 1) if n % d == 0]
     return sorted({*small, *(n // d for d in small)})
 
 
-def _factorisations(n: int, parts: int) -> Iterator[tuple[int, ...]]:
+def factorisations(n: int, parts: int) -> Iterator[tuple[int, ...]]:
     """Every ordered way to write n as a product of so many factors."""
     if parts == 1:
         yield (n,)
         return
-    for first in _divisors(n):
-        for rest in _factorisations(n // first, parts - 1):
+    for first in divisors(n):
+        for rest in factorisations(n // first, parts - 1):
             yield first, *rest
 
 

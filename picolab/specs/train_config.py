@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from picolab.specs.layout import Layout
 from picolab.specs.model_config import ModelConfig
+from picolab.specs.schedule_name import ScheduleName
 
 if TYPE_CHECKING:
     import torch
@@ -95,6 +96,9 @@ class TrainConfig:
             )
         refuse_unimplemented(self.layout)
         self.layout.check(model)
+        if self.layout.pp > 1:
+            name = ScheduleName.parse(self.layout.schedule)
+            name.check_micro_batches(self.layout.pp, self.accumulate)
 
     def _check_numbers(self) -> None:
         for name in ("steps", "micro_batch", "accumulate", "bucket_bytes"):

@@ -10,6 +10,7 @@ What decides a run's numbers, `TrainConfig`, is described in specs/train_config.
     resume.py                           what may differ when a run goes on, and what is then said
     torchrun.py  the same run where torchrun started the ranks
     result.py    what comes back
+    measure.py   this machine as a Hardware, for the planner
 
 With torch missing, importing this room says what to install. It is not imported here, which takes
 seconds: `train` is the first thing of a notebook, and the kernel needs torch for its result only.

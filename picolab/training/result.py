@@ -136,7 +136,12 @@ class TrainResult:
             raise ValueError(f"{self.layout} has no pipeline, so no stage has spans")
         place = {"dp": 0, "cp": 0, "tp": 0}
         spans = [
-            Span(stage, Action(kind, stage, micro_batch), start, end)
+            Span(
+                self.layout.coordinates(event.rank)["pp"],
+                Action(kind, stage, micro_batch),
+                start,
+                end,
+            )
             for event in self.events.where("spans", self._steps[step])
             if place.items() <= self.layout.coordinates(event.rank).items()
             for kind, stage, micro_batch, start, end in event.data["spans"]

@@ -113,6 +113,7 @@ def test_help_explains_every_setting():
         ("--help", ["checkpoint", "quiz", "runs", "picolab --version"]),
         ("train --help", ["{tiny,", "llama-3-8b"]),
         ("verify --help", ["tp-norm-missing"]),
+        ("plan --help", ["--global-batch INT", "dp8zero3tp8pp8:interleaved", "megatron-2021"]),
         ("quiz --help", ["practise", "list", "show", "stats", "lint", "export"]),
         ("quiz practise --help", ["{4d_basics}", "--minutes INT"]),
         ("quiz stats --help", ["What is known"]),

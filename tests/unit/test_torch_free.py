@@ -88,6 +88,12 @@ def test_the_block_blocks():
         from picolab.lab.workcopy import make_copies
         """,
         """
+        import picolab as pico
+        assert pico.plan("llama-3-8b", 8, "h100", seq=8192, global_batch=64).best
+        from picolab.cli import main
+        assert main(["plan", "--gpus", "8", "--json"]) == 0
+        """,
+        """
         import pathlib, tempfile
         import picolab.interview.index, picolab.interview.lint, picolab.interview.mock
         import picolab.interview.statistics, picolab.interview.terminal
@@ -100,7 +106,17 @@ def test_the_block_blocks():
         picolab.interview.lint.lint(bank.bank_folder())
         """,
     ],
-    ids=["specs", "settings", "costs", "monitoring", "launch", "cli", "workcopy", "interview"],
+    ids=[
+        "specs",
+        "settings",
+        "costs",
+        "monitoring",
+        "launch",
+        "cli",
+        "workcopy",
+        "planner",
+        "interview",
+    ],
 )
 def test_rooms_without_torch(code, tmp_path):
     asked = run_without_torch(

@@ -76,6 +76,9 @@ ROWS = [
     Row("observers", "picolab.monitoring.observer:Observer", "00_start_here#start-observer-run",
         ""),
     Row("formula ledger", "picolab.costs.ledger:step_ledger", f"{BASICS}#dp-ledger", ""),
+    Row("what a layer keeps", "picolab.costs.activations:kept", "", ""),
+    Row("which links a group talks over", "picolab.costs.bandwidth:group_bandwidth", "", ""),
+    Row("every layout, judged", "picolab.planner.search:search", "", ""),
     Row("the oracle", "picolab.debug.oracle:verify", f"{BASICS}#close-verify", ""),
 ]  # fmt: skip
 

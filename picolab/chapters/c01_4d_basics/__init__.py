@@ -94,8 +94,10 @@ CHAPTER = Chapter(
     # The last nine are warm-ups of two minutes.
     taught=tuple(
         f"4d-{number:03}"
-        for number in (1, 2, 9, 12, 14, 15, 16, 19, 22, 23, 24, 26, 27, 31)
-        + (49, 50, 51, 53, 54, 55, 56, 57, 59)
+        for number in (
+            *(1, 2, 9, 12, 14, 15, 16, 19, 22, 23, 24, 26, 27, 31),
+            *(49, 50, 51, 53, 54, 55, 56, 57, 59),
+        )
     ),
     counts={"questions": 60, "numeric": 26, "code": 6, "diagnose": 10, "warm_ups": 12},
     exercises={id: about.within(__name__) for id, about in _EXERCISES.items()},

@@ -1,69 +1,83 @@
-"""How fast a group can send: cards that work at once, and the mistakes that are made with them.
+"""Which links a group talks over.
 
-Mutants: one card for a whole group, however many of its ranks are in a node; the network for a
-group that never leaves it; a rate above the fast link.
+Wrong versions these tests catch, kept below as mutants: one card for a whole node's ring, the rate
+of the node's own links for everybody.
 """
+
+from collections import Counter
 
 import pytest
 
 from picolab import costs
-from picolab.costs import bandwidth
-from picolab.specs import Hardware
+from picolab.specs import Hardware, Layout
 
-H100 = Hardware.preset("h100-sxm")
-# layout, axis, GB/s: eight cards of 50 GB/s in a node, 450 GB/s inside of it
+H100 = Hardware.preset("h100")
+
+# layout, axis, op -> GB/s
 CASES = [
-    ("tp8dp32", "tp", 450),
-    ("tp8dp32", "dp", 50),  # one rank of each group in a node
-    ("tp4dp64", "dp", 100),
-    ("dp256", "dp", 400),  # all eight cards
-    ("tp16dp16", "tp", 400),
-    ("tp8pp4dp8", "pp", 50),
-    ("tp8cp8pp4", "dp_cp", 50),
-    ("tp2cp4dp8", "cp", 450),
+    ("tp8dp32", "tp", "all_reduce", 450),
+    ("tp8dp32", "dp", "all_reduce", 50),  # eight such rings, a card each
+    ("tp4dp64", "dp", "reduce_scatter", 100),
+    ("dp256", "dp", "all_gather", 400),
+    ("tp16dp2", "tp", "all_reduce", 400),
+    ("dp8", "dp", "all_reduce", 450),
+    ("tp8pp4", "pp", "send", 50),
+    ("tp2pp4", "pp", "send", 450),
+    ("tp4cp4", "cp", "send", 50),
+    ("dp16ep16", "ep", "all_to_all", 50 * 15 / 8),
+    ("dp64ep8", "ep", "all_to_all", 450),
+    ("dp64ep8", "edp", "all_reduce", 50),
+    ("dp4cp4tp2", "dp_cp", "all_reduce", 200),
+    ("tp3dp3", "dp", "all_reduce", 50),  # 2, 5 and 8 of nine
 ]
 
 
-def check(group_bandwidth):
-    for layout, axis, gb in CASES:
-        assert group_bandwidth(H100, layout, axis) == gb * 1e9, (layout, axis)
+def check_bandwidths(bandwidth):
+    for layout, axis, op, rate in CASES:
+        assert bandwidth(H100, layout, axis, op) == pytest.approx(rate * 1e9), (layout, axis)
 
 
-def test_by_hand():
-    check(costs.group_bandwidth)
+def test_groups_and_their_links():
+    check_bandwidths(costs.group_bandwidth)
 
 
-def test_more_cards_than_the_link_carries_are_the_link():
-    wide = Hardware(
-        name="x", peak_flops=1, memory_bytes=1, memory_bytes_per_s=1, link_bytes_per_s=100,
-        network_bytes_per_s=50, source="made up",
-    )  # fmt: skip
-    assert costs.group_bandwidth(wide, "dp16", "dp") == 100
+def one_card_for_all(hardware, layout, axis, op):
+    found = costs.group_bandwidth(hardware, layout, axis, op)
+    return min(found, hardware.network_bytes_per_s)
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        lambda hw, layout, axis: min(
-            hw.network_bytes_per_s, bandwidth.group_bandwidth(hw, layout, axis)
-        ),
-        lambda hw, layout, axis: hw.link_bytes_per_s,
-    ],
-)
-def test_one_card_for_all_and_one_rate_for_all_are_noticed(wrong):
+def always_inside(hardware, layout, axis, op):
+    return hardware.link_bytes_per_s
+
+
+@pytest.mark.parametrize("wrong", [one_card_for_all, always_inside])
+def test_a_wrong_link_is_caught(wrong):
     with pytest.raises(AssertionError):
-        check(wrong)
+        check_bandwidths(wrong)
 
 
-def test_checkpoints_by_hand():
-    """Llama 3: 466 interruptions in 54 days; a save of a minute (teaching example)."""
-    mtbf = 54 * 86400 / 466
-    interval = costs.checkpoint_interval(60, mtbf)
-    assert round(interval) == 1096
-    assert round(100 * costs.checkpoint_waste(interval, 60, mtbf), 1) == 10.9
-    for other in (0.5, 2):
-        assert costs.checkpoint_waste(other * interval, 60, mtbf) > costs.checkpoint_waste(
-            interval, 60, mtbf
-        )
-    with pytest.raises(ValueError, match="mtbf_s is 0; it must be positive"):
-        costs.checkpoint_interval(60, 0)
+@pytest.mark.parametrize("text", ["dp6tp2cp3pp2", "dp4ep2tp4", "pp5dp3", "dp16ep4", "tp3dp3pp2"])
+def test_a_ring_has_the_cards_of_its_members_in_a_node(text):
+    layout = Layout.parse(text)
+    for axis in ("dp", "tp", "pp", "cp", "dp_cp", "ep", "edp"):
+        held = [Counter(rank // 8 for rank in line) for line in layout.lines(axis)]
+        fewest = min(min(counts.values()) for counts in held)
+        rate = 450e9 if fewest == layout.size(axis) else min(450e9, fewest * 50e9)
+        assert costs.group_bandwidth(H100, layout, axis) == rate, axis
+
+
+def test_time_over_an_axis_is_the_collectives_over_its_link():
+    layout = Layout.parse("tp8dp32")
+    seconds = costs.axis_time(H100, layout, "dp", "all_reduce", 8e9)
+    assert seconds == costs.collective_time("all_reduce", 8e9, 32, 10e-6, 1 / 50e9)
+    assert costs.axis_time(H100, "tp8", "dp", "all_reduce", 8e9) == 0
+
+
+def test_measured_hardware_speaks_for_itself():
+    mine = Hardware(
+        name="mine", peak_flops=1e11, memory_bytes=8e9, memory_bytes_per_s=1e10, source="here",
+        link_bytes_per_s=1e9, network_bytes_per_s=1e9, measured=True, cores=2,
+        collectives={"all_reduce": (1e-4, 2e9)},
+    )  # fmt: skip
+    assert costs.link(mine, "dp4", "dp", "all_reduce") == (1e-4, 2e9)
+    assert costs.link(mine, "dp4", "dp", "all_gather").bytes_per_s == 1e9

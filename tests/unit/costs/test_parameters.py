@@ -279,3 +279,36 @@ def test_names_and_order():
 def test_what_is_not_described_is_refused(model, layout, sentence):
     with pytest.raises(ValueError, match=sentence):
         costs.local_parameters(ModelConfig.preset(model), layout)
+
+
+# ---- what a rank holds, of any model
+
+
+@given(config=llamas(), data=st.data())
+def test_held_parameters_are_the_sum_of_the_local_ones(config, data):
+    tp = data.draw(st.integers(1, min(config.kv_heads, config.ffn, config.vocab)))
+    pp = data.draw(st.integers(1, config.layers))
+    layout = Layout(tp=tp, pp=pp)
+    for stage, layers in enumerate(costs.stage_layers(config.layers, pp)):
+        listed = costs.local_parameters(config, layout, stage * tp)
+        held = costs.held_parameters(config, layers, tp=tp, first=stage == 0, last=stage == pp - 1)
+        assert held.total == held.dense == sum(parameter.numel for parameter in listed)
+
+
+@pytest.mark.parametrize("name", ModelConfig.presets())
+def test_one_rank_holds_every_preset(name):
+    config = ModelConfig.preset(name)
+    held = costs.held_parameters(config, range(config.layers), first=True, last=True)
+    assert held.total == costs.parameters(config).total
+
+
+@pytest.mark.parametrize("name", ["mixtral-8x7b", "deepseek-v3", "qwen3-235b-a22b"])
+def test_ep_cuts_routed_experts_and_nothing_else(name):
+    config = ModelConfig.preset(name)
+    one, four = (
+        costs.held_parameters(config, range(config.layers), ep=ep, first=True, last=True)
+        for ep in (1, 4)
+    )
+    assert four.dense == one.dense and 4 * four.experts == one.experts
+    cut = costs.held_parameters(config, range(config.layers), tp=4, first=True, last=True)
+    assert cut.experts == four.experts and cut.dense < one.dense

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from picolab.schedules import SCHEDULES, Action, Schedule, make
+from picolab.specs.schedule_name import ScheduleName
 
 INTERLEAVED = """\
 looped: 4 stages, 2 micro-batches, on ranks 0 1 0 1
@@ -26,8 +27,8 @@ rank 1: F0 B0 F1 W0 B1 W1
 
 @settings(deadline=None)
 @given(st.sampled_from(sorted(SCHEDULES)), st.integers(1, 12), st.integers(1, 20))
-def test_a_schedule_survives_its_text(name, stages, micro_batches):
-    schedule = make(name, stages, micro_batches)
+def test_a_schedule_survives_its_text(name, ranks, least):
+    schedule = make(name, ranks, ScheduleName.parse(name).micro_batches(ranks, least))
     assert Schedule.parse(str(schedule)) == schedule
     assert pickle.loads(pickle.dumps(schedule)) == schedule
 

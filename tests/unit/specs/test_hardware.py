@@ -4,6 +4,8 @@ Wrong versions these tests catch: a peak with sparsity (twice as high), a bandwi
 another model, a preset that cannot be found without a hint.
 """
 
+import json
+
 import pytest
 
 from picolab.specs import Hardware
@@ -42,13 +44,69 @@ def test_every_device_has_a_source():
 
 
 def test_an_unknown_device_names_the_closest_and_all():
-    with pytest.raises(ValueError, match=r"no device is called 'h100'; did you mean 'h100-sxm'"):
-        Hardware.preset("h100")
+    with pytest.raises(ValueError, match=r"no device is called 'h10'; did you mean 'h100-sxm'"):
+        Hardware.preset("h10")
 
 
-def test_a_device_without_memory_is_refused():
-    with pytest.raises(ValueError, match="x: memory_bytes is 0; it must be positive"):
-        Hardware(
-            name="x", peak_flops=1, memory_bytes=0, memory_bytes_per_s=1, link_bytes_per_s=1,
-            source="",
-        )  # fmt: skip
+def test_the_beginning_of_a_name_is_enough():
+    assert Hardware.preset("h100") is Hardware.preset("H100-sxm")
+    assert {name.split("-")[0] for name in Hardware.presets()} == {
+        "a100", "h100", "h200", "b200", "mi300x",
+    }  # fmt: skip
+
+
+def test_links_inside_a_node_are_faster_than_between():
+    for name in Hardware.presets():
+        device = Hardware.preset(name)
+        assert device.link_bytes_per_s > 5 * device.network_bytes_per_s
+        assert "network" in device.source
+
+
+def numbers(**changes):
+    fields = dict(
+        name="x", peak_flops=1.0, memory_bytes=1.0, memory_bytes_per_s=1.0, link_bytes_per_s=1.0,
+        network_bytes_per_s=1.0, source="me",
+    )  # fmt: skip
+    return {**fields, **changes}
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        (dict(memory_bytes=0), "x: memory_bytes is 0; it must be positive"),
+        (dict(peak_flops="fast"), "x: peak_flops is 'fast'; it must be positive"),
+        (dict(node_size=1.5), "x: node_size is 1.5; it must be a positive integer"),
+        (dict(cores=0), "x: cores is 0; it must be a positive integer"),
+        (dict(measured=1), "x: measured is 1; it is true or false"),
+        (dict(collectives={"send": 3}), r"x: collectives\['send'\] is 3; it is two numbers"),
+    ],
+)
+def test_a_device_that_cannot_be_is_refused(changes, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        Hardware(**numbers(**changes))
+
+
+def test_a_device_goes_through_a_file(tmp_path):
+    mine = Hardware(**numbers(measured=True, cores=2, collectives={"send": (1e-4, 1e9)}))
+    (tmp_path / "mine.json").write_text(mine.to_json())
+    assert Hardware.load(tmp_path / "mine.json") == mine
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        (json.dumps({"name": "x", "peak_flops": 1}), "the field 'memory_bytes' is missing; the h1"),
+        (json.dumps(numbers(peak_flop=1)), "no field 'peak_flop'; did you mean 'peak_flops'"),
+        ("{", "is not JSON"),
+        ("[]", "a device is an object of fields"),
+    ],
+)
+def test_a_file_that_is_no_device_gets_a_sentence(text, sentence, tmp_path):
+    (tmp_path / "mine.json").write_text(text)
+    with pytest.raises(ValueError, match=sentence):
+        Hardware.load(tmp_path / "mine.json")
+
+
+def test_a_file_that_is_not_there():
+    with pytest.raises(ValueError, match=r"there is no file .*gone.json"):
+        Hardware.load("gone.json")

@@ -16,7 +16,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from picolab.specs import Layout, ModelConfig
-from picolab.specs.layout import MAX_WORLD, SCHEDULES, check_world_size
+from picolab.specs.layout import MAX_WORLD, check_world_size
+from picolab.specs.schedule_name import SCHEDULES
 
 TINY = ModelConfig.preset("tiny")
 ROOT = Path(__file__).parents[3]
@@ -29,9 +30,13 @@ def layouts(draw):
     ep = draw(st.sampled_from([n for n in range(1, dp * cp + 1) if dp * cp % n == 0]))
     zero = draw(st.integers(0, 3))
     groups = [None, *(n for n in range(2, dp + 1) if dp % n == 0)] if zero else [None]
+    schedule = draw(st.sampled_from((*SCHEDULES, "interleaved-v4")))
+    count = len(Layout(pp=pp, schedule=schedule).stage_ranks)
+    by_hand = st.lists(st.integers(1, 12), min_size=count, max_size=count)
     return Layout(
         dp=dp, tp=tp, pp=pp, cp=cp, ep=ep, sp=draw(st.booleans()), zero=zero,
-        shard=draw(st.sampled_from(groups)), schedule=draw(st.sampled_from(SCHEDULES)),
+        shard=draw(st.sampled_from(groups)), schedule=schedule,
+        stages=draw(st.just(()) | by_hand.map(tuple)),
     )  # fmt: skip
 
 
@@ -57,6 +62,11 @@ def test_text_and_back(layout):
         ("dp4zero3shard4", Layout(dp=4, zero=3)),  # all of dp: no groups
         ("dp4tp2spzero1shard2", Layout(dp=4, tp=2, sp=True, zero=1, shard=2)),
         ("pp4:gpipe", Layout(pp=4, schedule="gpipe")),
+        ("pp2:zb-h1", Layout(pp=2, schedule="zb-h1")),
+        ("pp2:interleaved-v2", Layout(pp=2, schedule="interleaved")),
+        ("pp2:interleaved-v4", Layout(pp=2, schedule="interleaved-v4")),
+        ("pp3:1f1b/3-3-2", Layout(pp=3, stages=[3, 3, 2])),
+        ("dp2pp2:zb-v/1-2-2-1", Layout(dp=2, pp=2, schedule="zb-v", stages=(1, 2, 2, 1))),
     ],
 )
 def test_parse(text, layout):
@@ -68,6 +78,8 @@ def test_str_is_short():
     assert str(Layout(dp=2, tp=2)) == "dp2tp2"
     assert str(Layout(tp=2, sp=True, zero=1, schedule="gpipe")) == "tp2spzero1:gpipe"
     assert str(Layout(dp=4, zero=3, shard=2)) == "dp4zero3shard2"
+    assert str(Layout(pp=2, schedule="interleaved-v2")) == "pp2:interleaved"
+    assert str(Layout(pp=3, stages=(3, 3, 2))) == "pp3:1f1b/3-3-2"
 
 
 @pytest.mark.parametrize(
@@ -93,7 +105,15 @@ def test_str_is_short():
         ("dp6zero3shard4", "the nearest layout that works is dp6zero3shard3"),
         ("dp4zero3shard1", "shard=1 is no group"),
         ("dp1zero3shard2", "the nearest layout that works is dp1zero3"),
-        ("pp2:foo", "schedule 'foo' is not known; schedules are 1f1b, gpipe"),
+        ("pp2:foo", "schedule 'foo' is not known; schedules are 1f1b, gpipe, interleaved, zb-h1"),
+        ("pp2:zbh1", "zb-v, dualpipe-v; did you mean 'zb-h1'?"),
+        ("pp2:", "schedule '' is not known"),
+        ("pp2:interleaved-v1", "interleaved-v1 has 1 stages a rank; interleaved has 2 or more"),
+        ("pp3:1f1b/3-3", "stages 3-3 are 2, and pp3 with 1f1b has 3; give the layers of each"),
+        ("pp2:zb-v/3-3", "stages 3-3 are 2, and pp2 with zb-v has 4; give the layers of each"),
+        ("pp3:1f1b/3-0-3", "stages are (3, 0, 3); each has one layer or more, a whole number"),
+        ("pp3:1f1b/3,3,2", "after '/' stand the layers of each stage, as in '/3-3-2'"),
+        ("pp3:1f1b/", "after '/' stand the layers of each stage, as in '/3-3-2'"),
         ("", "'' is not a layout: write its axes as in 'dp2tp2', or 'dp1' for one rank"),
         (None, "None is not a layout: write its axes as in 'dp2tp2', or 'dp1' for one rank"),
         ("dp2000000", "world_size is 2,000,000, beyond sense; the limit is 1,048,576 ranks"),
@@ -219,6 +239,16 @@ def test_ep_never_multiplies_the_world():
         ("dp2tp8", {"heads": 4}, "tp=8 leaves ranks with nothing of kv_heads (4)"),
         ("tp4", {"ffn": 3, "vocab": 2}, "tp=4 leaves ranks with nothing of ffn (3) and vocab (2)"),
         ("pp8", {}, "pp=8 is more stages than the model has layers (4)"),
+        (
+            "pp4:interleaved",
+            {},
+            "pp=4 with interleaved is 8 stages, which is more stages than the model has layers (4)",
+        ),
+        (
+            "pp2:1f1b/3-3",
+            {},
+            "stages 3-3 are 6 layers, and the model has 4; the nearest layout of 2",
+        ),
         ("cp2", {"seq": 130}, "2 * cp = 4 equal chunks, and seq is 130 (take 128 or 132)"),
         ("cp4", {"seq": 6}, "2 * cp = 8 equal chunks, and seq is 6 (take 8)"),
         ("tp4sp", {"seq": 6}, "sp splits a sequence into tp = 4 equal parts, and seq is 6"),
@@ -257,6 +287,8 @@ def test_experts_are_split_evenly():
 
 def test_layouts_that_work_pass():
     for text in ("dp1", "dp2", "dp4", "tp2", "tp4", "dp2tp2", "dp2tp2pp2", "dp3", "pp4", "cp2"):
+        assert Layout.parse(text).check(TINY) is None
+    for text in ("pp2:interleaved", "pp2:zb-v", "pp2:1f1b/3-1", "dp2:zb-v", "pp2:zb-v/1-1-1-1"):
         assert Layout.parse(text).check(TINY) is None
     for text in ("tp3", "pp3", "tp3pp3", "tp2sp", "tp2cp4sp"):  # nothing has to divide but seq
         assert Layout.parse(text).check(TINY.replace(vocab=257, ffn=351)) is None

@@ -1,0 +1,102 @@
+"""Bytes of a candidate, by category, on the rank that needs most.
+
+parameters, gradients, optimizer   by the practice's dtypes and the stage of ZeRO; experts are
+              sharded over the replicas that hold the same ones
+activations   what layers keep, as often as micro-batches are in flight, and while it is
+              recomputed one layer as a whole
+loss          the last norm, the head and the logits of one micro-batch
+gathered      ZeRO-3: the unit that is computed with, and the next one on its way
+"""
+
+from picolab import costs
+from picolab.planner.parts import Candidate, Part, Parts
+from picolab.specs.schedule_name import ScheduleName
+
+CATEGORIES = ("parameters", "gradients", "optimizer", "activations", "loss", "gathered")
+
+
+class Memory(Parts):
+    def memory(self, candidate: Candidate) -> dict[str, float]:
+        """Bytes by category on the rank that needs most."""
+        return max(self._held(candidate, distinct=True), key=lambda held: sum(held.values()))
+
+    def memory_by_place(self, candidate: Candidate) -> list[dict[str, float]]:
+        """The same for each place on pp."""
+        return self._held(candidate, distinct=False)
+
+    def _held(self, candidate: Candidate, distinct: bool) -> list[dict[str, float]]:
+        layout, micro_batch, recompute = candidate
+        m = self.micro_batches(candidate)
+        places = self._once(self._places, layout.pp, layout.schedule, layout.stages)
+        shards = layout.size(layout.shard_axis) if layout.zero else 1
+        found, seen = [], set()
+        for place, part in enumerate(places):
+            # The earlier of equal ones waits for its backward longest.
+            if distinct and part in seen:
+                continue
+            seen.add(part)
+            activations, loss = self._once(
+                self._activations, part, layout.tp, layout.sp, layout.cp, micro_batch, recompute
+            )
+            waiting = 1.0
+            if layout.pp > 1:
+                waiting = self._once(self._waiting, layout.schedule, layout.pp, m, place)
+            held = self._once(self._states, part, layout.tp, layout.ep, layout.zero, shards)
+            kept = waiting * activations
+            if recompute == "full":  # one layer is there as a whole while it is recomputed
+                kept += self._once(
+                    self._largest_layer, part, layout.tp, layout.sp, layout.cp, micro_batch
+                )
+            found.append({**held, "activations": kept, "loss": loss})
+        return found
+
+    def _waiting(self, schedule: str, pp: int, m: int, place: int) -> float:
+        """Micro-batches that a rank holds at most, counted as all of the rank's layers."""
+        stages = ScheduleName.parse(schedule).stages_a_rank
+        return costs.in_flight(schedule, pp, m, place) / stages
+
+    def _activations(self, part, tp, sp, cp, micro_batch, recompute) -> tuple[float, float]:
+        layers = sum(
+            count * self._kept(layer, tp, sp, cp, micro_batch, recompute)
+            for count, layer in self._kinds(part)
+            if count
+        )
+        return layers, self._loss(tp, sp, cp, micro_batch) if part.last else 0.0
+
+    def least_layer(self, tp, sp, cp, micro_batch, recompute) -> float:
+        """What a layer keeps, of the kind that keeps less."""
+        return min(
+            self._once(self._activations, kind, tp, sp, cp, micro_batch, recompute)[0]
+            for kind in self._kinds_of(self.whole())
+        )
+
+    def _largest_layer(self, part, tp, sp, cp, micro_batch) -> float:
+        return max(
+            (
+                self._once(self._activations, kind, tp, sp, cp, micro_batch, "none")[0]
+                for kind in self._kinds_of(part)
+            ),
+            default=0.0,
+        )
+
+    def _states(self, part, tp, ep, zero, shards) -> dict[str, float]:
+        held, recipe = self._once(self._parameters, part, tp, ep), self.practice.recipe
+        dense = costs.state_bytes(held.dense, **recipe, zero=zero, dp=shards)
+        experts = costs.state_bytes(held.experts, **recipe, zero=zero, dp=max(1, shards // ep))
+        gradients = dense.gradients + experts.gradients
+        if self.practice.whole_gradients:
+            gradients = held.total * recipe["grad_bytes"]
+        gathered = 0.0
+        if zero == 3:  # the one that is computed with, and the next one on its way
+            largest = max(
+                self._once(self._parameters, Part(n == 0, n == 1, n == 2, n == 3), tp, ep).total
+                for n in range(4)
+                if part[n]
+            )
+            gathered = 2.0 * largest * recipe["param_bytes"]
+        return {
+            "parameters": dense.parameters + experts.parameters,
+            "gradients": gradients,
+            "optimizer": dense.optimizer + experts.optimizer,
+            "gathered": gathered,
+        }

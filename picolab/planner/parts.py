@@ -1,0 +1,121 @@
+"""What a candidate's places hold, and the rates of the device: what memory and time both ask."""
+
+from typing import NamedTuple
+
+from picolab import costs
+from picolab.costs.parameters import has_experts
+from picolab.planner.request import Request
+from picolab.specs import Layout
+
+
+class Candidate(NamedTuple):
+    """A layout, and how its step is cut and what it recomputes."""
+
+    layout: Layout
+    micro_batch: int
+    recompute: costs.activations.Recompute
+
+    def __str__(self) -> str:
+        recompute = "" if self.recompute == "none" else f", {self.recompute} recompute"
+        return f"{self.layout}, micro-batch {self.micro_batch}{recompute}"
+
+
+class Part(NamedTuple):
+    """What one place on pp holds."""
+
+    dense: int
+    """layers with a dense MLP"""
+    sparse: int
+    """layers with experts"""
+    first: bool
+    """the embedding"""
+    last: bool
+    """the last norm, the head and the loss"""
+
+
+class Parts:
+    """A request's model in parts. What candidates share is computed once."""
+
+    def __init__(self, request: Request):
+        self.request = request
+        self.config, self.hardware = request.model, request.hardware
+        self.practice, self.efficiency = request.practice, request.efficiency
+        self._known: dict[tuple, object] = {}
+
+    def _once(self, compute, *key):
+        """compute(*key), the first time."""
+        key = (compute, *key)
+        found = self._known.get(key)
+        if found is None:
+            found = self._known[key] = compute(*key[1:])
+        return found
+
+    def _places(self, pp: int, schedule: str, stages: tuple[int, ...]) -> tuple[Part, ...]:
+        layout = Layout(pp=pp, schedule=schedule, stages=stages)
+        last = len(layout.stage_ranks) - 1
+        found = []
+        for place in range(pp):
+            dealt = costs.rank_stages(self.config.layers, layout, place)
+            layers = [layer for held in dealt.values() for layer in held]
+            sparse = sum(has_experts(self.config, layer) for layer in layers)
+            found.append(Part(len(layers) - sparse, sparse, 0 in dealt, last in dealt))
+        return tuple(found)
+
+    def whole(self) -> Part:
+        """All of the model."""
+        return self._once(self._places, 1, "1f1b", ())[0]
+
+    def parameters(self, part: Part, tp: int, ep: int) -> costs.HeldParameters:
+        return self._once(self._parameters, part, tp, ep)
+
+    def holds(self, layout: Layout, m: int) -> bool:
+        """Whether the schedule can have m micro-batches, and its bubble a closed form."""
+        return layout.pp == 1 or self._once(self._holds, layout.schedule, layout.pp, m) == "yes"
+
+    def _holds(self, schedule: str, pp: int, m: int) -> str:
+        try:
+            costs.bubble(schedule, pp, m)
+            return "yes"
+        except ValueError:
+            return "no"
+
+    def least_micro_batches(self, layout: Layout) -> int:
+        """The smallest number of micro-batches for which it holds."""
+        return next(m for m in range(1, 4 * layout.pp + 1) if self.holds(layout, m))
+
+    def micro_batches(self, candidate: Candidate) -> int:
+        """Of one replica, in one step."""
+        return self.request.global_batch // (candidate.layout.dp * candidate.micro_batch)
+
+    def _parameters(self, part: Part, tp: int, ep: int) -> costs.HeldParameters:
+        layers = [layer for count, layer in self._kinds(part) for _ in range(count)]
+        return costs.held_parameters(
+            self.config, layers, tp=tp, ep=ep, first=part.first, last=part.last
+        )
+
+    def _kinds(self, part: Part) -> tuple[tuple[int, int], ...]:
+        """How many layers of a kind, and one of them."""
+        return (part.dense, 0), (part.sparse, self.config.layers - 1)
+
+    def _kinds_of(self, part: Part) -> list[Part]:
+        """One layer of each kind that there is."""
+        return [Part(n == 0, n == 1, False, False) for n in range(2) if part[n]]
+
+    def _kept(self, layer, tp, sp, cp, micro_batch, recompute) -> float:
+        """Bytes that a layer keeps of a micro-batch."""
+        over_tp, between = self._once(self._token_bytes, layer, recompute)
+        tokens = micro_batch * self.request.seq / cp
+        return tokens * (over_tp / tp + between / (tp if sp else 1))
+
+    def _token_bytes(self, layer, recompute) -> tuple[float, float]:
+        practice = self.practice
+        return costs.token_bytes(
+            self.config, layer, seq=self.request.seq, recompute=recompute, dtype=practice.dtype,
+            attention=practice.attention, dropout=practice.dropout,
+        )  # fmt: skip
+
+    def _loss(self, tp, sp, cp, micro_batch) -> float:
+        return costs.end_activation_bytes(
+            self.config, micro_batch=micro_batch, seq=self.request.seq, tp=tp, sp=sp, cp=cp,
+            dtype=self.practice.dtype,
+        )  # fmt: skip
