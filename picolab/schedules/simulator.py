@@ -24,12 +24,25 @@ from the work, and the optimizer.
 import math
 from collections.abc import Sequence
 from numbers import Real
+from typing import NamedTuple
 
 from picolab.schedules.ir import Action, Schedule
 from picolab.schedules.timeline import Span, Timeline, Transfer
 from picolab.schedules.validator import validate
 
 Cost = Real | Sequence[Real]
+
+
+class Wait(NamedTuple):
+    """A rank had nothing to do from start to end."""
+
+    rank: int
+    start: Real
+    end: Real
+    action: Action | None
+    """What it waited for; None: nothing was left to do."""
+    source: int | None
+    """The rank that it waited for."""
 
 
 class Simulation(Timeline):
@@ -40,6 +53,23 @@ class Simulation(Timeline):
     def __init__(self, schedule: Schedule, spans: list[Span], transfers: list[Transfer]):
         super().__init__(spans, ranks=schedule.ranks, transfers=transfers, name=schedule.name)
         self.schedule = schedule
+
+    def waits(self) -> list[Wait]:
+        """Who waited when, for what, from whom: the gaps of every rank, which add up to its idle
+        time. A rank that is free starts its next action at once unless what that needs is missing,
+        so there is always one answer."""
+        found = []
+        for rank in range(self.ranks):
+            free = self.start
+            for span in (span for span in self.spans if span.rank == rank):
+                if span.start > free:
+                    needed = self.schedule.needs(span.action)
+                    source = self.schedule.rank_of(needed.stage)
+                    found.append(Wait(rank, free, span.start, needed, source))
+                free = span.end
+            if self.start + self.makespan > free:
+                found.append(Wait(rank, free, self.start + self.makespan, None, None))
+        return found
 
 
 def simulate(

@@ -349,7 +349,7 @@ def test_bytes_of_live_micro_batches():
     for i, name in enumerate(names):
         of = check_bytes([rank[i] for rank in ranks], name, m)
         peaks[name] = [max(seen) for seen in of]
-    # The second rank has neither embedding nor head: 8, 3, 9 halves, and 4 of which some wait for W.
+    # The second rank has neither embedding nor head: 8, 3, 9 halves, and 4, some waiting for W.
     one = peaks["gpipe"][1] / 8
     assert peaks["1f1b"][1] == 3 * one and peaks["interleaved"][1] == 9 * one / 2
     assert 3 * one < peaks["zb-h1"][1] < 4 * one
@@ -376,7 +376,7 @@ def torchs_gradients(name, m, layers):
     from torch.distributed import pipelining
 
     ours, model = placed(name, layers)
-    rank, total = dist.get_rank(), len(ours.stage_ranks)
+    _rank, total = dist.get_rank(), len(ours.stage_ranks)
     stages = [
         pipelining.PipelineStage(ours._stage_model(stage), stage, total, torch.device("cpu"))
         for stage in ours.stages
