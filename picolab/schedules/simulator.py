@@ -15,7 +15,8 @@ that overlap with the work). Stages on the same rank hand over at once.
 
 With equal costs f = F + B on every stage and free links, GPipe and 1F1B take exactly
 (m + p - 1) f, of which m f is ideal: the closed forms of `costs.bubble_of_total` and
-`costs.bubble_of_ideal`, which tests/unit/schedules/test_simulator.py asks for without a tolerance.
+`costs.bubble_of_ideal`, which tests/unit/schedules/test_simulator.py asks for without a tolerance,
+and test_zoo.py those of the other schedules (`costs.bubble`).
 
 What it leaves out: that messages of different kinds share a wire, that communication takes cores
 from the work, and the optimizer.

@@ -31,11 +31,11 @@ CASES = [
     dict(accumulate=5, dtype="bf16", bucket_bytes=2000),
 ]
 LAYOUTS = {
-    2: ["dp2", "tp2", "tp2sp", "pp2", "cp2", "pp2:gpipe"],
+    2: ["dp2", "tp2", "tp2sp", "pp2", "cp2", "pp2:gpipe", "pp2:zb-v"],
     4: [
         *("dp4", "tp4", "tp4sp", "pp4", "cp4"),
         *("dp2tp2", "dp2pp2", "tp2pp2", "dp2cp2", "tp2cp2", "pp2cp2"),
-        *("dp2tp2sp", "tp2pp2sp", "tp2cp2sp"),
+        *("dp2tp2sp", "tp2pp2sp", "tp2cp2sp", "tp2pp2sp:zb-h1"),
     ],
     8: ["dp2tp2pp2", "dp2tp2cp2", "tp2pp2cp2", "tp2pp2cp2sp", "tp4pp2sp"],
 }
