@@ -169,7 +169,7 @@ def local_parameters(
     keys = kv_heads * config.head_dim
     table = mine(config.vocab) * hidden
     stages = rank_stages(config.layers, layout, place["pp"])
-    first, last = 0 in stages, len(layout.stage_ranks) - 1 in stages
+    first, last = 0 in stages, layout.stage_count - 1 in stages
     cut, whole = frozenset({"tp"}), frozenset()
     found = [LocalParameter("embed.weight", table, cut)] if first else []
     for i in (layer for layers in stages.values() for layer in layers):

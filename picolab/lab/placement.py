@@ -82,7 +82,7 @@ def parts(
     q, kv = cut(queries, config.kv_heads), cut(keys, config.kv_heads)
     rows = cut(config.vocab)
     ffn = cut(config.ffn)
-    first, last = 0 in stages, len(layout.stage_ranks) - 1 in stages
+    first, last = 0 in stages, layout.stage_count - 1 in stages
     found = [
         Part("samples", "dp", dp, _joined([range(i, i + 1) for i in sequences]), batch),
         Part("tokens", "cp", cp, _joined(tokens), config.seq),
