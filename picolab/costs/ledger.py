@@ -146,7 +146,7 @@ class _Step:
         self.config, self.layout, self.accumulate, self.size = config, layout, accumulate, size
         self.heads = head_slices(config.heads, config.kv_heads, layout.tp, place["tp"])
         self.stages = rank_stages(config.layers, layout, place["pp"])
-        self.first, self.last = 0 in self.stages, len(layout.stage_ranks) - 1 in self.stages
+        self.first, self.last = 0 in self.stages, layout.stage_count - 1 in self.stages
         self.layers = sum(map(len, self.stages.values()))
         self.tokens = micro_batch * (config.seq // layout.cp)
         self.activation = self.tokens * config.hidden * size

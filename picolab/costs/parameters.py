@@ -176,7 +176,7 @@ def local_parameters(
     queries, keys = (len(held) * config.head_dim for held in heads)
     table = mine(config.vocab) * hidden
     stages = rank_stages(config.layers, layout, place["pp"])
-    first, last = 0 in stages, len(layout.stage_ranks) - 1 in stages
+    first, last = 0 in stages, layout.stage_count - 1 in stages
     cut, whole = frozenset({"tp"}), frozenset()
     q_k_v = (queries + 2 * keys) * hidden
     found = [LocalParameter("embed.weight", table, cut, hidden)] if first else []

@@ -63,7 +63,7 @@ class Recipe:
             name="the oracle's model",
             hidden=32,
             ffn=FFN,
-            layers=sum(layout.stages) or len(layout.stage_ranks) + 1,
+            layers=sum(layout.stages) or layout.stage_count + 1,
             heads=2 * kv_heads,
             kv_heads=kv_heads,
             head_dim=4,

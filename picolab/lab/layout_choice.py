@@ -63,7 +63,8 @@ def nearest(
 
 def accumulated(layout: Layout, given: int | None = None) -> int:
     """Micro-batches of one replica in a step: as given, or its part of MICRO_BATCHES. At least one
-    for each stage: with fewer, some stage never has anything to do.
+    for each rank of pp: with fewer, some stage never has anything to do; and as many more as the
+    schedule asks for.
     """
     least = given or max(layout.pp, MICRO_BATCHES // layout.dp)
     return ScheduleName.parse(layout.schedule).micro_batches(layout.pp, least)

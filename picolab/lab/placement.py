@@ -86,7 +86,7 @@ def parts(
     head = tp // layout.head_copies(config)  # neighbours may hold the same
     rows = cut(config.vocab)
     ffn = cut(config.ffn)
-    first, last = 0 in stages, len(layout.stage_ranks) - 1 in stages
+    first, last = 0 in stages, layout.stage_count - 1 in stages
     found = [
         Part("samples", "dp", dp, _joined([range(i, i + 1) for i in sequences]), batch),
         Part("tokens", "cp", cp, _joined(tokens), config.seq),

@@ -6,8 +6,8 @@ and returns a `LabFigure`. A figure's title is what it found, not what it shows.
 the same four panels as plain arrays, in a fixed order of traces, which is what the live dashboard
 assigns at each paint.
 
-The figures of a schedule (`schedule_slider`, `gantt`) live beside this file and are offered here
-too.
+The figures of a schedule (`gantt`, `schedule_slider`, `schedule_figure`) live beside this file and
+are offered here too.
 """
 
 import math
@@ -26,6 +26,7 @@ from picolab.monitoring.activity_figure import traces as activity_traces
 from picolab.monitoring.gantt_figure import gantt
 from picolab.monitoring.history import History
 from picolab.monitoring.run_state import RunState, decimate
+from picolab.monitoring.schedule_figure import schedule_figure
 from picolab.monitoring.schedule_slider import schedule_slider
 from picolab.show.picture import (
     BLUE,
@@ -48,6 +49,7 @@ __all__ = [
     "ledger_figure",
     "loss_figure",
     "panels",
+    "schedule_figure",
     "schedule_slider",
     "split_figure",
     "throughput_figure",

@@ -2,7 +2,9 @@
 
 `gantt` draws a `Timeline`: a row for each stage with stage 0 on top, a bar for each action, and
 beneath it how many micro-batches each stage holds. A simulated and a measured one are drawn by the
-same function, one above the other on one time axis, and the face of each says which it is.
+same function, one above the other on one time axis, and the face of each says which it is. Where a
+rank has several stages, a row is a rank and the bars of its later stages are lower. Where the
+backward is split, its two halves have colours of their own.
 
 The lesson before that, with sliders, is `schedule_slider` in the file beside; it is made of the
 same pieces.
@@ -25,7 +27,15 @@ TOP, BOTTOM = 56, 52
 _WIDE = 780  # pixels of the time axis where the figure is as wide as a notebook's page
 _KINDS = {"F": "forward", "B": "backward", "W": "backward, weights"}
 _COLOURS = {"F": "forward", "B": "backward-input", "W": "backward-weight"}
-NAMES = {"gpipe": "GPipe", "1f1b": "1F1B"}
+NAMES = {
+    "gpipe": "GPipe",
+    "1f1b": "1F1B",
+    "interleaved": "interleaved 1F1B",
+    "zb-h1": "ZB-H1",
+    "zb-v": "ZB-V",
+    "dualpipe-v": "DualPipeV",
+}
+_TALL, _LOW = 0.84, 0.6  # of a row: bars of a rank's first stage and of its last
 _EDGE = {"color": "rgba(0,0,0,0.5)", "width": 1}  # parts neighbours on a light and a dark page
 
 
@@ -77,10 +87,17 @@ def _heading(timeline: Timeline, unit: str) -> str:
     """What is above a panel: which it is, its bubble, and how long it took."""
     name = f"{NAMES.get(timeline.name, timeline.name)}, " if timeline.name else ""
     return (
-        f"<b>{_how(timeline)}</b>: {name}{timeline.ranks} stages, {timeline.micro_batches} "
+        f"<b>{_how(timeline)}</b>: {name}{_sizes(timeline)}, {timeline.micro_batches} "
         f"micro-batches; bubble {percent(timeline.bubble_of_total)} of total, "
         f"{percent(timeline.bubble_of_ideal)} of ideal; {float(timeline.makespan):.4g} {unit}"
     )
+
+
+def _sizes(timeline: Timeline) -> str:
+    stages = sum(map(len, timeline.stages))
+    if stages == timeline.ranks:
+        return f"{stages} stages"
+    return f"{timeline.ranks} ranks, {stages} stages (later ones lower)"
 
 
 def _row_name(timeline: Timeline) -> str:
@@ -139,6 +156,7 @@ def bars_of(timeline: Timeline, kind: str) -> dict:
     tight = {span.rank for span in spans if span.end - span.start < needed}
     places = ["none" if span.rank in tight else "inside" for span in spans]
     return {
+        **_heights(timeline, spans),
         "textposition": places[0] if len(set(places)) == 1 else places,
         "y": [span.rank for span in spans],
         "base": [_number(span.start - timeline.start) for span in spans],
@@ -147,20 +165,36 @@ def bars_of(timeline: Timeline, kind: str) -> dict:
     }
 
 
-def bar_style(kind: str, axis: str, unit: str) -> dict:
+def _heights(timeline: Timeline, spans: list[Span]) -> dict:
+    """Lower bars for a rank's later stages, and the stage for the pointer, if any has several."""
+    several = max(map(len, timeline.stages)) - 1
+    if not several:
+        return {}
+    places = [timeline.stages[span.rank].index(span.action.stage) for span in spans]
+    return {
+        "width": [_TALL - (_TALL - _LOW) * place / several for place in places],
+        "customdata": [f", stage {span.action.stage}" for span in spans],
+    }
+
+
+def bar_style(kind: str, axis: str, unit: str, kinds: str = "FB", several: bool = False) -> dict:
+    """kinds: all that occur, since B is half a backward where there is W. several: a rank has
+    several stages."""
+    name = "backward, inputs" if kind == "B" and "W" in kinds else _KINDS[kind]
+    stage = "%{customdata}" if several else ""
     return {
         "type": "bar",
         "orientation": "h",
-        "name": _KINDS[kind],
+        "name": name,
         "legendgroup": kind,
         "yaxis": axis,
-        "width": 0.84,
+        "width": _TALL,
         "insidetextanchor": "middle",
         "textangle": 0,
         "insidetextfont": {"color": ink(TIME[_COLOURS[kind]]), "size": 12},
         "marker": {"color": TIME[_COLOURS[kind]], "line": _EDGE},
         "hovertemplate": (
-            f"%{{y}}, {_KINDS[kind]} of micro-batch %{{text}}<br>"
+            f"%{{y}}{stage}, {name} of micro-batch %{{text}}<br>"
             f"%{{base:.4~g}} to %{{x:.4~g}} {unit}<extra></extra>"
         ),
     }
@@ -294,7 +328,8 @@ def _build(drawn: list[Timeline], title: str, unit: str):
     for timeline, panel in zip(drawn, panels):
         row = _row_name(timeline)
         for kind in timeline.kinds:
-            style = bar_style(kind, panel.bars, unit)
+            several = max(map(len, timeline.stages)) > 1
+            style = bar_style(kind, panel.bars, unit, timeline.kinds, several)
             style["showlegend"] = kind not in in_legend
             in_legend.add(kind)
             data.append({**style, **bars_of(timeline, kind)})

@@ -6,8 +6,8 @@
 Forward and backward of each part alone, on one device, the best of several rounds: whatever else
 the machine does only ever adds. A formula could count operations instead (`costs.compute`), but
 would have to know how fast a small matrix is beside a large one, and what a softmax over the
-vocabulary takes; this is measured in a second. Layers are of one shape here and cost the same, so all get the median of
-theirs: a stage is not made smaller because its layers were disturbed.
+vocabulary takes; this is measured in a second. Layers are of one shape here and cost the same, so
+all get the median of theirs: a stage is not made smaller because its layers were disturbed.
 
 Leaves out: what stages send, and that tensor parallel ranks do less of each part (measure a model
 of a rank's sizes for that).

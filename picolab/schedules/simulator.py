@@ -15,7 +15,8 @@ that overlap with the work). Stages on the same rank hand over at once.
 
 With equal costs f = F + B on every stage and free links, GPipe and 1F1B take exactly
 (m + p - 1) f, of which m f is ideal: the closed forms of `costs.bubble_of_total` and
-`costs.bubble_of_ideal`, which tests/unit/schedules/test_simulator.py asks for without a tolerance.
+`costs.bubble_of_ideal`, which tests/unit/schedules/test_simulator.py asks for without a tolerance,
+and test_zoo.py those of the other schedules (`costs.bubble`).
 
 What it leaves out: that messages of different kinds share a wire, that communication takes cores
 from the work, and the optimizer.
@@ -24,12 +25,25 @@ from the work, and the optimizer.
 import math
 from collections.abc import Sequence
 from numbers import Real
+from typing import NamedTuple
 
 from picolab.schedules.ir import Action, Schedule
 from picolab.schedules.timeline import Span, Timeline, Transfer
 from picolab.schedules.validator import validate
 
 Cost = Real | Sequence[Real]
+
+
+class Wait(NamedTuple):
+    """A rank had nothing to do from start to end."""
+
+    rank: int
+    start: Real
+    end: Real
+    action: Action | None
+    """What it waited for; None: nothing was left to do."""
+    source: int | None
+    """The rank that it waited for."""
 
 
 class Simulation(Timeline):
@@ -40,6 +54,23 @@ class Simulation(Timeline):
     def __init__(self, schedule: Schedule, spans: list[Span], transfers: list[Transfer]):
         super().__init__(spans, ranks=schedule.ranks, transfers=transfers, name=schedule.name)
         self.schedule = schedule
+
+    def waits(self) -> list[Wait]:
+        """Who waited when, for what, from whom: the gaps of every rank, which add up to its idle
+        time. A rank that is free starts its next action at once unless what that needs is missing,
+        so there is always one answer."""
+        found = []
+        for rank in range(self.ranks):
+            free = self.start
+            for span in (span for span in self.spans if span.rank == rank):
+                if span.start > free:
+                    needed = self.schedule.needs(span.action)
+                    source = self.schedule.rank_of(needed.stage)
+                    found.append(Wait(rank, free, span.start, needed, source))
+                free = span.end
+            if self.start + self.makespan > free:
+                found.append(Wait(rank, free, self.start + self.makespan, None, None))
+        return found
 
 
 def simulate(

@@ -115,10 +115,11 @@ def dualpipe_v(ranks: int, micro_batches: int) -> Schedule:
     """Both stages of a rank are kept busy at once: a forward of one beside a backward of the other.
 
     Here one rank does one thing at a time, so such a pair is written F, B, W. At the start and at
-    the end there is nothing to pair with, and there W is put off as in zb-v. Needs 2p micro-batches.
+    the end there is nothing to pair with, and there W is put off as in zb-v. Needs 2p
+    micro-batches.
 
-    Source: DeepSeek's DualPipe (arXiv 2412.19437, section 3.2.1) cut in half: github.com/deepseek-ai/
-    DualPipe, dualpipev.py. Twin in torch: ScheduleDualPipeV, compared in
+    Source: DeepSeek's DualPipe (arXiv 2412.19437, section 3.2.1) cut in half, dualpipev.py of
+    github.com/deepseek-ai/DualPipe. Twin in torch: ScheduleDualPipeV, compared in
     tests/unit/schedules/test_torchs_orders.py.
     """
     check_sizes(ranks, micro_batches)

@@ -122,6 +122,14 @@ class Timeline:
         present = {span.action.kind for span in self.spans}
         return "".join(kind for kind in KINDS if kind in present)
 
+    @cached_property
+    def stages(self) -> tuple[tuple[int, ...], ...]:
+        """The stages that each rank works on, in order."""
+        own: list[set[int]] = [set() for _ in range(self.ranks)]
+        for span in self.spans:
+            own[span.rank].add(span.action.stage)
+        return tuple(tuple(sorted(stages)) for stages in own)
+
     @property
     def micro_batches(self) -> int:
         return max(span.action.micro_batch for span in self.spans) + 1
@@ -153,7 +161,8 @@ class Timeline:
     def __repr__(self) -> str:
         signs = {"F": "F0- forward", "B": "B0= backward", "W": "W0~ weight gradient"}
         legend = ", ".join(signs[kind] for kind in self.kinds)
-        key = f"{legend}, . idle; holds: micro-batches in flight, at most"
+        several = "; 2F0 is of stage 2" if self._several else ""
+        key = f"{legend}{several}, . idle; holds: micro-batches in flight, at most"
         return f"{self.sentence()}\n{self.gantt()}\n{key}"
 
     def sentence(self) -> str:
@@ -177,10 +186,14 @@ class Timeline:
                 if span.rank == rank:
                     first = round((span.start - self.start) * scale)
                     room = round((span.end - self.start) * scale) - first
-                    row[first : first + room] = _cell(span.action, room)
+                    row[first : first + room] = _cell(span.action, room, self._several)
             label = f"rank {rank}".ljust(edge)
             rows.append(f"{label} |{''.join(row)}| holds {self.peak_in_flight[rank]}")
         return "\n".join(rows)
+
+    @property
+    def _several(self) -> bool:
+        return any(len(stages) > 1 for stages in self.stages)
 
     def _scale(self, width: int) -> tuple[int, Real]:
         """Columns, and columns a unit of time: a whole number a step if the times are exact."""
@@ -196,9 +209,9 @@ class Timeline:
         return width, width / self.makespan
 
 
-def _cell(action: Action, room: int) -> str:
+def _cell(action: Action, room: int, with_stage: bool) -> str:
     """The action's characters; where there is no room for the number, its letter still stands."""
-    label = f"{action.kind}{action.micro_batch}"
+    label = f"{action.stage if with_stage else ''}{action.kind}{action.micro_batch}"
     return (label if len(label) <= room else action.kind[:room]).ljust(room, _FILL[action.kind])
 
 

@@ -14,8 +14,10 @@ decides, so there are three kinds:
     fused        like rendezvous, but a rank posts the send of what it just made together with the
                  receive of what it needs next: batch_isend_irecv, as Megatron and torch do
 
-1F1B runs buffered or fused, and deadlocks with plain rendezvous: stage 0 wants to send F1 while
-stage 1 wants to send B0 back, and neither receives. GPipe runs under all three.
+1F1B and ZB-H1 run buffered or fused, and deadlock with plain rendezvous: stage 0 wants to send F1
+while stage 1 wants to send B0 back, and neither receives. GPipe runs under all three. With several
+stages a rank a result is sent long before it is needed, so those schedules need buffered sends
+(torch and Megatron post more receives than the next; our executor's sends return at once).
 
 Messages from one stage to the next carry no label: they are taken in the order in which they were
 sent, as NCCL and gloo do. A schedule in which the receiver expects another order is refused; the

@@ -124,7 +124,7 @@ class Layout:
 
     def _stages_by_hand(self) -> tuple[int, ...]:
         sizes = tuple(self.stages)
-        count = len(self.stage_ranks)
+        count = self.stage_count
         if sizes and len(sizes) != count:
             raise ValueError(
                 f"stages {'-'.join(map(str, sizes))} are {len(sizes)}, and pp{self.pp} with "
@@ -133,6 +133,11 @@ class Layout:
         if any(not isinstance(n, int) or isinstance(n, bool) or n < 1 for n in sizes):
             raise ValueError(f"stages are {sizes}; each has one layer or more, a whole number")
         return sizes
+
+    @property
+    def stage_count(self) -> int:
+        """Pipeline stages: pp, or as many times that as a rank has."""
+        return self.pp * ScheduleName.parse(self.schedule).stages_a_rank if self.pp > 1 else 1
 
     @property
     def stage_ranks(self) -> tuple[int, ...]:
@@ -182,10 +187,11 @@ class Layout:
 
     def resized(self, **axes: int) -> "Layout":
         """The same with other sizes of axes; a shard group that no longer fits becomes all of dp,
-        and sp goes where tp is 1."""
+        sp goes where tp is 1, and so do stages by hand where pp changes."""
         dp, tp = axes.get("dp", self.dp), axes.get("tp", self.tp)
+        by_hand = self.stages if axes.get("pp", self.pp) == self.pp else ()
         shard = self.shard if self.shard and dp % self.shard == 0 else None
-        return dataclasses.replace(self, **axes, shard=shard, sp=self.sp and tp > 1)
+        return dataclasses.replace(self, **axes, shard=shard, sp=self.sp and tp > 1, stages=by_hand)
 
     def size(self, axis: str) -> int:
         """Ranks along an axis of the mesh, a derived one or "world"."""
@@ -283,7 +289,7 @@ class Layout:
         few = [f"{name} ({size})" for name, size in sizes.items() if size < self.tp]
         if few:
             yield f"tp={self.tp} leaves ranks with nothing of {_listed(few)}"
-        stages = len(self.stage_ranks)
+        stages = self.stage_count
         if stages > config.layers:
             many = "" if stages == self.pp else f" with {self.schedule} is {stages} stages, which"
             yield f"pp={self.pp}{many} is more stages than the model has layers ({config.layers})"

@@ -19,6 +19,7 @@ import re
 from typing import NamedTuple
 
 SCHEDULES = ("1f1b", "gpipe", "interleaved", "zb-h1", "zb-v", "dualpipe-v")
+MOST_STAGES = 16  # on a rank: beyond it a stage would be a fraction of a layer of any real model
 _FOLDED = ("zb-v", "dualpipe-v")
 _INTERLEAVED = re.compile(r"interleaved-v(\d{1,6})")
 
@@ -39,10 +40,10 @@ class ScheduleName(NamedTuple):
             return cls(text, 1)
         if numbered := _INTERLEAVED.fullmatch(str(text)):
             stages = int(numbered[1])
-            if stages < 2:
+            if not 2 <= stages <= MOST_STAGES:
                 raise ValueError(
-                    f"{text} has {stages} stages a rank; interleaved has 2 or more, and 1f1b is "
-                    "the one with a single stage"
+                    f"{text} has {stages} stages a rank; interleaved has 2 to {MOST_STAGES}, and "
+                    "1f1b is the one with a single stage"
                 )
             return cls("interleaved", stages)
         near = difflib.get_close_matches(str(text), SCHEDULES, n=1)

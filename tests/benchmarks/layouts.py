@@ -42,12 +42,22 @@ LAYOUTS = [
     "dp4",
     "tp4",
     "pp4",
+    *("pp2:gpipe", "pp2:interleaved", "pp2:zb-h1", "pp2:zb-v", "pp2:dualpipe-v"),
+    *("pp4:interleaved", "pp4:zb-h1"),
     "cp4",
     "dp2tp2",
     "dp2pp2",
     "tp2pp2",
     *("dp2zero1", "dp2zero2", "dp2zero3", "dp4zero2", "dp4zero3"),
 ]
+TORCHS_NAMES = {
+    "1f1b": "Schedule1F1B",
+    "gpipe": "ScheduleGPipe",
+    "interleaved": "ScheduleInterleaved1F1B",
+    "zb-h1": "ScheduleInterleavedZeroBubble",
+    "zb-v": "ScheduleZBVZeroBubble",
+    "dualpipe-v": "ScheduleDualPipeV",
+}
 TARGETS = {"dp2": 97, "dp4": 97, "pp2": 97, "pp4": 97, "cp2": 87, "cp4": 87}  # others 75
 # Of ZeRO the aim is for "of n apart", and to be at least FSDP2's.
 TARGETS |= {f"dp{n}zero{stage}": 95 if stage < 3 else 90 for n in (2, 4) for stage in (1, 2, 3)}
@@ -89,8 +99,11 @@ def plain_training(kind: str, steps: int) -> float:
 
     torch.manual_seed(0)
     model = plain_llama()
-    kinds = {"one process": accumulated, "DDP": ddp, "DTensor": dtensor, "pipelining": pipelined}
-    step = (kinds | FSDP2)[kind](model)
+    if kind.startswith("pipelining"):
+        step = pipelined(model, kind.partition(" ")[2])
+    else:
+        kinds = {"one process": accumulated, "DDP": ddp, "DTensor": dtensor}
+        step = (kinds | FSDP2)[kind](model)
     shape = (ACCUMULATE, MICRO_BATCH, SHAPE["seq"])
     generator = torch.Generator().manual_seed(dist.get_rank() if kind in ("DDP", *FSDP2) else 0)
     parameters = [p for p in model.parameters() if p.requires_grad]
@@ -268,30 +281,34 @@ def dtensor(model):
     return step
 
 
-def pipelined(model):
+def pipelined(model, name):
+    """The schedule of that name in torch, on the stages that ours has."""
     import torch
     import torch.distributed as dist
     from torch import nn
-    from torch.distributed.pipelining import PipelineStage, Schedule1F1B
+    from torch.distributed import pipelining
 
-    rank, stages = dist.get_rank(), dist.get_world_size()
-    mine = pico.costs.stage_layers(SHAPE["layers"], stages)[rank]
-    blocks = nn.Sequential(*(model["blocks"][i] for i in mine))
-    parts = ([model["embed"]] if rank == 0 else []) + [blocks]
-    parts += [model["norm"], model["head"]] if rank == stages - 1 else []
-    stage = PipelineStage(nn.Sequential(*parts), rank, stages, torch.device("cpu"))
-    schedule = Schedule1F1B(stage, n_microbatches=ACCUMULATE, loss_fn=mean_loss)
-    kept = {id(p) for part in parts for p in part.parameters()}
+    layout = Layout(pp=dist.get_world_size(), schedule=name)
+    count = len(layout.stage_ranks)
+    stages, kept = [], set()
+    for number, layers in pico.costs.rank_stages(SHAPE["layers"], layout, dist.get_rank()).items():
+        parts = [model["embed"]] if number == 0 else []
+        parts += [nn.Sequential(*(model["blocks"][i] for i in layers))]
+        parts += [model["norm"], model["head"]] if number == count - 1 else []
+        part = nn.Sequential(*parts)
+        stages.append(pipelining.PipelineStage(part, number, count, torch.device("cpu")))
+        kept |= {id(p) for p in part.parameters()}
+    single = name in ("1f1b", "gpipe")
+    schedule = getattr(pipelining, TORCHS_NAMES[name])(
+        stages[0] if single else stages, n_microbatches=ACCUMULATE, loss_fn=mean_loss
+    )
     for p in model.parameters():
         p.requires_grad_(id(p) in kept)
 
     def step(tokens, labels):
-        if rank == 0:
-            schedule.step(tokens.flatten(0, 1))
-        elif rank == stages - 1:
-            schedule.step(target=labels.flatten(0, 1))
-        else:
-            schedule.step()
+        given = (tokens.flatten(0, 1),) if stages[0].is_first else ()
+        target = {"target": labels.flatten(0, 1)} if stages[-1].is_last else {}
+        schedule.step(*given, **target)
 
     return step
 
@@ -305,10 +322,12 @@ def main() -> None:
     single, first = ours("dp1", options.steps)
     plain = torchs("one process", 1, options.steps)
     apart: dict[int, float] = {}  # ranks -> what so many independent processes get, of one alone
-    head = f"{'layout':<8} {'tokens/CPU-s':>12} {'of one':>7} {'target':>7} {'of n apart':>11}"
+    head = f"{'layout':<15} {'tokens/CPU-s':>12} {'of one':>7} {'target':>7} {'of n apart':>11}"
     print(f"{head} {'first step':>11}   torch's own")
-    print(f"{'dp1':<8} {single:>12.0f} {'100 %':>7} {'':>7} {'':>11} {first:>9.2f} s   {plain:.0f}")
-    twins = {"dp": "DDP", "tp": "DTensor", "pp": "pipelining"}
+    print(
+        f"{'dp1':<15} {single:>12.0f} {'100 %':>7} {'':>7} {'':>11} {first:>9.2f} s   {plain:.0f}"
+    )
+    twins = {"dp": "DDP", "tp": "DTensor"}
     names = ("FSDP2 without resharding", "FSDP2 without resharding", "FSDP2")
     for stage, name in enumerate(names, 1):
         twins |= {f"dp{n}zero{stage}": name for n in (2, 4)}
@@ -320,15 +339,17 @@ def main() -> None:
             apart[ranks] = torchs("one process", ranks, options.steps) / plain
         speed, first = ours(layout, options.steps)
         twin = twins.get(layout[:2] if layout[2:].isdigit() else layout)
+        if layout.startswith("pp"):
+            twin = f"pipelining {Layout.parse(layout).schedule}"
         beside = ""
         if twin:
             theirs = torchs(twin, ranks, options.steps)
             beside = f"{theirs:.0f} ({twin}), {100 * theirs / plain:.0f} % of plain, "
             beside += f"{100 * theirs / plain / apart[ranks]:.0f} % of n apart"
-        target = f"{TARGETS.get(layout, 75)} %"
+        target = f"{TARGETS.get(layout.partition(':')[0], 75)} %"
         share = speed / single
         print(
-            f"{layout:<8} {speed:>12.0f} {share:>7.0%} {target:>7} {share / apart[ranks]:>11.0%} "
+            f"{layout:<15} {speed:>12.0f} {share:>7.0%} {target:>7} {share / apart[ranks]:>11.0%} "
             f"{first:>9.2f} s   {beside}",
             flush=True,
         )

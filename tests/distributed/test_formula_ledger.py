@@ -33,14 +33,14 @@ CASES = [
 ]
 LAYOUTS = {
     2: [
-        *("dp2", "tp2", "tp2sp", "pp2", "cp2", "pp2:gpipe"),
+        *("dp2", "tp2", "tp2sp", "pp2", "cp2", "pp2:gpipe", "pp2:zb-v"),
         *("dp2zero1", "dp2zero2", "dp2zero3", "cp2zero3"),
     ],
     3: ["dp3zero1", "dp3zero3"],
     4: [
         *("dp4", "tp4", "tp4sp", "pp4", "cp4"),
         *("dp2tp2", "dp2pp2", "tp2pp2", "dp2cp2", "tp2cp2", "pp2cp2"),
-        *("dp2tp2sp", "tp2pp2sp", "tp2cp2sp"),
+        *("dp2tp2sp", "tp2pp2sp", "tp2cp2sp", "tp2pp2sp:zb-h1"),
         *("dp2tp2zero2", "dp2pp2zero1", "dp2pp2zero3", "dp4zero3shard2", "dp4zero1shard2"),
         *("dp2cp2zero3", "dp2tp2spzero1"),
     ],

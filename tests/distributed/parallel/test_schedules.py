@@ -349,7 +349,7 @@ def test_bytes_of_live_micro_batches():
     for i, name in enumerate(names):
         of = check_bytes([rank[i] for rank in ranks], name, m)
         peaks[name] = [max(seen) for seen in of]
-    # The second rank has neither embedding nor head: 8, 3, 9 halves, and 4 of which some wait for W.
+    # The second rank has neither embedding nor head: 8, 3, 9 halves, and 4, some waiting for W.
     one = peaks["gpipe"][1] / 8
     assert peaks["1f1b"][1] == 3 * one and peaks["interleaved"][1] == 9 * one / 2
     assert 3 * one < peaks["zb-h1"][1] < 4 * one
@@ -376,7 +376,7 @@ def torchs_gradients(name, m, layers):
     from torch.distributed import pipelining
 
     ours, model = placed(name, layers)
-    rank, total = dist.get_rank(), len(ours.stage_ranks)
+    _rank, total = dist.get_rank(), len(ours.stage_ranks)
     stages = [
         pipelining.PipelineStage(ours._stage_model(stage), stage, total, torch.device("cpu"))
         for stage in ours.stages
@@ -416,23 +416,25 @@ def test_equal_to_torchs_own_schedules(ranks):
 # -- in the trainer -------------------------------------------------------------------------------
 
 
-def test_a_run_tells_its_spans_and_evaluates():
-    """Two stages a rank in `pico.train`: spans by rank, the ledger by formula, held-out text."""
-    run = pico.train(
-        layout="pp2:zb-v",
-        **{"layers": 5, "hidden": 32, "ffn": 32, "heads": 4, "kv_heads": 2, "seq": 16},
-        **{"steps": 2, "accumulate": 3, "micro_batch": 2, "eval_every": 1, "progress": False},
-    )
+def train(layout, **more):
+    """Three steps on five layers, tied, in fp64."""
+    shape = {"layers": 5, "hidden": 32, "ffn": 32, "heads": 4, "kv_heads": 2, "seq": 16}
+    about = {"steps": 3, "accumulate": 4, "micro_batch": 2, "dtype": "fp64", "eps": 1e-5}
+    return pico.train(layout=layout, tied=True, progress=False, **shape, **about, **more)
+
+
+def test_a_run_tells_its_spans_evaluates_and_goes_on_under_another_schedule(tmp_path):
+    """Two stages a rank in `pico.train`: spans by rank, held-out text, and a checkpoint that was
+    written with stages there and back is read round and round."""
+    run = train("pp2:zb-v", eval_every=1, checkpoint=tmp_path / "ck", save_every=2, keep=5)
     timeline = run.timeline()
-    assert timeline.ranks == 2 and timeline.kinds == "FBW" and timeline.micro_batches == 3
-    assert timeline.peak_in_flight == tuple(costs.in_flight("zb-v", 2, 3, r) for r in (0, 1))
-    alone = pico.train(
-        layout="dp1",
-        **{"layers": 5, "hidden": 32, "ffn": 32, "heads": 4, "kv_heads": 2, "seq": 16},
-        **{"steps": 2, "accumulate": 3, "micro_batch": 2, "eval_every": 1, "progress": False},
-    )
-    assert run.eval_losses == pytest.approx(alone.eval_losses, rel=1e-5)
-    assert run.losses == pytest.approx(alone.losses, rel=1e-5)
+    assert timeline.ranks == 2 and timeline.kinds == "FBW" and timeline.micro_batches == 4
+    assert timeline.peak_in_flight == tuple(costs.in_flight("zb-v", 2, 4, r) for r in (0, 1))
+    alone = train("dp1", eval_every=1)
+    assert run.losses == pytest.approx(alone.losses, rel=1e-12)
+    assert run.eval_losses == pytest.approx(alone.eval_losses, rel=1e-12)
+    later = train("pp2:interleaved/1-1-2-1", eval_every=1, resume=tmp_path / "ck" / "step-2")
+    assert later.losses == pytest.approx(alone.losses[2:], rel=1e-12)
 
 
 def test_a_schedule_of_other_places_is_refused():

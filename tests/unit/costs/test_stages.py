@@ -4,7 +4,7 @@ Wrong versions these catch: a division that leaves a stage empty, one that forge
 filling (which is not the best), rank_stages that gives a rank another's layers.
 """
 
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -17,7 +17,7 @@ from picolab.specs import Layout
 def all_divisions(n: int, stages: int):
     for cuts in combinations(range(1, n), stages - 1):
         ends = (0, *cuts, n)
-        yield tuple(stop - start for start, stop in zip(ends, ends[1:]))
+        yield tuple(stop - start for start, stop in pairwise(ends))
 
 
 def cost_of(division, layers, first, last):

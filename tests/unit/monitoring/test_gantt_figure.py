@@ -96,7 +96,7 @@ def test_a_split_backward_and_links_are_kinds_of_their_own():
     drawn = bars(gantt(simulate(split, latency=1)).figure)
     assert [trace.name for trace in drawn] == [
         "forward",
-        "backward",
+        "backward, inputs",
         "backward, weights",
         "on its way",
     ]

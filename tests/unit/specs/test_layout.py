@@ -31,7 +31,7 @@ def layouts(draw):
     zero = draw(st.integers(0, 3))
     groups = [None, *(n for n in range(2, dp + 1) if dp % n == 0)] if zero else [None]
     schedule = draw(st.sampled_from((*SCHEDULES, "interleaved-v4")))
-    count = len(Layout(pp=pp, schedule=schedule).stage_ranks)
+    count = Layout(pp=pp, schedule=schedule).stage_count
     by_hand = st.lists(st.integers(1, 12), min_size=count, max_size=count)
     return Layout(
         dp=dp, tp=tp, pp=pp, cp=cp, ep=ep, sp=draw(st.booleans()), zero=zero,
@@ -108,7 +108,11 @@ def test_str_is_short():
         ("pp2:foo", "schedule 'foo' is not known; schedules are 1f1b, gpipe, interleaved, zb-h1"),
         ("pp2:zbh1", "zb-v, dualpipe-v; did you mean 'zb-h1'?"),
         ("pp2:", "schedule '' is not known"),
-        ("pp2:interleaved-v1", "interleaved-v1 has 1 stages a rank; interleaved has 2 or more"),
+        (
+            "pp2:interleaved-v1",
+            "interleaved-v1 has 1 stages a rank; interleaved has 2 to 16, and 1f1b",
+        ),
+        ("pp2:interleaved-v99", "interleaved-v99 has 99 stages a rank; interleaved has 2 to 16"),
         ("pp3:1f1b/3-3", "stages 3-3 are 2, and pp3 with 1f1b has 3; give the layers of each"),
         ("pp2:zb-v/3-3", "stages 3-3 are 2, and pp2 with zb-v has 4; give the layers of each"),
         ("pp3:1f1b/3-0-3", "stages are (3, 0, 3); each has one layer or more, a whole number"),
@@ -156,6 +160,12 @@ def test_an_axis_is_a_positive_integer(bad):
 
 
 # ---- the grid
+
+
+@given(layouts())
+def test_stages_are_counted_as_they_are_placed(layout):
+    assert len(layout.stage_ranks) == layout.stage_count
+    assert set(layout.stage_ranks) == set(range(layout.pp))
 
 
 @given(layouts())
