@@ -102,7 +102,7 @@ def test_the_block_blocks():
         questions = bank.load()
         practice = session.Session(questions, reviews.ReviewLog(folder / "reviews.jsonl"))
         practice.draw(), practice.reveal(), practice.propose([0]), practice.grade("good")
-        assert anki.export(questions, folder / "out.apkg") == len(questions.questions()) > 0
+        assert anki.export(questions, folder / "out.apkg") > len(questions.questions()) > 0
         picolab.interview.lint.lint(bank.bank_folder())
         """,
     ],
