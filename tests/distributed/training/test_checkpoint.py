@@ -406,7 +406,7 @@ def test_wrong_versions_are_caught(mutant, of_tp2):
 
 
 def nobody_fetches():
-    """Each replica has read its own rows, and computes with old ones in place of the others'."""
+    """Each replica has read its own rows, and computes with old ones of the others'."""
     from picolab.parallel import three_d
 
     three_d.ThreeDParallelOptimizer.after_load = lambda self: None

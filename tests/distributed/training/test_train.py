@@ -267,7 +267,6 @@ def test_a_loss_that_is_no_number_stops_the_run(layout):
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        (dict(layout="dp2zero1"), "also has zero"),
         (dict(layout="tp5"), "nearest layout"),
         (dict(data="/no/such/text"), "no file or folder"),
         (dict(vocab=100), "vocabulary of 100"),
