@@ -220,15 +220,18 @@ def _links(timeline: Timeline, axis: str, unit: str) -> dict:
     }
 
 
-def held_by(timeline: Timeline, most: int) -> dict:
+def held_by(timeline: Timeline, most: Real, stages: int = 1) -> dict:
     """A staircase for each rank in a lane of its own, `most` as high as the lane: one trace, with
-    gaps between."""
+    gaps between. stages: of a rank, if a micro-batch counts as one when all of them hold it."""
     x: list = []
     y: list = []
     said: list = []
     for rank in range(timeline.ranks):
         # Of several at one time, the last: a micro-batch that follows another at once is no dip.
-        steps = {_number(t - timeline.start): held for t, held in timeline.in_flight(rank)}
+        steps = {
+            _number(t - timeline.start): _number(held / stages)
+            for t, held in timeline.in_flight(rank)
+        }
         foot = next(iter(steps))  # from the lane's floor, so that what is below is filled
         x += [foot, *steps, None]
         y += [rank + 0.44, *(round(rank + 0.44 - 0.88 * n / most, 4) for n in steps.values()), None]

@@ -21,7 +21,6 @@ from picolab.monitoring.gantt_figure import (
     bar_style,
     bars_of,
     common_layout,
-    counts_axis,
     held_by,
     held_style,
     panel_axes,
@@ -192,6 +191,7 @@ def _build(cases: dict[str, Simulation], first: str, title: str):
 
     ranks = cases[first].ranks
     (panel,), pixels = place([ranks])
+    most = max(max(_held(case)) for case in cases.values())
 
     def data(case: Simulation) -> list[dict]:
         """All traces of a frame."""
@@ -204,8 +204,10 @@ def _build(cases: dict[str, Simulation], first: str, title: str):
         # plotly gives no style to a trace without a bar, and keeps that in the frames after it.
         drawn = [bars_of(case, kind) if kind in case.kinds else _NOTHING for kind in _KINDS]
         bars = [{**style, **values} for style, values in zip(styles, drawn)]
-        held = {**held_style(panel.flight, "rank"), **held_by(case)}
-        held["y"] = [n if n is None else n / len(case.stages[0]) for n in held["y"]]
+        held = {
+            **held_style(panel.flight, "rank"),
+            **held_by(case, most, len(case.stages[0])),
+        }
         finding = {
             **peaks_style(panel.bars),
             **{"x": [0], "y": [-0.5], "text": [_finding(case)], "textposition": "top right"},
@@ -216,9 +218,7 @@ def _build(cases: dict[str, Simulation], first: str, title: str):
 
     height = pixels + TOP + BOTTOM + _SLIDER
     layout = common_layout(title, height, "units of the costs", panel.flight)
-    most = max(max(_held(case)) for case in cases.values())
-    layout |= panel_axes(panel, ranks, "rank", 1)
-    layout[f"yaxis{panel.flight[1:]}"] |= counts_axis(most)
+    layout |= panel_axes(panel, ranks, "rank")
     longest = max(float(case.makespan) for case in cases.values())
     layout["xaxis"]["range"] = [0, longest * 1.002]
     layout["margin"]["b"] = BOTTOM + _SLIDER

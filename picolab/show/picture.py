@@ -21,8 +21,8 @@ from pathlib import Path
 
 from picolab.show.files import write_beside
 from picolab.show.png import png
+from picolab.show.theme import TEXT, rule
 
-TEXT = "#787c82"
 INK = "#33373d"  # text where the ground is known to be light
 GRID = "rgba(128,132,140,0.28)"
 RED = "#d6424b"
@@ -157,8 +157,6 @@ class LabFigure:
             config={**_CONFIG, "responsive": True},
             auto_play=False,
         )
-        from picolab.show.theme import rule
-
         style = (
             f"<style>:root{{color-scheme:light dark}}body{{background:#fff;color:{INK}}}"
             "@media(prefers-color-scheme:dark){body{background:#111;color:#e4e6ea}}"

@@ -10,7 +10,7 @@ It comes with a widget without a face, which every page that is opened while the
 for. Where there is none (a saved notebook, its kernel gone), text keeps the figure's colour.
 """
 
-from picolab.show.picture import TEXT
+TEXT = "#787c82"
 
 _PAGE = "var(--jp-ui-font-color1, var(--vscode-foreground, currentColor))"
 _ESM = """

@@ -5,7 +5,7 @@ from picolab.monitoring import Observer, StepReport, events
 from picolab.training import checkpoint
 from picolab.training.checkpoint import Checkpoints
 from picolab.training.result import RankReport
-from picolab.training.start import HELD_OUT_BATCHES
+from picolab.training.text import HELD_OUT_BATCHES
 
 
 class Recorder(Observer):

@@ -17,12 +17,10 @@ from picolab.specs import TrainConfig, assemble
 from picolab.specs.settings import RunOptions, split, takes_settings
 from picolab.training.folder import say
 from picolab.training.progress import Progress
-from picolab.training.text import Text
+from picolab.training.text import open_text
 
 if TYPE_CHECKING:
     from picolab.training.result import TrainResult
-
-HELD_OUT_BATCHES = 4  # global batches of an evaluation
 
 
 @takes_settings("model", "layout", "data", "steps")
@@ -88,13 +86,6 @@ def _result(config: TrainConfig, run: launch.RunResult) -> "TrainResult":
     from picolab.training.result import TrainResult
 
     return TrainResult.of(config, run)
-
-
-def open_text(config: TrainConfig) -> Text:
-    """The run's text, at its beginning. Every rank opens the same, with the same seed."""
-    held_out = config.sequences_per_step * HELD_OUT_BATCHES if config.eval_every else 0
-    shape = config.model
-    return Text(config.data, seq=shape.seq, vocab=shape.vocab, seed=config.seed, held_out=held_out)
 
 
 def _refuse_too_large(config: TrainConfig) -> None:

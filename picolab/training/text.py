@@ -36,6 +36,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from picolab.costs import replica_sequences
+from picolab.specs import TrainConfig
 
 if TYPE_CHECKING:  # a position needs no torch: the kernel, which reads nothing, has none yet
     import torch
@@ -46,6 +47,16 @@ if TYPE_CHECKING:  # a position needs no torch: the kernel, which reads nothing,
 HASH_BLOCK, HASH_BLOCKS = 2**16, 2**12
 
 NOT_SOURCE = {"site-packages", "dist-packages", "__pycache__", "test", "tests", "idle_test"}
+
+
+HELD_OUT_BATCHES = 4  # global batches of an evaluation
+
+
+def open_text(config: TrainConfig) -> "Text":
+    """The run's text, at its beginning. Every rank opens the same, with the same seed."""
+    held_out = config.sequences_per_step * HELD_OUT_BATCHES if config.eval_every else 0
+    shape = config.model
+    return Text(config.data, seq=shape.seq, vocab=shape.vocab, seed=config.seed, held_out=held_out)
 
 
 class Text:

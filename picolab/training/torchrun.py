@@ -32,7 +32,8 @@ from picolab.specs.settings import split
 from picolab.training.checkpoint import Checkpoints
 from picolab.training.progress import Progress
 from picolab.training.result import TrainResult
-from picolab.training.trainer import open_text, train_rank
+from picolab.training.text import open_text
+from picolab.training.trainer import train_rank
 
 T = TypeVar("T")
 _SET_BY_LAUNCHERS = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")

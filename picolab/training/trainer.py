@@ -39,8 +39,7 @@ from picolab.training.checkpoint import Checkpoints, restore
 from picolab.training.observers import CheckpointWriter, Evaluation, EventWriter, Recorder
 from picolab.training.precision import Precision
 from picolab.training.result import RankReport
-from picolab.training.start import open_text
-from picolab.training.text import Text
+from picolab.training.text import Text, open_text
 
 
 class NonFiniteLoss(ArithmeticError):

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 import picolab as pico
 from picolab.cli import main
 from picolab.training import Checkpoints, TrainConfig, checkpoint, integrity
-from picolab.training.trainer import open_text
+from picolab.training.text import open_text
 
 SHAPE = dict(hidden=8, ffn=8, layers=1, heads=2, kv_heads=2, vocab=16, seq=8)
 RUN = dict(data="random", dtype="fp64", lr=1e-2, eps=1e-5, warmup=1, micro_batch=2, accumulate=2)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import picolab as pico
 from picolab.training import Checkpoints, TrainConfig, checkpoint, resume, trainer
 from picolab.training.result import TrainResult
-from picolab.training.trainer import open_text
+from picolab.training.text import open_text
 
 SHAPE = dict(hidden=32, ffn=48, layers=2, heads=4, kv_heads=2, vocab=256, seq=16)
 RUN = dict(dtype="fp64", steps=6, lr=1e-2, eps=1e-5, warmup=2, micro_batch=4)

@@ -188,7 +188,8 @@ def test_one_rank_sends_the_parameters():
 
 def what_each_reads(config):
     from picolab import comm
-    from picolab.training.trainer import next_batch, open_text
+    from picolab.training.text import open_text
+    from picolab.training.trainer import next_batch
 
     comm.build_mesh(config.layout)
     tokens, _ = next_batch(open_text(config), config, torch.device("cpu"))
