@@ -1,8 +1,18 @@
-"""Tests keep their runs to themselves: they neither fill nor prune the user's run directories."""
+"""Tests keep to themselves: they neither fill nor prune the user's run directories, and what they
+leave in the temporary folder can be counted while other programs use it too."""
 
+import os
+import shutil
+import tempfile
+
+import hypothesis
 import pytest
 
 from picolab import chapters
+
+# How long an example takes is nobody's promise: on a busy machine one took twice the default.
+hypothesis.settings.register_profile("no deadline", deadline=None)
+hypothesis.settings.load_profile("no deadline")
 
 chapters.register()  # the tests of the engines ask for exercises by id, as a reader does
 
@@ -16,7 +26,12 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture(scope="session", autouse=True)
-def own_run_directories(tmp_path_factory):
+def own_folders(tmp_path_factory):
+    temporary = tempfile.mkdtemp(prefix="pl-")  # short: a socket's path has 104 characters at most
+    os.chmod(temporary, 0o1777)  # as /tmp is: what in it is open to others is what a test asks
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+        patch.setenv("TMPDIR", temporary)
+        patch.setattr(tempfile, "tempdir", temporary)
         yield
+    shutil.rmtree(temporary, ignore_errors=True)
