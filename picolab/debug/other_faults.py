@@ -211,7 +211,7 @@ def _cp_not_synchronised(layout):
 @fault(
     "cp-positions-contiguous",
     "tokens are split zig-zag, and rotated by the positions of a contiguous split",
-    "axolotl-ai-cloud/axolotl issue 3608 (loss 1.83 times too large under ring attention)",
+    "thunlp/Seq1F1B issue 6 (pieces of a sequence rotated without their offset: a loss of 11.4)",
     "cp",
 )
 def _positions_contiguous(layout):

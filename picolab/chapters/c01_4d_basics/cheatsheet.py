@@ -409,7 +409,7 @@ _SECTIONS = [
         "",
         [
             Line(
-                "a ring all-reduce sends nearly twice the tensor at any n, never more",
+                "a ring all-reduce on many ranks sends nearly twice the tensor, at no n more",
                 "2*(n-1)/n",
                 "n=1024",
                 f'{_RING}("all_reduce", 1, 1024)',

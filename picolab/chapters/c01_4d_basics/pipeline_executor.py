@@ -212,8 +212,7 @@ EXERCISE = Exercise(
     "it returned comes back when x has been sent. Without `async_op=True` it waits until the other "
     "side receives.",
     budget="One send a micro-batch to each neighbour. Forwards and backwards exactly in this "
-    "order, "
-    "and after a backward nothing of its micro-batch is held.",
+    "order, and after a backward nothing that autograd kept for its micro-batch is held.",
     hints=(
         "What does a backward need that its forward had? Note it down under the number of the "
         "micro-batch. From where do the first stage, and the last, get what the others receive?",
