@@ -4,6 +4,7 @@ leave in the temporary folder can be counted while other programs use it too."""
 import os
 import shutil
 import tempfile
+from multiprocessing.util import Finalize
 
 import hypothesis
 import pytest
@@ -34,4 +35,5 @@ def own_folders(tmp_path_factory):
         patch.setenv("TMPDIR", temporary)
         patch.setattr(tempfile, "tempdir", temporary)
         yield
-    shutil.rmtree(temporary, ignore_errors=True)
+    # After multiprocessing has removed its own part of it, with priority -100.
+    Finalize(None, shutil.rmtree, (temporary, True), exitpriority=-200)
