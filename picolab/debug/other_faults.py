@@ -13,7 +13,7 @@ from picolab.model.transformer import IGNORED
 from picolab.parallel import context, data, pipeline, ring, three_d, whole
 from picolab.training import trainer
 
-_PICOTRON = "huggingface/picotron at 59714b1"
+_PICOTRON = "huggingface/picotron"
 _LEARNING = "picotron-learning"
 _NORM = "NVIDIA/Megatron-LM PRs 5916 and 6080 (gradient norm under-counted)"
 _LIKE = "the same mistake as its neighbours, at another place"

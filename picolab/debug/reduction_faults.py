@@ -5,7 +5,7 @@ Each names the sum by the reason that its caller gives, and says where such a mi
 
 from picolab.debug.faults import reduction
 
-_PICOTRON = "huggingface/picotron at 59714b1"
+_PICOTRON = "huggingface/picotron"
 _LEARNING = "picotron-learning"
 _COMPOSED = "NVIDIA/Megatron-LM issue 7452"
 _NORM = "NVIDIA/Megatron-LM PRs 5916 and 6080 (gradient norm under-counted)"

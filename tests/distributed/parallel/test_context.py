@@ -2,7 +2,7 @@
 process.
 
 The wrong versions this file catches (kept below as mutants): merging blocks in the input's dtype
-(picotron 59714b1 does softmax and log-sum-exp in bf16), contiguous positions with zig-zag data,
+(picotron does softmax and log-sum-exp in bf16), contiguous positions with zig-zag data,
 K and V repeated to all query heads before they are sent (picotron as well), a log-sum-exp that is
 not corrected when blocks are merged, dK and dV that are not sent home in the last hop, masking by
 local instead of global order, and labels that are cut before they are shifted.

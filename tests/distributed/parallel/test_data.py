@@ -1,7 +1,7 @@
 """Data parallelism: buckets, hooks and their traps.
 
 The wrong versions this file catches: a hook that reduces the weights instead of the gradients
-(picotron 59714b1), buckets started in the order in which they fill (a parameter that one rank does
+(picotron), buckets started in the order in which they fill (a parameter that one rank does
 not use then pairs wrong buckets), a bucket that waits for an unused or frozen parameter for ever,
 stale gradients of an unused parameter, all-reduces in every micro-batch, and sums that are summed
 again.

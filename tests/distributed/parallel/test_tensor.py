@@ -1,7 +1,7 @@
 """f, g, and the layers that are made of them.
 
 The wrong versions this file catches: f that reduces in place a gradient which the residual branch
-holds too, g in place without telling autograd (picotron 59714b1 has both), row-parallel without g,
+holds too, g in place without telling autograd (picotron has both), row-parallel without g,
 q/k/v as three matrices (three all-reduces backward where one is enough), and layers that are not
 shards of the same matrix.
 """

@@ -1,7 +1,7 @@
 """Initial values follow the global name and nothing else.
 
 The wrong versions this file catches: every shard drawn with its local shape from one seed (picotron
-59714b1 does so, and trains tp copies of the same shard), values that depend on the order of
+does so, and trains tp copies of the same shard), values that depend on the order of
 construction, on dtype or on device, and a buffer that loses its values on the way from the meta
 device.
 """

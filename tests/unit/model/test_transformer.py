@@ -3,7 +3,7 @@ at a time.
 
 The wrong versions this file catches (each is run below and must differ): no causal mask, rotary
 pairs of neighbours instead of halves, key-value heads shared in the wrong order, rotary tables in
-bf16 (picotron 59714b1 does so for every dtype), a loss that counts ignored labels.
+bf16 (picotron does so for every dtype), a loss that counts ignored labels.
 """
 
 import math
