@@ -19,6 +19,7 @@ import picolab as pico
 from picolab import comm
 from picolab.model import Transformer, global_tensors, initialise
 from picolab.training import TrainConfig, trainer
+from picolab.training.result import TrainResult
 from picolab.training.text import Text
 
 SHAPE = dict(hidden=32, ffn=48, layers=2, heads=8, kv_heads=4, vocab=256, seq=16)
@@ -187,7 +188,7 @@ def masked_run(layout, micro_batch, accumulate, mutant="none"):
         **{name: value for name, value in RUN.items() if name not in SHAPE},
     )
     ranks = pico.run(train_wrongly, config, MUTANTS[mutant], world_size=config.layout.world)
-    return trainer.TrainResult.of(config, ranks)
+    return TrainResult.of(config, ranks)
 
 
 @pytest.fixture(scope="module")
