@@ -90,7 +90,10 @@ class Keeper(Observer):
         self._found = found
 
     def start(self, run) -> None:
-        self._found.place, self._found.start = dict(comm.mesh().coordinates), held(run.model)
+        self._found.place, self._found.start = (
+            dict(comm.mesh().coordinates),
+            held(run.parallel.parameters()),
+        )
 
     def end(self, run) -> None:
-        self._found.end = held(run.model)
+        self._found.end = held(run.parallel.parameters())

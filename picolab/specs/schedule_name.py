@@ -21,6 +21,7 @@ from typing import NamedTuple
 SCHEDULES = ("1f1b", "gpipe", "interleaved", "zb-h1", "zb-v", "dualpipe-v")
 MOST_STAGES = 16  # on a rank: beyond it a stage would be a fraction of a layer of any real model
 _FOLDED = ("zb-v", "dualpipe-v")
+_SPLIT = ("zb-h1", *_FOLDED)
 _INTERLEAVED = re.compile(r"interleaved-v(\d{1,6})")
 
 
@@ -56,6 +57,11 @@ class ScheduleName(NamedTuple):
         if self.family == "interleaved" and self.stages_a_rank != 2:
             return f"interleaved-v{self.stages_a_rank}"
         return self.family
+
+    @property
+    def splits_backward(self) -> bool:
+        """Whether gradients of weights (W) come apart from those of inputs (B)."""
+        return self.family in _SPLIT
 
     def stage_ranks(self, ranks: int) -> tuple[int, ...]:
         """The rank of each stage."""

@@ -99,6 +99,12 @@ class TrainConfig:
         if self.layout.pp > 1:
             name = ScheduleName.parse(self.layout.schedule)
             name.check_micro_batches(self.layout.pp, self.accumulate)
+            if self.layout.sp and self.sp_inputs == "gather" and name.splits_backward:
+                raise ValueError(
+                    f"sp_inputs='gather' gathers a product's input again in its backward, and "
+                    f"{name} keeps that input for its weight gradient; take sp_inputs='keep', or "
+                    "1f1b"
+                )
 
     def _check_numbers(self) -> None:
         for name in ("steps", "micro_batch", "accumulate", "bucket_bytes"):

@@ -106,8 +106,8 @@ def judge(learner, attempt: Attempt) -> None:
     attempt.along(axis)
     sizes = [weight.numel() * weight.element_size() for weight in weights]
     buckets = len(costs.buckets(sizes, values["bucket_bytes"]))
-    attempt.budget("all_reduce", count=2 * buckets)
-    attempt.budget("all_reduce", payload_bytes=2 * sum(sizes))
+    attempt.budget("all_reduce", count=2 * buckets, at_least=2 * buckets)
+    attempt.budget("all_reduce", payload_bytes=2 * sum(sizes), least_bytes=2 * sum(sizes))
 
 
 class _Step:

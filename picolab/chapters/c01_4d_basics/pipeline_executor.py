@@ -93,8 +93,9 @@ def judge(learner, attempt: Attempt) -> None:
     )
     neighbours = (stage > 0) + (stage < stages - 1)
     one = drawn[0, 0].numel() * drawn.element_size()
-    attempt.budget("send", count=neighbours * m)
-    attempt.budget("send", payload_bytes=neighbours * m * one)
+    attempt.budget("send", count=neighbours * m, at_least=neighbours * m)
+    sent = neighbours * m * one
+    attempt.budget("send", payload_bytes=sent, least_bytes=sent)
 
 
 def _orders(schedule: str, stages: int, m: int) -> list[list[str]]:

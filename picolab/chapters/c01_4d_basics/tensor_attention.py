@@ -126,8 +126,9 @@ def judge(learner, attempt: Attempt) -> None:
     attempt.require(
         len(forward) <= 1, f"forward takes {len(forward)} all-reduces, and one is enough"
     )
-    attempt.budget("all_reduce", count=2)
-    attempt.budget("all_reduce", payload_bytes=2 * x.numel() * x.element_size())
+    both = 2 * x.numel() * x.element_size()
+    attempt.budget("all_reduce", count=2, at_least=2, axis="tp")
+    attempt.budget("all_reduce", payload_bytes=both, least_bytes=both, axis="tp")
 
 
 def _attention(x, weights, heads: int, kv_heads: int, mesh):

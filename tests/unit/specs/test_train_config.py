@@ -71,6 +71,10 @@ def test_a_run_is_told_whole_in_json():
         (dict(layout="cp2", seq=6), r"seq is 6 \(take 4 or 8\)"),
         (dict(layout="dp2sp"), r"tp is 1; the nearest layout of 2 ranks that works is dp2$"),
         (dict(layout="dp2xx3"), r"'xx' is not an axis"),
+        (
+            dict(layout="tp2pp2sp:zb-h1", sp_inputs="gather"),
+            r"zb-h1 keeps that input for its weight gradient; take sp_inputs='keep'",
+        ),
         (dict(model="tiny-moe"), r"tiny-moe has experts, which cannot be trained yet"),
         (dict(model="tinny"), r"did you mean 'tiny'"),
         (dict(model=3), r"model is 3"),

@@ -1,4 +1,4 @@
-"""Wrong answers to 4d.dp.hooks, and what each author must be told."""
+"""Wrong answers to 4d.dp.hooks, what each author must be told, and right ones."""
 
 import torch
 
@@ -118,6 +118,79 @@ def over_the_whole_world(parameters, axis, bucket_bytes):
     return _ddp(parameters, "world", bucket_bytes)
 
 
+def keeps_bins(parameters, axis, bucket_bytes):
+    n = pico.comm.mesh().size(axis)
+
+    class Bin:
+        def __init__(self, members):
+            self.members, self.there, self.work = [parameters[i] for i in members], 0, None
+
+        def fire(self):
+            parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.members]
+            flat = torch.cat([part.reshape(-1) for part in parts])
+            self.work = pico.comm.all_reduce(flat, axis, "bin", async_op=True)
+
+        def land(self):
+            flat, at = self.work.wait() / n, 0
+            for p in self.members:
+                p.grad = flat[at : at + p.numel()].view_as(p)
+                at += p.numel()
+            self.there, self.work = 0, None
+
+    sizes = [p.numel() * p.element_size() for p in parameters]
+    bins = [Bin(members) for members in pico.costs.buckets(sizes, bucket_bytes)]
+    home = {p: one for one in bins for p in one.members}
+
+    def hook(p):
+        home[p].there += 1
+        for one in bins:
+            if one.work is None:
+                if one.there < len(one.members):
+                    break
+                one.fire()
+
+    def finish():
+        for one in bins:
+            if one.work is None:
+                one.fire()
+        for one in bins:
+            one.land()
+
+    for p in parameters:
+        p.register_post_accumulate_grad_hook(hook)
+    return finish
+
+
+def divides_before_it_sends(parameters, axis, bucket_bytes):
+    n, left, sent = pico.comm.mesh().size(axis), [], []
+    sizes = [p.numel() * p.element_size() for p in parameters]
+    groups = [[parameters[i] for i in g] for g in pico.costs.buckets(sizes, bucket_bytes)]
+
+    def go(last):
+        while len(sent) < len(groups):
+            group = groups[len(sent)]
+            if not last and any(all(p is not q for q in left) for p in group):
+                return
+            parts = [torch.zeros_like(p) if p.grad is None else p.grad / n for p in group]
+            flat = torch.cat([part.flatten() for part in parts])
+            sent.append(pico.comm.all_reduce(flat, axis, "mean of a bucket", async_op=True))
+
+    def hook(p):
+        left.append(p)
+        go(last=False)
+
+    def finish():
+        go(last=True)
+        for group, work in zip(groups, sent):
+            for p, part in zip(group, work.wait().split([p.numel() for p in group])):
+                p.grad = part.view_as(p)
+        left.clear(), sent.clear()
+
+    for p in parameters:
+        p.register_post_accumulate_grad_hook(hook)
+    return finish
+
+
 MUTANTS = {
     starts_all_in_finish: "was not started before the next gradient came",
     starts_what_is_full_first: "another parameter's was added",
@@ -134,3 +207,5 @@ MUTANTS = {
     returns_nothing: "my_ddp returns no function",
     over_the_whole_world: "it communicates over the ranks",
 }
+
+RIGHT = (keeps_bins, divides_before_it_sends)

@@ -1,4 +1,4 @@
-"""Wrong answers to 4d.pp.executor, and what each author must be told."""
+"""Wrong answers to 4d.pp.executor, what each author must be told, and right ones."""
 
 import torch
 
@@ -124,6 +124,97 @@ def takes_the_gradients_of_the_last_micro_batch(order, forward, shape):
     return _executor(order, watching, shape, last_only=weight)
 
 
+def waits_at_the_end(order, forward, shape):
+    _by_hand(order, forward, shape)
+
+
+def _same(tensor):
+    return tensor
+
+
+def _by_hand(order, forward, shape, dy_of=_same, again=False, dx_of=_same, late=False):
+    mesh = comm.mesh()
+    stage, last = mesh.rank("pp"), mesh.size("pp") - 1
+    held, sent, kept = {}, [], []
+
+    def receive(source, reason):
+        return comm.recv(torch.empty(shape, dtype=torch.float64), source, "pp", reason)
+
+    for action in order:
+        i = int(action[1:])
+        if action[0] == "F":
+            x = receive(stage - 1, "x").requires_grad_() if stage else None
+            held[i] = x, forward(i, x)
+            if stage < last:
+                y = held[i][1].detach()
+                sent.append(comm.send(y, stage + 1, "pp", "y", async_op=True))
+            continue
+        x, y = held.pop(i)
+        if again:
+            y = forward(i, x)
+        torch.autograd.backward(y, dy_of(receive(stage + 1, "dy")) if stage < last else None)
+        if stage and late:
+            kept.append(x)
+        elif stage:
+            sent.append(comm.send(dx_of(x.grad), stage - 1, "pp", "dx", async_op=True))
+    for x in kept:
+        sent.append(comm.send(x.grad, stage - 1, "pp", "dx", async_op=True))
+    for work in sent:
+        work.wait()
+
+
+def one_generator_a_micro_batch(order, forward, shape):
+    mesh = comm.mesh()
+    stage, last = mesh.rank("pp"), mesh.size("pp") - 1
+    flying = []
+
+    def receive(source, reason):
+        return comm.recv(torch.empty(*shape, dtype=torch.float64), source, "pp", reason)
+
+    def life(i):
+        x = receive(stage - 1, "activation").requires_grad_() if stage else None
+        y, down = forward(i, x), None
+        if stage < last:
+            down = comm.send(y.detach(), stage + 1, "pp", "activation", async_op=True)
+        yield
+        if down is None:
+            y.backward()
+        else:
+            dy = receive(stage + 1, "gradient")
+            down.wait()
+            y.backward(dy)
+        if stage:
+            flying.append(comm.send(x.grad, stage - 1, "pp", "gradient", async_op=True))
+        yield
+
+    lives = {}
+    for action in order:
+        i = int(action[1:])
+        if action[0] == "F":
+            lives[i] = life(i)
+        next(lives[i])
+        if action[0] == "B":
+            lives.pop(i).close()
+    for work in flying:
+        work.wait()
+
+
+def takes_ones_for_the_gradient(order, forward, shape):
+    _by_hand(order, forward, shape, dy_of=torch.ones_like)
+
+
+def runs_forward_twice(order, forward, shape):
+    _by_hand(order, forward, shape, again=True)
+
+
+def sends_the_negative_gradient(order, forward, shape):
+    _by_hand(order, forward, shape, dx_of=torch.neg)
+
+
+def sends_gradients_at_the_end(order, forward, shape):
+    _by_hand(order, forward, shape, late=True)
+
+
 MUTANTS = {
     all_forwards_first: "its order asks for",
     sends_and_waits: "they wait for ever",
@@ -135,4 +226,10 @@ MUTANTS = {
     forgets_the_backwards: "its order asks for",
     runs_backward_without_the_neighbours_gradient: "the gradient of this stage's weight is wrong",
     takes_the_gradients_of_the_last_micro_batch: "that of the last micro-batch alone",
+    takes_ones_for_the_gradient: "the gradient of this stage",
+    runs_forward_twice: "F",
+    sends_the_negative_gradient: "the gradient of this stage",
+    sends_gradients_at_the_end: "they wait for ever",
 }
+
+RIGHT = (waits_at_the_end, one_generator_a_micro_batch)

@@ -1,4 +1,4 @@
-"""Wrong answers to 4d.cp.backward, and what each author must be told."""
+"""Wrong answers to 4d.cp.backward, what each author must be told, and right ones."""
 
 import torch
 
@@ -88,6 +88,40 @@ def returns_two(*arguments):
     return _backward(*arguments)[:2]
 
 
+def keeps_its_own_share_at_home(dout, q, k, v, out, lse, attend_backward):
+    dq, dk, dv = attend_backward(dout, q, k, v, out, lse)
+    kv, travelling = torch.stack((k, v)), None
+    for _ in range(comm.mesh().size("cp") - 1):
+        kv = comm.shift(kv, "cp", "keys and values")
+        more, *shares = attend_backward(dout, q, *kv, out, lse)
+        dq, share = dq + more, torch.stack(shares)
+        share = share if travelling is None else travelling + share
+        travelling = comm.shift(share, "cp", "gradients")
+    return (dq, dk, dv) if travelling is None else (dq, dk + travelling[0], dv + travelling[1])
+
+
+def adds_dq_up_at_the_end(dout, q, k, v, out, lse, attend_backward):
+    cp, kv, parts, d_kv = comm.mesh().size("cp"), torch.stack((k, v)), [], None
+    for hop in range(cp):
+        part, *shares = attend_backward(dout, q, kv[0], kv[1], out, lse)
+        parts.append(part)
+        share = torch.stack(shares)
+        d_kv = comm.shift(share if d_kv is None else d_kv + share, "cp", "home")
+        if hop < cp - 1:
+            kv = comm.shift(kv, "cp", "on")
+    return torch.stack(parts).sum(0), d_kv[0], d_kv[1]
+
+
+def swaps_dk_and_dv(dout, q, k, v, out, lse, attend_backward):
+    dq, dk, dv = adds_dq_up_at_the_end(dout, q, k, v, out, lse, attend_backward)
+    return dq, dv, dk
+
+
+def takes_the_mean_over_blocks(dout, q, k, v, out, lse, attend_backward):
+    dq, dk, dv = adds_dq_up_at_the_end(dout, q, k, v, out, lse, attend_backward)
+    return dq / comm.mesh().size("cp"), dk, dv
+
+
 MUTANTS = {
     leaves_the_last_hop_out: "one more hop brings it home",
     adds_up_at_home: "the share of a block belongs to its owner",
@@ -101,4 +135,8 @@ MUTANTS = {
     goes_round_the_whole_world: "it communicates over the ranks",
     sums_over_all_ranks: "it uses all-reduces",
     returns_two: "asked for is `return dq, dk, dv`",
+    swaps_dk_and_dv: "dk",
+    takes_the_mean_over_blocks: "dq",
 }
+
+RIGHT = (keeps_its_own_share_at_home, adds_dq_up_at_the_end)

@@ -1,9 +1,10 @@
-"""Wrong answers to 4d.tp.attention, and what each author must be told."""
+"""Wrong answers to 4d.tp.attention, what each author must be told, and right ones."""
 
 import torch
 import torch.nn.functional as F
 
 from picolab import comm, costs
+from picolab.chapters.c01_4d_basics.tensor_attention import HEAD
 
 SIZE = 3
 
@@ -113,6 +114,114 @@ def returns_a_function(*arguments):
     return _attention(*arguments).forward
 
 
+def _by_hand(draw, hidden, heads, kv_heads, scale=None, mask=True, group=None, residual=False):
+    """Heads by einsum, f as a hook, g as a sum that autograd does not see."""
+    mesh, size = comm.mesh(), HEAD
+    group_of = heads // kv_heads
+    q, k, v = (draw(n * size, hidden) for n in (heads, kv_heads, kv_heads))
+    o = draw(hidden, heads * size)
+    own = costs.even_slices(kv_heads, mesh.size("tp"))[mesh.rank("tp")]
+    count = own.stop - own.start
+    columns = slice(own.start * group_of * size, own.stop * group_of * size)
+    rows = slice(own.start * size, own.stop * size)
+
+    class Attention(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            for name, part in (("q", q[columns]), ("k", k[rows]), ("v", v[rows])):
+                setattr(self, name, torch.nn.Parameter(part.clone()))
+            self.o = torch.nn.Parameter(o[:, columns].clone())
+
+        def forward(self, x):
+            x = x.view_as(x)
+            x.register_hook(lambda d: comm.all_reduce(d.clone(), "tp", "dx"))
+            batch, seq, _ = x.shape
+            if group == "neighbours":
+                queries = (x @ self.q.T).view(batch, seq, group_of, count, size).transpose(2, 3)
+            else:
+                queries = (x @ self.q.T).view(batch, seq, count, group_of, size)
+            keys, values = ((x @ w.T).view(batch, seq, count, size) for w in (self.k, self.v))
+            scores = torch.einsum("bikge,bjke->bkgij", queries, keys) / (scale or size) ** 0.5
+            if mask:
+                scores = scores + torch.full((seq, seq), -torch.inf, dtype=x.dtype).triu(1)
+            mixed = torch.einsum("bkgij,bjke->bikge", scores.softmax(-1), values)
+            if group == "neighbours":
+                mixed = mixed.transpose(2, 3)
+            part = mixed.reshape(batch, seq, -1) @ self.o.T
+            total = comm.all_reduce(part.detach().clone(), "tp", "output")
+            y = part + (total - part.detach())
+            return y + x if residual else y
+
+    return Attention()
+
+
+def heads_by_einsum(draw, hidden, heads, kv_heads):
+    return _by_hand(draw, hidden, heads, kv_heads)
+
+
+def scales_by_the_whole_width(draw, hidden, heads, kv_heads):
+    return _by_hand(draw, hidden, heads, kv_heads, scale=hidden)
+
+
+def groups_queries_the_other_way(draw, hidden, heads, kv_heads):
+    return _by_hand(draw, hidden, heads, kv_heads, group="neighbours")
+
+
+def adds_the_residual(draw, hidden, heads, kv_heads):
+    return _by_hand(draw, hidden, heads, kv_heads, residual=True)
+
+
+def sums_objects(draw, hidden, heads, kv_heads):
+    import torch.distributed as dist
+
+    module = _by_hand(draw, hidden, heads, kv_heads)
+    dist.all_gather_object([None] * dist.get_world_size(), 1)
+    return module
+
+
+class _F(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, dx):
+        return comm.all_reduce(dx.clone(), "tp", "f")
+
+
+class _G(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, y):
+        return comm.all_reduce(y.clone(), "tp", "g")
+
+    @staticmethod
+    def backward(ctx, dy):
+        return dy
+
+
+def head_by_head(draw, hidden, heads, kv_heads):
+    whole = [draw(n * HEAD, hidden) for n in (heads, kv_heads, kv_heads)]
+    o, mesh = draw(hidden, heads * HEAD), comm.mesh()
+    own = costs.even_slices(kv_heads, mesh.size("tp"))[mesh.rank("tp")]
+    module, group = torch.nn.Module(), heads // kv_heads
+    of = lambda w, head: w[head * HEAD : (head + 1) * HEAD]  # noqa: E731
+    queries = [head * group + i for head in own for i in range(group)]
+    for name, w, mine in zip("qkv", whole, (queries, own, own)):
+        setattr(module, name, torch.nn.Parameter(torch.cat([of(w, head) for head in mine])))
+    module.o = torch.nn.Parameter(torch.cat([of(o.T, head) for head in queries]).T.contiguous())
+
+    def forward(x):
+        x, outputs = _F.apply(x), []
+        for i in range(len(queries)):
+            heads_of = ((module.q, i), (module.k, i // group), (module.v, i // group))
+            q, k, v = (x @ of(w, head).T for w, head in heads_of)
+            outputs.append(F.scaled_dot_product_attention(q, k, v, is_causal=True))
+        return _G.apply(torch.cat(outputs, -1) @ module.o.T)
+
+    module.forward = forward
+    return module
+
+
 MUTANTS = {
     leaves_out_the_sum_of_the_output: "the ranks' summands are to be added up",
     draws_its_own_shards: "under one seed all ranks have the same shards",
@@ -124,4 +233,10 @@ MUTANTS = {
     forgets_causality: "the output is wrong",
     adds_over_the_whole_world: "it communicates over the ranks",
     returns_a_function: "returns no torch.nn.Module",
+    scales_by_the_whole_width: "the output is wrong",
+    groups_queries_the_other_way: "the output is wrong",
+    adds_the_residual: "the output is wrong",
+    sums_objects: "object",
 }
+
+RIGHT = (heads_by_einsum, head_by_head)
