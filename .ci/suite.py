@@ -62,6 +62,7 @@ class Suite:
         report = self.scratch / f"{len(self.outcomes)}.xml"
         coverage = coverage and self.weekly
         start = ["coverage", "run", "-m", "pytest"] if coverage else ["pytest", *TWO_AT_ONCE]
+        start += [] if words[: len(NBVAL)] == NBVAL else ["-p", "no:nbval"]  # two seconds a process
         markers = " and ".join(filter(None, (only, "" if self.weekly else "not weekly")))
         status, seconds = self._run(
             step,
