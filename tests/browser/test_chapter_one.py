@@ -18,9 +18,7 @@ from lab_driver import Lab, find_browser
 
 NOTEBOOK = Path(__file__).resolve().parents[2] / "notebooks" / "01_4d_basics.ipynb"
 
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.timeout(600),
+NEEDS_A_BROWSER = [
     pytest.mark.skipif(
         importlib.util.find_spec("playwright") is None,
         reason="playwright is not installed (make test installs it)",
@@ -28,6 +26,11 @@ pytestmark = [
     pytest.mark.skipif(
         find_browser() is None, reason="no Chromium or Chrome here (apt-get install chromium)"
     ),
+]
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.timeout(600),
+    *NEEDS_A_BROWSER,
 ]
 
 

@@ -7,23 +7,15 @@ black or white and held by tests/unit/show/test_picture.py; they are left out he
 The mutant is the figures' own grey, without the rule that makes it the page's colour.
 """
 
-import importlib.util
-
 import pytest
-from lab_driver import Lab, find_browser
-from test_chapter_one import wait_until
+from lab_driver import Lab
+from test_chapter_one import NEEDS_A_BROWSER, wait_until
 from test_quiz import write
 
 pytestmark = [
     pytest.mark.browser,
     pytest.mark.timeout(400),
-    pytest.mark.skipif(
-        importlib.util.find_spec("playwright") is None,
-        reason="playwright is not installed (make test installs it)",
-    ),
-    pytest.mark.skipif(
-        find_browser() is None, reason="no Chromium or Chrome here (apt-get install chromium)"
-    ),
+    *NEEDS_A_BROWSER,
 ]
 
 FIGURES = {

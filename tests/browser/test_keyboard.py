@@ -5,23 +5,15 @@ Catches a button that Tab never reaches, radio buttons that are a stop each, key
 takes for its own (an arrow that leaves the cell), and a Stop that is dead after a reload.
 """
 
-import importlib.util
-
 import pytest
-from lab_driver import Lab, find_browser
-from test_chapter_one import Panel, wait_until
+from lab_driver import Lab
+from test_chapter_one import NEEDS_A_BROWSER, Panel, wait_until
 from test_quiz import write
 
 pytestmark = [
     pytest.mark.browser,
     pytest.mark.timeout(400),
-    pytest.mark.skipif(
-        importlib.util.find_spec("playwright") is None,
-        reason="playwright is not installed (make test installs it)",
-    ),
-    pytest.mark.skipif(
-        find_browser() is None, reason="no Chromium or Chrome here (apt-get install chromium)"
-    ),
+    *NEEDS_A_BROWSER,
 ]
 
 PANEL = """import picolab as pico

@@ -9,26 +9,19 @@ be seen, a card wider than a narrow window, text that a theme swallows, a link t
 an error in the browser's console, and grades that do not reach the log.
 """
 
-import importlib.util
 import json
 from pathlib import Path
 
 import pytest
-from lab_driver import Lab, find_browser
-from test_chapter_one import wait_until
+from lab_driver import Lab
+from test_chapter_one import NEEDS_A_BROWSER, wait_until
 
 BANK = Path(__file__).parents[1] / "unit" / "interview" / "practice_bank"
 
 pytestmark = [
     pytest.mark.browser,
     pytest.mark.timeout(300),
-    pytest.mark.skipif(
-        importlib.util.find_spec("playwright") is None,
-        reason="playwright is not installed (make test installs it)",
-    ),
-    pytest.mark.skipif(
-        find_browser() is None, reason="no Chromium or Chrome here (apt-get install chromium)"
-    ),
+    *NEEDS_A_BROWSER,
 ]
 
 _FOCUSED = """() => {

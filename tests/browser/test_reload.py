@@ -6,26 +6,19 @@ and a saved notebook that needs its kernel to show what happened. The mutant, an
 replaced by display id alone, stays as it was: the test sees the difference.
 """
 
-import importlib.util
 import json
 import time
 from pathlib import Path
 
 import pytest
-from lab_driver import Lab, find_browser
-from test_chapter_one import wait_until
+from lab_driver import Lab
+from test_chapter_one import NEEDS_A_BROWSER, wait_until
 from test_quiz import write
 
 pytestmark = [
     pytest.mark.browser,
     pytest.mark.timeout(400),
-    pytest.mark.skipif(
-        importlib.util.find_spec("playwright") is None,
-        reason="playwright is not installed (make test installs it)",
-    ),
-    pytest.mark.skipif(
-        find_browser() is None, reason="no Chromium or Chrome here (apt-get install chromium)"
-    ),
+    *NEEDS_A_BROWSER,
 ]
 
 PLOTLY = "application/vnd.plotly.v1+json"
