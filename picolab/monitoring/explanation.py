@@ -238,7 +238,7 @@ def explain_events(events: History, step: int | None = None, name: str = "this r
         ranks = whole[chosen]
         begins = {rank: float(data["began"]) for rank, data in ranks.items()}
         seconds = {rank: float(data["seconds"]) for rank, data in ranks.items()}
-        queued = {rank: data["queued_s"] for rank, data in ranks.items()}
+        queued = {rank: data.get("queued_s") for rank, data in ranks.items()}
         before = whole.get(chosen - 1, {})
         ends = {rank: data["began"] + data["seconds"] for rank, data in before.items()}
     except (KeyError, TypeError):

@@ -198,8 +198,9 @@ class Replays:
         return Cause("uneven stages", sentence, self.what_if(even_stages=True))
 
     def _few(self) -> Cause:
-        times, transfer = self.graph.measured, [node.transfer for node in self.graph.nodes]
-        now = self._simulate(times, transfer, self.micro_batches)
+        # At free links: what messages add to every round is theirs, and no micro-batches hide it.
+        free = [0.0] * len(self.graph.nodes)
+        now = self._simulate(self.graph.measured, free, self.micro_batches)
         seconds = self.step_s - max(0.0, float(now.makespan) - max(map(float, now.busy)))
         m, p = self.micro_batches, self.layout.pp
         sentence = (
