@@ -114,7 +114,7 @@ def test_the_slow_rank_is_named_and_not_the_one_that_waits_longest():
     assert rank_seconds(replays.graph)[0].waiting == pytest.approx({1: 0.12})
 
 
-# -- a pipeline -------------------------------------------------------------------------------------
+# -- a pipeline -----------------------------------------------------------------------------------
 
 
 def pipeline(name, p, m, *, forward=1.0, backward=2.0, transfer=0.0):
@@ -196,7 +196,9 @@ def test_messages_that_take_long_are_the_cause():
 
 def test_what_is_asked_must_make_sense():
     _, replays = pipeline("1f1b", 2, 4)
-    with pytest.raises(ValueError, match="micro_batches is 2.5; it is a whole number of 1 or more"):
+    with pytest.raises(
+        ValueError, match=r"micro_batches is 2\.5; it is a whole number of 1 or more"
+    ):
         replays.what_if(micro_batches=2.5)
     with pytest.raises(ValueError, match="no communication of this step has the reason 'dp: loss'"):
         replays.what_if(free_communication="dp: loss")
