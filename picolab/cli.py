@@ -254,7 +254,8 @@ class Plan:
 
     picolab plan --model llama-3-70b --gpus 256 --hardware h100 --seq 8192 --global-batch 1024
 
-    With --layout that one is judged, and told what would save it if it dies."""
+    With --layout that one is judged, and told what would save it if it dies. Shard groups of ZeRO
+    (dp8zero3shard4) and the schedule dualpipe-v are judged there, and not searched."""
 
     model: Annotated[str, arg(metavar="NAME|PATH")] = "llama-3-8b"
     """a preset, or a folder with a Hugging Face config.json"""

@@ -85,7 +85,8 @@ def step_ledger(
         zero: gradient shards                each bucket    1/n of it  all-reduce over the groups
         zero: updated parameters             each bucket               all-gather; stages 1, 2
         zero: parameters, forward            each mb: embedding, each block, norm and head; stage 3
-        zero: parameters, backward           each mb: the same without the embedding
+        zero: parameters, backward           each mb: the same without the embedding and, where
+                                             there is no pipeline, without norm and head
 
     A rank with several stages has the messages of each, but for those between two of its own. An
     axis of size 1 has no entries. Sources: arXiv 1909.08053, section 3 (layers, embedding and
@@ -234,6 +235,8 @@ class _Step:
             self.add("all_gather", axis, "zero: updated parameters", filled)
         else:
             again = uses[1:] if self.first else uses
+            if self.layout.pp == 1:  # the last is kept for its backward
+                again = again[:-1]
             for when, groups in (("forward", uses), ("backward", again)):
                 gathers = lines(groups) * self.accumulate
                 self.add("all_gather", axis, f"zero: parameters, {when}", gathers)

@@ -9,7 +9,12 @@
 
 The strip is the whole thing, and what the rank holds of it is filled. Ranks with the same colour
 and letter in a column hold the same; what no axis cuts is grey. Norms are not drawn: every rank of
-a stage has them whole. Nor is ZeRO: of what a rank computes with, it keeps rows.
+a stage has them whole.
+
+Under ZeRO ranks that compute with the same matrix each keep some of its rows. Then a matrix is
+filled pale, and its rank's rows are full: upright bands (outputs are rows), in a table flat ones.
+Rows are dealt out over a whole parameter, q, k and v being one and gate and up another: so of two
+ranks one may keep all of gate and the other all of up. That is why they have columns of their own.
 
 It is a table of small pictures and not one large picture: a screen reader reads its cells, and it
 can be made anew at every press of a button. Where things are cut is what `costs` says;
@@ -41,6 +46,8 @@ class Part(NamedTuple):
     of: int
     flat: bool = False  # a matrix that is cut along its inputs
     cut: bool = True  # False: every rank that holds it holds all of it
+    kept: range | None = None  # ZeRO: of the matrix's rows, those that this rank keeps
+    rows: int = 0
 
     @property
     def letter(self) -> str:
@@ -83,6 +90,7 @@ def parts(
     keys = config.kv_heads * size
     heads = costs.head_slices(config.heads, config.kv_heads, layout.tp, tp)
     q, kv = ((range(held.start * size, held.stop * size),) for held in heads)
+    group = layout.size(layout.shard_axis) if layout.zero else 1
     head = tp // layout.head_copies(config)  # neighbours may hold the same
     rows = cut(config.vocab)
     ffn = cut(config.ffn)
@@ -92,14 +100,43 @@ def parts(
         Part("tokens", "cp", cp, _joined(tokens), config.seq),
         Part("layers", "pp", pp, _joined(list(stages.values())), config.layers),
         Part("q", "tp", tp, q, queries),
-        Part("k, v", "tp", head, kv, keys),
+        *(Part(name, "tp", head, kv, keys) for name in (("k", "v") if group > 1 else ("k, v",))),
         Part("o", "tp", tp, q, queries, flat=True),
-        Part("gate, up", "tp", tp, ffn, config.ffn),
+        *(
+            Part(name, "tp", tp, ffn, config.ffn)
+            for name in (("gate", "up") if group > 1 else ("gate, up",))
+        ),
         Part("down", "tp", tp, ffn, config.ffn, flat=True),
         Part("embed", "tp", tp, rows if first else (), config.vocab, flat=True),
         Part("head", "tp", tp, rows if last else (), config.vocab, flat=True),
     ]
-    return [part._replace(cut=layout.axes[part.axis] > 1) for part in found]
+    found = [part._replace(cut=layout.axes[part.axis] > 1) for part in found]
+    if group == 1:
+        return found
+    (line,) = (line for line in layout.lines(layout.shard_axis) if rank in line)
+    return _with_kept_rows(found, config, group, line.index(rank))
+
+
+# The matrices that are stacked in one parameter.
+_PARAMETERS = (("q", "k", "v"), ("o",), ("gate", "up"), ("down",), ("embed",), ("head",))
+
+
+def _with_kept_rows(found: list[Part], config: ModelConfig, n: int, index: int) -> list[Part]:
+    """With the rows of each that ZeRO leaves to the index-th of n ranks, as zero.py deals them."""
+    of = {part.thing: part for part in found}
+    for names in _PARAMETERS:
+        # (o and down have an output for each number of the residual stream)
+        whole = [range(config.hidden) if name in ("o", "down") else None for name in names]
+        here = [all_ or (*of[name].held, range(0))[0] for all_, name in zip(whole, names)]
+        if not any(here):  # another stage's
+            continue
+        mine, first = costs.even_slices(sum(map(len, here)), n)[index], 0
+        for name, all_, rows in zip(names, whole, here):
+            start, stop = (min(max(end - first, 0), len(rows)) for end in (mine.start, mine.stop))
+            total = config.hidden if all_ else of[name].of
+            of[name] = of[name]._replace(kept=rows[start:stop], rows=total)
+            first += len(rows)
+    return list(of.values())
 
 
 def placement_figure(
@@ -117,7 +154,7 @@ def placement_figure(
     accumulate   micro-batches of one replica in a step
 
     Raises ValueError for a layout that cannot split the model, and for what has no such slices
-    (experts, ZeRO 3).
+    (experts).
     """
     if isinstance(config, str):
         config = ModelConfig.preset(config)
@@ -173,8 +210,13 @@ class Placement:
             f'<table style="{_TABLE}"><thead><tr>'
             f'<th scope="col" style="{_HEAD};width:92px">rank</th>{heads}'
             f"</tr></thead><tbody>{body}</tbody></table>"
-            f'<div style="font-size:12px;line-height:16px">{_LEGEND}</div></div>'
+            f'<div style="font-size:12px;line-height:16px">{self._legend}</div></div>'
         )
+
+    @property
+    def _legend(self) -> str:
+        zero = any(part.kept is not None for part in self.parts[0])
+        return _LEGEND + (_OF_ZERO[self.layout.zero - 1] if zero else "")
 
     def save(self, path: str | Path) -> Path:
         """Write it as .html (the picture) or .txt (the table of texts)."""
@@ -198,6 +240,14 @@ _LEGEND = (
     "same. Grey: not cut. Upright bands: cut along the outputs; flat ones: along the inputs or the "
     "vocabulary."
 )
+_OF_ZERO = [
+    f" Full colour, and rows: of which ZeRO leaves it {what}. Pale: what it only computes with."
+    for what in (
+        "optimizer states",
+        "optimizer states and gradients",
+        "optimizer states, gradients and parameters",
+    )
+]
 
 
 def _strip(part: Part) -> str:
@@ -205,6 +255,8 @@ def _strip(part: Part) -> str:
     has trusted yet is shown without its SVG."""
     colour = GROUPS[part.owner % len(GROUPS)] if part.cut else GREY
     filled = "".join(_band(piece, part, colour) for piece in part.held)
+    if part.kept:
+        filled += _kept_rows(part, colour)
     frame = (
         f'<rect class="whole" width="{_WIDTH}" height="{_HEIGHT}" fill="none" stroke="#808488" '
         'vector-effect="non-scaling-stroke"/>'
@@ -223,19 +275,41 @@ def _band(piece: range, part: Part, colour: str) -> str:
     x, y, width, height = start * _WIDTH, 0, size * _WIDTH, _HEIGHT
     if part.flat:
         x, y, width, height = 0, start * _HEIGHT, _WIDTH, size * _HEIGHT
+    return _rect("held", x, y, width, height, colour, 0.35 if part.rows else 1)
+
+
+def _kept_rows(part: Part, colour: str) -> str:
+    """Of what the rank holds, the rows that it keeps."""
+    (held,) = part.held
+    start, size = part.kept.start / part.rows, len(part.kept) / part.rows
+    if part.thing in ("embed", "head"):
+        return _rect("kept", 0, start * _HEIGHT, _WIDTH, size * _HEIGHT, colour)
+    y, height = 0, _HEIGHT
+    if part.flat:  # cut along inputs, and rows are outputs
+        y, height = held.start / part.of * _HEIGHT, len(held) / part.of * _HEIGHT
+    return _rect("kept", start * _WIDTH, y, size * _WIDTH, height, colour)
+
+
+def _rect(kind: str, x, y, width, height, colour: str, opacity: float = 1) -> str:
     return (
-        f'<rect class="held" x="{x:.9g}" y="{y:.9g}" width="{width:.9g}" height="{height:.9g}" '
-        f'fill="{colour}"/>'
+        f'<rect class="{kind}" x="{x:.9g}" y="{y:.9g}" width="{width:.9g}" height="{height:.9g}" '
+        f'fill="{colour}"' + (f' opacity="{opacity}"' if opacity < 1 else "") + "/>"
     )
 
 
 def _label(part: Part) -> str:
     text = part.text.replace("–", "–<wbr/>")  # in a narrow column a range is broken here
-    return f"<b>{part.letter}</b> {text}" if part.held and part.cut else text
+    text = f"<b>{part.letter}</b> {text}" if part.held and part.cut else text
+    return text + (f"<br>{_rows(part)}" if part.rows else "")
 
 
 def _said(part: Part) -> str:
-    return f"{part.letter} {part.text}" if part.held and part.cut else part.text
+    text = f"{part.letter} {part.text}" if part.held and part.cut else part.text
+    return text + (f", {_rows(part)}" if part.rows else "")
+
+
+def _rows(part: Part) -> str:
+    return f"rows {_span(part.kept)}" if part.kept else "no rows"
 
 
 def _named(layout: Layout, rank: int) -> str:

@@ -54,7 +54,7 @@ from picolab.model.parameters import Cut
 from picolab.parallel import zero_comm
 from picolab.parallel.buckets import ADDED_TO_A_SUM, Bucket, GradientBuckets, Slot, in_groups
 from picolab.parallel.whole import gather_shards
-from picolab.parallel.zero_comm import Sharded
+from picolab.parallel.zero_comm import Line, Sharded
 from picolab.parallel.zero_gather import GatheredModel, take_shards
 
 
@@ -172,22 +172,21 @@ class ZeroOptimizer(GradientBuckets):
 
     def after_step(self) -> None:
         """Everybody's rows of everything that was stepped."""
-        groups = [[self._of[slot.parameter] for slot in bucket.slots] for bucket in self._buckets]
-        self._fetch(groups, "zero: updated parameters")
+        if self.stage < 3:  # else they are gathered when they are needed
+            self._fetch(self._lines, "zero: updated parameters")
 
     def after_load(self) -> None:
-        everything = in_groups([of.whole for of in self.sharded], self.bucket_bytes)
-        groups = [[self._of[whole] for whole in group] for group in everything]
-        self._fetch(groups, "zero: loaded parameters")
+        if self.stage < 3:
+            everything = in_groups([of.whole for of in self.sharded], self.bucket_bytes)
+            lines = [Line([self._of[whole] for whole in group]) for group in everything]
+            self._fetch(lines, "zero: loaded parameters")
 
     @torch.no_grad()
-    def _fetch(self, groups: list[list[Sharded]], reason: str) -> None:
-        """All groups travel side by side, and one is unpacked while the next is under way."""
-        if self.stage == 3:
-            return  # gathered when they are needed
-        pending = [zero_comm.gather(group, self.axis, reason) for group in groups]
-        for group, under_way in zip(groups, pending):
-            zero_comm.unpack(group, under_way.wait())
+    def _fetch(self, lines: list[Line], reason: str) -> None:
+        """All travel at the same time, and one is unpacked while the next is under way."""
+        pending = [one.gather(self.axis, reason) for one in lines]
+        for one, under_way in zip(lines, pending):
+            one.unpack(under_way.wait())
 
     def zero_grad(self) -> None:
         for of in self.sharded:
@@ -200,11 +199,13 @@ class ZeroOptimizer(GradientBuckets):
 
     def _fill_buckets(self, bucket_bytes: int) -> None:
         """No memory yet: gradients stay where autograd puts them until they travel."""
-        self._buckets = []
+        self._buckets, self._lines = [], []
         for members in in_groups(self._trainable, bucket_bytes):
             bucket = Bucket(None, missing=len(members))
             bucket.slots = [Slot(parameter, None, bucket) for parameter in members]
             self._buckets.append(bucket)
+            if self.stage < 3:
+                self._lines.append(Line([self._of[parameter] for parameter in members]))
         self._slots = {slot.parameter: slot for bucket in self._buckets for slot in bucket.slots}
 
     def _put(self, slot: Slot) -> None:

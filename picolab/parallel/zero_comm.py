@@ -7,7 +7,9 @@ Of each parameter a rank has some rows; a collective wants one tensor, and as mu
 
 So shards are laid side by side, shorter ones padded. What a reduce-scatter takes and an all-gather
 gives is one such line for each rank; to make whole parameters of it, or it of whole gradients, rows
-are copied from place to place, once. (FSDP2 does the same, and calls it copy-in and copy-out.)
+are copied from place to place. (FSDP2 does the same, and calls it copy-in and copy-out.) Of a
+gather only the others' lines are copied: one's own rows need not travel, and shards that lie one
+behind the other in memory (`side_by_side`) are a line already.
 """
 
 import math
@@ -57,22 +59,55 @@ def pack(members: Sequence[Sharded], tensors: Sequence[torch.Tensor]) -> torch.T
     return torch.cat(parts)
 
 
-def gather(members: Sequence[Sharded], axis: str, reason: str) -> comm.Pending:
-    """Every rank's line of shards, under way."""
-    mine = [of.shard.detach().reshape(-1) for of in members]
-    padding = mine[0].new_zeros(line(members) - sum(part.numel() for part in mine))
-    return comm.all_gather(torch.cat([*mine, padding]), axis, reason, async_op=True)
+def side_by_side(members: Sequence[Sharded]) -> torch.Tensor:
+    """Move the shards into one memory, one behind the other; returns it."""
+    flat = torch.cat([of.shard.detach().reshape(-1) for of in members])
+    for of, part in zip(members, flat.split([of.shard.numel() for of in members])):
+        of.shard.data = part.view_as(of.shard)
+    return flat
 
 
-def unpack(members: Sequence[Sharded], lines: torch.Tensor) -> None:
-    """What `gather` gave, into the wholes."""
-    ranks = len(members[0].ends) - 1
-    sizes = [[of.numel(index) for of in members] for index in range(ranks)]
-    length = line(members)
-    parts = [
-        of_rank.split([*mine, length - sum(mine)])
-        for of_rank, mine in zip(lines.split(length), sizes)
-    ]
-    for i, of in enumerate(members):
-        # By .data: what autograd remembers of a parameter stays valid, its values are the same.
-        torch.cat([of_rank[i] for of_rank in parts], out=of.whole.data.view(-1))
+class Line:
+    """Shards that are gathered together.
+
+    flat: their memory, where they lie side by side. apart: the shards are no views of the wholes,
+    whose own rows then have to be copied too.
+    """
+
+    def __init__(
+        self, members: Sequence[Sharded], flat: torch.Tensor | None = None, apart: bool = False
+    ):
+        me, ranks = members[0].index, range(len(members[0].ends) - 1)
+        self._mine = [of.shard.detach().view(-1) for of in members] if flat is None else [flat]
+        missing = line(members) - sum(part.numel() for part in self._mine)
+        if missing:
+            self._mine.append(self._mine[0].new_zeros(missing))
+        self._sizes = []  # of the parts of all lines
+        self._from, self._to = [], []  # which part of them goes where
+        for index in ranks:
+            for of in members:
+                # By .data: what autograd remembers of a parameter stays valid, its values are the
+                # same.
+                place = of.whole.data[of.ends[index] : of.ends[index + 1]].view(-1)
+                if index != me and place.numel():
+                    self._from.append(len(self._sizes))
+                    self._to.append(place)
+                self._sizes.append(of.numel(index))
+            self._sizes.append(line(members) - sum(of.numel(index) for of in members))
+        self._own = []  # from where, and to where
+        for of in members if apart else ():
+            place = of.whole.data[of.ends[me] : of.ends[me + 1]].view(-1)
+            self._own.append((of.shard.detach().view(-1), place))
+
+    def gather(self, axis: str, reason: str) -> comm.Pending:
+        """Every rank's line, under way."""
+        mine = self._mine[0] if len(self._mine) == 1 else torch.cat(self._mine)
+        return comm.all_gather(mine, axis, reason, async_op=True, own=False)
+
+    def unpack(self, lines: torch.Tensor) -> None:
+        """What `gather` gave, into the wholes."""
+        parts = lines.split(self._sizes)
+        sources = [parts[i] for i in self._from] + [mine for mine, _ in self._own]
+        places = self._to + [place for _, place in self._own]
+        if places:
+            torch._foreach_copy_(places, sources)

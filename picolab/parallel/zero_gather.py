@@ -6,22 +6,25 @@
 What is gathered together is a *use*: the embedding, each block, and the last norm with the head.
 While one is computed with, the next is under way, so a rank holds two of them whole at most, beside
 its shards. Between forward and backward they are freed, and gathered again: that is why stage 3
-sends half as much again as stage 2, and in every micro-batch. (The embedding's backward needs no
-values, only which rows; it is not gathered twice.)
+sends half as much again as stage 2, and in every micro-batch. Two are gathered once: the last,
+whose backward follows its forward, and the embedding, whose backward needs no values, only rows.
 
 **With a pipeline** every micro-batch of a stage gathers the stage's blocks in its forward and again
-in its backward, and between the two lie other micro-batches: 2 m all-gathers of every block a step,
-which a pipeline's many micro-batches make dear. That is why few do it; where both are wanted, stage
-2 is taken, or parameters stay gathered for the whole step (torchtitan).
+in its backward, and between the two lie other micro-batches (so there the last is freed, too): 2 m
+all-gathers of every block a step, which a pipeline's many micro-batches make dear. That is why few
+do it; where both are wanted, stage 2 is taken, or parameters stay gathered for the whole step
+(torchtitan).
 
 How it is done: `whole` is the leaf that autograd knows. It stands in the module during forward, and
-what forward saved for backward is its memory. To free is to resize that memory to nothing, to
-gather is to resize it back and write it (not noticed by autograd's version counter: by `.data`);
-the module has its shard back at once, so that whoever looks at the model between steps sees what is
-kept. Twin: `torch.distributed.fsdp.fully_shard`, whose `reshard_after_forward` this is. Leaves out:
-leaving the last block gathered until its backward, recomputation.
+what forward saved for backward is its memory, one for all of a use. To free is to resize that
+memory to nothing, to gather is to resize it back and write it (not noticed by autograd's version
+counter: by `.data`); the module has its shard back at once, so that whoever looks at the model
+between steps sees what is kept. Twin: `torch.distributed.fsdp.fully_shard`, whose
+`reshard_after_forward` this is (its root, with embedding and head, is kept, too). Leaves out:
+recomputation.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -30,8 +33,7 @@ from torch import nn
 
 from picolab import comm
 from picolab.model import Piece, Transformer, meta_parameter
-from picolab.parallel import zero_comm
-from picolab.parallel.zero_comm import Sharded
+from picolab.parallel.zero_comm import Line, Sharded, side_by_side
 
 CutRows = Callable[[tuple[Piece, ...]], tuple[tuple[Piece, ...], tuple[int, ...]]]
 
@@ -73,67 +75,76 @@ def take_shards(model: nn.Module, cut: CutRows) -> list[Owned]:
 class Use:
     """Parameters that are used, gathered and freed together, by one module or several in a row."""
 
-    def __init__(self, modules: list[nn.Module], members: list[Sharded], axis: str):
-        self.modules, self.members, self.axis = modules, members, axis
-        self.places: list[tuple[nn.Module, str, Sharded]] = []
+    def __init__(
+        self,
+        modules: list[nn.Module],
+        places: list[tuple[nn.Module, str, Sharded]],
+        memories: list[torch.UntypedStorage],
+        line: Line,
+        axis: str,
+    ):
+        self.modules, self.axis, self._line = modules, axis, line
+        self._places, self._memories = places, [(memory, memory.nbytes()) for memory in memories]
         self.live = False
         self._pending: comm.Pending | None = None
 
     def start(self, when: str) -> None:
         """Let the other ranks' rows come, if they are not here or under way."""
         if not self.live and self._pending is None:
-            reason = f"zero: parameters, {when}"
-            self._pending = zero_comm.gather(self.members, self.axis, reason)
+            self._pending = self._line.gather(self.axis, f"zero: parameters, {when}")
 
     def ready(self, when: str) -> None:
         """From here on every parameter is whole."""
         self.start(when)
         if self._pending is not None:
             lines, self._pending = self._pending.wait(), None
-            for of in self.members:
-                of.whole.untyped_storage().resize_(of.whole.numel() * of.whole.element_size())
-            zero_comm.unpack(self.members, lines)
+            for memory, size in self._memories:
+                memory.resize_(size)
+            self._line.unpack(lines)
             self.live = True
 
     def free(self) -> None:
         if self.live:
-            for of in self.members:
-                of.whole.untyped_storage().resize_(0)
+            for memory, _ in self._memories:
+                memory.resize_(0)
             self.live = False
 
     def put(self, whole: bool) -> None:
         """What stands in the modules: the whole parameters, or the shards."""
-        for module, name, of in self.places:
-            setattr(module, name, of.whole if whole else of.shard)
+        for module, name, of in self._places:
+            # (setattr would ask each time whether the name is a parameter's)
+            module._parameters[name] = of.whole if whole else of.shard
 
 
 class GatheredModel:
     """A model of shards whose parameters are whole while they are used."""
 
     def __init__(self, model: Transformer, owners: list[Owned], axis: str):
-        self.sharded, places = [], {}
-        for owned in owners:
-            shard = getattr(*owned.places[0])
-            memory = torch.empty(owned.shape, dtype=shard.dtype, device=shard.device)
-            whole = nn.Parameter(memory, requires_grad=shard.requires_grad)
-            whole.pieces = owned.pieces
-            whole.untyped_storage().resize_(0)
-            of = Sharded(whole, shard, owned.ends, comm.mesh().rank(axis))
-            self.sharded.append(of)
-            places |= {place: of for place in owned.places}
+        known: dict[Owned, tuple[Sharded, torch.UntypedStorage]] = {}
         self.uses = []
         for modules in _in_order(model):
             inside = {inner for module in modules for inner in module.modules()}
-            here = [(*place, of) for place, of in places.items() if place[0] in inside]
-            members = list(dict.fromkeys(of for *_, of in here))
-            use = Use(modules, members, axis)
-            use.places = here
-            self.uses.append(use)
+            here = [(*place, owned) for owned in owners for place in owned.places]
+            here = [place for place in here if place[0] in inside]
+            used = list(dict.fromkeys(owned for *_, owned in here))
+            new = [owned for owned in used if owned not in known]  # a tied head is the embedding's
+            flat = None
+            if new:
+                known |= _with_memory(new, axis)
+                flat = side_by_side([known[owned][0] for owned in new])
+            members, memories = zip(*(known[owned] for owned in used))
+            line = Line(members, flat if new == used else None, apart=True)
+            places = [(module, name, known[owned][0]) for module, name, owned in here]
+            self.uses.append(Use(modules, places, list(dict.fromkeys(memories)), line, axis))
+        for memory in {memory for _, memory in known.values()}:
+            memory.resize_(0)
+        self.sharded = [known[owned][0] for owned in owners]
         for i, use in enumerate(self.uses):
             use.modules[0].register_forward_pre_hook(lambda _, args, i=i: self._before(i, args))
             use.modules[-1].register_forward_hook(lambda _, __, out, i=i: self._after(i, out))
         # Of its backward the embedding needs the tokens only.
         self._first = 0 if model.embed is None else 1
+        self._kept = None if comm.axis_size("pp") > 1 else len(self.uses) - 1
 
     def free(self) -> None:
         """Nothing is whole any more. (A use whose input needs no gradient is not told that its
@@ -142,6 +153,8 @@ class GatheredModel:
             use.free()
 
     def _before(self, i: int, args: tuple) -> tuple:
+        if i == 0:
+            self.free()
         use = self.uses[i]
         use.ready("forward")
         use.put(whole=True)
@@ -155,8 +168,10 @@ class GatheredModel:
     def _after(self, i: int, out: torch.Tensor) -> torch.Tensor:
         use = self.uses[i]
         use.put(whole=False)
-        use.free()
-        if i >= self._first and torch.is_grad_enabled() and out.requires_grad:
+        comes_back = i >= self._first and torch.is_grad_enabled() and out.requires_grad
+        if not comes_back or i != self._kept:
+            use.free()
+        if comes_back:
             return _BeforeBackward.apply(out, lambda: self._backward(i))
         return out
 
@@ -164,6 +179,21 @@ class GatheredModel:
         self.uses[i].ready("backward")
         if i > self._first:
             self.uses[i - 1].start("backward")
+
+
+def _with_memory(
+    owners: list[Owned], axis: str
+) -> dict[Owned, tuple[Sharded, torch.UntypedStorage]]:
+    """What is computed with, in one memory, in the place of these shards."""
+    shards = [getattr(*owned.places[0]) for owned in owners]
+    sizes = [math.prod(owned.shape) for owned in owners]
+    flat = shards[0].detach().new_empty(sum(sizes))
+    memory, found = flat.untyped_storage(), {}
+    for owned, shard, part in zip(owners, shards, flat.split(sizes)):
+        whole = nn.Parameter(part.view(owned.shape), requires_grad=shard.requires_grad)
+        whole.pieces = owned.pieces
+        found[owned] = Sharded(whole, shard, owned.ends, comm.mesh().rank(axis)), memory
+    return found
 
 
 def _in_order(model: Transformer) -> list[list[nn.Module]]:

@@ -15,6 +15,7 @@ A split is dead if the bytes fit for none, and cannot be among the ten best if t
 that fit are more than the tenth best's. A test holds both to every candidate of small worlds.
 """
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -41,7 +42,9 @@ class Bound(NamedTuple):
     seconds: float
 
 
-def bounds(costing: Costing, split: Split) -> Iterator[Bound]:
+def bounds(costing: Costing, split: Split, room: float = math.inf) -> Iterator[Bound]:
+    """room: then only what may be the fastest is worked out. What needs more bytes is infinitely
+    slow, and recomputing more than what fits already is left out, since it is never faster."""
     dp, tp, pp, cp, ep = split
     sequences, whole = costing.request.global_batch // dp, costing.whole()
     held = costing.parameters(whole, tp, ep)
@@ -57,8 +60,10 @@ def bounds(costing: Costing, split: Split) -> Iterator[Bound]:
         for sp in (False, True) if tp > 1 else (False,):
             for recompute in costs.RECOMPUTE:
                 kept = costing.least_layer(tp, sp, cp, micro_batch, recompute)
-                micro = costing.micro(whole, tp, sp, cp, ep, micro_batch, recompute)
-                yield Bound(
-                    sp, micro_batch, recompute, states + waiting * layers * kept,
-                    micro.total / pp * steps * costing.turns,
-                )  # fmt: skip
+                needed, seconds = states + waiting * layers * kept, math.inf
+                if needed <= room:
+                    micro = costing.micro(whole, tp, sp, cp, ep, micro_batch, recompute)
+                    seconds = micro.total / pp * steps * costing.turns
+                yield Bound(sp, micro_batch, recompute, needed, seconds)
+                if needed <= room < math.inf:
+                    break

@@ -9,7 +9,7 @@ gathered      ZeRO-3: the unit that is computed with, and the next one on its wa
 """
 
 from picolab import costs
-from picolab.planner.parts import Candidate, Part, Parts
+from picolab.planner.parts import Candidate, Part, Parts, once
 from picolab.specs.schedule_name import ScheduleName
 
 CATEGORIES = ("parameters", "gradients", "optimizer", "activations", "loss", "gathered")
@@ -27,7 +27,7 @@ class Memory(Parts):
     def _held(self, candidate: Candidate, distinct: bool) -> list[dict[str, float]]:
         layout, micro_batch, recompute = candidate
         m = self.micro_batches(candidate)
-        places = self._once(self._places, layout.pp, layout.schedule, layout.stages)
+        places = self._places(layout.pp, layout.schedule, layout.stages)
         shards = layout.size(layout.shard_axis) if layout.zero else 1
         found, seen = [], set()
         for place, part in enumerate(places):
@@ -35,26 +35,26 @@ class Memory(Parts):
             if distinct and part in seen:
                 continue
             seen.add(part)
-            activations, loss = self._once(
-                self._activations, part, layout.tp, layout.sp, layout.cp, micro_batch, recompute
+            activations, loss = self._activations(
+                part, layout.tp, layout.sp, layout.cp, micro_batch, recompute
             )
             waiting = 1.0
             if layout.pp > 1:
-                waiting = self._once(self._waiting, layout.schedule, layout.pp, m, place)
-            held = self._once(self._states, part, layout.tp, layout.ep, layout.zero, shards)
+                waiting = self._waiting(layout.schedule, layout.pp, m, place)
+            held = self._states(part, layout.tp, layout.ep, layout.zero, shards)
             kept = waiting * activations
             if recompute == "full":  # one layer is there as a whole while it is recomputed
-                kept += self._once(
-                    self._largest_layer, part, layout.tp, layout.sp, layout.cp, micro_batch
-                )
+                kept += self._largest_layer(part, layout.tp, layout.sp, layout.cp, micro_batch)
             found.append({**held, "activations": kept, "loss": loss})
         return found
 
+    @once
     def _waiting(self, schedule: str, pp: int, m: int, place: int) -> float:
         """Micro-batches that a rank holds at most, counted as all of the rank's layers."""
         stages = ScheduleName.parse(schedule).stages_a_rank
         return costs.in_flight(schedule, pp, m, place) / stages
 
+    @once
     def _activations(self, part, tp, sp, cp, micro_batch, recompute) -> tuple[float, float]:
         layers = sum(
             count * self._kept(layer, tp, sp, cp, micro_batch, recompute)
@@ -66,21 +66,23 @@ class Memory(Parts):
     def least_layer(self, tp, sp, cp, micro_batch, recompute) -> float:
         """What a layer keeps, of the kind that keeps less."""
         return min(
-            self._once(self._activations, kind, tp, sp, cp, micro_batch, recompute)[0]
+            self._activations(kind, tp, sp, cp, micro_batch, recompute)[0]
             for kind in self._kinds_of(self.whole())
         )
 
+    @once
     def _largest_layer(self, part, tp, sp, cp, micro_batch) -> float:
         return max(
             (
-                self._once(self._activations, kind, tp, sp, cp, micro_batch, "none")[0]
+                self._activations(kind, tp, sp, cp, micro_batch, "none")[0]
                 for kind in self._kinds_of(part)
             ),
             default=0.0,
         )
 
+    @once
     def _states(self, part, tp, ep, zero, shards) -> dict[str, float]:
-        held, recipe = self._once(self._parameters, part, tp, ep), self.practice.recipe
+        held, recipe = self.parameters(part, tp, ep), self.practice.recipe
         dense = costs.state_bytes(held.dense, **recipe, zero=zero, dp=shards)
         experts = costs.state_bytes(held.experts, **recipe, zero=zero, dp=max(1, shards // ep))
         gradients = dense.gradients + experts.gradients
@@ -89,7 +91,7 @@ class Memory(Parts):
         gathered = 0.0
         if zero == 3:  # the one that is computed with, and the next one on its way
             largest = max(
-                self._once(self._parameters, Part(n == 0, n == 1, n == 2, n == 3), tp, ep).total
+                self.parameters(Part(n == 0, n == 1, n == 2, n == 3), tp, ep).total
                 for n in range(4)
                 if part[n]
             )

@@ -1,5 +1,7 @@
 """What a candidate's places hold, and the rates of the device: what memory and time both ask."""
 
+import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 from picolab import costs
@@ -33,6 +35,21 @@ class Part(NamedTuple):
     """the last norm, the head and the loss"""
 
 
+class once:
+    """A method that computes each of its results once: `functools.cache`, for each object its own.
+    What candidates share is found in there, a million times in a search."""
+
+    def __init__(self, method: Callable):
+        self.method = method
+
+    def __get__(self, of: object | None, owner: type):
+        if of is None:
+            return self
+        # In the object's own dict, which from here on is looked at first.
+        found = of.__dict__[self.method.__name__] = functools.cache(self.method.__get__(of))
+        return found
+
+
 class Parts:
     """A request's model in parts. What candidates share is computed once."""
 
@@ -40,16 +57,8 @@ class Parts:
         self.request = request
         self.config, self.hardware = request.model, request.hardware
         self.practice, self.efficiency = request.practice, request.efficiency
-        self._known: dict[tuple, object] = {}
 
-    def _once(self, compute, *key):
-        """compute(*key), the first time."""
-        key = (compute, *key)
-        found = self._known.get(key)
-        if found is None:
-            found = self._known[key] = compute(*key[1:])
-        return found
-
+    @once
     def _places(self, pp: int, schedule: str, stages: tuple[int, ...]) -> tuple[Part, ...]:
         layout = Layout(pp=pp, schedule=schedule, stages=stages)
         last = len(layout.stage_ranks) - 1
@@ -63,15 +72,20 @@ class Parts:
 
     def whole(self) -> Part:
         """All of the model."""
-        return self._once(self._places, 1, "1f1b", ())[0]
+        return self._places(1, "1f1b", ())[0]
 
+    @once
     def parameters(self, part: Part, tp: int, ep: int) -> costs.HeldParameters:
-        return self._once(self._parameters, part, tp, ep)
+        layers = [layer for count, layer in self._kinds(part) for _ in range(count)]
+        return costs.held_parameters(
+            self.config, layers, tp=tp, ep=ep, first=part.first, last=part.last
+        )
 
     def holds(self, layout: Layout, m: int) -> bool:
         """Whether the schedule can have m micro-batches, and its bubble a closed form."""
-        return layout.pp == 1 or self._once(self._holds, layout.schedule, layout.pp, m) == "yes"
+        return layout.pp == 1 or self._holds(layout.schedule, layout.pp, m) == "yes"
 
+    @once
     def _holds(self, schedule: str, pp: int, m: int) -> str:
         try:
             costs.bubble(schedule, pp, m)
@@ -87,12 +101,6 @@ class Parts:
         """Of one replica, in one step."""
         return self.request.global_batch // (candidate.layout.dp * candidate.micro_batch)
 
-    def _parameters(self, part: Part, tp: int, ep: int) -> costs.HeldParameters:
-        layers = [layer for count, layer in self._kinds(part) for _ in range(count)]
-        return costs.held_parameters(
-            self.config, layers, tp=tp, ep=ep, first=part.first, last=part.last
-        )
-
     def _kinds(self, part: Part) -> tuple[tuple[int, int], ...]:
         """How many layers of a kind, and one of them."""
         return (part.dense, 0), (part.sparse, self.config.layers - 1)
@@ -103,10 +111,11 @@ class Parts:
 
     def _kept(self, layer, tp, sp, cp, micro_batch, recompute) -> float:
         """Bytes that a layer keeps of a micro-batch."""
-        over_tp, between = self._once(self._token_bytes, layer, recompute)
+        over_tp, between = self._token_bytes(layer, recompute)
         tokens = micro_batch * self.request.seq / cp
         return tokens * (over_tp / tp + between / (tp if sp else 1))
 
+    @once
     def _token_bytes(self, layer, recompute) -> tuple[float, float]:
         practice = self.practice
         return costs.token_bytes(

@@ -11,7 +11,7 @@ from picolab.planner.changes import Change, remedy, smallest_changes
 from picolab.planner.costing import Costing
 from picolab.planner.request import Request
 from picolab.planner.search import Searched, search
-from picolab.planner.verdict import Verdict, cuts, judge
+from picolab.planner.verdict import Verdict, cuts, judge, objection
 from picolab.show.table import Table
 from picolab.specs import Hardware, Layout, ModelConfig
 
@@ -42,6 +42,8 @@ def plan(
     micro_batch, recompute   of a judged layout; None: the fastest that fit
     practice      how the code is written, see `planner.PRACTICES`
 
+    Searched are dp, tp, pp, cp, ep, zero, sp, micro-batch, recomputation and all schedules but
+    dualpipe-v; that one and shard groups of ZeRO are judged where `layout` names them.
     What is reported are estimates, from data sheets and one fitted set of efficiencies; how far
     they are off on published runs, tests/unit/planner/test_published.py prints row by row.
     """
@@ -57,8 +59,8 @@ def plan(
             if value is not None:
                 raise ValueError(f"{name} is of one layout; give the layout too")
         return Plan(search(request))
-    given.check_world(request.gpus)
     costing = Costing(request)
+    given.check_world(request.gpus, lambda layout: objection(costing, layout) is None)
     _check_cut(costing, given, micro_batch)
     if recompute not in (None, *costs.RECOMPUTE):
         raise ValueError(

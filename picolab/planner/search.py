@@ -3,6 +3,11 @@
 Splits are taken in the order of their bound, so that the ten best are found early and the rest can
 be told from the bound alone (`bounds.py`). Nothing is dropped: the table has a row for each layout
 that was judged, and one for each split that no choice of zero, sp and schedule could save.
+
+Two things are judged (`--layout`) and not searched. DualPipeV, whose bubble has a closed form for
+F = B = W alone, so that beside schedules with the model's own F, B and W it would win or lose by
+that; and `shard`, which has as many values as dp has divisors, for each of them: from where ZeRO
+over all replicas is dominated by dp, try a shard group of a node by hand.
 """
 
 import heapq
@@ -92,7 +97,7 @@ def search(request: Request, *, prune: bool = True) -> Searched:
         if (killed := objection(costing, plain)) is not None:
             verdicts.append(Verdict(plain, killed_by=killed))
         elif prune:
-            found = list(bounds(costing, split))
+            found = list(bounds(costing, split, request.memory_bytes))
             fitting = [bound.seconds for bound in found if bound.bytes <= request.memory_bytes]
             if fitting:
                 open_splits.append((min(fitting), split))

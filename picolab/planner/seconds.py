@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 from picolab import costs
 from picolab.costs.parameters import attention_weights, has_experts, mlp_weights
-from picolab.planner.parts import Candidate, Part, Parts
+from picolab.planner.parts import Candidate, Part, Parts, once
 from picolab.specs import Layout
 from picolab.specs.schedule_name import ScheduleName
 
@@ -66,25 +66,21 @@ class Seconds(Parts):
     def seconds(self, candidate: Candidate) -> dict[str, float]:
         """Of one step, by term."""
         layout, micro_batch, recompute = candidate
-        m, tp, pp, cp = self.micro_batches(candidate), layout.tp, layout.pp, layout.cp
-        where = (pp, layout.schedule, layout.stages)
-        micros, mean = self._once(
-            self._micros_and_mean, where, tp, layout.sp, cp, layout.ep, micro_batch, recompute
+        m, tp, cp = self.micro_batches(candidate), layout.tp, layout.cp
+        where = (layout.pp, layout.schedule, layout.stages)
+        micros, mean = self._micros_and_mean(
+            where, tp, layout.sp, cp, layout.ep, micro_batch, recompute
         )
-        send = bubble = 0.0
-        if pp > 1:
-            stages = len(self._once(self._stage_ranks, *where)) // pp
-            send = self._once(self._send, stages, tp, layout.sp, pp, cp, micro_batch)
-            bubble = self._once(
-                self._bubble, where, tp, layout.sp, cp, layout.ep, micro_batch, recompute, m
-            )
+        sends, bubble = self._pipeline(
+            where, tp, layout.sp, cp, layout.ep, micro_batch, recompute, m
+        )
         shards = layout.size(layout.shard_axis) if layout.zero else 1
         sharded = layout.zero >= 2 and not self.practice.whole_gradients
         longest = -1.0
         for part, micro in micros.items():
-            dp, optimizer = self._once(
-                self._data_parallel, part, tp, layout.ep, layout.dp * cp, layout.zero, shards,
-                m, sharded, micro.forward, micro.backward,
+            dp, optimizer = self._data_parallel(
+                part, tp, layout.ep, layout.dp * cp, layout.zero, shards, m, sharded,
+                micro.forward, micro.backward,
             )  # fmt: skip
             took = m * micro.total + dp + optimizer
             if took > longest:
@@ -94,12 +90,34 @@ class Seconds(Parts):
             "tp": m * slowest.tp,
             "cp": m * slowest.cp,
             "ep": m * slowest.ep,
-            "pp": m * send,
+            "pp": sends,
             "dp": exposed,
             "bubble": bubble,
             "optimizer": stepped,
         }
         return found if self.turns == 1 else self._taking_turns(found, m, slowest, mean)
+
+    def least_seconds(self, layout: Layout, micro_batch: int) -> float:
+        """No candidate of this layout and micro-batch is faster, whatever it shards and recomputes:
+        nothing is recomputed, gradients and parameters travel and are stepped in no time."""
+        where = (layout.pp, layout.schedule, layout.stages)
+        m = self.micro_batches(Candidate(layout, micro_batch, "none"))
+        return self._least(where, layout.tp, layout.sp, layout.cp, layout.ep, micro_batch, m)
+
+    @once
+    def _least(self, where, tp, sp, cp, ep, micro_batch, m) -> float:
+        micros, _ = self._micros_and_mean(where, tp, sp, cp, ep, micro_batch, "none")
+        found = m * max(micro.total for micro in micros.values())
+        return found + sum(self._pipeline(where, tp, sp, cp, ep, micro_batch, "none", m))
+
+    def _pipeline(self, where, tp, sp, cp, ep, micro_batch, recompute, m) -> tuple[float, float]:
+        """What sends and the bubble take in a step."""
+        pp = where[0]
+        if pp == 1:
+            return 0.0, 0.0
+        stages = len(self._stage_ranks(*where)) // pp
+        send = self._send(stages, tp, sp, pp, cp, micro_batch)
+        return m * send, self._bubble(where, tp, sp, cp, ep, micro_batch, recompute, m)
 
     @property
     def turns(self) -> float:
@@ -120,14 +138,16 @@ class Seconds(Parts):
         found["bubble"] = max(0.0, alone - sum(found.values()))
         return found
 
+    @once
     def _stage_ranks(self, pp, schedule, stages) -> tuple[int, ...]:
         return Layout(pp=pp, schedule=schedule, stages=stages).stage_ranks
 
+    @once
     def _micros_and_mean(
         self, where, tp, sp, cp, ep, micro_batch, recompute
     ) -> tuple[dict[Part, Micro], Micro]:
         """Of each kind of place on pp, and the mean over the places."""
-        places = self._once(self._places, *where)
+        places = self._places(*where)
         counts = Counter(places)
         micros = {part: self.micro(part, tp, sp, cp, ep, micro_batch, recompute) for part in counts}
         mean = _NOTHING
@@ -135,27 +155,26 @@ class Seconds(Parts):
             mean = mean.plus(micros[part], count / len(places))
         return micros, mean
 
+    @once
     def micro(self, part: Part, tp, sp, cp, ep, micro_batch, recompute) -> Micro:
         """One micro-batch on a rank that holds this part."""
-        return self._once(self._micro, part, tp, sp, cp, ep, micro_batch, recompute)
-
-    def _micro(self, part: Part, tp, sp, cp, ep, micro_batch, recompute) -> Micro:
         total = _NOTHING
         for count, layer in self._kinds(part):
             if count:
-                one = self._once(self._layer, layer, tp, sp, cp, ep, micro_batch, recompute)
+                one = self._layer(layer, tp, sp, cp, ep, micro_batch, recompute)
                 total = total.plus(one, count)
         if part.first or part.last:
-            ends = self._once(self._ends, part.first, part.last, tp, sp, cp, micro_batch)
+            ends = self._ends(part.first, part.last, tp, sp, cp, micro_batch)
             total = total.plus(ends)
         return total
 
+    @once
     def _layer(self, layer, tp, sp, cp, ep, micro_batch, recompute) -> Micro:
         config, practice = self.config, self.practice
         tokens = micro_batch * self.request.seq / cp
         mlp = mlp_weights(config, layer)
         inner = config.expert_ffn if has_experts(config, layer) else config.ffn
-        heads_here, attention_here = self._once(self._shares, tp)
+        heads_here, attention_here = self._shares(tp)
         ffn_here = _share(inner, tp)
         own = attention_weights(config) * attention_here + mlp.passed * ffn_here
         passed = own + mlp.router
@@ -199,6 +218,7 @@ class Seconds(Parts):
             sum(there for there, _ in sent),
         )  # fmt: skip
 
+    @once
     def _shares(self, tp) -> tuple[float, float]:
         """Of the query heads and of attention's matrices, what the rank with the most has."""
         config = self.config
@@ -207,6 +227,7 @@ class Seconds(Parts):
         queries, keys = map(len, costs.head_slices(config.heads, config.kv_heads, tp, 0))
         return queries / config.heads, (queries + keys) / (config.heads + config.kv_heads)
 
+    @once
     def _ends(self, first, last, tp, sp, cp, micro_batch) -> Micro:
         """The embedding, which is a look-up, and the head with the loss."""
         config = self.config
@@ -262,15 +283,17 @@ class Seconds(Parts):
         both = 2 * self._collective("all_to_all", payload / (tp if sp else 1), ep, tp)
         return both, both
 
+    @once
     def _send(self, stages, tp, sp, pp, cp, micro_batch) -> float:
         """A boundary forward and one backward, for each stage on the rank."""
         payload = self._activation(cp, micro_batch) / (tp if sp or self.practice.scatter else 1)
         return 2 * stages * self._collective("send", payload, pp, self.request.gpus // pp)
 
+    @once
     def _bubble(self, where, tp, sp, cp, ep, micro_batch, recompute, m) -> float:
         """The schedule's, of ranks that take as long as the mean one."""
         pp, schedule, _ = where
-        _, mean = self._once(self._micros_and_mean, where, tp, sp, cp, ep, micro_batch, recompute)
+        _, mean = self._micros_and_mean(where, tp, sp, cp, ep, micro_batch, recompute)
         F, W = mean.forward + mean.sent_forward, mean.weights
         B = mean.total - F - W
         family = ScheduleName.parse(schedule).family
@@ -282,6 +305,7 @@ class Seconds(Parts):
         found = costs.bubble(schedule, pp, m, forward=F, backward_input=B, backward_weight=W)
         return float(found)
 
+    @once
     def _data_parallel(
         self, part, tp, ep, replicas, zero, shards, m, sharded, forward, backward
     ) -> tuple[float, float]:
@@ -329,9 +353,10 @@ class Seconds(Parts):
         """Among n ranks, so many ranks apart."""
         if n == 1:
             return 0.0
-        alpha, rate = self._once(self._link, op, n, stride)
+        alpha, rate = self._link(op, n, stride)
         return costs.collective_time(op, payload, n, alpha, 1 / rate)
 
+    @once
     def _link(self, op: str, n: int, stride: int) -> tuple[float, float]:
         """All that `costs.link` asks of a layout is how a group lies among the ranks."""
         layout = Layout(tp=stride, dp=n, pp=self.request.gpus // (n * stride))

@@ -118,13 +118,22 @@ def judge(
     sizes = list(cuts(costing, layout)) if micro_batch is None else [micro_batch]
     if not sizes:
         return Verdict(layout, killed_by=_no_schedule(costing, layout))
+    if limit_s is not None:  # before memory is counted: most layouts are told from this alone
+        least = min(costing.least_seconds(layout, size) for size in sizes)
+        if least > limit_s:
+            return Verdict(layout, at_least_s=least)
     modes = costs.RECOMPUTE if recompute is None else (recompute,)
     room = costing.request.memory_bytes
     smallest = [Candidate(layout, sizes[0], mode) for mode in modes]
-    memories = [costing.memory(candidate) for candidate in smallest]
-    needed, index = min((sum(memory.values()), i) for i, memory in enumerate(memories))
-    if needed > room:
-        return _too_large(costing, smallest[index], memories[index])
+    too_large = []
+    for i, candidate in enumerate(smallest):
+        memory = costing.memory(candidate)
+        if sum(memory.values()) <= room:
+            break
+        too_large.append((sum(memory.values()), i, memory))
+    else:
+        _, i, memory = min(too_large)
+        return _too_large(costing, smallest[i], memory)
     best = skipped = None
     for size in sizes:
         least = sum(costing.seconds(Candidate(layout, size, modes[0])).values())

@@ -17,7 +17,7 @@ import dataclasses
 import math
 import operator
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from picolab.specs.model_config import ModelConfig
@@ -245,24 +245,32 @@ class Layout:
         reasons = self.objections(config)
         if not reasons:
             return
-        works = self._nearest(self.world, lambda layout: not any(layout._objections(config)))
+        works = self.nearest(self.world, lambda layout: not any(layout._objections(config)))
+        assert works, "data parallelism alone splits no matrix and no stack, so it always works"
         raise ValueError(
             f"{self} cannot split {config.name}: {'; '.join(reasons)}; "
             f"the nearest layout of {_ranks(self.world)} that works is {works}"
         )
 
-    def check_world(self, world_size: int) -> None:
-        """Raise ValueError unless there are exactly this many ranks, with the nearest that fits."""
+    def check_world(
+        self, world_size: int, works: Callable[["Layout"], bool] = lambda layout: True
+    ) -> None:
+        """Raise ValueError unless there are exactly this many ranks, with the nearest layout of so
+        many that works: whoever knows the model says which do."""
         check_world_size(world_size)
         if world_size != self.world:
             sizes = [
                 f"{axis} {getattr(self, axis)}" for axis in AXES[:4] if getattr(self, axis) > 1
             ]
             product = f" ({' x '.join(sizes)})" if len(sizes) > 1 else ""
-            works = self._nearest(world_size, lambda layout: True)
+            near = self.nearest(world_size, works)
             raise ValueError(
                 f"{self} is {_ranks(self.world)}{product}, not {world_size}; "
-                f"the nearest layout of {_ranks(world_size)} is {works}"
+                + (
+                    f"the nearest layout of {_ranks(world_size)} is {near}"
+                    if near
+                    else f"and no layout of {_ranks(world_size)} works"
+                )
             )
 
     def objections(self, config: ModelConfig) -> list[str]:
@@ -340,7 +348,9 @@ class Layout:
         if self.shard == self.dp:
             object.__setattr__(self, "shard", None)
 
-    def _nearest(self, world: int, works) -> "Layout":
+    def nearest(self, world: int, works: Callable[["Layout"], bool]) -> "Layout | None":
+        """The layout of so many ranks that works and moves the axes least; None: none does."""
+
         def distance(sizes: tuple[int, ...]) -> tuple:
             old = (self.dp, self.tp, self.pp, self.cp)
             moved = sum(abs(math.log2(new / was)) for new, was in zip(sizes, old))
@@ -355,9 +365,7 @@ class Layout:
                     layout = dataclasses.replace(layout, sp=sp)
                     if works(layout):
                         return layout
-        raise AssertionError(
-            "data parallelism alone splits no matrix and no stack, so it always works"
-        )
+        return None
 
     def __str__(self) -> str:
         text = "".join(f"{axis}{getattr(self, axis)}" for axis in AXES if getattr(self, axis) > 1)

@@ -227,6 +227,12 @@ class Watched:
     sent: int = 0
 
 
+def whole_bytes(of_zero) -> int:
+    """Of the parameters that are whole right now; those of one use share a memory."""
+    memories = [of.whole.untyped_storage() for of in of_zero.sharded]
+    return sum({memory.data_ptr(): memory.nbytes() for memory in memories}.values())
+
+
 @contextmanager
 def watched(model, of_zero):
     seen, began = Watched([], [], []), {}
@@ -265,7 +271,7 @@ def watched(model, of_zero):
 
     def begin(key):
         began[key] = time.monotonic()
-        seen.whole.append(sum(of.whole.untyped_storage().nbytes() for of in of_zero.sharded))
+        seen.whole.append(whole_bytes(of_zero))
 
     def end(key):
         seen.computing.append((key[0], began[key], time.monotonic()))
@@ -293,7 +299,7 @@ def one_watched_step(stage, mutant=None):
     data = torch.randint(config.vocab, (1, 8, config.seq + 1))
     with watched(model, of_zero) as seen:
         parallel.forward_backward(data[..., :-1], data[..., 1:])
-        seen.whole.append(sum(of.whole.untyped_storage().nbytes() for of in of_zero.sharded))
+        seen.whole.append(whole_bytes(of_zero))
     return seen, config
 
 

@@ -3,7 +3,8 @@
 Wrong versions these tests catch: every size cut as if it divided, key-value heads cut apart from
 their queries, the head on the first stage, layers of another stage, chunks in order instead of
 zig-zag, a batch dealt out in blocks instead of micro-batch by micro-batch, one slice for all ranks,
-more ranks drawn than can be read without a word about it.
+more ranks drawn than can be read without a word about it; of ZeRO's rows, a shard of each matrix in
+place of one of what is stacked.
 """
 
 import base64
@@ -39,12 +40,15 @@ def strips(figure):
             # An image, not the SVG itself: of an untrusted notebook JupyterLab strips that.
             image = base64.b64decode(cell.find("img").get("src").split(",")[1])
             rects = ElementTree.fromstring(image).findall(f"{SVG}rect")
+            kept = [r for r in rects if r.get("class") == "kept"]
             [whole] = [r for r in rects if r.get("class") == "whole"]
             held = [r for r in rects if r.get("class") == "held"]
-            area = sum(float(r.get("width")) * float(r.get("height")) for r in held)
-            whole_area = float(whole.get("width")) * float(whole.get("height"))
-            drawn[rank][name] = area / whole_area, held
+            drawn[rank][name] = area(held) / area([whole]), held, area(kept) / area([whole])
     return drawn
+
+
+def area(rects) -> float:
+    return sum(float(r.get("width")) * float(r.get("height")) for r in rects)
 
 
 def wrong(figure, config, layout):
@@ -56,7 +60,7 @@ def wrong(figure, config, layout):
     matrices |= {"mlp.down": [("down", config.ffn * hidden)]}
     table = config.vocab * hidden
     for rank, cells in strips(figure).items():
-        share = {name: filled for name, (filled, _) in cells.items()}
+        share = {name: filled for name, (filled, *_) in cells.items()}
         own = [part for part in figure.parts[rank] if part.thing == "layers"]
         drawn = {"embed.weight": share["embed"] * table, "head.weight": share["head"] * table}
         for layer in own[0].held[0]:
@@ -106,6 +110,70 @@ def test_neighbours_that_share_a_head_have_the_same_letter():
     assert [held["k, v"].letter for held in of_ranks] == list("AABBCCDD")
     assert len({held["q"].text for held in of_ranks}) == 8
     assert wrong(placement_figure("tp8", TINY), TINY, "tp8") == []
+
+
+STACKS = {
+    "attention.qkv": "q k v", "attention.o": "o", "mlp.gate_up": "gate up", "mlp.down": "down",
+    "embed": "embed", "head": "head",
+}  # fmt: skip
+
+
+def wrong_rows(figure, config, layout):
+    """What is drawn full under ZeRO, where it is not what `costs.zero_shards` counts, or not the
+    rows that ZeRO deals out."""
+    from picolab.model import Piece
+    from picolab.parallel.zero import cut_rows
+
+    layout, found = Layout.parse(layout), []
+    width = {"o": config.heads * config.head_dim, "down": config.ffn}
+    lines = layout.lines(layout.shard_axis)
+    for rank, cells in strips(figure).items():
+        of = {part.thing: part for part in figure.parts[rank]}
+        (line,) = (line for line in lines if rank in line)
+        counted = {  # of each layer as much
+            re.sub(r"layers\.\d+\.|\.weight", "", p.name): p.numel
+            for p in costs.zero_shards(config, layout, rank)
+        }
+        for name, things in STACKS.items():
+            stack = [of[thing] for thing in things.split() if of[thing].held]
+            if not stack:  # of another stage
+                assert name not in counted
+                continue
+            drawn = sum(
+                cells[part.thing][2] * part.rows * width.get(part.thing, config.hidden)
+                for part in stack
+            )
+            # Whole outputs where tp cuts along inputs.
+            here = [range(part.rows) if part.thing in width else part.held[0] for part in stack]
+            pieces = [Piece(part.thing, (len(rows), 2)) for part, rows in zip(stack, here)]
+            cut, _ = cut_rows(pieces, "dp", line.index(rank), len(line))
+            right = [
+                rows[piece.ranges[0].start : piece.ranges[0].stop] for piece, rows in zip(cut, here)
+            ]
+            kept = [part.kept for part in stack]
+            if round(drawn) != counted[name] or list(map(list, kept)) != list(map(list, right)):
+                found.append((rank, name, drawn, counted[name], kept, right))
+    return found
+
+
+OF_ZERO = [(TINY, "dp2zero1"), (TINY, "dp4zero3shard2"), (TINY, "dp2tp2zero2")]
+OF_ZERO += [(UNEVEN, "dp3zero3"), (UNEVEN, "dp2tp2zero3"), (UNEVEN, "dp2tp2pp2zero1")]
+
+
+@pytest.mark.parametrize("config, layout", OF_ZERO)
+def test_what_is_full_is_what_zero_leaves(config, layout):
+    figure = placement_figure(layout, config)
+    assert wrong_rows(figure, config, layout) == []
+    assert "rows 0" in repr(figure) and "leaves it optimizer states" in figure._repr_html_()
+    assert "leaves it" not in placement_figure("dp2", config)._repr_html_()
+
+
+def test_shards_that_do_not_follow_the_stacks_are_seen(monkeypatch):
+    """As if each matrix were dealt out on its own: as many rows of each parameter, and others."""
+    monkeypatch.setattr(
+        placement, "_PARAMETERS", tuple((n,) for s in STACKS.values() for n in s.split())
+    )
+    assert wrong_rows(placement_figure("dp2zero1", TINY), TINY, "dp2zero1")
 
 
 @pytest.mark.parametrize("mutant", [heads_apart, first_slice, floored])

@@ -1,6 +1,7 @@
 """`pico.plan`: what comes back, as objects, text and JSON, and what bad input is told."""
 
 import json
+import sys
 
 import pytest
 
@@ -158,6 +159,27 @@ def test_bad_input_gets_a_sentence(asked, sentence):
     given = dict(model="llama-3-8b", gpus=8, hardware="h100", global_batch=64)
     with pytest.raises(ValueError, match=sentence):
         pico.plan(**{**given, **asked})
+
+
+def suggested(**asked) -> str:
+    with pytest.raises(ValueError) as caught:
+        pico.plan("llama-3-70b", **asked)
+    return str(caught.value).rpartition(" ")[2]
+
+
+def test_a_layout_of_another_world_gets_the_nearest_that_the_model_and_the_batch_allow(monkeypatch):
+    """dp10tp10 is nearer than dp4tp5pp5, but ten ranks cannot share 8 key-value heads."""
+    asked = dict(gpus=100, layout="dp8tp8", global_batch=1024)
+    layout = suggested(**asked)
+    assert layout == "dp4tp5pp5"
+    assert pico.plan("llama-3-70b", layout=layout, global_batch=1024).verdict.candidate
+    with pytest.raises(ValueError, match="not 97; and no layout of 97 ranks works"):
+        pico.plan("llama-3-70b", 97, layout="dp8tp8", global_batch=1024)
+    # Wrong: any layout of so many ranks.
+    module = sys.modules["picolab.planner.plan"]  # of that name the package has the function
+    monkeypatch.setattr(module, "objection", lambda costing, layout: None)
+    layout = suggested(**asked)
+    assert pico.plan("llama-3-70b", layout=layout, global_batch=1024).verdict.killed_by
 
 
 def test_hardware_from_a_file(tmp_path):

@@ -1,19 +1,22 @@
 """The search: bounds that are safe, and so the same ten best as trying everything.
 
 Wrong versions these tests catch, kept below as mutants: a bound on seconds that has 1F1B's bubble,
-one of twice the seconds, a bound on bytes that forgets that ZeRO shards.
+one of twice the seconds, a layout's that counts recomputation, a bound on bytes that forgets that
+ZeRO shards.
 """
 
 import dataclasses
 import itertools
+import math
 
 import pytest
 
 from picolab.planner import bounds as bounds_module
 from picolab.planner import search as search_module
 from picolab.planner.bounds import bounds
+from picolab.planner.costing import Candidate, Costing
 from picolab.planner.request import Request
-from picolab.planner.search import search
+from picolab.planner.search import search, splits
 
 from .conftest import SMALL
 
@@ -58,13 +61,15 @@ def check_safe(tried):
             bound = known[split][layout.sp, micro_batch, recompute]
             assert bound.bytes <= needed * (1 + 1e-12), (name, str(candidate))
             assert bound.seconds <= sum(seconds.values()) * (1 + 1e-12), (name, str(candidate))
+            least = costing.least_seconds(layout, micro_batch)
+            assert least <= sum(seconds.values()) * (1 + 1e-12), (name, str(candidate))
 
 
 def test_no_candidate_beats_the_bounds(tried):
     check_safe(tried)
 
 
-def bubble_of_1f1b(costing, split):
+def bubble_of_1f1b(costing, split, room=math.inf):
     """Wrong: interleaved stages and split backwards have less."""
     for bound in bounds(costing, split):
         m = costing.request.global_batch // (split.dp * bound.micro_batch)
@@ -73,7 +78,7 @@ def bubble_of_1f1b(costing, split):
         yield bound._replace(seconds=bound.seconds / mine * steps)
 
 
-def without_zero(costing, split):
+def without_zero(costing, split, room=math.inf):
     """Wrong: as if states were never sharded."""
     for bound in bounds(costing, split):
         held = costing.parameters(costing.whole(), split.tp, split.ep).total
@@ -81,10 +86,33 @@ def without_zero(costing, split):
         yield bound._replace(bytes=states)
 
 
-def twice(costing, split):
+def twice(costing, split, room=math.inf):
     """Wrong: above what candidates take."""
     for bound in bounds(costing, split):
         yield bound._replace(seconds=2 * bound.seconds)
+
+
+def test_a_layouts_own_bound_that_counts_recomputation_is_caught(tried, monkeypatch):
+    def recomputed(self, layout, micro_batch):
+        """Wrong: some candidates recompute nothing."""
+        return sum(self.seconds(Candidate(layout, micro_batch, "full")).values())
+
+    monkeypatch.setattr(Costing, "least_seconds", recomputed)
+    with pytest.raises(AssertionError):
+        check_safe(tried)
+
+
+def test_what_is_not_worked_out_would_not_have_told_otherwise(tried):
+    """With a room, bounds leave out what cannot be a split's fastest or leanest."""
+    for name in SMALL:
+        request, costing, _ = tried(name)
+        room = request.memory_bytes
+        for split in splits(request):
+            everything, some = list(bounds(costing, split)), list(bounds(costing, split, room))
+            fastest = min((b.seconds for b in everything if b.bytes <= room), default=None)
+            assert min((b.seconds for b in some if b.bytes <= room), default=None) == fastest
+            if fastest is None and everything:
+                assert min(b.bytes for b in some) == min(b.bytes for b in everything)
 
 
 @pytest.mark.parametrize("wrong", [bubble_of_1f1b, without_zero, twice])
