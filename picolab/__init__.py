@@ -110,6 +110,9 @@ def _greet_kernel():
     if front_end.has_front_end():
         import threading
 
+        from picolab.show import theme
+
+        theme.save_with(shell)
         threading.Thread(target=_warm_kernel, name="picolab-warm", daemon=True).start()
 
 

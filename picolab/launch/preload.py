@@ -1,13 +1,17 @@
 """Imported once by the rank server, so that every rank forked from it has torch ready.
 
-The order matters little, the contents much: the first AdamW imports `torch._dynamo` (seconds for
-four ranks to do it at once), and the rooms that ranks use are named here, not imported by
-`launch`, which does not know them. The server must stay single-threaded (a lock held by another
-thread at the fork would stay locked for ever in the rank), so nothing here computes."""
+The contents matter: the rooms that ranks use are named here, not imported by `launch`, which does
+not know them. So does what is not there yet: somebody waits for the first run, and half of the
+seconds are for what it does not need. That is imported LATER, between two forks: the first
+optimizer of `torch.optim` imports `torch._dynamo` (seconds for four ranks to do it at once), a
+checkpoint DCP. The server must stay single-threaded (a lock held by another thread at the fork
+would stay locked for ever in the rank), so nothing here computes, and a timer's signal, not a
+thread, brings on the second part."""
 
 import gc
 import importlib
 import os
+import signal
 
 from picolab.launch.orphans import die_with_parent
 
@@ -15,19 +19,27 @@ MODULES = (
     "torch",
     "torch.distributed",
     "torch.distributed.device_mesh",
-    "torch._dynamo",
     "picolab.launch.rank",
     "picolab.comm",
     "picolab.training.trainer",
     "picolab.training.result",
 )
+LATER = ("torch._dynamo", "picolab.training.checkpoint")
+LATER_S = 8.0  # the first run has its first steps behind it
 
 
 def load() -> None:
     # The kernel starts the server: when the kernel dies, even by SIGKILL, so does the server, and
     # with it its ranks.
     die_with_parent()
-    for name in MODULES:
+    _import(MODULES)
+    signal.signal(signal.SIGALRM, lambda *_: _import(LATER))
+    os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGALRM, signal.SIG_DFL))
+    signal.setitimer(signal.ITIMER_REAL, LATER_S)
+
+
+def _import(names: tuple[str, ...]) -> None:
+    for name in names:
         try:
             importlib.import_module(name)
         except ImportError:

@@ -7,7 +7,9 @@ colour, it writes in the page's. The rule follows a change of the theme at once,
 were drawn before as in live ones.
 
 It comes with a widget without a face, which every page that is opened while the kernel lives asks
-for. Where there is none (a saved notebook, its kernel gone), text keeps the figure's colour.
+for. For a page that is opened later, the cell that imports picolab has it once more, as an output
+that cannot be seen and is saved with the notebook; there a form that nobody can draw any more says
+what to do, too. (A figure that JupyterLab saved as a picture keeps its own colour.)
 """
 
 TEXT = "#787c82"
@@ -22,6 +24,8 @@ function initialize({ model }) {
 }
 export default { initialize };
 """
+_DEAD = ".jp-OutputArea-output.lm-Panel:not(:has(*))"  # a widget's place, and no widget in it
+_WHAT_TO_DO = "A form or a live figure. It needs its kernel: run this cell if nothing comes."
 
 
 def rule(page: str = _PAGE) -> str:
@@ -41,3 +45,28 @@ def follow() -> None:
         rule = traitlets.Unicode(rule()).tag(sync=True)
 
     Theme()
+
+
+def saved() -> str:
+    """HTML without a face: the rule, and what stands where a widget has no kernel to come from."""
+    return (
+        f'<style class="picolab-saved">{rule()}\n'
+        ".jp-OutputArea-child:has(.picolab-saved) { display: none }\n"
+        f"{_DEAD} {{ font-size: 0 }}\n"
+        f"{_DEAD}::after {{ content: '{_WHAT_TO_DO}'; font-size: var(--jp-ui-font-size1, 13px) }}"
+        "</style>"
+    )
+
+
+def save_with(shell) -> None:
+    """Put that under the running cell, and again whenever a cell that imports picolab is run."""
+
+    def put(*_) -> None:
+        shell.display_pub.publish({"text/html": saved(), "text/plain": ""})
+
+    def runs(info) -> None:
+        if "import picolab" in (info.raw_cell or ""):
+            put()
+
+    put()
+    shell.events.register("pre_run_cell", runs)

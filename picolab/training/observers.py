@@ -1,11 +1,14 @@
 """The trainer's own observers: what is told, kept and tried out beside the steps themselves."""
 
+from typing import TYPE_CHECKING
+
 from picolab import comm
 from picolab.monitoring import Observer, StepReport, events
-from picolab.training import checkpoint
-from picolab.training.checkpoint import Checkpoints
 from picolab.training.result import RankReport
 from picolab.training.text import HELD_OUT_BATCHES
+
+if TYPE_CHECKING:
+    from picolab.training.checkpoint import Checkpoints
 
 
 class Recorder(Observer):
@@ -78,10 +81,12 @@ class Evaluation(Observer):
 class CheckpointWriter(Observer):
     """Writes a checkpoint whenever one is due."""
 
-    def __init__(self, checkpoints: Checkpoints):
+    def __init__(self, checkpoints: "Checkpoints"):
         self._checkpoints = checkpoints
 
     def step(self, run, report: StepReport) -> None:
         wanted, done = self._checkpoints, report.step + 1
         if wanted.due(done, run.config.steps):
+            from picolab.training import checkpoint
+
             checkpoint.save(wanted.folder, done, run.optimizer, run.text, run.config, wanted.keep)

@@ -25,6 +25,7 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, ExitStack
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
@@ -35,11 +36,14 @@ from picolab.parallel import ThreeDParallelOptimizer, parallelize
 from picolab.parallel.micro_batches import count_valid as global_count
 from picolab.specs import TrainConfig
 from picolab.training.build import build
-from picolab.training.checkpoint import Checkpoints, restore
+from picolab.training.eager_adamw import EagerAdamW
 from picolab.training.observers import CheckpointWriter, Evaluation, EventWriter, Recorder
 from picolab.training.precision import Precision
 from picolab.training.result import RankReport
 from picolab.training.text import Text, open_text
+
+if TYPE_CHECKING:
+    from picolab.training.checkpoint import Checkpoints
 
 
 class NonFiniteLoss(ArithmeticError):
@@ -48,7 +52,7 @@ class NonFiniteLoss(ArithmeticError):
 
 def train_rank(
     config: TrainConfig,
-    checkpoints: Checkpoints | None = None,
+    checkpoints: "Checkpoints | None" = None,
     observers: Sequence[Observer] = (),
     *,
     text: Text | None = None,
@@ -60,13 +64,16 @@ def train_rank(
     where batches come from, None to open `config.data`.
     """
     report = RankReport()
-    checkpoints = checkpoints or Checkpoints()
-    own = [Recorder(report), EventWriter(), CheckpointWriter(checkpoints)]
+    own: list[Observer] = [Recorder(report), EventWriter()]
     if config.eval_every is not None:
-        own.insert(2, Evaluation(config.eval_every, report.eval_losses))
+        own.append(Evaluation(config.eval_every, report.eval_losses))
+    if checkpoints is not None:
+        own.append(CheckpointWriter(checkpoints))
     with Run(config, [*own, *observers], precision or Precision()) as run:
         run.prepare(text)
-        if checkpoints.resume is not None:
+        if checkpoints is not None and checkpoints.resume is not None:
+            from picolab.training.checkpoint import restore
+
             run.first_step = restore(checkpoints.resume, run.optimizer, run.text, config)
             run.parallel.after_load()
             if dist.get_rank() == 0:
@@ -178,14 +185,14 @@ def next_batch(
     return tokens_MBS.to(device), labels_MBS.to(device)
 
 
-def adamw(parameters: Iterable[torch.nn.Parameter], config: TrainConfig) -> torch.optim.AdamW:
+def adamw(parameters: Iterable[torch.nn.Parameter], config: TrainConfig) -> EagerAdamW:
     """AdamW, whose weight decay is for matrices (and embeddings), not for the weights of norms."""
     parameters = list(parameters)
     groups = [
         {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
+    return EagerAdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
 
 
 def memory_bytes(

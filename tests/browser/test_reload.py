@@ -23,8 +23,8 @@ pytestmark = [
 
 PLOTLY = "application/vnd.plotly.v1+json"
 WIDGET = "application/vnd.jupyter.widget-view+json"
+START = "import picolab as pico"
 RUN = """import time
-import picolab as pico
 
 class Slow(pico.Observer):  # the browser wants a core, too
     def step(self, run, report):
@@ -33,6 +33,7 @@ class Slow(pico.Observer):  # the browser wants a core, too
 small = dict(seq=32, layers=1, wait=False, progress=False, observers=[Slow()])
 job = pico.train("tiny", layout="dp2", steps=5_000, **small)
 first = pico.dashboard(job)"""
+PLAIN_ASK = "pico.guess('a.b.c', 'How many?')"
 # A second view of the same run, which knows display ids and nothing else.
 MUTANT = """mutant = pico.dashboard(job)
 mutant._replace = lambda bundle: mutant._handle.update(**bundle)"""
@@ -40,6 +41,22 @@ _LAST_STEP = """() => [...document.querySelectorAll('.js-plotly-plot')].map(figu
     Math.max(-1, ...((figure._fullData || [{}])[0].x || [])))"""
 _TITLES = """() => [...document.querySelectorAll('.js-plotly-plot')].map(figure =>
     (figure._fullLayout.annotations || []).map(note => note.text))"""
+# What is said where a widget cannot be drawn, and the size of the letters of "Loading widget".
+_DEAD = """() => [...document.querySelectorAll('.jp-OutputArea-output')]
+    .filter(place => /^(Loading|Error displaying) widget/.test(place.textContent))
+    .map(place => [getComputedStyle(place, '::after').content, getComputedStyle(place).fontSize])"""
+# The colours of a figure's text, those of digits on marks aside, and that of the page's.
+_TEXT_COLOURS = """() => [
+    [...new Set([...document.querySelectorAll('.js-plotly-plot text')]
+        .filter(text => !text.closest('.bartext, .textpoint, .points') && text.textContent.trim())
+        .map(text => getComputedStyle(text).fill))],
+    (() => {
+        const probe = document.body.appendChild(document.createElement('i'));
+        probe.style.color = 'var(--jp-ui-font-color1)';
+        const colour = getComputedStyle(probe).color;
+        probe.remove();
+        return colour;
+    })()]"""
 
 
 def outputs(lab: Lab, cell: str) -> list[set[str]]:
@@ -90,12 +107,13 @@ def steps(lab: Lab) -> list[int]:
 
 def test_a_run_survives_a_reload(tmp_path, capsys):
     name = "run.ipynb"
-    cells = {"run": RUN, "mutant": MUTANT, "stop": "job.stop()"}
+    cells = {"start": START, "ask": PLAIN_ASK, "run": RUN, "mutant": MUTANT, "stop": "job.stop()"}
     write(tmp_path / name, cells)
     with Lab(tmp_path) as lab:
         lab.open(name)
         began = time.monotonic()
-        lab.run_cell("pico.train")
+        for cell in (START, "pico.train"):
+            lab.run_cell(cell)
         wait_until(lambda: max(steps(lab), default=-1) >= 0, "the first step to be drawn", 90)
         with capsys.disabled():  # printed, not asserted: how long a first run leaves a reader alone
             print(f"\nfrom the first run cell to a moving figure: {time.monotonic() - began:.1f} s")
@@ -137,10 +155,18 @@ def test_a_run_survives_a_reload(tmp_path, capsys):
         pictures = lab.page.locator(".jp-OutputArea img, .jp-OutputArea .js-plotly-plot")
         wait_until(lambda: pictures.count() == 1, "the saved picture, and one only", 30)
         assert pictures.first.bounding_box()["height"] > 300
-        # And the mutant's is a widget that nobody can draw.
+        pictures.first.hover()  # now it draws the figure, and text has the colour of the page's
+        wait_until(lambda: lab.page.evaluate(_TEXT_COLOURS)[0], "a figure with text", 30)
+        own, page = lab.page.evaluate(_TEXT_COLOURS)
+        assert own == [page]
+        # The guess's form and the mutant's figure are widgets that nobody can draw.
         lab.show_cell("mutant =")
-        panel = lab.page.locator(".jp-NotebookPanel")
-        wait_until(lambda: "Loading widget" in panel.inner_text(), "the mutant's widget", 30)
+        wait_until(lambda: len(lab.page.evaluate(_DEAD)) == 2, "two places without a widget", 30)
+        for said, size in lab.page.evaluate(_DEAD):
+            assert "needs its kernel" in said and size == "0px"
+        lab.page.evaluate("() => document.querySelector('style.picolab-saved').remove()")
+        assert [said for said, _ in lab.page.evaluate(_DEAD)] == ["none", "none"]
+        assert lab.page.evaluate(_TEXT_COLOURS)[0] != [page]
 
 
 ASK = """import picolab as pico

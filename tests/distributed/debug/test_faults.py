@@ -18,6 +18,7 @@ import torch
 from picolab import comm
 from picolab.debug import CATALOGUE, Fault, diagnose, verify
 from picolab.debug.oracle import verify_each
+from picolab.training.eager_adamw import EagerAdamW
 
 BUCKET, COUNT, LOSS = "dp: gradient bucket", "dp: count of valid tokens", "dp: loss"
 ROW, COLUMN = "tp: row-parallel output", "tp: column-parallel input gradient"
@@ -223,15 +224,15 @@ def test_one_wrong_parameter_is_named():
 
 def test_a_mistake_in_the_update_is_told_from_one_in_the_gradients():
     def patch(layout):
-        real = torch.optim.AdamW.step
+        real = EagerAdamW.step
 
         def step(self, *rest):
             self.param_groups[0]["weight_decay"] = 0.5
             return real(self, *rest)
 
-        torch.optim.AdamW.step = step
+        EagerAdamW.step = step
         yield
-        torch.optim.AdamW.step = real
+        EagerAdamW.step = real
 
     verdict = verify("tp2", fault=own_fault("decay", patch))
     assert not verdict.ok and verdict.cause.where == "the update"

@@ -219,6 +219,13 @@ def test_what_goes_with_a_comparison_is_uncovered_in_its_own_cell(front_end):
     assert "4,321" in updates[1]["data"]["text/plain"]
 
 
+def test_what_a_notebook_without_its_kernel_needs_is_saved_with_it(front_end):
+    """Under the cell that imports picolab, run once or again, and under no other."""
+    for code, there in {"import picolab as pico": 1, "import picolab ": 1, "1 + 1": 0}.items():
+        styles = [c["data"]["text/html"] for c in of(front_end.run(code), "display_data")]
+        assert len(styles) == there and all("needs its kernel" in style for style in styles)
+
+
 def test_the_same_kernel_without_cells_makes_no_widgets(front_end):
     said = front_end.run(
         "import picolab as pico\ng = pico.guess('c.t.n', 'How many?')", names_its_cell=False
