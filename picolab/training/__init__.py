@@ -6,7 +6,7 @@ What decides a run's numbers, `TrainConfig`, is described in specs/train_config.
     start.py     `train`: what is checked, and the start of the ranks
     trainer.py   what a rank does, and one step
     checkpoint.py, checkpoint_plan.py   a run that was cut off goes on, on any layout
-    folder.py, integrity.py             which checkpoint is meant, and whether it is whole
+    folder.py, integrity.py, hashing_writer.py   which checkpoint is meant, and whether it is whole
     resume.py                           what may differ when a run goes on, and what is then said
     torchrun.py  the same run where torchrun started the ranks
     result.py    what comes back

@@ -52,7 +52,8 @@ from picolab.training.folder import (
     number,
     say,
 )
-from picolab.training.integrity import ABOUT, FORMAT, HashingWriter, seal
+from picolab.training.hashing_writer import HashingWriter
+from picolab.training.integrity import ABOUT, FORMAT, seal
 from picolab.training.resume import adapt, check, record
 from picolab.training.text import Text
 
