@@ -108,13 +108,13 @@ class Train:
     run_dir"""
 
     def run(self) -> int:
-        from picolab.training import is_rank, train, train_here
+        from picolab import training
 
         given = asdict(self.training) | asdict(self.shape) | asdict(self.launch)
         # Whatever a rank or the launcher prints is for the person who watches; stdout holds the
         # result alone.
         with contextlib.redirect_stdout(sys.stderr):
-            result = train_here(**given) if is_rank() else train(**given)
+            result = (training.train_here if training.is_rank() else training.train)(**given)
         if result is not None:  # under torchrun, rank 0 has it
             print(result.to_json() if self.json else result)
         return 0

@@ -29,19 +29,18 @@ except ImportError as error:
     ) from error
 
 from picolab.specs import TrainConfig
-from picolab.training.start import train
+from picolab.training.start import is_rank, train
 from picolab.training.text import Text
 
 _LAZY = {
     "Checkpoints": "checkpoint",
     "NonFiniteLoss": "trainer",
     "TrainResult": "result",
-    "is_rank": "torchrun",
     "train_here": "torchrun",
     "train_rank": "trainer",
 }
 
-__all__ = ["Text", "TrainConfig", "train", *_LAZY]
+__all__ = ["Text", "TrainConfig", "is_rank", "train", *_LAZY]
 
 
 def __getattr__(name):

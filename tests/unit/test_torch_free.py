@@ -192,7 +192,7 @@ def test_help_and_the_start_of_a_run_take_no_torch():
                 main(words)
             except SystemExit as end:
                 assert end.code == 0
-        import picolab.training
+        assert main(["train", "--layout", "dp2xx3"]) == 2
         assert not {"torch", "numpy", "plotly"} & set(sys.modules)
         """)
     assert asked.returncode == 0, asked.stderr
