@@ -111,8 +111,8 @@ class Train:
     run_dir; with --explain, explanation"""
 
     def run(self) -> int:
+        from picolab import training
         from picolab.show.terminal import say
-        from picolab.training import is_rank, train, train_here
 
         if self.explain and self.training.steps < 2:
             raise ValueError("--explain needs --steps 2 or more: the first step warms up")
@@ -120,7 +120,7 @@ class Train:
         # Whatever a rank or the launcher prints is for the person who watches; stdout holds the
         # result alone.
         with contextlib.redirect_stdout(sys.stderr):
-            result = train_here(**given) if is_rank() else train(**given)
+            result = (training.train_here if training.is_rank() else training.train)(**given)
         if result is None:  # under torchrun, rank 0 has it
             return 0
         explanation = result.explain() if self.explain else None

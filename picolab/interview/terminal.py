@@ -11,13 +11,15 @@ answer, its rubric beside the notes, ticks, grade, and the follow-ups, asked one
 
 import os
 import random
+import re
 import shlex
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import date, datetime
 from pathlib import Path
+from typing import TypeVar
 
 from rich.console import RenderableType
 from rich.table import Table as Grid
@@ -33,6 +35,8 @@ from picolab.show.table import Table
 from picolab.show.terminal import WIDEST, console, listed, markdown, text
 
 _LETTERS = "abcdefghijklmnoprtuvwxyz"  # q and s have a meaning of their own
+
+T = TypeVar("T")
 
 
 class Stop(Exception):
@@ -259,38 +263,31 @@ class Terminal:
         self._show("", self._words["choose"])
         steps = session.question.steps
         self._show(listed((f"{mark}.", steps[i].look) for mark, i in zip(_LETTERS, offered)))
-        while letters := self._letters("", len(offered)):
+        while letters := self._marked("", _LETTERS[: len(offered)]):
             for letter in letters:
                 step = session.look(offered[letter])
                 self._show(listed([(f"{_LETTERS[letter]}.", step.because)]))
 
     def _sure(self, session: Session) -> None:
-        prompt = self._words["confidence"]
-        said = self._prompt(prompt)
-        while said and said not in ("1", "2", "3", "4"):
-            said = self._prompt(prompt)
-        if said:
-            session.set_confidence(int(said))
+        if said := self._marked(self._words["confidence"], "1234", 1):
+            session.set_confidence(said[0] + 1)
 
     def _number(self, session: Session, index: int) -> None:
         numeric = session.question.numeric[index]
         unit = self._words["asked in"].format(unit=numeric.unit) if numeric.unit else ""
         prompt = self._words["number"].format(prompt=asked_for(numeric), unit=unit)
-        while typed := self._prompt(prompt):
-            try:
-                verdict = session.answer_number(index, typed)
-                self._show(listed([(" ", spoken(verdict.text, self.language))]))
-                return
-            except ValueError as error:  # no number: ask again
-                self._show(f"  {spoken(str(error), self.language)}")
+        judged = self._asked(prompt, lambda said: said and session.answer_number(index, said))
+        if judged:
+            self._show(listed([(" ", spoken(judged.text, self.language))]))
 
     def _grade(self, session: Session) -> None:
         said: dict[str, list[int]] = {}
         question = session.question
-        rubric, flags = len(question.rubric), len(question.red_flags)
+        points = [str(i) for i, _ in enumerate(question.rubric, 1)]
+        flags = _LETTERS[: len(question.red_flags)]
         steps = [
-            lambda _: said.update(ticks=self._numbers(self._words["ticks"], rubric)),
-            lambda _: said.update(flags=self._letters(self._words["said flags"], flags)),
+            lambda _: said.update(ticks=self._marked(self._words["ticks"], points)),
+            lambda _: said.update(flags=self._marked(self._words["said flags"], flags)),
             lambda session: self._rate(session, said["ticks"], said["flags"]),
         ]
         self._through(session, steps)
@@ -303,10 +300,8 @@ class Terminal:
         why = spoken(proposal.why, self.language)
         text = words["grade"].format(choices=choices, proposed=words[proposal.rating], why=why)
         while True:
-            given = self._prompt(text)
-            while given and given not in ("1", "2", "3", "4"):
-                given = self._prompt(text)
-            rating = RATINGS[int(given) - 1] if given else proposal.rating
+            given = self._marked(text, "1234", 1)
+            rating = RATINGS[given[0]] if given else proposal.rating
             due = session.would_come(rating)
             try:
                 session.grade(rating, ticks, flags)
@@ -470,23 +465,27 @@ class Terminal:
             raise _COMMANDS[command]
         return said
 
-    def _numbers(self, text: str, most: int) -> list[int]:
+    def _asked(self, text: str, understood: Callable[[str], T]) -> T:
+        """Ask until it is understood; until then a ValueError says what would be."""
         while True:
-            said = _parted(self._prompt(text))
-            if said.lower() == "a":
-                return list(range(most))
-            parts = said.split()
-            if all(part.isdecimal() and 1 <= int(part) <= most for part in parts):
-                return sorted({int(part) - 1 for part in parts})
-            self.say(f"  1 ... {most}")
+            said = self._prompt(text)
+            try:
+                return understood(said)
+            except ValueError as error:  # no number, no mark: ask again
+                self._show(f"  {spoken(str(error), self.language)}")
 
-    def _letters(self, text: str, most: int) -> list[int]:
-        while True:
-            parts = _parted(self._prompt(text)).lower().split()
-            found = [_LETTERS.find(part) if len(part) == 1 else -1 for part in parts]
-            if all(0 <= index < most for index in found):
-                return sorted(set(found))
-            self.say(f"  a ... {_LETTERS[most - 1]}")
+    def _marked(self, text: str, marks: Sequence[str], most: int | None = None) -> list[int]:
+        """Which of these marks, by place; of numbers, `a` is all."""
+
+        def places(said: str) -> list[int]:
+            parts = re.sub("[,，、]", " ", said).lower().split()
+            if parts == ["a"] and "a" not in marks:
+                parts = list(marks)
+            if not set(parts) <= set(marks) or len(parts) > (most or len(parts)):
+                raise ValueError(f"{marks[0]} ... {marks[-1]}")
+            return sorted({marks.index(part) for part in parts})
+
+        return self._asked(text, places)
 
     def _show(self, *shown: RenderableType) -> None:
         to = console()
@@ -540,10 +539,6 @@ def nothing_to_ask(session: Session, due_option: str) -> str:
     if not session.due_only:
         return words["all seen"].format(day=day)
     return words["nothing" if coming else "nothing at all"].format(day=day, due=due_option)
-
-
-def _parted(text: str) -> str:
-    return text.replace(",", " ").replace("，", " ").replace("、", " ")
 
 
 def clock_text(seconds: float) -> str:

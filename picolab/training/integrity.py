@@ -8,7 +8,8 @@ file that is believed: its own last entry, the seal, is the hash of the text abo
     "hashes": {"__0_0.distcp": "9b1c...", ...}    what `sha256sum` prints too
     "seal":   "5f0e..."
 
-Each rank reads back and hashes what it wrote, so that hashing takes no longer with more ranks.
+Each rank reads back and hashes what it wrote (hashing_writer.py), so that hashing takes no longer
+with more ranks.
 Everything is checked before the first number is read, and before the pickle in `.metadata` is.
 
 It finds accidents: disks, copies that broke off, editors. It is no signature: who can write the

@@ -13,10 +13,9 @@ A run that is cut off is started again with `--resume`; torchrun's own `--max-re
 inside the same job, and on gloo the ranks often do not find each other there.
 """
 
-import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TypeVar
 
 import torch.distributed as dist
@@ -36,12 +35,6 @@ from picolab.training.text import open_text
 from picolab.training.trainer import train_rank
 
 T = TypeVar("T")
-_SET_BY_LAUNCHERS = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-
-
-def is_rank(environment: Mapping[str, str] = os.environ) -> bool:
-    """Is this process one of several that a launcher has started?"""
-    return all(name in environment for name in _SET_BY_LAUNCHERS)
 
 
 def train_here(*, progress: bool = True, **settings) -> TrainResult | None:

@@ -1,4 +1,5 @@
-"""The command `picolab`, as a user calls it: real processes, real ranks.
+"""The command `picolab`, as a user calls it: real ranks, and a process of its own where that is
+what is asked (what goes to which stream, how it ends); else in this one, where torch is there.
 
 Catches progress mixed into the JSON, a flag that does not reach the run, a traceback where a
 sentence belongs, and ranks that outlive Ctrl-C. That the flags are the settings, with their
@@ -53,7 +54,10 @@ def here(capsys):
     """The command in this process, where torch and the rank server are there already."""
 
     def call(*words: str) -> subprocess.CompletedProcess:
-        status = main(list(words))
+        try:
+            status = main(list(words))
+        except SystemExit as end:  # help
+            status = end.code
         return subprocess.CompletedProcess(words, status, *capsys.readouterr())
 
     return call
@@ -98,8 +102,8 @@ def test_the_optimizer_s_flags_reach_the_run(here):
     assert plain[1:] != free[1:] and plain[1:] != pytest.approx(still[1:], rel=1e-3)
 
 
-def test_help_explains_every_setting():
-    done = picolab("train", "--help")
+def test_help_explains_every_setting(here):
+    done = here("train", "--help")
     said = " ".join(re.sub(r"[│─╭╮╰╯]", " ", done.stdout).split())
     for setting in settings():
         flag = f"--{setting.name.replace('_', '-')} "
@@ -181,9 +185,9 @@ def test_unknown_flag_names_the_nearest():
     assert done.returncode == 2 and done.stdout == "" and "--steps" in done.stderr
 
 
-def test_no_room_for_the_run_directory(tmp_path):
+def test_no_room_for_the_run_directory(here, tmp_path):
     (tmp_path / "state").write_text("a file where a folder should be")
-    done = picolab("train", *SMALL)
+    done = here("train", *SMALL)
     assert done.returncode == 1, done.stderr
     assert "Traceback" not in done.stderr and "run directory" in done.stderr
 
@@ -246,27 +250,27 @@ def test_a_killed_rank_is_one_sentence():
     assert nothing_left(), processes_of_this_test()
 
 
-def test_runs_ls_and_rm():
-    assert "no runs" in picolab("runs", "ls").stdout
+def test_runs_ls_and_rm(here):
+    assert "no runs" in here("runs", "ls").stdout
     names = [rundirs.create(f"run{i}", {}).name for i in range(3)]
     for name in names:
         rundirs.finish(rundirs.root() / name, "done")
-    listed = picolab("runs", "ls")
+    listed = here("runs", "ls")
     assert listed.returncode == 0 and all(name in listed.stdout for name in names)
-    read = json.loads(picolab("runs", "ls", "--json").stdout)
+    read = json.loads(here("runs", "ls", "--json").stdout)
     assert [run["name"] for run in read["runs"]] == names
     assert {run["state"] for run in read["runs"]} == {"done"}
-    assert picolab("runs", "rm", names[1]).returncode == 0
+    assert here("runs", "rm", names[1]).returncode == 0
     assert [run.name for run in rundirs.ls()] == [names[0], names[2]]
     for words in (["rm", "nonsense"], ["rm"], ["rm", "--all", names[0]]):
-        wrong = picolab("runs", *words)
+        wrong = here("runs", *words)
         assert wrong.returncode == 2 and wrong.stderr.count("\n") == 1, wrong.stderr
-    assert picolab("runs", "ls", names[0]).returncode == 2
-    assert picolab("runs", "rm", "--all").returncode == 0 and rundirs.ls() == []
+    assert here("runs", "ls", names[0]).returncode == 2
+    assert here("runs", "rm", "--all").returncode == 0 and rundirs.ls() == []
 
 
-def test_doctor_json():
-    done = picolab("doctor", "--json")
+def test_doctor_json(here):
+    done = here("doctor", "--json")
     assert done.returncode == 0, done.stdout
     report = json.loads(done.stdout)
     assert report["ok"] and {check["name"] for check in report["checks"]} >= {"torch", "loopback"}

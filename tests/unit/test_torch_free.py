@@ -182,7 +182,8 @@ def test_import_picolab_is_light():
     assert "import picolab" in asked.stdout
 
 
-def test_help_takes_no_torch():
+def test_help_and_the_start_of_a_run_take_no_torch():
+    """The kernel imports it while ranks run: it needs it for the result."""
     asked = python("""
         import sys
         from picolab.cli import main
@@ -191,6 +192,7 @@ def test_help_takes_no_torch():
                 main(words)
             except SystemExit as end:
                 assert end.code == 0
+        assert main(["train", "--layout", "dp2xx3"]) == 2
         assert not {"torch", "numpy", "plotly"} & set(sys.modules)
         """)
     assert asked.returncode == 0, asked.stderr

@@ -14,7 +14,7 @@ from fractions import Fraction
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import picolab as pico
@@ -85,7 +85,6 @@ def difference(mine, whole, split):
 # How the sequence is cut.
 
 
-@settings(deadline=None)
 @given(st.integers(1, 6), st.integers(1, 4), st.sampled_from(SPLITS), st.integers(0, 2))
 def test_join_undoes_split_and_positions_are_what_was_cut(cp, size, split, dim):
     seq = 2 * cp * size
@@ -107,7 +106,6 @@ def test_who_holds_what():
     assert positions(1, 2, 8, "contiguous").tolist() == [4, 5, 6, 7]
 
 
-@settings(deadline=None)
 @given(st.integers(1, 6), st.integers(1, 3), st.sampled_from(SPLITS))
 def test_blocks_cover_what_the_mask_lets_through_and_nothing_twice(cp, size, split):
     """Every (query, key) with key <= query is in exactly one rank's block, no other is in any."""
@@ -124,7 +122,6 @@ def test_blocks_cover_what_the_mask_lets_through_and_nothing_twice(cp, size, spl
     assert torch.equal(seen, torch.ones(seq, seq, dtype=torch.long).tril())
 
 
-@settings(deadline=None)
 @given(st.integers(1, 8), st.integers(1, 5))
 def test_zigzag_work_is_exactly_equal_and_contiguous_work_is_not(cp, size):
     seq = 2 * cp * size

@@ -97,7 +97,7 @@ def lengths_between(cuts: set[int]) -> list[int]:
 lengths = st.sets(st.integers(1, SEQ - 1), max_size=SEQ - 1).map(lengths_between)
 
 
-@settings(deadline=None, max_examples=3)
+@settings(max_examples=3)
 @given(st.lists(st.lists(lengths, min_size=2, max_size=2), min_size=8, max_size=8))
 def test_any_packing_equals_one_process(rows_of_lengths):
     """Documents of one token, of a whole row, across chunks and ranks: outputs and gradients."""

@@ -73,9 +73,7 @@ FILES = [".metadata", "__0_0.distcp", "__1_0.distcp", integrity.ABOUT]
 
 
 @pytest.mark.parametrize("name", FILES)
-@settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_flipped_bit_is_noticed_before_a_number_is_used(name, data, written, monkeypatch):
     path = written[0] / "step-2"

@@ -99,7 +99,7 @@ def test_what_makes_no_such_step_is_refused_with_what_would(layout, settings, sa
         Checkpoints(resume=of_dp2[0] / "step-3").resolve(config, open_text(config))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(*[st.integers(1, 8)] * 6)
 def test_a_step_is_as_large_as_it_was_or_there_is_a_sentence(dp, size, times, dp2, size2, times2):
     before = config_of(f"dp{dp}", micro_batch=size, accumulate=times)

@@ -7,6 +7,7 @@ by every rank, or by none because the others ended first; a resumed run that beg
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -51,26 +52,6 @@ def home(layout, **settings):
     return pico.train(layout=layout, progress=False, **SHAPE, **settings)
 
 
-def test_the_losses_of_the_notebook(tmp_path):
-    settings = dict(steps=4, accumulate=2, seed=3, clip=0.5, warmup=2, eps=1e-6)
-    process = torchrun("tp2", run_dir=tmp_path / "run", **settings)
-    stdout, stderr = finished(process)
-    assert process.returncode == 0, stderr
-    away, here = json.loads(stdout), home("tp2", **settings)
-    assert away["losses"] == here.losses and away["grad_norms"] == here.grad_norms
-    assert away["run_dir"] == str(tmp_path / "run") and len(away["step_s"]) == 4
-    assert {**away, "step_s": 0}.keys() == json.loads(here.to_json()).keys()
-    assert away["ledger"] == json.loads(here.to_json())["ledger"]
-    assert "4/4" in stderr and stderr.count("backend gloo") == 1
-    # The run directory is one of ours: for the dashboard, for `picolab runs`, for collect.
-    assert rundirs.describe(tmp_path / "run")["state"] == "done"
-    ranks = pico.launch.collect(tmp_path / "run")
-    assert len(ranks) == 2 and ranks[1].losses == here.losses
-    for rank in (0, 1):
-        told = [e.data["loss"] for e in ranks.events if e.kind == "step" and e.rank == rank]
-        assert told == here.losses
-
-
 def test_what_is_wrong_is_said_once():
     process = torchrun("dp4", steps=2)
     stdout, stderr = finished(process)
@@ -93,9 +74,9 @@ def worker(process, rank) -> psutil.Process:
 
 def test_a_killed_rank_and_the_same_command_again(tmp_path):
     """SIGKILL of a real rank in the middle; relaunched with --resume; nothing is lost or
-    repeated."""
-    folder = tmp_path / "checkpoints"
-    settings = dict(steps=150, data="random")
+    repeated, and all that it reports is what the notebook gets from the same checkpoint."""
+    folder, then, run_dir = tmp_path / "checkpoints", tmp_path / "then", tmp_path / "run"
+    settings = dict(steps=150, data="random", seed=3, clip=0.5, warmup=2, eps=1e-6)
     saved = dict(checkpoint=folder, save_every=10)
     process = torchrun("dp2", **settings, **saved)
     deadline = time.monotonic() + 120
@@ -105,17 +86,31 @@ def test_a_killed_rank_and_the_same_command_again(tmp_path):
     worker(process, 1).send_signal(signal.SIGKILL)
     stdout, _ = finished(process)
     assert process.returncode != 0 and stdout == ""
+    shutil.copytree(folder, then)
 
-    again = torchrun("dp2", **settings, **saved, resume=folder)
+    again = torchrun("dp2", **settings, **saved, resume=folder, run_dir=run_dir)
     stdout, stderr = finished(again)
     assert again.returncode == 0, stderr
-    rest, whole = json.loads(stdout), home("dp2", **settings)
-    assert 20 <= rest["first_step"] < 150
-    assert rest["losses"] == whole.losses[rest["first_step"] :]
+    away, whole = json.loads(stdout), home("dp2", **settings)
+    first = away["first_step"]
+    assert 20 <= first < 150 and away["losses"] == whole.losses[first:]
     assert {path.name for path in folder.iterdir()} == {"step-140", "step-150"}
+    here = home("dp2", **settings, resume=then)
+    assert away["losses"] == here.losses and away["grad_norms"] == here.grad_norms
+    told = json.loads(here.to_json())
+    assert {**away, "step_s": 0}.keys() == told.keys() and away["ledger"] == told["ledger"]
+    assert away["run_dir"] == str(run_dir) and len(away["step_s"]) == len(here.losses)
+    assert "150/150" in stderr and stderr.count("backend gloo") == 1
+    # The run directory is one of ours: for the dashboard, for `picolab runs`, for collect.
+    assert rundirs.describe(run_dir)["state"] == "done"
+    ranks = pico.launch.collect(run_dir)
+    assert len(ranks) == 2 and ranks[1].losses == here.losses
+    for rank in (0, 1):
+        of_rank = [e.data["loss"] for e in ranks.events if e.kind == "step" and e.rank == rank]
+        assert of_rank == here.losses
     # And at home, in another layout, from a checkpoint that torchrun's ranks wrote.
-    fewer = home("tp2", **settings, resume=folder / "step-140", micro_batch=8)
-    assert fewer.losses == pytest.approx(whole.losses[140:], rel=1e-4)
+    other = home("tp2", **settings, resume=folder / "step-140", micro_batch=8)
+    assert other.losses == pytest.approx(whole.losses[140:], rel=1e-4)
 
 
 def test_is_rank():

@@ -6,7 +6,7 @@ memory taken to be p on every rank.
 """
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from picolab import costs
@@ -46,7 +46,6 @@ def test_mutants_are_caught():
             check(total, ideal)
 
 
-@settings(deadline=None)
 @given(sizes)
 def test_the_two_are_one_over_the_other(size):
     of_total, of_ideal = costs.bubble_of_total(*size), costs.bubble_of_ideal(*size)

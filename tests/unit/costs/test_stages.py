@@ -30,7 +30,7 @@ def cost_of(division, layers, first, last):
     return found
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     st.lists(st.integers(1, 20), min_size=1, max_size=9),
     st.integers(1, 5),

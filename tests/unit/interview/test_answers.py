@@ -5,14 +5,13 @@ said, and thresholds that are off by a point. How a number is read is asked in u
 """
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from picolab.interview.answers import close, judge, propose
 from picolab.interview.bank import Numeric, Question, Wrong
 
 
-@settings(deadline=None)
 @given(st.text(max_size=12))
 def test_whatever_is_typed_is_judged_or_gets_a_sentence(text):
     numeric = Numeric(prompt="p", value="x", unit="GB")

@@ -59,11 +59,11 @@ def check(bank, parts, minutes) -> None:
             assert question.kind == {"code": "code", "diagnosis": "diagnose"}[name]
 
 
-def simulated(planned: Callable, minutes: int) -> None:
-    """300 interviews over the real banks."""
+def simulated(planned: Callable, minutes: int, interviews: int = 60) -> None:
+    """So many interviews over the real banks."""
     real = banks.load()
     drawn = set()
-    for seed in range(300):
+    for seed in range(interviews):
         parts = planned(real, random.Random(seed), minutes=minutes)
         check(real, parts, minutes)
         drawn |= {part.question for part in parts}
@@ -71,8 +71,9 @@ def simulated(planned: Callable, minutes: int) -> None:
 
 
 @pytest.mark.parametrize("minutes", [10, 20, 30, 45, 60])
-def test_300_interviews_over_the_real_banks(minutes):
-    simulated(plan, minutes)
+@pytest.mark.parametrize("interviews", [60, pytest.param(300, marks=pytest.mark.weekly)])
+def test_interviews_over_the_real_banks(minutes, interviews):
+    simulated(plan, minutes, interviews)
 
 
 def test_a_plan_without_minutes_is_noticed():

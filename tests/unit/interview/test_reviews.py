@@ -365,7 +365,7 @@ def test_the_order_of_the_file_does_not_matter_and_ids_that_are_gone_do_not():
 
 
 @given(st.lists(st.tuples(st.floats(0, 500), st.sampled_from(module.RATINGS)), max_size=8))
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_whatever_was_answered_something_comes(answers):
     past = [review(day=day, rating=rating) for day, rating in answers]
     state = states(["s-001"], past)["s-001"]

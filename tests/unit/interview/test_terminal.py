@@ -140,7 +140,8 @@ def test_ticks_flags_and_confidence_are_asked_until_they_can_be_read(tmp_path):
     review = talk.last()
     assert not talk.lines and review.confidence == 2
     assert review.ticks == (0, 1, 2) and review.flags == (0, 1)
-    assert talk.said.count("  1 ... 4") == 4 and talk.said.count("  a ... b") == 2
+    # Of confidence two, of ticks four, of the grade one.
+    assert talk.said.count("  1 ... 4") == 7 and talk.said.count("  a ... b") == 2
 
 
 def test_a_for_all_and_the_reader_overrides(tmp_path):

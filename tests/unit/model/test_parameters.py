@@ -46,7 +46,7 @@ def shards_of(piece: Piece, dim: int, n: int, seed: int = 0) -> list[torch.Tenso
     dim=st.sampled_from([0, 1]),
     seed=st.integers(0, 2**31),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_every_sharding_starts_from_the_same_global_tensor(n, per_shard, other, dim, seed):
     shape = (n * per_shard, other) if dim == 0 else (other, n * per_shard)
     piece = Piece("layers.3.mlp.down.weight", shape, std=0.3)

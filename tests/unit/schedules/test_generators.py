@@ -6,7 +6,7 @@ warm-up counted from the wrong end.
 """
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from picolab import costs
@@ -35,13 +35,11 @@ def check_one_f_one_b(generator, p, m):
             assert [a.micro_batch for a in row if a.kind == kind] == list(range(m))
 
 
-@settings(deadline=None)
 @given(sizes)
 def test_1f1b(size):
     check_one_f_one_b(one_f_one_b, *size)
 
 
-@settings(deadline=None)
 @given(sizes)
 def test_gpipe(size):
     p, m = size

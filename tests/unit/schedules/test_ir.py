@@ -7,7 +7,7 @@ a line of another rank, a placement nobody checks.
 import pickle
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from picolab.schedules import SCHEDULES, Action, Schedule, make
@@ -25,7 +25,6 @@ rank 1: F0 B0 F1 W0 B1 W1
 """
 
 
-@settings(deadline=None)
 @given(st.sampled_from(sorted(SCHEDULES)), st.integers(1, 12), st.integers(1, 20))
 def test_a_schedule_survives_its_text(name, ranks, least):
     schedule = make(name, ranks, ScheduleName.parse(name).micro_batches(ranks, least))

@@ -10,7 +10,7 @@ from functools import cache
 from itertools import pairwise
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from picolab import costs
@@ -22,7 +22,6 @@ sizes = st.tuples(st.integers(1, 8), st.integers(1, 12))
 cost = st.fractions(0, 5, max_denominator=12)
 
 
-@settings(deadline=None)
 @given(names, sizes, st.fractions(Fraction(1, 7), 9), st.fractions(0, 9), st.fractions(0, 9))
 def test_the_closed_forms_exactly(name, size, forward, backward_input, backward_weight):
     """Whatever F, B and W cost, as long as every stage costs the same."""
@@ -116,13 +115,11 @@ def check_possible(schedule, done):
             assert span.start >= arrivals.get(source, ends[source]) >= ends[source]
 
 
-@settings(deadline=None)
 @given(uneven())
 def test_uneven_stages(case):
     check_uneven(simulate, case)
 
 
-@settings(deadline=None)
 @given(uneven(), st.fractions(0, 3, max_denominator=8))
 def test_lower_bounds_and_links_that_are_busy(case, transfer):
     """No makespan is under what one rank, or one micro-batch, has to go through."""
@@ -148,7 +145,6 @@ def test_lower_bounds_and_links_that_are_busy(case, transfer):
         assert held[0] == held[-1] == 0 and max(held) == done.peak_in_flight[rank]
 
 
-@settings(deadline=None)
 @given(sizes, cost, cost, cost)
 def test_splitting_alone_takes_the_weights_out_of_the_bubble(size, F, B, W):
     """The gradient travels on after B, so each of the p - 1 others waits for F + B, not F + B + W.

@@ -7,7 +7,7 @@ taken to start at zero, two steps' spans counted as one, a row in which two acti
 from fractions import Fraction
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from picolab.schedules import Action, Span, Timeline, make, simulate
@@ -72,7 +72,6 @@ def test_the_text_form():
     ]
 
 
-@settings(deadline=None)
 @given(
     st.sampled_from(("gpipe", "1f1b")),
     st.integers(1, 9),

@@ -9,7 +9,7 @@ swapped on one rank. torch's own checker is asked about the same ones.
 import pickle
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from picolab.schedules import (
@@ -41,7 +41,6 @@ def schedule(*rows, m, name="test", placement=()):
 # -- right ones -----------------------------------------------------------------------------------
 
 
-@settings(deadline=None)
 @given(
     st.sampled_from(("gpipe", "1f1b")),
     st.integers(1, 8),
@@ -117,7 +116,6 @@ def test_a_receiver_that_expects_another_order():
         assert "F1 of stage 0 was sent first" in error.reason
 
 
-@settings(deadline=None)
 @given(st.integers(2, 6), st.integers(2, 8))
 def test_1f1b_needs_sends_that_do_not_block(p, m):
     """Megatron and torch post a send and the next receive together; one after the other stands
@@ -155,7 +153,6 @@ def test_stages_of_one_rank_take_each_others_results_in_order():
 # -- the cap --------------------------------------------------------------------------------------
 
 
-@settings(deadline=None)
 @given(st.integers(1, 8), st.integers(1, 12))
 def test_the_cap_is_met_exactly(p, m):
     for build, most in ((one_f_one_b, [min(p - r, m) for r in range(p)]), (gpipe, [m] * p)):

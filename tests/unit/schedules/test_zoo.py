@@ -67,7 +67,7 @@ def test_the_closed_forms(name):
     assert checked >= 36
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.sampled_from(NAMES), st.integers(1, 7), st.integers(1, 21))
 def test_valid_and_memory_for_every_size(name, p, least):
     m = ScheduleName.parse(name).micro_batches(p, least)

@@ -249,7 +249,6 @@ def test_multiples_read_back(number, letter):
     assert read(f"{number!r}{letter}").value == pytest.approx(number * times)
 
 
-@settings(deadline=None)  # the first unit of a process takes pint its time
 @given(
     st.floats(min_value=1e-6, max_value=1e15),
     st.sampled_from(["B", "kB", "KiB", "MB", "MiB", "GB", "GiB", "Gb", "Tb"]),
@@ -261,7 +260,7 @@ def test_units_there_and_back(value, typed, asked):
     assert there.with_unit and back.value == pytest.approx(value, rel=1e-9)
 
 
-@settings(deadline=None, max_examples=400)
+@settings(max_examples=400)
 @given(
     st.text(max_size=40) | st.text("0123456789.,-+*/^()eExkMG %sqrtB_' ", max_size=40),
     st.sampled_from(["", "%", "GB", "ms", "all-reduces"]),

@@ -56,7 +56,7 @@ def test_the_shuffle_shuffles():
     assert places != [permutation(i, 1000, "1/0") for i in range(1000)]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     sizes=st.lists(st.integers(0, 40), max_size=6), seq=st.integers(1, 30), seed=st.integers(0, 9)
 )
@@ -82,7 +82,7 @@ def test_an_epoch_visits_every_window_once(sizes, seq, seed, tmp_path_factory):
         assert torch.equal(labels, (tokens + 1) % 256)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     dp=st.sampled_from([1, 2, 3, 4]),
     micro_batch=st.integers(1, 3),
@@ -147,7 +147,7 @@ def test_a_position_in_other_data_is_refused(corpus, tmp_path):
             other.load_state_dict(state)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(size=st.integers(20, 300), block=st.integers(1, 50), data=st.data())
 def test_another_text_of_the_same_size_is_refused(size, block, data, tmp_path_factory):
     """Whatever byte it differs in, however files and blocks are cut; split elsewhere, it is the
