@@ -14,7 +14,12 @@ from picolab.costs.activations import (
 )
 from picolab.costs.bandwidth import Link, axis_time, group_bandwidth, link
 from picolab.costs.bubbles import bubble, bubble_of_ideal, bubble_of_total, in_flight
-from picolab.costs.collectives import collective_time, fit_alpha_beta, ring_bytes
+from picolab.costs.collectives import (
+    collective_time,
+    fit_alpha_beta,
+    half_bandwidth_bytes,
+    ring_bytes,
+)
 from picolab.costs.compute import flops_per_token
 from picolab.costs.failures import checkpoint_interval, checkpoint_waste
 from picolab.costs.ledger import Expected, step_ledger
@@ -37,7 +42,13 @@ from picolab.costs.parameters import (
     local_parameters,
     parameters,
 )
-from picolab.costs.slices import even_slices, head_slices, replica_sequences, zigzag_chunks
+from picolab.costs.slices import (
+    causal_share,
+    even_slices,
+    head_slices,
+    replica_sequences,
+    zigzag_chunks,
+)
 from picolab.costs.stages import balanced_stages, rank_stages, stage_layers
 from picolab.costs.traffic import (
     buckets,
@@ -68,6 +79,7 @@ __all__ = [
     "bubble_of_ideal",
     "bubble_of_total",
     "buckets",
+    "causal_share",
     "checkpoint_interval",
     "checkpoint_waste",
     "collective_time",
@@ -79,6 +91,7 @@ __all__ = [
     "flops_per_token",
     "gathered_bytes",
     "group_bandwidth",
+    "half_bandwidth_bytes",
     "head_slices",
     "held_parameters",
     "in_flight",

@@ -67,6 +67,18 @@ def collective_time(op: str, payload_bytes: float, n: int, alpha: float, beta: f
     return _ROUNDS[op] * (n - 1) * alpha + ring_bytes(op, payload_bytes, n) * beta
 
 
+def half_bandwidth_bytes(op: str, n: int, alpha: float, beta: float) -> float:
+    """The payload with which half of a collective's time is latency, so that it reaches half of the
+    bandwidth: n alpha / beta of an all-reduce. Smaller ones should be merged.
+
+    Source: Hockney's n_1/2, here of a whole collective instead of one message.
+    """
+    a_byte = collective_time(op, 1, n, 0.0, beta)
+    if not a_byte:
+        raise ValueError(f"a byte of a {op} over {n} ranks takes no time, so no payload is enough")
+    return collective_time(op, 0, n, alpha, beta) / a_byte
+
+
 def fit_alpha_beta(
     op: str, sizes: Sequence[float], seconds: Sequence[float], n: int
 ) -> tuple[float, float]:

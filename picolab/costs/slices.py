@@ -2,6 +2,10 @@
 sequence, and the sequences of a step.
 """
 
+from typing import Literal
+
+Split = Literal["contiguous", "zigzag"]
+
 
 def even_slices(size: int, n: int, blocks: int | None = None) -> list[range]:
     """[0, size) in n contiguous slices, as even as they go, the larger ones first.
@@ -39,6 +43,22 @@ def zigzag_chunks(rank: int, cp: int) -> tuple[int, int]:
     of causal attention, so that all ranks have the same work.
     """
     return rank, 2 * cp - 1 - rank
+
+
+def causal_share(rank: int, cp: int, split: Split = "contiguous") -> float:
+    """Which share of all scores of causal attention falls to a rank of cp.
+
+        contiguous   (2r + 1) / cp^2, so (2cp - 1) / cp^2 for the last: 7/16 of cp = 4
+        zigzag       1 / cp
+
+    Of n equal chunks of the sequence, the queries of chunk j see j whole chunks and half of their
+    own: 2j + 1 of n^2 parts. (A score on the diagonal counts as a half of one.) Source: arXiv
+    2311.09431. `parallel.sequence_split.causal_work` counts it block by block.
+    """
+    if not 0 <= rank < cp:
+        raise ValueError(f"rank is {rank}, and the ranks of cp{cp} are 0 to {cp - 1}")
+    n, own = (cp, (rank,)) if split == "contiguous" else (2 * cp, zigzag_chunks(rank, cp))
+    return sum(2 * j + 1 for j in own) / n**2
 
 
 def replica_sequences(

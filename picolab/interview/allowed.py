@@ -15,9 +15,17 @@ LAYERS, RANKS = 256, 8192
 
 _COSTS = (
     *("BYTES_16_BF16", "BYTES_16_FP32", "BYTES_18_FP32_GRADIENTS", "BYTES_20_FP16"),
-    *("bubble_of_ideal", "bubble_of_total", "buckets", "checkpoint_interval", "checkpoint_waste"),
-    *("collective_time", "data_parallel_bytes", "dtype_bytes", "even_slices", "flops_per_token"),
-    *("group_bandwidth", "in_flight", "local_parameters"),
+    *("bubble_of_ideal", "bubble_of_total", "buckets", "causal_share"),
+    *(
+        "checkpoint_interval",
+        "checkpoint_waste",
+        "collective_time",
+        "data_parallel_bytes",
+        "dtype_bytes",
+        "even_slices",
+        "flops_per_token",
+    ),
+    *("group_bandwidth", "half_bandwidth_bytes", "in_flight", "local_parameters"),
     *("parameters", "ring_bytes", "stage_layers", "state_bytes", "step_ledger"),
     "tensor_parallel_layer_bytes",
 )

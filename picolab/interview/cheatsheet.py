@@ -10,7 +10,6 @@ put to use, *tested* names the test.
 """
 
 import ast
-import pkgutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,8 +57,6 @@ class Sheet:
     setup: Mapping[str, str]
     """names that calls use: name -> call"""
     sections: list[Section]
-    beside: tuple[str, ...] = ()
-    """"module:name" of functions that it calls beside those that a bank may; they may need torch"""
 
     @property
     def lines(self) -> list[Line]:
@@ -76,14 +73,10 @@ class Sheet:
 
     def evaluate(self, expression: str, given: str = "") -> float:
         """A call, or a formula with its letters ("n=8, B=1e9"). Nothing of it runs as code."""
-        beside = {
-            name.removeprefix("picolab.").replace(":", "."): pkgutil.resolve_name(name)
-            for name in self.beside
-        }
         known = {name: work_out(text, {}) for name, text in self.setup.items()}
         letters = parse(f"letters({given})").keywords
-        known |= {one.arg: work_out(ast.unparse(one.value), known, beside) for one in letters}
-        return work_out(expression, known, beside)
+        known |= {one.arg: work_out(ast.unparse(one.value), known) for one in letters}
+        return work_out(expression, known)
 
     def markdown(self) -> str:
         """`STEM.md`."""

@@ -69,16 +69,13 @@ def parse(text: str) -> ast.expr:
         raise ValueError("is not an expression: it is nested too deeply, or no text") from None
 
 
-def work_out(
-    text: str, known: Mapping[str, object], functions: Mapping[str, Callable] | None = None
-):
+def work_out(text: str, known: Mapping[str, object]):
     """What the expression gives: a number, or another value of the types that are allowed.
 
-    known: values by name; functions: more that may be called, under dotted names, beside the list.
-    ValueError says what is wrong, without repeating the expression.
+    known: values by name. ValueError says what is wrong, without repeating the expression.
     """
     try:
-        return _Walk(known, {**allowed.names(), **(functions or {})}).value(parse(text))
+        return _Walk(known, allowed.names()).value(parse(text))
     except ZeroDivisionError:
         raise ValueError("divides by zero") from None
     except OverflowError:

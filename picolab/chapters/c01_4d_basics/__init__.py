@@ -1,12 +1,19 @@
 """Chapter 1, 4D basics: collectives, then data, tensor, pipeline and context parallelism."""
 
 from picolab.chapters.c01_4d_basics.alpha_beta_figure import alpha_beta_figure
+from picolab.chapters.c01_4d_basics.attention_work import attention_work
 from picolab.chapters.c01_4d_basics.ring_attention_figure import ring_attention_frames
 from picolab.chapters.c01_4d_basics.ring_figure import ring_all_reduce_frames
 from picolab.chapters.record import Chapter
 from picolab.exercises.catalogue import About
 
-__all__ = ["CHAPTER", "alpha_beta_figure", "ring_all_reduce_frames", "ring_attention_frames"]
+__all__ = [
+    "CHAPTER",
+    "alpha_beta_figure",
+    "attention_work",
+    "ring_all_reduce_frames",
+    "ring_attention_frames",
+]
 
 _EXERCISES = {
     "4d.ring.all-reduce": About("ring_all_reduce", "A ring all-reduce", 15, 3),
@@ -73,10 +80,10 @@ CHAPTER = Chapter(
     key="4d",
     title="4D basics",
     evenings=(
-        ("00_start_here, 01_4d_basics", 55, "collectives, data and tensor parallelism"),
+        ("00_start_here, 01_4d_basics", 56, "collectives, data and tensor parallelism"),
         (
             "01_4d_basics to its end, 01_4d_basics_exercises",
-            85,
+            84,
             "pipeline and context parallelism, all axes at once; the two starred exercises",
         ),
     ),

@@ -368,7 +368,7 @@ _SECTIONS = [
                 "scores of the last rank, contiguous",
                 "(2*c-1)/c**2",
                 "c=4",
-                'pico.parallel.sequence_split.causal_work(3, 4, 64, "contiguous") / (64*64/2)',
+                "pico.costs.causal_share(3, 4)",
                 "%",
                 "cp-share-compare",
             ),
@@ -376,7 +376,7 @@ _SECTIONS = [
                 "scores of every rank, zig-zag (chunks r and its mirror image)",
                 "1/c",
                 "c=4",
-                'pico.parallel.sequence_split.causal_work(3, 4, 64, "zigzag") / (64*64/2)',
+                'pico.costs.causal_share(3, 4, "zigzag")',
                 "%",
                 "cp-work-table",
             ),
@@ -418,12 +418,11 @@ _SECTIONS = [
                 "computed",
             ),
             Line(
-                "at n·a/b bytes latency is half of an all-reduce's time; below, merge messages",
-                "(2*(n-1)*a) / (2*(n-1)*a + 2*(n-1)/n*B*b)",
-                "n=8, a=10e-6, b=1/450e9, B=8*10e-6*450e9",
-                f'{_TIME}("all_reduce", 0, 8, 10e-6, 1/450e9) / '
-                f'{_TIME}("all_reduce", 8*10e-6*450e9, 8, 10e-6, 1/450e9)',
-                "%",
+                "an all-reduce of fewer bytes waits for latency most of its time: merge messages",
+                "n*a/b",
+                "n=8, a=10e-6, b=1/450e9",
+                'pico.costs.half_bandwidth_bytes("all_reduce", 8, 10e-6, 1/450e9)',
+                "bytes",
                 "collectives-alpha-beta",
             ),
             Line(
@@ -492,5 +491,4 @@ SHEET = Sheet(
     notebook="01_4d_basics",
     setup=_SETUP,
     sections=_SECTIONS,
-    beside=("picolab.parallel.sequence_split:causal_work",),
 )

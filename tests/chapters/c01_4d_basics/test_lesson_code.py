@@ -17,6 +17,7 @@ import torch.distributed as dist
 
 import picolab as pico
 from picolab import comm
+from picolab.chapters.c01_4d_basics import attention_work
 from picolab.exercises.definition import source_of
 from picolab.model import SwiGLU, initialise
 from picolab.parallel import (
@@ -470,10 +471,10 @@ def test_a_wrong_backward_of_a_block_is_told_apart(mutant):
 
 def test_the_experiments_counts_are_exact():
     """What the chapter counts on real ranks, against a mask over the whole sequence."""
-    names = lesson("cp-experiment", WORLD_SIZE=1, gloo={"world_size": 1})
+    lesson("cp-experiment", WORLD_SIZE=1, gloo={"world_size": 1})
     seq, visible = 32, torch.ones(32, 32).tril()
     for split in ("contiguous", "zigzag"):
-        ranks = pico.run(names["attention_work"], split, seq, world_size=WORLD)
+        ranks = pico.run(attention_work, split, seq, world_size=WORLD)
         for rank, (scores, difference) in enumerate(ranks):
             rows = positions(rank, WORLD, seq, split)
             assert scores == int(visible[rows].sum()) and difference < 1e-5

@@ -1,9 +1,11 @@
 """The time that the chapter states is what it takes by the standard's count: words at 180 a
-minute, five seconds a line of code, and the runs. What is marked optional is counted apart.
+minute, five seconds a line of code, and the runs. A line that `pico.source` shows is one of code,
+too. What is marked optional is counted apart; glossary and sources are looked up, not read.
 
 Counted from the notebook itself, so that neither can drift; the evenings of the timetable follow.
 Wrong versions these catch: a paragraph that makes the chapter longer than it says, a section that
-is called optional to be left out of the count and says no minutes, an evening of another length.
+is called optional to be left out of the count and says no minutes, the package's code shown and not
+counted, an evening of another length.
 """
 
 import copy
@@ -14,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+import picolab as pico
 from picolab.chapters.c01_4d_basics import CHAPTER
 from picolab.exercises.catalogue import find, ids
 
@@ -23,6 +26,7 @@ RUNS = (1.0, 1.0)  # minutes of all runs on two quiet cores, sections 1 to 4 and
 MOST = 90
 SECOND_HALF = "5. Pipeline parallel"
 OPTIONAL = re.compile(r"Optional, (\d+) minutes: ")
+LOOKED_UP = ("close-glossary", "close-sources")
 
 
 def saved() -> list[dict]:
@@ -33,8 +37,11 @@ def minutes(cells: list[dict]) -> tuple[list[float], dict[str, float]]:
     """Of the two halves of the main path; and of each optional part, by its heading."""
     halves, optional, half, part, depth = list(RUNS), {}, 0, None, 0
     for cell in cells:
-        for line in "".join(cell["source"]).splitlines():
-            if cell["cell_type"] == "code":
+        text, code = "".join(cell["source"]), cell["cell_type"] == "code"
+        shown = re.findall(r'pico\.source\("(.*)"\)', text) if code else []
+        text = "\n".join([text, *(pico.source(name, now=True).text for name in shown)])
+        for line in text.splitlines() if cell.get("id") not in LOOKED_UP else []:
+            if code:
                 spent = SECONDS_A_LINE / 60 * bool(line.strip())
             else:
                 spent = len(re.findall(r"\w+(?:['’.\-]\w+)*", line)) / WORDS_A_MINUTE
@@ -86,13 +93,24 @@ def _a_long_optional_part(cells):
     cells[-1:-1] = [{"cell_type": "markdown", "id": "x", "source": source}]
 
 
+def _the_packages_code(cells):
+    name = "picolab.parallel.buckets.GradientBuckets"
+    cells[5:5] = [{"cell_type": "code", "id": "x", "source": [f'pico.source("{name}")']}]
+
+
 def _another_time(cells):
     cells[0]["source"] = "".join(cells[0]["source"]).replace("minutes: sections", "hours: sections")
 
 
 @pytest.mark.parametrize(
     "edit",
-    [_a_page_more, _an_optional_part_without_minutes, _a_long_optional_part, _another_time],
+    [
+        _a_page_more,
+        _an_optional_part_without_minutes,
+        _a_long_optional_part,
+        _the_packages_code,
+        _another_time,
+    ],
 )
 def test_a_wrong_time_is_noticed(edit):
     cells = copy.deepcopy(saved())

@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import picolab as pico
-from picolab import comm
+from picolab import comm, costs
 from picolab.model.layers import RotaryTables, rotate
 from picolab.monitoring.ledger import Ledger
 from picolab.parallel import attention_block, gathered, ring, ulysses
@@ -137,6 +137,8 @@ def test_zigzag_work_is_exactly_equal_and_contiguous_work_is_not(cp, size):
             places = positions(rank, cp, seq, split)
             pairs = int((places + 1).sum())
             assert work == pairs - len(places) / 2
+            share = costs.causal_share(rank, cp, split)
+            assert abs(share - work / (seq**2 / 2)) < 1e-12
 
 
 def test_the_last_of_four_has_seven_sixteenths():

@@ -39,6 +39,23 @@ def test_a_ring_counted_chunk_by_chunk():
     check_ring(costs.ring_bytes)
 
 
+@pytest.mark.parametrize("op", ["all_reduce", "all_gather", "broadcast", "send"])
+@given(n=ranks)
+def test_half_of_the_bandwidth_is_where_latency_is_half_of_the_time(op, n):
+    alpha, beta = 10e-6, 1 / 50e9
+    payload = costs.half_bandwidth_bytes(op, n, alpha, beta)
+    latency, whole = (costs.collective_time(op, size, n, alpha, beta) for size in (0, payload))
+    assert whole == pytest.approx(2 * latency, rel=1e-12)
+    if op == "all_reduce":
+        assert payload == pytest.approx(n * alpha / beta, rel=1e-12)
+
+
+def test_where_bytes_take_no_time_no_payload_is_enough():
+    for op, n, beta in (("barrier", 4, 1.0), ("all_reduce", 1, 1.0), ("send", 2, 0.0)):
+        with pytest.raises(ValueError, match="takes no time, so no payload is enough"):
+            costs.half_bandwidth_bytes(op, n, 10e-6, beta)
+
+
 def one_round(op, payload, n):
     """Wrong: (n-1)/n for every operation."""
     return (n - 1) * payload / n

@@ -5,6 +5,8 @@ the last rank, slices of ceil(size / n) (torch.chunk's, which leave ranks empty 
 would not), and blocks that are cut through.
 """
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given
@@ -75,3 +77,13 @@ def test_bad_input_gets_a_sentence():
         costs.even_slices(10, 2, 3)
     with pytest.raises(ValueError, match="10 cannot be dealt out to 0"):
         costs.even_slices(10, 0)
+
+
+def test_the_shares_of_causal_work_are_the_scores_that_a_rank_sees():
+    for cp, split in itertools.product((1, 2, 3, 4, 7), ("contiguous", "zigzag")):
+        shares = [costs.causal_share(rank, cp, split) for rank in range(cp)]
+        assert sum(shares) == pytest.approx(1, rel=1e-12)
+        expected = [1 / cp if split == "zigzag" else (2 * r + 1) / cp**2 for r in range(cp)]
+        assert shares == pytest.approx(expected, rel=1e-12)
+    with pytest.raises(ValueError, match="rank is 4, and the ranks of cp4 are 0 to 3"):
+        costs.causal_share(4, 4)
