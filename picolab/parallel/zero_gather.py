@@ -31,6 +31,7 @@ from torch import nn
 from picolab import comm
 from picolab.model import Piece, Transformer, meta_parameter
 from picolab.parallel import zero_comm
+from picolab.parallel.buckets import Only
 from picolab.parallel.zero_comm import Sharded
 
 CutRows = Callable[[tuple[Piece, ...]], tuple[tuple[Piece, ...], tuple[int, ...]]]
@@ -46,12 +47,14 @@ class Owned:
     shape: tuple[int, ...]
 
 
-def take_shards(model: nn.Module, cut: CutRows) -> list[Owned]:
-    """Put this rank's rows in the place of every parameter: on the meta device, so that nobody ever
-    has the whole, or of values that are there."""
+def take_shards(model: nn.Module, cut: CutRows, only: Only | None = None) -> list[Owned]:
+    """Put this rank's rows in the place of every parameter (or of those that `only` takes): on the
+    meta device, so that nobody ever has the whole, or of values that are there."""
     found: dict[nn.Parameter, Owned] = {}
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
+            if only is not None and not only(parameter):
+                continue
             if parameter not in found:
                 pieces, ends = cut(parameter.pieces)
                 found[parameter] = Owned([], parameter.pieces, ends, tuple(parameter.shape))
@@ -73,8 +76,8 @@ def take_shards(model: nn.Module, cut: CutRows) -> list[Owned]:
 class Use:
     """Parameters that are used, gathered and freed together, by one module or several in a row."""
 
-    def __init__(self, modules: list[nn.Module], members: list[Sharded], axis: str):
-        self.modules, self.members, self.axis = modules, members, axis
+    def __init__(self, modules: list[nn.Module], members: list[Sharded], axis: str, of: str):
+        self.modules, self.members, self.axis, self.of = modules, members, axis, of
         self.places: list[tuple[nn.Module, str, Sharded]] = []
         self.live = False
         self._pending: comm.Pending | None = None
@@ -82,7 +85,7 @@ class Use:
     def start(self, when: str) -> None:
         """Let the other ranks' rows come, if they are not here or under way."""
         if not self.live and self._pending is None:
-            reason = f"zero: parameters, {when}"
+            reason = f"{self.of}: parameters, {when}"
             self._pending = zero_comm.gather(self.members, self.axis, reason)
 
     def ready(self, when: str) -> None:
@@ -110,7 +113,7 @@ class Use:
 class GatheredModel:
     """A model of shards whose parameters are whole while they are used."""
 
-    def __init__(self, model: Transformer, owners: list[Owned], axis: str):
+    def __init__(self, model: Transformer, owners: list[Owned], axis: str, of: str = "zero"):
         self.sharded, places = [], {}
         for owned in owners:
             shard = getattr(*owned.places[0])
@@ -118,22 +121,23 @@ class GatheredModel:
             whole = nn.Parameter(memory, requires_grad=shard.requires_grad)
             whole.pieces = owned.pieces
             whole.untyped_storage().resize_(0)
-            of = Sharded(whole, shard, owned.ends, comm.mesh().rank(axis))
-            self.sharded.append(of)
-            places |= {place: of for place in owned.places}
+            sharded = Sharded(whole, shard, owned.ends, comm.mesh().rank(axis))
+            self.sharded.append(sharded)
+            places |= {place: sharded for place in owned.places}
         self.uses = []
         for modules in _in_order(model):
             inside = {inner for module in modules for inner in module.modules()}
-            here = [(*place, of) for place, of in places.items() if place[0] in inside]
-            members = list(dict.fromkeys(of for *_, of in here))
-            use = Use(modules, members, axis)
-            use.places = here
-            self.uses.append(use)
+            here = [(*place, shard) for place, shard in places.items() if place[0] in inside]
+            members = list(dict.fromkeys(sharded for *_, sharded in here))
+            if members:
+                use = Use(modules, members, axis, of)
+                use.places = here
+                self.uses.append(use)
         for i, use in enumerate(self.uses):
             use.modules[0].register_forward_pre_hook(lambda _, args, i=i: self._before(i, args))
             use.modules[-1].register_forward_hook(lambda _, __, out, i=i: self._after(i, out))
         # Of its backward the embedding needs the tokens only.
-        self._first = 0 if model.embed is None else 1
+        self._first = int(bool(self.uses) and self.uses[0].modules[0] is model.embed)
 
     def free(self) -> None:
         """Nothing is whole any more. (A use whose input needs no gradient is not told that its
