@@ -19,6 +19,7 @@ biases.
 """
 
 from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -47,7 +48,7 @@ class SwiGLUExperts(nn.Module):
     """
 
     # The dims of the parameters that tensor parallelism cuts: F, as in any feed-forward.
-    cut_by_tp = {"gate_up": 2, "down": 2}
+    cut_by_tp: ClassVar = {"gate_up": 2, "down": 2}
 
     def __init__(self, config: ModelConfig, layer: int, dtype: torch.dtype = torch.float32):
         super().__init__()

@@ -157,16 +157,10 @@ class Router(nn.Module):
         self._choices: list[torch.Tensor] | None = None  # to keep them in, or to take them from
         self._again = False
 
-    @property
-    def pooled(self) -> bool:
-        """Whether anything depends on which tokens stand together."""
-        c = self.config
-        return c.capacity is not None or c.router_choice == "expert" or bool(c.aux_loss or c.z_loss)
-
     def forward(self, x_BSD: torch.Tensor) -> Routed:
         exact = torch.promote_types(x_BSD.dtype, torch.float32)
         logits_BSE = self.whole(F.linear(x_BSD.to(exact), self.weight.to(exact)))
-        if self.pooled:
+        if self.config.pools_tokens:
             logits_BSE = self.pool.gather(logits_BSE)
         shape, logits_TE = logits_BSE.shape, logits_BSE.flatten(0, 1)
         if not torch.isfinite(logits_TE.detach()).all():
@@ -179,7 +173,7 @@ class Router(nn.Module):
         admitted_TE = admit(chosen_TE, scores_TE, self.config)
         weights_TE = weigh(scores_TE, chosen_TE, admitted_TE, self.config)
         loss = balance.loss(logits_BSE, scores_TE, chosen_TE, self.config, self._over_batch)
-        if self.pooled:
+        if self.config.pools_tokens:
             weights_TE, admitted_TE, chosen_TE = (
                 self.pool.mine(of.view(shape)).flatten(0, 1)
                 for of in (weights_TE, admitted_TE, chosen_TE)

@@ -245,6 +245,12 @@ class ModelConfig:
                 )
 
     @property
+    def pools_tokens(self) -> bool:
+        """Whether what a router does with a token depends on the others of its micro-batch."""
+        experts_choose = self.experts > 0 and self.router_choice == "expert"
+        return bool(self.capacity or self.aux_loss or self.z_loss) or experts_choose
+
+    @property
     def extensions(self) -> tuple[str, ...]:
         """What this model has that the plain Llama decoder has not; () for a plain one."""
         present = {
