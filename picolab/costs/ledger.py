@@ -100,8 +100,10 @@ def step_ledger(
     many if loads are even:
 
         ep: rows for each expert             lm each mb     E*8         all-to-all
-        ep: rows to experts, gradients of rows back             rows*h  all-to-all, forward, backward
-        ep: rows back, gradients of rows from experts           what came, *h
+        ep: rows to experts                  lm each mb     rows*h      all-to-all, and "gradients
+                                                                        of rows back" as much
+        ep: rows back                        lm each mb     what came   and "gradients of rows from
+                                                                        experts" as much
         tp: gradient of the router's weights lm each mb     rows*w
         sp: router logits                    lm each mb     b*s'*E*w    all-gather
         cp: router logits                    lm each mb     b*s*E*w     if anything depends on which
@@ -355,4 +357,3 @@ class _Step:
             self.add("all_reduce", axis, f"{axis}: gradient norm", [8 * len(squares)])
             cut_along = {axes - {axis} for axes in cut_along}
         self.add("all_reduce", "pp", "pp: gradient norm", [8])
-

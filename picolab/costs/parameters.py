@@ -153,8 +153,8 @@ def local_parameters(
 ) -> list[LocalParameter]:
     """The parameters that one rank of the layout holds, in the model's order, by global names.
 
-    Of Llama decoders, with experts or without. q, k and v are one matrix, and so are gate and up: tp
-    splits all matrices (arXiv 1909.08053, section 3) and replicates the norms; sizes that do not
+    Of Llama decoders, with experts or without. q, k and v are one matrix, and so are gate and up;
+    tp splits all matrices (arXiv 1909.08053, section 3) and replicates the norms; sizes that do not
     divide are dealt out by `even_slices`, heads by `head_slices`. Stages
     of pp hold different layers; the first has the embedding, the last the last norm and the head
     (also a tied one: it is the embedding once more, unless both stages are on one rank). A rank

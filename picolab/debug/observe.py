@@ -59,7 +59,7 @@ class Reference:
     backward: dict[int, dict[str, torch.Tensor]] = field(default_factory=dict)
     """replica -> point -> the gradient of that output."""
     routed: list[dict[tuple[int, int, int], torch.Tensor]] = field(default_factory=list)
-    """Of each step: (replica, micro-batch, layer) -> which token goes to which expert, (B, S, E)."""
+    """A step: (replica, micro-batch, layer) -> which token goes to which expert, (B, S, E)."""
     of_balance: dict[str, torch.Tensor] = field(default_factory=dict)
     """What the balance losses are of the first step's gradients."""
 
@@ -279,8 +279,9 @@ def _routed(model: nn.Module) -> Iterator[dict[int, Routed]]:
     found: dict[int, Routed] = {}
     handles = [
         router.register_forward_hook(
-            lambda router, _, routed: found.setdefault(int(router.name.split(".")[1]), routed)
-            and None
+            lambda router, _, routed: (
+                found.setdefault(int(router.name.split(".")[1]), routed) and None
+            )
         )
         for router in model.modules()
         if isinstance(router, Router)

@@ -94,10 +94,7 @@ class MoEParallelStrategy(Placement):
             return
         # A row of loads for each layer, and how many rows were dropped.
         counts = torch.stack(
-            [
-                torch.cat((layer.router.counts_E, layer.router.dropped.view(1)))
-                for layer in layers
-            ]
+            [torch.cat((layer.router.counts_E, layer.router.dropped.view(1))) for layer in layers]
         )
         if comm.axis_size(self.data_axis) > 1:
             comm.all_reduce(counts, self.data_axis, LOADS)
