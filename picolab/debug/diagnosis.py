@@ -93,12 +93,13 @@ def _by_ledger(evidence: Evidence) -> Cause | None:
         return Cause(first.reason, "extra", f"a step should not have this collective: {name}", seen)
     if found == count:
         seen = f"{payload:,} bytes a step by the formula, {found_payload:,} in the ledger"
-        return Cause(first.reason, "size" if firm else ROWS, f"this collective has another size: {name}", seen)
+        text = f"this collective has another size: {name}"
+        return Cause(first.reason, "size" if firm else ROWS, text, seen)
     return Cause(first.reason, "number", f"this collective is not done as often: {name}", seen)
 
 
 def _is_of_rows(line: LedgerLine) -> bool:
-    return line.axis == "ep" and "rows" in line.reason or line.reason == ROUTER_WEIGHTS
+    return (line.axis == "ep" and "rows" in line.reason) or line.reason == ROUTER_WEIGHTS
 
 
 def _by_moved_parameters(evidence: Evidence) -> Cause | None:

@@ -27,12 +27,14 @@ from picolab.moe.experts import (
     grouped_linear,
     naive_grouped_linear,
 )
+from picolab.moe.placement import LoadBalancer
 from picolab.moe.router import Routed, Router, saved_choices
 from picolab.moe.strategy import MoEParallelStrategy, expert_layers
 
 __all__ = [
     "ExpertCommunication",
     "ExpertLayer",
+    "LoadBalancer",
     "MoEParallelStrategy",
     "Routed",
     "Router",

@@ -102,6 +102,11 @@ class ExpertLayer(nn.Module):
         # The part of the pool's balance loss in the loss of the step: 1 / pools in it.
         self.loss_share = 1.0
 
+    @property
+    def number(self) -> int:
+        """Of the layer, in the whole model."""
+        return self.router.number
+
     def forward(self, x_BSD: torch.Tensor) -> torch.Tensor:
         routed = self.router(x_BSD)
         x_BSD = self.enter(x_BSD)

@@ -136,7 +136,7 @@ class Router(nn.Module):
 
     def __init__(self, config: ModelConfig, layer: int, dtype: torch.dtype = torch.float32):
         super().__init__()
-        self.config, self.name = config, f"layers.{layer}.mlp.router"
+        self.config, self.number, self.name = config, layer, f"layers.{layer}.mlp.router"
         experts, size = config.experts, config.hidden
         weight = Piece(f"{self.name}.weight", (experts, size), std=size**-0.5)
         self.weight = meta_parameter((weight,), dtype)

@@ -64,6 +64,8 @@ class MoEParallelStrategy(Placement):
             )
         self.num_experts, self.expert_parallel_size = num_experts, expert_parallel_size
         self.axis, self.data_axis, self._pool = axis, data_axis, pool
+        self.loads: dict[int, torch.Tensor] = {}
+        """Of the step that is over: layer -> how many choices fell on each expert, of all ranks."""
 
     def shard(self, model: Transformer) -> None:
         self._check(model)
@@ -102,7 +104,7 @@ class MoEParallelStrategy(Placement):
         for layer, load_E in zip(layers, loads_LE):
             update_bias(layer, load_E)
             forget_counts(layer)
-        self.loads = dict(zip(_names(self.model), loads_LE))
+        self.loads = {layer.number: load_E for layer, load_E in zip(layers, loads_LE)}
         events.write(
             "experts",
             step=comm.ledger().step,
@@ -183,11 +185,6 @@ class _OverBatch:
         self._counts_E = self._counts_E + counts_E
         self._tokens += tokens * comm.axis_size("dp")
         return self._counts_E, self._tokens
-
-
-def _names(model: Transformer) -> list[int]:
-    """The global numbers of the layers with experts that are here."""
-    return [int(layer.router.name.split(".")[1]) for layer in expert_layers(model)]
 
 
 def _near(experts: int, ranks: int) -> int:

@@ -112,7 +112,7 @@ def test_mutant_ranks_and_experts_mixed_up():
 @pytest.mark.parametrize("favourite", [(0, 1), (1, 6)])
 def test_a_rank_without_rows_takes_part(favourite):
     """With (0, 1) three of four ranks have none."""
-    out, dx, gradients = alone(torch.float64, favourite)
+    out, *_ = alone(torch.float64, favourite)
     ranks = list(pico.run(on_ranks, torch.float64, favourite=favourite, world_size=4, timeout=30))
     assert torch.equal(torch.cat([rank[0] for rank in ranks]), out)
     for rank in ranks:
@@ -121,7 +121,7 @@ def test_a_rank_without_rows_takes_part(favourite):
     assert not idle.any()
 
 
-def identity(how):
+def identity():
     mesh = comm.build_mesh(pico.Layout(dp=2, ep=2))
     torch.manual_seed(mesh.rank("dp"))
     rows = torch.tensor([3, 0, 2, 4] if mesh.rank("dp") else [1, 5, 0, 0])
@@ -136,7 +136,7 @@ def identity(how):
 
 
 def test_there_and_back_is_nothing():
-    assert list(pico.run(identity, None, world_size=2)) == [True, True]
+    assert list(pico.run(identity, world_size=2)) == [True, True]
 
 
 def overlapped():
