@@ -284,6 +284,8 @@ class Plan:
         None
     )
     """how the code is written: today, megatron-2021, picolab"""
+    imbalance: float = 1.0
+    """of routing: the rows of the rank of ep with the most, over the mean"""
     all: bool = False
     """a row for every layout"""
     json: bool = False

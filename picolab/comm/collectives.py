@@ -45,7 +45,7 @@ def ledger() -> RankLedger:
 
 
 class Pending:
-    """A collective under way. `wait()` returns its tensor, and only then is the entry written.
+    """A collective under way. `wait()` returns its `tensor`, and only then is the entry written.
 
     Of a shift there are two entries, and one wait covers both: the second has no time of its own.
     torch's work keeps the tensors that travel alive; not to change them until then is the
@@ -53,7 +53,7 @@ class Pending:
     """
 
     def __init__(self, works, tensor: torch.Tensor, start: float, *entries: tuple, peers=(None,)):
-        self._works, self._tensor, self._start = works, tensor, start
+        self._works, self.tensor, self._start = works, tensor, start
         self._entries, self._peers = entries, peers  # a peer for each entry, None of collectives
 
     def wait(self) -> torch.Tensor:
@@ -67,7 +67,7 @@ class Pending:
             for entry, peer in rest:
                 current.record(*entry, end, 0.0, 0.0, leaves=False, peer=peer)
             self._works = None
-        return self._tensor
+        return self.tensor
 
     def done(self) -> bool:
         """True if `wait()` would return at once."""
@@ -201,20 +201,24 @@ def all_to_all(
     reason: str,
     output_splits: list[int] | None = None,
     input_splits: list[int] | None = None,
-) -> torch.Tensor:
+    async_op: bool = False,
+) -> torch.Tensor | Pending:
     """Rank i's j-th block of rows goes to rank j. Splits are rows; without them x is cut evenly.
 
-    Payload: bytes of this rank's input.
+    With async_op, returns a `Pending` whose `wait()` gives what came. Payload: bytes of this rank's
+    input.
     """
     m = mesh()
     if m.size(axis) == 1:
-        return x
+        return Pending(None, x, 0.0, ()) if async_op else x
     rows = x.shape[0] if output_splits is None else sum(output_splits)
     out = x.new_empty((rows, *x.shape[1:]))
     entry = _entry("all_to_all", axis, m, x, _bytes(x), reason)
     start = _enter(entry, x)
-    _all_to_all(out, x.contiguous(), output_splits, input_splits, group=m.group(axis))
-    return _done(entry, start, out)
+    work = _all_to_all(
+        out, x.contiguous(), output_splits, input_splits, group=m.group(axis), async_op=async_op
+    )
+    return Pending([work], out, start, entry) if async_op else _done(entry, start, out)
 
 
 def broadcast(x: torch.Tensor, axis: str, reason: str, source: int = 0) -> torch.Tensor:

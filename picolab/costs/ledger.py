@@ -10,11 +10,17 @@ from typing import Literal, NamedTuple
 
 from picolab.costs.collectives import ring_bytes
 from picolab.costs.memory import dtype_bytes
-from picolab.costs.parameters import LocalParameter, local_parameters, require_llama
+from picolab.costs.parameters import (
+    BUILT,
+    LocalParameter,
+    has_experts,
+    local_parameters,
+    require_llama,
+)
 from picolab.costs.slices import even_slices, head_slices
 from picolab.costs.stages import rank_stages
 from picolab.costs.traffic import buckets
-from picolab.costs.zero import shard_of, zero3_uses, zero_shards
+from picolab.costs.zero import apart, shard_of, zero3_uses, zero_shards
 from picolab.specs import DEFAULT_BUCKET_BYTES, Layout, ModelConfig
 
 TABLES = ("embed.weight", "head.weight")
@@ -39,6 +45,7 @@ def step_ledger(
     bucket_bytes: int = DEFAULT_BUCKET_BYTES,
     sp_inputs: Literal["keep", "gather"] = "keep",
     rank: int = 0,
+    routed: Sequence[Sequence[int]] | None = None,
 ) -> dict[tuple[str, str, str], Expected]:
     """Every collective of one rank in one optimizer step: (op, axis, reason) -> Expected.
 
@@ -88,15 +95,38 @@ def step_ledger(
         zero: parameters, backward           each mb: the same without the embedding and, where
                                              there is no pipeline, without norm and head
 
+    Experts, in each of the lm layers that have some (E experts, k choices a token, w bytes of a
+    router's number: 4 or, in fp64, 8). Rows of a rank are one for each choice of its tokens,
+    b*s'*k if nothing is dropped; those that come to it depend on what all ranks chose, and are as
+    many if loads are even:
+
+        ep: rows for each expert             lm each mb     E*8         all-to-all
+        ep: rows to experts                  lm each mb     rows*h      all-to-all, and "gradients
+                                                                        of rows back" as much
+        ep: rows back                        lm each mb     what came   and "gradients of rows from
+                                                                        experts" as much
+        tp: gradient of the router's weights lm each mb     rows*w
+        sp: router logits                    lm each mb     b*s'*E*w    all-gather
+        cp: router logits                    lm each mb     b*s*E*w     if anything depends on which
+                                                                        tokens stand together
+        moe: loads of experts                1              lm*(E+1)*8  over the data axis
+        moe: loads of the global batch       lm each mb     E*8         over dp, aux_over "global
+                                                                        batch"
+        ep: gradient bucket                  each bucket    its bytes   of experts, over edp
+        zero of experts: ...                                            as of zero, over edp
+        tp: gradients of heads' norms        1              their bytes with qk_norm; not with sp
+
+    routed: rank -> expert -> the rows that it sends in the step, over all layers of its stage and
+    its micro-batches; None: nothing is dropped, and loads are even.
+
     A rank with several stages has the messages of each, but for those between two of its own. An
     axis of size 1 has no entries. Sources: arXiv 1909.08053, section 3 (layers, embedding and
     cross entropy), 2006.15704, section 3.2 (buckets), 2205.05198, section 4.2.2 (sp), 2310.01889,
-    section 3 (ring attention), 1910.02054, section 7 (ZeRO). Raises ValueError for ep, and for a
-    layout that cannot split the model or the sequence.
+    section 3 (ring attention), 1910.02054, section 7 (ZeRO). Raises ValueError for a layout that
+    cannot split the model or the sequence.
     """
     layout = Layout.parse(layout)
-    require_llama(config)
-    _refuse_others(layout)
+    require_llama(config, but=BUILT)
     seq = config.seq if seq is None else seq
     for name, value in (("micro_batch", micro_batch), ("accumulate", accumulate), ("seq", seq)):
         if not isinstance(value, int) or value < 1:
@@ -115,16 +145,27 @@ def step_ledger(
     else:
         step.tensor_parallel()
     step.shared_heads(rank)
+    step.head_norms(kept)
+    step.experts(rank, routed)
     step.cross_entropy()
     step.context_parallel()
     step.pipeline([parameter.numel for parameter in kept if parameter.name in TABLES])
-    sizes = [parameter.numel * step.size for parameter in parameters]
-    together = [[parameters[i] for i in group] for group in buckets(sizes, bucket_bytes)]
-    if layout.zero:
-        step.zero(together, zero3_uses(config, layout, rank))
-    else:
-        filled = [step.size * sum(p.numel for p in group) for group in together]
-        step.add("all_reduce", layout.data_axis, "dp: gradient bucket", filled)
+    uses = zero3_uses(config, layout, rank) if layout.zero else []
+    dense = [p for p in parameters if not apart(p, layout)]
+    of_experts = [p for p in parameters if apart(p, layout)]
+    for mine, axis, of in (
+        (dense, layout.shard_axis, "zero"),
+        (of_experts, "edp", "zero of experts"),
+    ):
+        sizes = [parameter.numel * step.size for parameter in mine]
+        together = [[mine[i] for i in group] for group in buckets(sizes, bucket_bytes)]
+        if layout.zero:
+            own = [[p for p in use if p in mine] for use in uses]
+            step.zero(together, [use for use in own if use], axis, of)
+        else:
+            filled = [step.size * sum(p.numel for p in group) for group in together]
+            axis, of = ("edp", "ep") if mine is of_experts else (layout.data_axis, "dp")
+            step.add("all_reduce", axis, f"{of}: gradient bucket", filled)
     step.add("all_reduce", layout.data_axis, "dp: loss", [8])
     step.add("all_reduce", "pp", "pp: loss", [8])
     step.gradient_norm({parameter.axes for parameter in kept})
@@ -148,7 +189,9 @@ class _Step:
         self.heads = head_slices(config.heads, config.kv_heads, layout.tp, place["tp"])
         self.stages = rank_stages(config.layers, layout, place["pp"])
         self.first, self.last = 0 in self.stages, layout.stage_count - 1 in self.stages
-        self.layers = sum(map(len, self.stages.values()))
+        numbers = [layer for layers in self.stages.values() for layer in layers]
+        self.layers = len(numbers)
+        self.sparse = sum(has_experts(config, layer) for layer in numbers)
         self.tokens = micro_batch * (config.seq // layout.cp)
         self.activation = self.tokens * config.hidden * size
         self.expected: dict[tuple[str, str, str], Expected] = {}
@@ -180,6 +223,51 @@ class _Step:
             reason = "tp: gradients of shared heads"
             self.add("all_reduce", axis, reason, [kept * self.size], copies)
 
+    def head_norms(self, kept: list[LocalParameter]) -> None:
+        mine = sum(p.numel for p in kept if ".q_norm." in p.name or ".k_norm." in p.name)
+        if mine and not self.layout.sp:
+            self.add("all_reduce", "tp", "tp: gradients of heads' norms", [mine * self.size])
+
+    def experts(self, rank: int, routed: Sequence[Sequence[int]] | None) -> None:
+        config, layout = self.config, self.layout
+        times, number = self.sparse * self.accumulate, max(self.size, 4)
+        if not times:
+            return
+        rows = came = times * self.tokens * config.experts_per_token
+        if routed is not None:
+            (line,) = (line for line in layout.lines("ep") if rank in line)
+            each = config.experts // layout.ep
+            mine = range(line.index(rank) * each, (line.index(rank) + 1) * each)
+            rows = sum(routed[rank])
+            came = sum(routed[other][expert] for other in line for expert in mine)
+        row = config.hidden * self.size
+        self.add("all_to_all", "ep", "ep: rows for each expert", [8 * config.experts] * times)
+        for reason, of in (
+            ("ep: rows to experts", rows),
+            ("ep: gradients of rows back", rows),
+            ("ep: rows back", came),
+            ("ep: gradients of rows from experts", came),
+        ):
+            self.add_total("all_to_all", "ep", reason, times, of * row)
+        reason = "tp: gradient of the router's weights"
+        self.add_total("all_reduce", "tp", reason, times, rows * number)
+        logits = self.tokens * config.experts * number
+        if layout.sp:
+            self.add("all_gather", "tp", "sp: router logits", [logits] * times)
+        if config.pools_tokens:
+            self.add("all_gather", "cp", "cp: router logits", [logits * layout.cp] * times)
+        loads = [8 * self.sparse * (config.experts + 1)]
+        self.add("all_reduce", layout.data_axis, "moe: loads of experts", loads)
+        if config.aux_loss and config.aux_over == "global batch":
+            loads = [8 * config.experts] * times
+            self.add("all_reduce", "dp", "moe: loads of the global batch", loads)
+
+    def add_total(self, op: str, axis: str, reason: str, count: int, payload: int) -> None:
+        """So many collectives, of which only the sum of the payloads is known."""
+        n = self.layout.size(axis)
+        if n > 1:
+            self.expected[op, axis, reason] = Expected(count, payload, ring_bytes(op, payload, n))
+
     def tensor_parallel(self) -> None:
         rows, columns = 2 * self.layers, 2 * self.layers + self.last
         for reason, count in (
@@ -191,10 +279,11 @@ class _Step:
 
     def sequence_parallel(self, inputs: str) -> None:
         rows, columns = 2 * self.layers, 2 * self.layers + self.last
+        again = columns - self.sparse  # a layer of experts keeps its input
         for op, reason, count in (
             ("reduce_scatter", "sp: embedding output", int(self.first)),
             ("all_gather", "sp: gather input", columns),
-            ("all_gather", "sp: gather input again", columns if inputs == "gather" else 0),
+            ("all_gather", "sp: gather input again", again if inputs == "gather" else 0),
             ("reduce_scatter", "sp: scatter output", rows),
             ("all_gather", "sp: gather output gradient", rows + self.first),
             ("reduce_scatter", "sp: scatter input gradient", columns),
@@ -217,29 +306,34 @@ class _Step:
             self.add(op, "cp", "cp: keys and values", [numbers * self.size] * (2 * hops))
             self.add(op, "cp", "cp: gradients of keys and values", gradients)
 
-    def zero(self, together: list[list[LocalParameter]], uses: list[list[LocalParameter]]) -> None:
+    def zero(
+        self,
+        together: list[list[LocalParameter]],
+        uses: list[list[LocalParameter]],
+        axis: str,
+        of: str,
+    ) -> None:
         """Lines of shards, as long as the first rank's."""
-        axis, stage = self.layout.shard_axis, self.layout.zero
-        n = self.layout.size(axis)
+        stage, n = self.layout.zero, self.layout.size(axis)
 
         def lines(groups: list[list[LocalParameter]]) -> list[int]:
             first = [sum(shard_of(p, self.layout, 0).numel for p in group) for group in groups]
             return [n * numel * self.size for numel in first]
 
         filled = lines(together)
-        self.add("reduce_scatter", axis, "zero: gradient bucket", filled)
-        if self.layout.shard:
+        self.add("reduce_scatter", axis, f"{of}: gradient bucket", filled)
+        if self.layout.shard and axis == "shard":
             shards = [payload // n for payload in filled]
-            self.add("all_reduce", "replica", "zero: gradient shards", shards)
+            self.add("all_reduce", "replica", f"{of}: gradient shards", shards)
         if stage < 3:
-            self.add("all_gather", axis, "zero: updated parameters", filled)
+            self.add("all_gather", axis, f"{of}: updated parameters", filled)
         else:
-            again = uses[1:] if self.first else uses
+            again = uses[1:] if uses and uses[0][0].name == "embed.weight" else uses
             if self.layout.pp == 1:  # the last is kept for its backward
                 again = again[:-1]
             for when, groups in (("forward", uses), ("backward", again)):
                 gathers = lines(groups) * self.accumulate
-                self.add("all_gather", axis, f"zero: parameters, {when}", gathers)
+                self.add("all_gather", axis, f"{of}: parameters, {when}", gathers)
 
     def pipeline(self, tables: list[int]) -> None:
         shares = self.layout.tp if self.layout.sp else 1
@@ -266,11 +360,3 @@ class _Step:
             self.add("all_reduce", axis, f"{axis}: gradient norm", [8 * len(squares)])
             cut_along = {axes - {axis} for axes in cut_along}
         self.add("all_reduce", "pp", "pp: gradient norm", [8])
-
-
-def _refuse_others(layout: Layout) -> None:
-    if layout.ep > 1:
-        raise ValueError(
-            f"step_ledger predicts dp, tp, sp, pp, cp and zero, and {layout} also has ep; leave it "
-            "out"
-        )

@@ -153,18 +153,19 @@ def local_parameters(
 ) -> list[LocalParameter]:
     """The parameters that one rank of the layout holds, in the model's order, by global names.
 
-    Of Llama decoders under dp, tp, pp and cp. q, k and v are one matrix, and so are gate and up: tp
-    splits all matrices (arXiv 1909.08053, section 3) and replicates the norms; sizes that do not
+    Of Llama decoders, with experts or without. q, k and v are one matrix, and so are gate and up;
+    tp splits all matrices (arXiv 1909.08053, section 3) and replicates the norms; sizes that do not
     divide are dealt out by `even_slices`, heads by `head_slices`. Stages
     of pp hold different layers; the first has the embedding, the last the last norm and the head
     (also a tied one: it is the embedding once more, unless both stages are on one rank). A rank
-    with several stages holds the layers of all. dp and cp split no parameter; ZeRO does, and these
-    are what a rank computes with (`zero_shards`: what it keeps).
+    with several stages holds the layers of all. Experts are dealt out over ep, and the router is
+    whole on each rank. dp and cp split no parameter; ZeRO does, and these are what a rank computes
+    with (`zero_shards`: what it keeps). Not listed: a router's bias, which no gradient trains.
 
     Raises ValueError for other models.
     """
     layout = Layout.parse(layout)
-    require_llama(config)
+    require_llama(config, but=BUILT)
     layout.check(config)
     place = layout.coordinates(rank)
 
@@ -180,15 +181,38 @@ def local_parameters(
     cut, whole = frozenset({"tp"}), frozenset()
     q_k_v = (queries + 2 * keys) * hidden
     found = [LocalParameter("embed.weight", table, cut, hidden)] if first else []
+
+    def dense(name: str, ffn: int) -> list[LocalParameter]:
+        return [
+            LocalParameter(f"{name}.gate_up.weight", 2 * ffn * hidden, cut, hidden),
+            LocalParameter(f"{name}.down.weight", hidden * ffn, cut, ffn),
+        ]
+
+    def sparse(name: str) -> list[LocalParameter]:
+        here, wide = config.experts // layout.ep, mine(config.expert_ffn)
+        apart, one = frozenset({"ep", "tp"}), hidden * wide
+        shared = config.shared_experts * config.expert_ffn
+        return [
+            LocalParameter(f"{name}.router.weight", config.experts * hidden, whole, hidden),
+            LocalParameter(f"{name}.experts.gate_up", here * 2 * one, apart, 2 * one),
+            LocalParameter(f"{name}.experts.down", here * one, apart, one),
+            *(dense(f"{name}.shared", mine(shared)) if shared else []),
+        ]
+
     for i in (layer for layers in stages.values() for layer in layers):
         found += [
             LocalParameter(f"layers.{i}.attention_norm.weight", hidden, whole),
             LocalParameter(f"layers.{i}.attention.qkv.weight", q_k_v, cut, hidden),
             LocalParameter(f"layers.{i}.attention.o.weight", hidden * queries, cut, queries),
-            LocalParameter(f"layers.{i}.mlp_norm.weight", hidden, whole),
-            LocalParameter(f"layers.{i}.mlp.gate_up.weight", 2 * ffn * hidden, cut, hidden),
-            LocalParameter(f"layers.{i}.mlp.down.weight", hidden * ffn, cut, ffn),
         ]
+        if config.qk_norm:
+            found += [
+                LocalParameter(f"layers.{i}.attention.{of}_norm.weight", config.head_dim, whole)
+                for of in "qk"
+            ]
+        found.append(LocalParameter(f"layers.{i}.mlp_norm.weight", hidden, whole))
+        mlp = f"layers.{i}.mlp"
+        found += sparse(mlp) if has_experts(config, i) else dense(mlp, ffn)
     if last:
         found.append(LocalParameter("norm.weight", hidden, whole))
         if not (config.tied and first):
@@ -261,10 +285,15 @@ def held_parameters(
     return HeldParameters(held, sparse * routed)
 
 
-def require_llama(config: ModelConfig) -> None:
-    """Raise ValueError unless this is the plain Llama decoder."""
-    if config.extensions:
+# What a model of ours may have beyond a plain Llama decoder.
+BUILT = ("experts", "normalised queries and keys")
+
+
+def require_llama(config: ModelConfig, but: tuple[str, ...] = ()) -> None:
+    """Raise ValueError unless this is the plain Llama decoder, but for these extensions."""
+    others = [name for name in config.extensions if name not in but]
+    if others:
         raise ValueError(
-            f"{config.name} has {' and '.join(config.extensions)}; this formula is for plain Llama "
+            f"{config.name} has {' and '.join(others)}; this formula is for plain Llama "
             f"decoders, such as 'tiny' or 'llama-3-8b'"
         )

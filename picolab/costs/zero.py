@@ -19,15 +19,31 @@ def zero_shards(config: ModelConfig, layout: Layout | str, rank: int = 0) -> lis
     the shard group as evenly as they go; without ZeRO all of them."""
     layout = Layout.parse(layout)
     parameters = local_parameters(config, layout, rank)
-    if not layout.zero or layout.size(layout.shard_axis) == 1:
+    if not layout.zero:
         return parameters
-    (line,) = (line for line in layout.lines(layout.shard_axis) if rank in line)
-    return [shard_of(parameter, layout, line.index(rank)) for parameter in parameters]
+    index = {}
+    for axis in (layout.shard_axis, "edp"):
+        (line,) = (line for line in layout.lines(axis) if rank in line)
+        index[axis] = line.index(rank)
+    return [shard_of(p, layout, index[zero_axis(p, layout)]) for p in parameters]
+
+
+def zero_axis(parameter: LocalParameter, layout: Layout) -> str:
+    """Over which ranks ZeRO deals out a parameter's rows: those of the shard group, or, of experts
+    that are dealt out themselves, all that have the same ones."""
+    return "edp" if apart(parameter, layout) else layout.shard_axis
+
+
+def apart(parameter: LocalParameter, layout: Layout) -> bool:
+    """Whether it is of experts that ep deals out."""
+    return layout.ep > 1 and "ep" in parameter.axes
 
 
 def shard_of(parameter: LocalParameter, layout: Layout, index: int) -> LocalParameter:
-    """The rows of a parameter that the index-th rank of the shard group keeps."""
-    axis = layout.shard_axis
+    """The rows of a parameter that the index-th rank of its shard group keeps."""
+    axis = zero_axis(parameter, layout)
+    if layout.size(axis) == 1:
+        return parameter
     rows = len(even_slices(parameter.rows, layout.size(axis))[index])
     numel = rows * parameter.width
     return parameter._replace(numel=numel, axes=parameter.axes | {axis})

@@ -3,7 +3,8 @@
     dry_run.py     one process as rank 0 of thousands: shapes and counts, no values
     oracle.py      verify(layout): equal to one process, or which reduction is missing
     faults.py      the fault catalogue: real bugs that can be switched on (its entries are in
-                   reduction_faults.py, zero_faults.py and other_faults.py)
+                   reduction_faults.py, zero_faults.py, expert_faults.py and
+                   other_faults.py)
     awkward.py     the model and the batch in which bugs have nowhere to hide
     observe.py     the two trainings, and what is noted of them
     evidence.py    how what differs is compared
@@ -23,6 +24,7 @@ except ImportError as error:
     ) from error
 
 from picolab.debug import (  # noqa: F401 (they fill the catalogue)
+    expert_faults,
     other_faults,
     reduction_faults,
     zero_faults,

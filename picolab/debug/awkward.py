@@ -15,6 +15,11 @@ Each inconvenience is there because some bug is invisible without it:
     a second model              untied, with a table of so many rows that its gradient is a bucket
                                 above 512 KB: large messages go another way than small ones, and an
                                 untied head is a parameter of its own on the last stage
+    experts, where ep is split  as many as three times ep; 2 a token, so that its rows go to two
+                                places. In the tied model with all that looks at other tokens or
+                                moves by itself: a capacity that drops, groups, a bias, a shared
+                                expert, a dense first layer, normalised queries and keys; in the
+                                untied one without
     AdamW's eps 1e-5            at 1e-8 a parameter whose gradient is all but 0 moves by the sign of
                                 a rounding error, and layouts that are right would differ
 
@@ -38,6 +43,11 @@ VOCABULARY, KV_HEADS, FFN, SHORTEST = 37, 5, 47, 12
 # Rows of the untied model's table. A multiple of no axis; times 32 columns of fp32, 1.05 MB, which
 # halves of tensor parallelism keep above 512 KB. Tokens are those of the small vocabulary.
 LARGE = 8_219
+EVERYTHING = dict(
+    router_score="sigmoid", router_scale=1.5, router_groups=3, router_groups_kept=2,
+    router_bias=0.01, capacity=1.0, aux_over="sequence", shared_experts=1, dense_layers=1,
+    qk_norm=True,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -59,6 +69,10 @@ class Recipe:
         shares = layout.cp * layout.tp if layout.sp else 1
         chunk = math.lcm(chunks, shares)
         kv_heads = max(KV_HEADS, layout.tp)
+        experts: dict = {}
+        if layout.ep > 1:
+            experts = dict(experts=3 * layout.ep, experts_per_token=2, expert_ffn=11, aux_loss=0.05)
+            experts |= EVERYTHING if self.tied else dict(z_loss=0.01)
         return ModelConfig(
             name="the oracle's model",
             hidden=32,
@@ -70,6 +84,7 @@ class Recipe:
             vocab=VOCABULARY if self.tied else LARGE,
             seq=chunk * -(-SHORTEST // chunk),
             tied=self.tied,
+            **experts,
         )
 
     @cached_property
@@ -100,7 +115,7 @@ class Recipe:
     def accumulate(self) -> int:
         """The smallest number of micro-batches, not fewer than ranks of pp, that the schedule can
         have and that is no axis's size: ratios then tell which."""
-        sizes = {*self.layout.axes.values(), self.layout.dp * self.layout.cp}
+        sizes = {*self.layout.axes.values(), self.layout.dp * self.layout.cp, self.layout.ep}
         name = ScheduleName.parse(self.layout.schedule)
         least = [name.micro_batches(self.layout.pp, m) for m in range(max(2, self.layout.pp), 99)]
         return next(m for m in least if m not in sizes)

@@ -12,7 +12,9 @@ that recognises something answers:
     count               of valid tokens, that every loss is divided by
     forward, loss       the first tensor in the model that is wrong           (inside_model.py)
     samples             how often each one counts in the gradient             (samples.py)
+    balance loss        whether it counts once, where there are experts      (experts.py)
     backward            the first gradient, from the end, that is wrong       (inside_model.py)
+    experts             whose gradients are sums over other ranks             (experts.py)
     gradients           of parameters, where those that flow past them are right
     what is reported    loss and norm, where gradients are right
     later steps         where all of that is right
@@ -38,7 +40,8 @@ from picolab.debug.cause import (
     mean_of_means,
     reduction_cause,
 )
-from picolab.debug.evidence import Evidence, ranks_text, slice_of
+from picolab.debug.evidence import Evidence, LedgerLine, ranks_text, slice_of
+from picolab.debug.experts import by_balance, by_experts
 from picolab.debug.inside_model import by_backward, by_forward, by_loss
 from picolab.debug.observe import Observation
 from picolab.debug.samples import by_sample_weights
@@ -53,21 +56,24 @@ def diagnose(evidence: Evidence, *, ledger: bool = True) -> Cause | None:
         return booked or numbers
     if (numbers.where, numbers.what) == (booked.where, booked.what):
         return replace(booked, seen=f"{booked.seen}; {numbers.seen}")
-    if numbers.what in _RATHER:
+    if numbers.what in _RATHER or booked.what == ROWS:
         return numbers
     return booked
 
 
 # What the ledger shows as a collective that is missing, twice there or too many, and the numbers
 # know better.
-_RATHER = ("weights", "every micro-batch")
+ROWS, ROUTER_WEIGHTS = "rows", "tp: gradient of the router's weights"
+_RATHER = ("weights", "every micro-batch", "over all replicas", "differs over tp", "pool")
 
 
 def _by_ledger(evidence: Evidence) -> Cause | None:
     wrong = [line for line in evidence.ledger if not line.ok]
     if not wrong:
         return None
-    first = next((line for line in wrong if line.expected[0]), wrong[0])
+    # How many rows go to experts follows from the numbers: where only that differs, they say why.
+    firm = [line for line in wrong if line.found[0] != line.expected[0] or not _is_of_rows(line)]
+    first = next((line for line in firm or wrong if line.expected[0]), wrong[0])
     (count, payload), (found, found_payload) = first.expected, first.found
     seen = f"the formula has {count} a step on each rank, the ledger {found}"
     if len(wrong) > 1:
@@ -87,8 +93,13 @@ def _by_ledger(evidence: Evidence) -> Cause | None:
         return Cause(first.reason, "extra", f"a step should not have this collective: {name}", seen)
     if found == count:
         seen = f"{payload:,} bytes a step by the formula, {found_payload:,} in the ledger"
-        return Cause(first.reason, "size", f"this collective has another size: {name}", seen)
+        text = f"this collective has another size: {name}"
+        return Cause(first.reason, "size" if firm else ROWS, text, seen)
     return Cause(first.reason, "number", f"this collective is not done as often: {name}", seen)
+
+
+def _is_of_rows(line: LedgerLine) -> bool:
+    return (line.axis == "ep" and "rows" in line.reason) or line.reason == ROUTER_WEIGHTS
 
 
 def _by_moved_parameters(evidence: Evidence) -> Cause | None:
@@ -188,7 +199,7 @@ def _by_start(evidence: Evidence) -> Cause | None:
             if name in line[0].start and name in other.start
         )
 
-    if not alike("dp_cp"):
+    if not alike("edp" if evidence.of_experts & set(names) else "dp_cp"):
         return Cause(
             START,
             "replicas differ",
@@ -445,7 +456,9 @@ _RULES = (
     by_forward,
     by_loss,
     by_sample_weights,
+    by_balance,
     by_backward,
+    by_experts,
     _by_gradients,
     _by_reported_loss,
     _by_norm,

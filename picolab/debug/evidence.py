@@ -97,23 +97,58 @@ class Evidence:
         step where the two differ, or else of the first rank that has any."""
         settings, lines = self.recipe.training, {}
         for seen in self.ranks:
-            formula = costs.step_ledger(
-                settings.model,
-                settings.layout,
-                micro_batch=settings.micro_batch,
-                accumulate=settings.accumulate,
-                dtype=settings.dtype,
-                bucket_bytes=settings.bucket_bytes,
-                sp_inputs=settings.sp_inputs,
-                rank=seen.rank,
-            )
-            for step in seen.ledger:
+            formula = None
+            for number, step in enumerate(seen.ledger):
+                if formula is None or settings.model.experts:  # rows to experts: every step others
+                    formula = costs.step_ledger(
+                        settings.model,
+                        settings.layout,
+                        micro_batch=settings.micro_batch,
+                        accumulate=settings.accumulate,
+                        dtype=settings.dtype,
+                        bucket_bytes=settings.bucket_bytes,
+                        sp_inputs=settings.sp_inputs,
+                        rank=seen.rank,
+                        routed=self._rows(number),
+                    )
                 for key in dict.fromkeys([*formula, *step]):
                     right = formula.get(key, (0, 0))
                     line = LedgerLine(*key, expected=tuple(right[:2]), found=step.get(key, (0, 0)))
                     if key not in lines or (lines[key].ok and not line.ok):
                         lines[key] = line
         return list(lines.values())
+
+    def _rows(self, step: int) -> list[list[int]]:
+        """rank -> expert -> the rows that it should send in a step: of its stage's layers."""
+        layout, config = self.recipe.layout, self.recipe.config
+        rows = []
+        for seen in self.ranks:
+            stages = costs.rank_stages(config.layers, layout, seen.place["pp"])
+            mine = {layer for layers in stages.values() for layer in layers}
+            total = torch.zeros(config.experts, dtype=torch.int64)
+            for (replica, _, layer), routed in self.reference.routed[step].items():
+                if replica == seen.place["dp"] and layer in mine:
+                    total += self.tokens_of(seen, routed).sum((0, 1))
+            rows.append(total.tolist())
+        return rows
+
+    def tokens_of(self, seen: Observation, whole: torch.Tensor) -> torch.Tensor:
+        """Of (B, S, ...) of the replica the columns that the layout gives this rank."""
+        n, chunks = self.size("cp"), whole.shape[1] // (2 * self.size("cp"))
+        if n == 1:
+            return whole
+        parts = whole.split(chunks, dim=1)
+        return torch.cat([parts[i] for i in costs.zigzag_chunks(seen.place["cp"], n)], dim=1)
+
+    @cached_property
+    def of_experts(self) -> set[str]:
+        """The names of what ep deals out."""
+        return self.cut_along.get("ep", set())
+
+    def compared(self, seen: Observation) -> list[str]:
+        """The names of this rank's gradients that are sums over all replicas."""
+        names = [name for name in seen.gradients if name in self.reference.gradients]
+        return [name for name in names if name not in self.of_experts]
 
     @cached_property
     def sample_weights(self) -> dict[int, torch.Tensor] | None:
@@ -122,7 +157,7 @@ class Evidence:
         parts = self.reference.parts
         weights = {}
         for seen in self.ranks:
-            names = [name for name in seen.gradients if name in self.reference.gradients]
+            names = self.compared(seen)
             if not names:
                 return None
             y = torch.cat([seen.gradients[name][1].double().flatten() for name in names])
@@ -176,7 +211,7 @@ class Evidence:
         """The signature of all gradients of a rank together."""
         found, right = {}, {}
         for seen in self.ranks:
-            names = [name for name in seen.gradients if name in self.reference.gradients]
+            names = self.compared(seen)
             if not names:
                 return None
             found[seen.rank] = torch.cat([seen.gradients[name][1].flatten() for name in names])

@@ -10,7 +10,8 @@ collective treated wrongly, found by the reason that its caller gives, so they n
 
     reduction("dp-gradients", "dp: gradient bucket", "dp", {"missing": where it was seen})
 
-Those are in reduction_faults.py, ZeRO's in zero_faults.py, the others in other_faults.py. To add
+Those are in reduction_faults.py, ZeRO's in zero_faults.py, those of experts in expert_faults.py,
+the others in other_faults.py. To add
 one of these: write a generator `(layout)` that patches, yields once and restores, and decorate it
 with `@fault(name, what, where_seen, needs)`. tests/distributed/debug/test_faults.py asks of each
 that the oracle catches it, and lists which cause it must be given.
@@ -59,6 +60,27 @@ _NEEDS: dict[str, tuple[str, Callable[[Layout], bool], str]] = {
         "cp2",
     ),
     "pp": ("pp of 2 or more", lambda layout: layout.pp > 1, "pp2"),
+    "ep": ("ep of 2 or more", lambda layout: layout.ep > 1, "dp2ep2"),
+    "ep without zero": (
+        "ep of 2 or more, without ZeRO",
+        lambda layout: layout.ep > 1 and not layout.zero,
+        "dp2ep2",
+    ),
+    "ep and tp": (
+        "ep and tp of 2 or more",
+        lambda layout: layout.ep > 1 and layout.tp > 1,
+        "dp2tp2ep2",
+    ),
+    "ep and cp": (
+        "ep and cp of 2 or more",
+        lambda layout: layout.ep > 1 and layout.cp > 1,
+        "cp2ep2",
+    ),
+    "several of each expert": (
+        "ep of 2 or more, and more ranks of dp or cp than that, without ZeRO",
+        lambda layout: layout.ep > 1 and layout.size("edp") > 1 and not layout.zero,
+        "dp4ep2",
+    ),
     "zero": ("ZeRO over 2 or more replicas", lambda layout: _sharded(layout), "dp2zero1"),
     "zero below 3": (
         "ZeRO 1 or 2 over 2 or more replicas",

@@ -11,6 +11,7 @@ import torch
 from picolab.costs import even_slices
 from picolab.debug.cause import Cause, reduction_cause
 from picolab.debug.evidence import Evidence, number_text
+from picolab.debug.experts import by_choice
 from picolab.model.transformer import IGNORED
 
 # Who reads a point through a column-parallel matrix, and what sums the output of one.
@@ -25,6 +26,8 @@ def by_forward(evidence: Evidence) -> Cause | None:
         if what == "right":
             continue
         kind = point.split(".")[-1]
+        if kind == "mlp" and (cause := by_choice(evidence, point)):
+            return cause
         seen = f"in the first forward pass all before the output of {point} is right, and it is not"
         if kind in _FORWARD and isinstance(what, str):
             return reduction_cause(f"tp: {_FORWARD[kind]}", what, f"{seen}; {_meaning(what)}")

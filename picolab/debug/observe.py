@@ -24,10 +24,13 @@ from torch.nn.functional import cross_entropy
 
 from picolab import comm
 from picolab.debug.awkward import AwkwardText, Recipe
-from picolab.model import Piece, Transformer, initialise, slices
+from picolab.model import Piece, initialise, slices
 from picolab.model.transformer import IGNORED
+from picolab.moe import Routed, Router, expert_layers
+from picolab.moe.strategy import forget_counts, share_loss, update_bias
 from picolab.monitoring import Observer, StepReport
 from picolab.training import trainer
+from picolab.training.build import build
 from picolab.training.one_thread import one_thread
 
 Held = dict[str, tuple[Piece, torch.Tensor]]  # global name -> which slice, and its values
@@ -55,6 +58,10 @@ class Reference:
     """replica -> point -> its output in the first micro-batch."""
     backward: dict[int, dict[str, torch.Tensor]] = field(default_factory=dict)
     """replica -> point -> the gradient of that output."""
+    routed: list[dict[tuple[int, int, int], torch.Tensor]] = field(default_factory=list)
+    """A step: (replica, micro-batch, layer) -> which token goes to which expert, (B, S, E)."""
+    of_balance: dict[str, torch.Tensor] = field(default_factory=dict)
+    """What the balance losses are of the first step's gradients."""
 
 
 @dataclass(eq=False)
@@ -87,6 +94,8 @@ class Observation:
     """Those that the loss was given in the first micro-batch, where this stage has one."""
     positions: torch.Tensor | None = None
     """The places in the sequence that the rotation was given."""
+    routed: dict[int, torch.Tensor] = field(default_factory=dict)
+    """Layer -> which of its tokens goes to which expert in the first micro-batch, (T, E)."""
     forward: dict[str, torch.Tensor] = field(default_factory=dict)
     backward: dict[str, torch.Tensor] = field(default_factory=dict)
 
@@ -96,33 +105,47 @@ class Observation:
 def one_process(recipe: Recipe, device: str = "cpu") -> Reference:
     """Train the recipe here. In the first step the replicas' samples are taken one after the other,
     so that each one's share of the gradient is known; that sum is the gradient of all samples."""
-    settings, model = recipe.training, Transformer(recipe.config)
-    initialise(model, recipe.seed, device, settings.torch_dtype)
+    settings = recipe.training
+    model = initialise(build(recipe.config, settings.torch_dtype), recipe.seed, device)
     optimizer = trainer.adamw(model.parameters(), settings)
     found = Reference(start=_whole(model, lambda p: p), count=sum(recipe.counts()))
-    parameters = list(model.parameters())
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    # A replica's micro-batch is what a router looks at together.
+    apart = bool(recipe.config.experts)
+    share_loss(model, recipe.layout.dp * recipe.accumulate)
     for step in range(recipe.steps):
-        replicas = recipe.layout.dp if step == 0 else 1
+        replicas = recipe.layout.dp if step == 0 or apart else 1
+        found.routed.append({})
         total, gradients, count = 0.0, [torch.zeros_like(p) for p in parameters], 0
         for micro in range(recipe.accumulate):
             count += int((recipe.batch(step, micro)[1] != IGNORED).sum())
         for micro in range(recipe.accumulate):
             for replica in range(replicas):
                 batch = (
-                    recipe.part(step, micro, replica) if step == 0 else recipe.batch(step, micro)
+                    recipe.part(step, micro, replica)
+                    if step == 0 or apart
+                    else recipe.batch(step, micro)
                 )
                 tokens, labels = (tensor.to(device) for tensor in batch)
-                with _points(model) if step == 0 and micro == 0 else nullcontext() as seen:
+                with ExitStack() as open_:
+                    points = _points(model) if step == 0 and micro == 0 else nullcontext()
+                    seen = open_.enter_context(points)
+                    routed = open_.enter_context(_routed(model))
                     logits = model(tokens)
+                    if step == 0 and routed:
+                        _add_balance(found, model, routed, parameters)
                     each = cross_entropy(logits.transpose(1, 2), labels, reduction="none")
                     loss = each.sum()
                     summands = torch.autograd.grad(loss / count, parameters)
                 total += float(loss.detach())
+                for layer, of in routed.items():
+                    admitted = of.admitted_TE.view(*tokens.shape, -1).cpu()
+                    found.routed[step][replica, micro, layer] = admitted
                 for gradient, summand in zip(gradients, summands):
                     gradient += summand
                 if step == 0:
                     of = dict(zip(parameters, summands))
-                    found.parts[replica, micro] = _whole(model, lambda p, of=of: of[p])
+                    found.parts[replica, micro] = _whole(model, of.get)
                     found.token_losses[replica, micro] = each.detach().cpu()
                 if seen is not None:
                     found.forward[replica], found.backward[replica] = seen
@@ -136,6 +159,9 @@ def one_process(recipe: Recipe, device: str = "cpu") -> Reference:
         for group in optimizer.param_groups:
             group["lr"] = settings.learning_rate(step)
         optimizer.step()
+        for layer in expert_layers(model):
+            update_bias(layer, layer.router.counts_E)
+            forget_counts(layer)
         found.losses.append(total / count)
         found.norms.append(norm)
     found.end = _whole(model, lambda p: p)
@@ -166,6 +192,7 @@ class Listener(Observer):
         # Of the first step, what flows through the model.
         self._first.enter_context(_first_inputs(model, found))
         found.forward, found.backward = self._first.enter_context(_points(model))
+        self._routed = self._first.enter_context(_routed(model))
 
     def gradients(self, run) -> None:
         found, now = self._found, run.parallel.parameters()
@@ -178,6 +205,7 @@ class Listener(Observer):
     def step(self, run, report: StepReport) -> None:
         found = self._found
         self._first.close()
+        found.routed = {layer: of.admitted_TE.cpu() for layer, of in self._routed.items()}
         self._remember(run.parallel.parameters())
         found.losses.append(report.loss)
         found.norms.append(report.grad_norm)
@@ -243,6 +271,38 @@ def _points(model: nn.Module) -> Iterator[tuple[dict, dict]]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def _routed(model: nn.Module) -> Iterator[dict[int, Routed]]:
+    """While open, what each layer's router says the first time."""
+    found: dict[int, Routed] = {}
+    handles = [
+        router.register_forward_hook(
+            lambda router, _, routed: (
+                found.setdefault(int(router.name.split(".")[1]), routed) and None
+            )
+        )
+        for router in model.modules()
+        if isinstance(router, Router)
+    ]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _add_balance(
+    found: Reference, model: nn.Module, routed: dict[int, Routed], parameters: list[nn.Parameter]
+) -> None:
+    """The gradients of this pool's balance losses, by themselves."""
+    share = expert_layers(model)[0].loss_share
+    total = share * sum(of.loss for of in routed.values())
+    gradients = torch.autograd.grad(total, parameters, retain_graph=True, allow_unused=True)
+    of = dict(zip(parameters, gradients))
+    for name, gradient in _whole(model, of.get).items():
+        found.of_balance[name] = found.of_balance.get(name, 0) + gradient
 
 
 def _named_points(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

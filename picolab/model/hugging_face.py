@@ -22,18 +22,20 @@ Everything is checked before the first number is written: a name that is missing
 shape, a file that ends early. Of config.json every key must be understood: it is read, or has the
 one value that a plain Llama computes with, or is known to change no number. Whatever else stands
 there is refused by its name and value, since a model that computes something else gives other
-logits without a word. Nothing here uses the network. Leaves out: other families than Llama, rope
-scaling, biases, quantised weights, tokenizers.
+logits without a word. Nothing here uses the network. Families: Llama, and with experts Mixtral and
+Qwen3-MoE (hugging_face_families.py), whose experts are separate matrices there and one tensor here.
+Leaves out: rope scaling, biases, quantised weights, tokenizers.
 """
 
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
 
+from picolab.model.hugging_face_families import FAMILIES, Family, family_of
 from picolab.model.parameters import Piece, fill, global_tensors
 from picolab.model.transformer import Transformer
 from picolab.specs import ModelConfig
@@ -42,19 +44,8 @@ from picolab.specs.hugging_face_config import FIELDS
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 FILE_BYTES = 5_000_000_000
 
-# Ours -> theirs, of the parts of one layer.
-_IN_LAYER = {
-    "attention_norm": "input_layernorm",
-    "attention.q": "self_attn.q_proj",
-    "attention.k": "self_attn.k_proj",
-    "attention.v": "self_attn.v_proj",
-    "attention.o": "self_attn.o_proj",
-    "mlp_norm": "post_attention_layernorm",
-    "mlp.gate": "mlp.gate_proj",
-    "mlp.up": "mlp.up_proj",
-    "mlp.down": "mlp.down_proj",
-}
 _OUTSIDE = {"embed": "model.embed_tokens", "norm": "model.norm", "head": "lm_head"}
+Build = Callable[[ModelConfig], Transformer]
 
 # What Hugging Face's LlamaConfig takes where config.json is silent.
 _DEFAULTS = {"max_position_embeddings": 2048, "rms_norm_eps": 1e-6, "tie_word_embeddings": False}
@@ -62,8 +53,6 @@ _DEFAULTS = {"max_position_embeddings": 2048, "rms_norm_eps": 1e-6, "tie_word_em
 _THETA = ("rope_scaling.rope_theta", "rope_parameters.rope_theta", "rope_theta")
 # What else bears on the computation, and the one value that is computed here.
 _ONLY = {
-    "model_type": "llama",
-    "architectures": ["LlamaForCausalLM"],
     "hidden_act": "silu",
     "attention_bias": False,
     "mlp_bias": False,
@@ -106,7 +95,7 @@ _HARMLESS = {
 
 
 def hf_config(folder: str | Path) -> ModelConfig:
-    """The shape that a folder's config.json describes. ValueError for what is not a plain Llama, or
+    """The shape that a folder's config.json describes. ValueError for another family's, or one that
     says anything that is not understood.
     """
     path = Path(folder).expanduser() / "config.json"
@@ -117,13 +106,24 @@ def hf_config(folder: str | Path) -> ModelConfig:
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path} is not a JSON object ({error}); copy it again") from None
     there = _flat(there)
-    _refuse_what_is_not_computed(path, there)
-    there = {**_DEFAULTS, **there}
+    family = FAMILIES.get(there.get("model_type"))
+    if family is None:
+        raise ValueError(
+            f"{path} says model_type: {_json(there.get('model_type'))}; what is read here is "
+            f"{', '.join(FAMILIES)}"
+        )
+    _refuse_what_is_not_computed(path, there, family)
+    there = {**_DEFAULTS, **family.defaults, **there}
     there.setdefault("num_key_value_heads", there.get("num_attention_heads"))
     needed = [key for field, key in FIELDS.items() if field != "head_dim" and key not in there]
     if needed:
         raise ValueError(f"{path} does not say {needed[0]}; it is not the config of a Llama")
-    shape = {field: there[key] for field, key in FIELDS.items() if key in there}
+    shape = {field: there[key] for field, key in FIELDS.items() if key in there} | family.fixed
+    for field, keys in family.fields.items():
+        said = [key for key in keys if key in there]
+        if not said:
+            raise ValueError(f"{path} does not say {keys[0]}, which a {family.model_type} needs")
+        shape[field] = there[said[0]]
     shape["rope_theta"] = next((there[key] for key in _THETA if key in there), 10_000.0)
     for field, kind in (("tied", bool), ("norm_eps", int | float), ("rope_theta", int | float)):
         if not isinstance(shape[field], kind):
@@ -136,10 +136,13 @@ def load_hf(
     folder: str | Path,
     model: Transformer | None = None,
     *,
+    build: Build = Transformer,
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
 ) -> Transformer:
     """Give a model the weights of a folder; returns it.
+
+    build: makes a model of a config on the meta device; for one with experts, `training.build`.
 
     model: None builds a whole one. Else any Transformer of that shape, cut in any way, on the meta
     device or with values (which are written over in place): each piece gets its slice. dtype: of
@@ -150,14 +153,16 @@ def load_hf(
     """
     folder = Path(folder).expanduser()
     config = hf_config(folder)
+    pieces = _pieces(config, build)
     if model is None:
-        model = Transformer(config, dtype=dtype or torch.float32)
+        model = build(config)
+        dtype = dtype or torch.float32
     _check_same_shape(folder, config, model.config)
     with _Files(folder) as files:
-        files.check(_pieces(config), config.tied)
+        files.check(pieces, config)
 
         def value(piece: Piece) -> torch.Tensor:
-            return files.read(piece, hf_name(piece.name))
+            return _assembled(hf_names(piece, config), piece, files.read)
 
         if config.tied and "lm_head.weight" in files:
             _check_head_is_embedding(folder, files, model)
@@ -169,13 +174,14 @@ def save_hf(
     config: ModelConfig,
     folder: str | Path,
     *,
+    build: Build = Transformer,
     file_bytes: int = FILE_BYTES,
 ) -> Path:
     """Write weights so that `transformers` and `load_hf` read them. Returns the folder.
 
     model: a whole Transformer, or whole tensors by our global names, as every layout's
-    `state_dict()` gives them (all ranks gather, one rank saves). file_bytes: above it the tensors
-    go to several files, with an index.
+    `state_dict()` gives them (all ranks gather, one rank saves). build: as of `load_hf`.
+    file_bytes: above it the tensors go to several files, with an index.
 
     The folder is written beside and renamed. Raises ValueError if it is there already, for names
     that are missing or too many, and for wrong shapes; OSError if the disk takes no more.
@@ -183,10 +189,15 @@ def save_hf(
     safetensors = _safetensors()
     folder = Path(folder).expanduser()
     tensors = global_tensors(model) if isinstance(model, torch.nn.Module) else dict(model)
-    _check_tensors(tensors, _pieces(config))
+    family, pieces = family_of(config), _pieces(config, build)
+    _check_tensors(tensors, pieces)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} is there already; give a new folder, so that nothing is lost")
-    theirs = {hf_name(name): tensor.contiguous().cpu() for name, tensor in tensors.items()}
+    theirs = {
+        their: part.contiguous().cpu()
+        for name, tensor in tensors.items()
+        for their, part in _taken_apart(hf_names(pieces[name], config), tensor)
+    }
     groups = _groups(theirs, file_bytes)
     files = [SINGLE]
     if len(groups) > 1:
@@ -203,7 +214,7 @@ def save_hf(
             index = {"metadata": {"total_size": size}, "weight_map": of_name}
             (beside / INDEX).write_text(json.dumps(index, indent=1))
         dtype = str(next(iter(theirs.values())).dtype).removeprefix("torch.")
-        (beside / "config.json").write_text(json.dumps(_to_hf(config, dtype), indent=1))
+        (beside / "config.json").write_text(json.dumps(_to_hf(config, family, dtype), indent=1))
         beside.replace(folder)
     except safetensors.SafetensorError as error:
         raise OSError(
@@ -214,13 +225,42 @@ def save_hf(
     return folder
 
 
-def hf_name(name: str) -> str:
-    """Hugging Face's name of one of our global tensors."""
-    part = name.removesuffix(".weight")
+Names = str | list["Names"]  # of one tensor, or of those that are stacked in it, dim by dim
+
+
+def hf_names(piece: Piece, config: ModelConfig) -> Names:
+    """Hugging Face's name of one of our global tensors, or of all that are stacked in it: of
+    experts, [expert] or [expert][gate, up]."""
+    part = piece.name.removesuffix(".weight")
     if part in _OUTSIDE:
         return f"{_OUTSIDE[part]}.weight"
     _, layer, inside = part.split(".", 2)
-    return f"model.layers.{layer}.{_IN_LAYER[inside]}.weight"
+    theirs, prefix = family_of(config).in_layer[inside], f"model.layers.{layer}"
+    if isinstance(theirs, str):
+        return f"{prefix}.{theirs}.weight"
+    names: list[Names] = []
+    for e in range(config.experts):
+        of_one = [f"{prefix}.{name.format(e=e)}.weight" for name in theirs]
+        names.append(of_one if len(of_one) > 1 else of_one[0])
+    return names
+
+
+def _assembled(names: Names, piece: Piece, read: Callable, depth: int = 0) -> torch.Tensor:
+    """The piece's slice, of one tensor of theirs or stacked from several."""
+    if 0 in piece.local_shape:  # a rank beyond the end of an uneven split
+        return torch.empty(piece.local_shape)
+    if isinstance(names, str):
+        return read(names, piece.ranges[depth:])
+    parts = [_assembled(names[i], piece, read, depth + 1) for i in piece.ranges[depth]]
+    return torch.stack(parts)
+
+
+def _taken_apart(names: Names, tensor: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
+    if isinstance(names, str):
+        yield names, tensor
+    else:
+        for inside, part in zip(names, tensor, strict=True):
+            yield from _taken_apart(inside, part)
 
 
 class _Files:
@@ -253,17 +293,23 @@ class _Files:
     def __contains__(self, name: str) -> bool:
         return name in self._file_of
 
-    def check(self, pieces: dict[str, Piece], tied: bool) -> None:
+    def check(self, pieces: dict[str, Piece], config: ModelConfig) -> None:
         """Exactly these tensors, with these shapes. Tied ones sometimes keep the head as well,
         which `load_hf` compares."""
-        expected = {hf_name(name): piece for name, piece in pieces.items()}
+        expected = {
+            name: tuple(like.shape)
+            for piece in pieces.values()
+            for name, like in _taken_apart(
+                hf_names(piece, config), torch.empty(piece.shape, device="meta")
+            )
+        }
         missing = [name for name in expected if name not in self]
         if missing:
             raise ValueError(
                 f"{self.folder} lacks {_some(missing)}; its weights are not complete, or its "
                 "config.json is another model's"
             )
-        allowed = {"lm_head.weight"} if tied else set()
+        allowed = {"lm_head.weight"} if config.tied else set()
         extra = [
             name
             for name in sorted(self._file_of.keys() - expected.keys() - allowed)
@@ -274,19 +320,17 @@ class _Files:
                 f"{self.folder} has {_some(extra)}, for which a Llama of its config.json has no "
                 "place; it is another model's"
             )
-        for name, piece in expected.items():
+        for name, right in expected.items():
             shape = tuple(self._slice(name).get_shape())
-            if shape != piece.shape:
+            if shape != right:
                 raise ValueError(
                     f"{name} in {self.folder} is {shape}, and by its config.json it should be "
-                    f"{piece.shape}"
+                    f"{right}"
                 )
 
-    def read(self, piece: Piece, name: str) -> torch.Tensor:
-        """The piece's slice of the tensor of this name, and no other byte of it."""
-        if 0 in piece.local_shape:  # a rank beyond the end of an uneven split
-            return torch.empty(piece.local_shape)
-        return self._slice(name)[tuple(slice(held.start, held.stop) for held in piece.ranges)]
+    def read(self, name: str, ranges: Sequence[range]) -> torch.Tensor:
+        """This slice of the tensor of this name, and no other byte of it."""
+        return self._slice(name)[tuple(slice(held.start, held.stop) for held in ranges)]
 
     def _slice(self, name: str):
         return self._open[self._file_of[name]].get_slice(name)
@@ -366,9 +410,9 @@ def _safetensors():
     return safetensors
 
 
-def _pieces(config: ModelConfig) -> dict[str, Piece]:
+def _pieces(config: ModelConfig, build: Build) -> dict[str, Piece]:
     """Every global tensor of a whole model, by name. On the meta device this costs nothing."""
-    whole = Transformer(config)
+    whole = build(config)
     return {piece.name: piece for p in whole.parameters() for piece in p.pieces}
 
 
@@ -385,20 +429,23 @@ def _flat(there: dict) -> dict:
     return {key: value for key, value in there.items() if value is not None}
 
 
-def _refuse_what_is_not_computed(path: Path, there: dict) -> None:
+def _refuse_what_is_not_computed(path: Path, there: dict, family: Family) -> None:
     harmless = [key for keys in _HARMLESS.values() for key in keys.split()]
-    understood = {*FIELDS.values(), *_THETA, *harmless}
+    read = [key for keys in family.fields.values() for key in keys]
+    understood = {*FIELDS.values(), *_THETA, *harmless, *read, *family.harmless, "model_type"}
+    only = _ONLY | family.only | {"architectures": [family.architecture]}
     wrong = [
         f"{key}: {_json(value)} "
-        + (f"(read here: {_json(_ONLY[key])})" if key in _ONLY else "(not known here)")
-        for key, value in {"model_type": None, **there}.items()
-        if key not in understood and (key not in _ONLY or value != _ONLY[key])
+        + (f"(read here: {_json(only[key])})" if key in only else "(not known here)")
+        for key, value in there.items()
+        if key not in understood and (key not in only or value != only[key])
     ]
     if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise ValueError(
-            f"{path} says {', '.join(wrong[:3])}{more}; what is read here is a plain Llama: "
-            "silu, no biases, rotary positions that are not scaled, and nothing that is not known"
+            f"{path} says {', '.join(wrong[:3])}{more}; what is read here is a plain "
+            f"{family.model_type.capitalize()}: silu, no biases, rotary positions that are not "
+            "scaled, and nothing that is not known"
         )
 
 
@@ -407,15 +454,17 @@ def _json(value) -> str:
     return text if len(text) < 60 else f"{text[:56]} ..."
 
 
-def _to_hf(config: ModelConfig, dtype: str) -> dict:
+def _to_hf(config: ModelConfig, family: Family, dtype: str) -> dict:
     rope = {"rope_type": "default", "rope_theta": config.rope_theta}
     return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
+        "architectures": [family.architecture],
+        "model_type": family.model_type,
         "hidden_act": "silu",
         "attention_bias": False,
         "mlp_bias": False,
         **{key: getattr(config, field) for field, key in FIELDS.items()},
+        **{keys[0]: getattr(config, field) for field, keys in family.fields.items()},
+        **family.only,
         "rope_theta": config.rope_theta,
         "rope_parameters": rope,
         "torch_dtype": dtype,
@@ -424,7 +473,8 @@ def _to_hf(config: ModelConfig, dtype: str) -> dict:
 
 def _check_same_shape(folder: Path, there: ModelConfig, here: ModelConfig) -> None:
     """All that the weights depend on; the longest sequence is not among it."""
-    for field in (*FIELDS, "rope_theta"):
+    of_experts = ("experts", "experts_per_token", "expert_ffn", "router_renormalise", "qk_norm")
+    for field in (*FIELDS, "rope_theta", *of_experts):
         one, other = getattr(there, field), getattr(here, field)
         if field != "seq" and one != other:
             raise ValueError(
@@ -437,7 +487,8 @@ def _check_head_is_embedding(folder: Path, files: _Files, model: Transformer) ->
     for parameter in model.parameters():
         for piece in parameter.pieces:
             if piece.name == "embed.weight" and not torch.equal(
-                files.read(piece, hf_name(piece.name)), files.read(piece, "lm_head.weight")
+                files.read(f"{_OUTSIDE['embed']}.weight", piece.ranges),
+                files.read("lm_head.weight", piece.ranges),
             ):
                 raise ValueError(
                     f"{folder} says that head and embedding are tied, and holds two that differ; "

@@ -157,6 +157,13 @@ class Attention(nn.Module):
         std = (queries * 2 * config.layers) ** -0.5
         o = Piece(f"{name}.o.weight", (size, queries), std=std, blocks=groups, finer=heads)
         self.o = Linear([o], dtype)
+        # RMSNorm over each head's query and key, before they are rotated (Qwen3).
+        self.q_norm = self.k_norm = None
+        if config.qk_norm:
+            self.q_norm, self.k_norm = (
+                RMSNorm(f"{name}.{of}_norm.weight", self.head_dim, config.norm_eps, dtype)
+                for of in ("q", "k")
+            )
         self.drop = Dropout(0.0, cut_by_tp=True)
 
     def forward(self, x_BSD: torch.Tensor, tables: Tables) -> torch.Tensor:
@@ -165,6 +172,9 @@ class Attention(nn.Module):
         heads_BSHE = self.qkv(x_BSD).unflatten(-1, (-1, self.head_dim))
         # q and k lie side by side, so one call rotates both.
         qk_BSHE, v_BSKE = heads_BSHE.split([heads + kv_heads, kv_heads], dim=2)
+        if self.q_norm is not None:
+            q_BSNE, k_BSKE = qk_BSHE.split([heads, kv_heads], dim=2)
+            qk_BSHE = torch.cat((self.q_norm(q_BSNE), self.k_norm(k_BSKE)), dim=2)
         q_BSNE, k_BSKE = rotate(qk_BSHE, *tables).split([heads, kv_heads], dim=2)
         out_BNSE = self.attend(
             q_BSNE.transpose(1, 2), k_BSKE.transpose(1, 2), v_BSKE.transpose(1, 2)
@@ -183,11 +193,22 @@ def causal_attention(
 
 
 class SwiGLU(nn.Module):
-    """down(silu(gate(x)) * up(x)) (arXiv 2002.05202)."""
+    """down(silu(gate(x)) * up(x)) (arXiv 2002.05202).
 
-    def __init__(self, config: ModelConfig, layer: int, dtype: torch.dtype = torch.float32):
+    part, ffn: its name in the layer, and its inner width if that is not config.ffn.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        layer: int,
+        dtype: torch.dtype = torch.float32,
+        *,
+        part: str = "mlp",
+        ffn: int | None = None,
+    ):
         super().__init__()
-        name, size, ffn = f"layers.{layer}.mlp", config.hidden, config.ffn
+        name, size, ffn = f"layers.{layer}.{part}", config.hidden, ffn or config.ffn
         std = size**-0.5
         self.gate_up = Linear(
             [
@@ -227,10 +248,11 @@ def cross_entropy(logits_BSV: torch.Tensor, labels_BS: torch.Tensor) -> torch.Te
 
 def _check_family(config: ModelConfig, feed_forward: FeedForward | None) -> None:
     """Some published shapes are there to calculate with; say so rather than build another model."""
-    supplied = {"experts"} if feed_forward else set()
+    supplied = {"normalised queries and keys", *(["experts"] if feed_forward else [])}
     missing = [name for name in config.extensions if name not in supplied]
     if missing:
+        hint = "; experts come from moe.feed_forward" if "experts" in missing else ""
         raise ValueError(
-            f"{config.name} has {' and '.join(missing)}, which this model does not build; "
-            "take a plain Llama shape, such as 'tiny' or 'llama-3-8b'"
+            f"{config.name} has {' and '.join(missing)}, which this model does not build{hint}; "
+            "take a Llama shape, such as 'tiny' or 'llama-3-8b'"
         )

@@ -18,7 +18,7 @@ Source: arXiv 2006.15704, section 3.2 (torch's DDP).
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -26,12 +26,16 @@ import torch
 from torch import nn
 
 from picolab import comm, costs
-from picolab.parallel.placement import Placement
+from picolab.model.placement import Placement
 
 ADDED_TO_A_SUM = (
     "this gradient would be added to a sum over all ranks; call zero_grad() after each "
     "finish() (set_to_none=False cannot be told from forgetting it)"
 )
+
+
+# Which parameters a placement looks after, where the replicas of some are not those of others.
+Only = Callable[[nn.Parameter], bool]
 
 
 @dataclass
@@ -92,6 +96,7 @@ class GradientBuckets(Placement, ABC):
     axis: str
     bucket_bytes: int
     find_unused: bool
+    only: Only | None
     model: nn.Module
 
     @abstractmethod
@@ -102,7 +107,7 @@ class GradientBuckets(Placement, ABC):
         if any(parameter.is_meta for parameter in model.parameters()):
             raise ValueError("the model has no values yet; initialise it before data parallelism")
         self.model = model
-        self._watch(list(model.parameters()))
+        self._watch([p for p in model.parameters() if self.only is None or self.only(p)])
 
     def _watch(self, parameters: list[nn.Parameter]) -> None:
         """Buckets for the gradients of these, and a hook on each."""
@@ -168,7 +173,7 @@ class GradientBuckets(Placement, ABC):
             parameter.grad = None
 
     def _used_anywhere(self, used_here: list[bool]) -> list[int]:
-        used = torch.tensor(used_here, dtype=torch.uint8, device=self._trainable[0].device)
+        used = torch.tensor(used_here, dtype=torch.uint8, device=comm.device())
         return comm.all_reduce(used, self.axis, "dp: which parameters were used", op="max").tolist()
 
     def _fill_buckets(self, bucket_bytes: int) -> None:

@@ -10,7 +10,7 @@ from functools import partial
 import torch
 
 from picolab.model import Transformer
-from picolab.parallel.placement import Batch, Placement
+from picolab.model.placement import Batch, Placement
 from picolab.parallel.ring import ring_attention
 from picolab.parallel.sequence_split import Split, split_batch
 

@@ -22,7 +22,9 @@ import torch
 from torch import nn
 
 from picolab import comm, costs
-from picolab.parallel.buckets import Bucket, GradientBuckets
+from picolab.parallel.buckets import Bucket, GradientBuckets, Only
+
+GRADIENTS = "dp: gradient bucket"
 
 
 def naive_sync(model: nn.Module, axis: str = "dp") -> None:
@@ -46,7 +48,8 @@ class DataParallelOptimizer(GradientBuckets):
     bucket_bytes: a bucket is closed when the next gradient would make it larger. find_unused: ask
     all ranks which parameters were used at all (one small all-reduce a step), so that a parameter
     which no rank used keeps `grad` None and the optimizer leaves it alone; otherwise its gradient
-    is zero. Parameters that do not require gradients when this is made are left out.
+    is zero. Parameters that do not require gradients when this is made are left out. only: which
+    parameters these are; None: all. reason: what the ledger calls it.
 
     `optimizer.zero_grad()` is fine (the next gradient is put back into the bucket).
 
@@ -60,12 +63,13 @@ class DataParallelOptimizer(GradientBuckets):
         axis: str = "dp",
         bucket_bytes: int = costs.DEFAULT_BUCKET_BYTES,
         find_unused: bool = False,
+        only: Only | None = None,
+        reason: str = GRADIENTS,
     ):
         self.axis, self.bucket_bytes, self.find_unused = axis, bucket_bytes, find_unused
+        self.only, self.reason = only, reason
         if model is not None:
             self.attach(model)
 
     def _start(self, bucket: Bucket) -> None:
-        bucket.pending = comm.all_reduce(
-            bucket.flat, self.axis, "dp: gradient bucket", async_op=True
-        )
+        bucket.pending = comm.all_reduce(bucket.flat, self.axis, self.reason, async_op=True)

@@ -15,8 +15,8 @@ import torch
 
 from picolab import comm
 from picolab.model import Transformer
+from picolab.model.placement import Batch
 from picolab.model.transformer import IGNORED
-from picolab.parallel.placement import Batch
 
 
 def run(

@@ -43,9 +43,9 @@ from torch import nn
 
 from picolab import comm, costs, schedules
 from picolab.model import Transformer
+from picolab.model.placement import Batch, Placement
 from picolab.monitoring import events
 from picolab.parallel import split_backward
-from picolab.parallel.placement import Batch, Placement
 from picolab.schedules import Action
 from picolab.specs import Layout
 

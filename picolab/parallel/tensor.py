@@ -37,6 +37,7 @@ kept whole, or gathered again in backward (`sp_inputs`, tensor_comm.py).
 Source: arXiv 2205.05198, section 4.2.2. tests/distributed/parallel/test_sequence.py measures both.
 """
 
+import re
 from collections.abc import Callable, Sequence
 
 import torch
@@ -45,7 +46,7 @@ from torch import nn
 
 from picolab import comm
 from picolab.model import Attention, Dropout, Linear, RMSNorm, SwiGLU, Transformer, slices
-from picolab.parallel.placement import Placement
+from picolab.model.placement import Placement
 from picolab.parallel.tensor_comm import (
     Inputs,
     column_linear,
@@ -64,6 +65,8 @@ from picolab.specs import Layout
 
 NORM_GRADIENTS = "sp: gradients of the norms"
 SHARED_HEADS = "tp: gradients of shared heads"
+HEAD_NORMS = "tp: gradients of heads' norms"
+HEAD_NORM = re.compile(r"\.attention\.[qk]_norm\.")
 
 
 class ColumnParallelLinear(Linear):
@@ -186,6 +189,7 @@ class TensorParallelOptimizer(Placement):
 
     def finish_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
         self.sum_shared_heads(parameters)
+        self.sum_head_norms(parameters)
         self.sum_norm_gradients(parameters)
 
     def sum_shared_heads(self, parameters: Sequence[nn.Parameter]) -> None:
@@ -203,6 +207,19 @@ class TensorParallelOptimizer(Placement):
             self._copies,
             SHARED_HEADS,
         )
+
+    def sum_head_norms(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Once a step, where heads' queries and keys are normalised: every rank has those norms and
+        their gradients from its own heads only. (With `sequence` they are summed with all norms.)
+        """
+        if self.sequence or comm.mesh().size(self.axis) == 1:
+            return
+        gradients = [
+            parameter.grad
+            for parameter in parameters
+            if parameter.grad is not None and HEAD_NORM.search(parameter.pieces[0].name)
+        ]
+        _sum_together(gradients, self.axis, HEAD_NORMS)
 
     def sum_norm_gradients(self, parameters: Sequence[nn.Parameter] | None = None) -> None:
         """Once a step, with `sequence`: the gradients of replicated parameters, which every rank

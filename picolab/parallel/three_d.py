@@ -8,7 +8,7 @@ It composes, and does nothing else: which placements a layout asks for, in which
 them does is in its own file; gathering and the norm follow from the pieces (whole.py). Everything
 that leaves has global, unfused names.
 
-Twin: torchtitan's `parallelize.py`. Leaves out, so far: expert parallelism.
+Twin: torchtitan's `parallelize.py`.
 """
 
 import math
@@ -20,29 +20,47 @@ import torch.distributed as dist
 
 from picolab import comm, costs, schedules
 from picolab.model import Transformer, initialise
+from picolab.model.placement import Batch, Placement
+from picolab.moe import ExpertLayer, MoEParallelStrategy
+from picolab.moe.router import WholePool
 from picolab.parallel import micro_batches
 from picolab.parallel.context import ContextParallelOptimizer
 from picolab.parallel.data import DataParallelOptimizer
+from picolab.parallel.experts import SequencePool, split_experts
 from picolab.parallel.micro_batches import count_valid
 from picolab.parallel.pipeline import PipelineParallelOptimizer
-from picolab.parallel.placement import Batch, Placement
 from picolab.parallel.random_streams import RandomStreams
-from picolab.parallel.tensor import TensorParallelOptimizer
+from picolab.parallel.tensor import RULES, TensorParallelOptimizer
 from picolab.parallel.tensor_comm import Inputs
 from picolab.parallel.whole import gather_all, square_norm
 from picolab.parallel.zero import ZeroOptimizer
 from picolab.specs import Layout
-from picolab.specs.train_config import refuse_unimplemented
+
+TENSOR_RULES = {**RULES, ExpertLayer: split_experts}
+EXPERT_GRADIENTS = "ep: gradient bucket"
 
 
 def placements(
-    layout: Layout, bucket_bytes: int, find_unused: bool, sp_inputs: Inputs = "keep"
+    layout: Layout,
+    bucket_bytes: int,
+    find_unused: bool,
+    sp_inputs: Inputs = "keep",
+    experts: bool = False,
 ) -> list[Placement]:
-    """What a layout asks for, in the order in which it is put on the model."""
+    """What a layout asks for, in the order in which it is put on the model. experts: the model has
+    some."""
     found: list[Placement] = []
     # While there are only shapes: a rank never holds a whole matrix.
     if layout.tp > 1:
-        found.append(TensorParallelOptimizer(axis="tp", sequence=layout.sp, sp_inputs=sp_inputs))
+        found.append(
+            TensorParallelOptimizer(
+                axis="tp", sequence=layout.sp, rules=TENSOR_RULES, sp_inputs=sp_inputs
+            )
+        )
+    # Also where no expert is elsewhere: loads are evened out in every layout.
+    if experts:
+        pool = SequencePool if layout.cp > 1 else WholePool
+        found.append(MoEParallelStrategy(None, None, data_axis=layout.data_axis, pool=pool))
     # Stages are picked out after the split, which knows the whole model.
     if layout.pp > 1:
         found.append(PipelineParallelOptimizer(None, "pp", layout.schedule, layout.stages))
@@ -50,15 +68,37 @@ def placements(
     if layout.cp > 1:
         found.append(ContextParallelOptimizer(axis="cp"))
     # Last: its buffers have the size and the place of the final parameters. Ranks of cp hold the
-    # same parameters and see other tokens, just as those of dp do.
+    # same parameters and see other tokens, just as those of dp do; of an expert, only those of edp
+    # do.
     if layout.dp * layout.cp > 1:
         options = {"bucket_bytes": bucket_bytes, "find_unused": find_unused}
         if layout.zero:  # it cuts what the others left
             axis, copies = layout.shard_axis, "replica" if layout.shard else None
-            found.append(ZeroOptimizer(None, axis, layout.zero, replica_axis=copies, **options))
+            dense = ZeroOptimizer(
+                None, axis, layout.zero, replica_axis=copies, only=_not_apart, **options
+            )
+            of_experts = ZeroOptimizer(
+                None, "edp", layout.zero, only=_apart, of="zero of experts", **options
+            )
         else:
-            found.append(DataParallelOptimizer(None, layout.data_axis, **options))
+            dense = DataParallelOptimizer(None, layout.data_axis, only=_not_apart, **options)
+            of_experts = DataParallelOptimizer(
+                None, "edp", only=_apart, reason=EXPERT_GRADIENTS, **options
+            )
+        found.append(dense)
+        if layout.ep > 1 and layout.size("edp") > 1:
+            found.append(of_experts)
     return found
+
+
+def _apart(parameter: torch.nn.Parameter) -> bool:
+    """Whether it is of experts that are dealt out."""
+    return any("ep" in piece.axes for piece in parameter.pieces)
+
+
+def _not_apart(parameter: torch.nn.Parameter) -> bool:
+    """And what no gradient trains (a router's bias) needs nobody."""
+    return parameter.requires_grad and not _apart(parameter)
 
 
 def parallelize(
@@ -86,15 +126,14 @@ def parallelize(
 
 
 class ThreeDParallelOptimizer:
-    """Composes data, tensor, pipeline and context parallelism on one model. Not a `torch.optim`
-    optimizer.
+    """Composes data, tensor, pipeline, context and expert parallelism on one model. Not a
+    `torch.optim` optimizer.
 
     model: on the meta device (or, where tp is 1, with values, which it keeps). Every rank calls
     this with the same arguments. The mesh is the current one if it has the layout's axes, else it
     is built. device None: this rank's GPU under NCCL, else the CPU. dtype None: the model's own.
 
-    Raises ValueError for an axis that is not implemented and for a layout that cannot split the
-    model.
+    Raises ValueError for a layout that cannot split the model.
     """
 
     def __init__(
@@ -110,7 +149,6 @@ class ThreeDParallelOptimizer:
         sp_inputs: Inputs = "keep",
     ):
         layout = Layout.parse(layout)
-        refuse_unimplemented(layout)
         layout.check(model.config)
         self.model, self.layout = model, layout
 
@@ -120,7 +158,8 @@ class ThreeDParallelOptimizer:
             comm.build_mesh(layout)
 
         # 2. Everything is cut while the model is on the meta device.
-        self.placements = placements(layout, bucket_bytes, find_unused, sp_inputs)
+        experts = model.config.experts > 0
+        self.placements = placements(layout, bucket_bytes, find_unused, sp_inputs, experts)
         for placement in self.placements:
             placement.shard(model)
 

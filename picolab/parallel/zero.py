@@ -52,7 +52,14 @@ from picolab import comm, costs
 from picolab.model import Piece
 from picolab.model.parameters import Cut
 from picolab.parallel import zero_comm
-from picolab.parallel.buckets import ADDED_TO_A_SUM, Bucket, GradientBuckets, Slot, in_groups
+from picolab.parallel.buckets import (
+    ADDED_TO_A_SUM,
+    Bucket,
+    GradientBuckets,
+    Only,
+    Slot,
+    in_groups,
+)
 from picolab.parallel.whole import gather_shards
 from picolab.parallel.zero_comm import Line, Sharded
 from picolab.parallel.zero_gather import GatheredModel, take_shards
@@ -122,7 +129,8 @@ class ZeroOptimizer(GradientBuckets):
 
     model: it is placed at once, with the values it has; None: `parallelize` does it. stage, axis:
     as above. replica_axis: hybrid, the axis over which shard groups are copies. bucket_bytes,
-    find_unused: as of `DataParallelOptimizer`, and so is what is refused.
+    find_unused, only: as of `DataParallelOptimizer`, and so is what is refused. of: whose these
+    are, for the ledger.
 
     With it a rank holds 1/n of AdamW's moments (and of gradients, and of parameters); without it,
     all of them.
@@ -137,9 +145,12 @@ class ZeroOptimizer(GradientBuckets):
         replica_axis: str | None = None,
         bucket_bytes: int = costs.DEFAULT_BUCKET_BYTES,
         find_unused: bool = False,
+        only: Only | None = None,
+        of: str = "zero",
     ):
         self.axis, self.stage, self.replica_axis = axis, stage, replica_axis
-        self.bucket_bytes, self.find_unused = bucket_bytes, find_unused
+        self.bucket_bytes, self.find_unused, self.only = bucket_bytes, find_unused, only
+        self.of = of
         if model is not None:
             self.shard(model)
             self.attach(model)
@@ -147,20 +158,23 @@ class ZeroOptimizer(GradientBuckets):
     def shard(self, model: nn.Module) -> None:
         if self.stage == 3:
             place = self.axis, comm.mesh().rank(self.axis), comm.mesh().size(self.axis)
-            self._owners = take_shards(model, lambda pieces: cut_rows(pieces, *place))
+            self._owners = take_shards(model, lambda pieces: cut_rows(pieces, *place), self.only)
 
     def attach(self, model: nn.Module) -> None:
         self._gathered: GatheredModel | None = None
         if self.stage == 3:
-            self._gathered = GatheredModel(model, self._owners, self.axis)
+            self._gathered = GatheredModel(model, self._owners, self.axis, self.of)
             self.sharded = self._gathered.sharded
         else:
-            self.sharded = [rows_of(parameter, self.axis) for parameter in model.parameters()]
+            mine = [p for p in model.parameters() if self.only is None or self.only(p)]
+            self.sharded = [rows_of(parameter, self.axis) for parameter in mine]
         self._of = {of.whole: of for of in self.sharded}
         super().attach(model)
 
     def parameters(self, mine: list[nn.Parameter]) -> list[nn.Parameter]:
-        return [of.shard for of in self.sharded]
+        """The shards, in the place of what they are of; another's stay."""
+        own = {tensor for of in self.sharded for tensor in (of.whole, of.shard)}
+        return [*(p for p in mine if p not in own), *(of.shard for of in self.sharded)]
 
     def held(self) -> list[torch.Tensor]:
         return [tensor for of in self.sharded for tensor in (of.whole, of.shard)]
@@ -173,13 +187,13 @@ class ZeroOptimizer(GradientBuckets):
     def after_step(self) -> None:
         """Everybody's rows of everything that was stepped."""
         if self.stage < 3:  # else they are gathered when they are needed
-            self._fetch(self._lines, "zero: updated parameters")
+            self._fetch(self._lines, f"{self.of}: updated parameters")
 
     def after_load(self) -> None:
         if self.stage < 3:
             everything = in_groups([of.whole for of in self.sharded], self.bucket_bytes)
             lines = [Line([self._of[whole] for whole in group]) for group in everything]
-            self._fetch(lines, "zero: loaded parameters")
+            self._fetch(lines, f"{self.of}: loaded parameters")
 
     @torch.no_grad()
     def _fetch(self, lines: list[Line], reason: str) -> None:
@@ -221,7 +235,7 @@ class ZeroOptimizer(GradientBuckets):
         members = [self._of[slot.parameter] for slot in bucket.slots]
         flat = zero_comm.pack(members, [of.whole.grad for of in members])
         bucket.pending = comm.reduce_scatter(
-            flat, self.axis, "zero: gradient bucket", async_op=True
+            flat, self.axis, f"{self.of}: gradient bucket", async_op=True
         )
         if self.stage > 1:
             for of in members:
@@ -233,7 +247,7 @@ class ZeroOptimizer(GradientBuckets):
             bucket.flat = bucket.pending.wait()
             if self.replica_axis is not None:
                 bucket.pending = comm.all_reduce(
-                    bucket.flat, self.replica_axis, "zero: gradient shards", async_op=True
+                    bucket.flat, self.replica_axis, f"{self.of}: gradient shards", async_op=True
                 )
         for bucket in self._buckets:
             flat, bucket.flat, at = bucket.pending.wait(), None, 0

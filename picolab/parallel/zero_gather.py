@@ -33,6 +33,7 @@ from torch import nn
 
 from picolab import comm
 from picolab.model import Piece, Transformer, meta_parameter
+from picolab.parallel.buckets import Only
 from picolab.parallel.zero_comm import Line, Sharded, side_by_side
 
 CutRows = Callable[[tuple[Piece, ...]], tuple[tuple[Piece, ...], tuple[int, ...]]]
@@ -48,12 +49,14 @@ class Owned:
     shape: tuple[int, ...]
 
 
-def take_shards(model: nn.Module, cut: CutRows) -> list[Owned]:
-    """Put this rank's rows in the place of every parameter: on the meta device, so that nobody ever
-    has the whole, or of values that are there."""
+def take_shards(model: nn.Module, cut: CutRows, only: Only | None = None) -> list[Owned]:
+    """Put this rank's rows in the place of every parameter (or of those that `only` takes): on the
+    meta device, so that nobody ever has the whole, or of values that are there."""
     found: dict[nn.Parameter, Owned] = {}
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
+            if only is not None and not only(parameter):
+                continue
             if parameter not in found:
                 pieces, ends = cut(parameter.pieces)
                 found[parameter] = Owned([], parameter.pieces, ends, tuple(parameter.shape))
@@ -82,8 +85,9 @@ class Use:
         memories: list[torch.UntypedStorage],
         line: Line,
         axis: str,
+        of: str,
     ):
-        self.modules, self.axis, self._line = modules, axis, line
+        self.modules, self.axis, self.of, self._line = modules, axis, of, line
         self._places, self._memories = places, [(memory, memory.nbytes()) for memory in memories]
         self.live = False
         self._pending: comm.Pending | None = None
@@ -91,7 +95,7 @@ class Use:
     def start(self, when: str) -> None:
         """Let the other ranks' rows come, if they are not here or under way."""
         if not self.live and self._pending is None:
-            self._pending = self._line.gather(self.axis, f"zero: parameters, {when}")
+            self._pending = self._line.gather(self.axis, f"{self.of}: parameters, {when}")
 
     def ready(self, when: str) -> None:
         """From here on every parameter is whole."""
@@ -119,13 +123,15 @@ class Use:
 class GatheredModel:
     """A model of shards whose parameters are whole while they are used."""
 
-    def __init__(self, model: Transformer, owners: list[Owned], axis: str):
+    def __init__(self, model: Transformer, owners: list[Owned], axis: str, of: str = "zero"):
         known: dict[Owned, tuple[Sharded, torch.UntypedStorage]] = {}
         self.uses = []
         for modules in _in_order(model):
             inside = {inner for module in modules for inner in module.modules()}
             here = [(*place, owned) for owned in owners for place in owned.places]
             here = [place for place in here if place[0] in inside]
+            if not here:
+                continue
             used = list(dict.fromkeys(owned for *_, owned in here))
             new = [owned for owned in used if owned not in known]  # a tied head is the embedding's
             flat = None
@@ -135,7 +141,7 @@ class GatheredModel:
             members, memories = zip(*(known[owned] for owned in used))
             line = Line(members, flat if new == used else None, apart=True)
             places = [(module, name, known[owned][0]) for module, name, owned in here]
-            self.uses.append(Use(modules, places, list(dict.fromkeys(memories)), line, axis))
+            self.uses.append(Use(modules, places, list(dict.fromkeys(memories)), line, axis, of))
         for memory in {memory for _, memory in known.values()}:
             memory.resize_(0)
         self.sharded = [known[owned][0] for owned in owners]
@@ -143,7 +149,7 @@ class GatheredModel:
             use.modules[0].register_forward_pre_hook(lambda _, args, i=i: self._before(i, args))
             use.modules[-1].register_forward_hook(lambda _, __, out, i=i: self._after(i, out))
         # Of its backward the embedding needs the tokens only.
-        self._first = 0 if model.embed is None else 1
+        self._first = int(bool(self.uses) and self.uses[0].modules[0] is model.embed)
         self._kept = None if comm.axis_size("pp") > 1 else len(self.uses) - 1
 
     def free(self) -> None:

@@ -27,6 +27,7 @@ def plan(
     micro_batch: int | None = None,
     recompute: str | None = None,
     practice: Any = None,
+    imbalance: float = 1.0,
 ) -> "Plan | Judged":
     """Every layout of so many devices with a verdict, the ten fastest first; or, with `layout`, the
     verdict on that one.
@@ -41,6 +42,7 @@ def plan(
     global_batch  sequences of one optimizer step
     micro_batch, recompute   of a judged layout; None: the fastest that fit
     practice      how the code is written, see `planner.PRACTICES`
+    imbalance     of routing: the rows of the rank of ep with the most, over the mean
 
     Searched are dp, tp, pp, cp, ep, zero, sp, micro-batch, recomputation and all schedules but
     dualpipe-v; that one and shard groups of ZeRO are judged where `layout` names them.
@@ -52,7 +54,7 @@ def plan(
         raise ValueError("how many devices? say gpus, as in gpus=256")
     request = Request(
         model=model, gpus=given.world if gpus is None else gpus, hardware=hardware, seq=seq,
-        global_batch=global_batch, practice=practice,
+        global_batch=global_batch, practice=practice, imbalance=imbalance,
     )  # fmt: skip
     if given is None:
         for name, value in (("micro_batch", micro_batch), ("recompute", recompute)):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -28,6 +29,9 @@ class Request:
     practice: Practice | str | None = None
     """How the code is written: a Practice, or a name of PRACTICES. None: "today", and "picolab"
     where the hardware is measured, since that is what runs there."""
+    imbalance: float = 1.0
+    """Of routing: the rows of the rank of ep with the most, over the mean. It is waited for. Runs
+    report it (the event "experts"); 1: all ranks have as many."""
     efficiency: Efficiency | None = None
     """None: the fitted one, or none taken off where the hardware is measured."""
 
@@ -38,6 +42,10 @@ class Request:
         for name, value in (("seq", seq), ("global_batch", self.global_batch)):
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{name} is {value!r}; it is a whole number of 1 or more")
+        if not isinstance(self.imbalance, int | float) or not 1 <= self.imbalance < math.inf:
+            raise ValueError(
+                f"imbalance is {self.imbalance!r}; it is the largest load over the mean, 1 or more"
+            )
         hardware = resolve_hardware(self.hardware)
         default = "picolab" if hardware.measured else "today"
         resolved = {

@@ -178,6 +178,10 @@ class Seconds(Parts):
         ffn_here = _share(inner, tp)
         own = attention_weights(config) * attention_here + mlp.passed * ffn_here
         passed = own + mlp.router
+        if ep > 1 and mlp.router:  # the rank with the most rows; the others wait for it
+            each, shared = config.experts_per_token, config.shared_experts
+            routed = mlp.passed * ffn_here * each / (each + shared)
+            passed += (self.request.imbalance - 1) * routed
         held = own + (mlp.held - mlp.passed) * ffn_here / ep
 
         matrices = 2 * passed * tokens / self._rate
@@ -276,10 +280,11 @@ class Seconds(Parts):
         return max(0.0, hops - attention), max(0.0, back - attention_back)
 
     def _ep_layer(self, tp, sp, cp, ep, micro_batch) -> tuple[float, float]:
-        """Forward and backward: each token to its experts and back."""
+        """Forward and backward: each token to its experts and back. The slowest rank's."""
         if ep == 1:
             return 0.0, 0.0
         payload = self._activation(cp, micro_batch) * self.config.experts_per_token
+        payload *= self.request.imbalance
         both = 2 * self._collective("all_to_all", payload / (tp if sp else 1), ep, tp)
         return both, both
 

@@ -6,14 +6,12 @@ from picolab.specs.layout import Layout
 from picolab.specs.model_config import LatentAttention, ModelConfig
 from picolab.specs.train_config import (
     DEFAULT_BUCKET_BYTES,
-    IMPLEMENTED_AXES,
     TrainConfig,
     assemble,
 )
 
 __all__ = [
     "DEFAULT_BUCKET_BYTES",
-    "IMPLEMENTED_AXES",
     "Hardware",
     "LatentAttention",
     "Layout",

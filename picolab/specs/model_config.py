@@ -11,10 +11,17 @@ Not described: dropout, sliding windows, rope scaling, multi-token prediction.
 
 import dataclasses
 import difflib
+import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 _CHANGED = " (changed)"
+
+Score = Literal["softmax", "sigmoid"]
+Chooser = Literal["token", "expert"]
+Drop = Literal["score", "position"]
+Over = Literal["micro-batch", "sequence", "global batch"]
+_WORDS = {"router_score": Score, "router_choice": Chooser, "drop": Drop, "aux_over": Over}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +93,31 @@ class ModelConfig:
     """Experts that every token passes, besides the routed ones."""
     dense_layers: int = 0
     """How many layers, from the first, keep a dense MLP in a model with experts."""
+    router_score: Score = "softmax"
+    """How the router's logits become scores: over all experts, or each for itself."""
+    router_renormalise: bool = True
+    """A token's weights are divided by their sum, so that they add up to router_scale."""
+    router_scale: float = 1.0
+    """What a token's weights are multiplied by."""
+    router_groups: int = 1
+    """Experts lie in so many equal groups, and a token chooses within the best of them."""
+    router_groups_kept: int = 1
+    """In how many groups a token may choose: those whose two best scores have the largest sum."""
+    router_choice: Chooser = "token"
+    """Who chooses: each token its experts, or each expert its tokens (arXiv 2202.09368)."""
+    router_bias: float = 0.0
+    """How far a step moves the bias that a score gets for the choice alone; 0: there is none."""
+    capacity: float | None = None
+    """An expert takes at most this times its even share of a micro-batch's choices, and drops the
+    others. None: it takes all."""
+    drop: Drop = "score"
+    """What an overfull expert drops: the lowest scores, or what comes last in the micro-batch."""
+    aux_loss: float = 0.0
+    """Weight of the loss that evens out the experts' loads; 0: there is none."""
+    aux_over: Over = "micro-batch"
+    """Over which tokens loads are to be even."""
+    z_loss: float = 0.0
+    """Weight of the mean square of the logits' log-sum-exp, which keeps logits small; 0: none."""
 
     qk_norm: bool = False
     """RMSNorm over each head's query and key (Qwen3)."""
@@ -106,7 +138,7 @@ class ModelConfig:
             number = isinstance(value, int | float) and not isinstance(value, bool)
             if not number or not value > 0:
                 raise ValueError(f"{self.name}: {field} is {value!r}; it must be positive")
-        for field in ("tied", "qk_norm"):
+        for field in ("tied", "qk_norm", "router_renormalise"):
             if not isinstance(getattr(self, field), bool):
                 raise ValueError(
                     f"{self.name}: {field} is {getattr(self, field)!r}; it is True or False"
@@ -156,6 +188,67 @@ class ModelConfig:
                 f"{self.name}: dense_layers is {self.dense_layers} of {self.layers} layers, "
                 f"so no layer has experts; lower it, or set experts to 0"
             )
+        self._check_router()
+
+    def _check_router(self) -> None:
+        for field, words in _WORDS.items():
+            allowed = get_args(words)
+            if getattr(self, field) not in allowed:
+                raise ValueError(
+                    f"{self.name}: {field} is {getattr(self, field)!r}; it is "
+                    f"{' or '.join(map(repr, allowed))}"
+                )
+        for field in ("router_bias", "aux_loss", "z_loss", "router_scale", "capacity"):
+            value, positive = getattr(self, field), field in ("router_scale", "capacity")
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if value is None and field == "capacity":
+                continue
+            if not number or not 0 <= value < math.inf or (positive and not value):
+                raise ValueError(
+                    f"{self.name}: {field} is {value!r}; it is a number "
+                    f"{'above 0' if positive else 'of 0 or more'}"
+                    + (", or None to drop nothing" if field == "capacity" else "")
+                )
+        groups, kept = self.router_groups, self.router_groups_kept
+        _check_positive(self.name, "router_groups", groups)
+        if self.experts % groups:
+            raise ValueError(
+                f"{self.name}: {groups} router_groups do not divide {self.experts} experts; take "
+                f"{_nearest_divisor(self.experts, groups)}"
+            )
+        if not isinstance(kept, int) or not 1 <= kept <= groups:
+            raise ValueError(
+                f"{self.name}: router_groups_kept is {kept!r}; it is between 1 and router_groups "
+                f"({groups})"
+            )
+        if self.experts_per_token > kept * (self.experts // groups):
+            raise ValueError(
+                f"{self.name}: a token chooses {self.experts_per_token} experts, and "
+                f"{kept} of {groups} groups have {kept * (self.experts // groups)}; keep more "
+                "groups"
+            )
+        if self.router_choice == "expert":
+            given = [
+                name
+                for name, there in {
+                    "capacity": self.capacity is not None,
+                    "aux_loss": self.aux_loss > 0,
+                    "router_bias": self.router_bias > 0,
+                    "router_groups": groups > 1,
+                }.items()
+                if there
+            ]
+            if given:
+                raise ValueError(
+                    f"{self.name}: where experts choose, each takes its even share, so {given[0]} "
+                    "has nothing to do; leave it out"
+                )
+
+    @property
+    def pools_tokens(self) -> bool:
+        """Whether what a router does with a token depends on the others of its micro-batch."""
+        experts_choose = self.experts > 0 and self.router_choice == "expert"
+        return bool(self.capacity or self.aux_loss or self.z_loss) or experts_choose
 
     @property
     def extensions(self) -> tuple[str, ...]:
@@ -229,7 +322,7 @@ _PRESETS: dict[str, dict[str, Any]] = {
     # Two of its eight experts are as wide as one MLP of `tiny`: apart from the router, equal work.
     "tiny-moe": dict(
         hidden=128, ffn=352, layers=4, heads=8, kv_heads=4, vocab=256, seq=128,
-        experts=8, experts_per_token=2, expert_ffn=176,
+        experts=8, experts_per_token=2, expert_ffn=176, aux_loss=0.01,
     ),
     # arXiv 2307.09288
     "llama-2-7b": dict(
@@ -257,14 +350,16 @@ _PRESETS: dict[str, dict[str, Any]] = {
     "deepseek-v3": dict(
         hidden=7168, ffn=18_432, layers=61, heads=128, kv_heads=128, vocab=129_280, seq=4096,
         norm_eps=1e-6, experts=256, experts_per_token=8, expert_ffn=2048, shared_experts=1,
-        dense_layers=3,
+        dense_layers=3, router_score="sigmoid", router_scale=2.5, router_groups=8,
+        router_groups_kept=4, router_bias=0.001,
         latent=LatentAttention(q_rank=1536, kv_rank=512, nope_dim=128, rope_dim=64, value_dim=128),
     ),
     # arXiv 2505.09388, table 2
     "qwen3-235b-a22b": dict(
         hidden=4096, ffn=12_288, layers=94, heads=64, kv_heads=4, vocab=151_936, seq=32_768,
         head_dim=128, rope_theta=1_000_000.0, norm_eps=1e-6, qk_norm=True,
-        experts=128, experts_per_token=8, expert_ffn=1536,
+        experts=128, experts_per_token=8, expert_ffn=1536, aux_loss=0.001,
+        aux_over="global batch",
     ),
     # arXiv 2005.14165, table 2.1
     "gpt-3-175b": dict(

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     import torch
 
 Dtype = Literal["fp32", "fp64", "bf16"]
-IMPLEMENTED_AXES = ("dp", "tp", "pp", "cp", "sp", "zero")
+# Of what a model may have beyond a plain Llama decoder.
+TRAINED_EXTENSIONS = ("experts", "normalised queries and keys")
 # torch's DDP takes 25 MB (arXiv 2006.15704, section 3.2). A small model would be one bucket then,
 # and nothing of its communication could overlap with the backward pass.
 DEFAULT_BUCKET_BYTES = 1_000_000
@@ -89,12 +90,12 @@ class TrainConfig:
         cost = _pair("stage_cost_s", self.stage_cost_s, "give seconds of a forward and a backward")
         object.__setattr__(self, "stage_cost_s", cost)
         self._check_numbers()
-        if model.extensions:
+        others = [name for name in model.extensions if name not in TRAINED_EXTENSIONS]
+        if others:
             raise ValueError(
-                f"{model.name} has {' and '.join(model.extensions)}, which cannot be trained yet; "
-                "take a plain Llama shape, such as 'tiny'"
+                f"{model.name} has {' and '.join(others)}, which cannot be trained; "
+                "take a Llama shape, such as 'tiny', or 'tiny-moe'"
             )
-        refuse_unimplemented(self.layout)
         self.layout.check(model)
         if self.layout.pp > 1:
             name = ScheduleName.parse(self.layout.schedule)
@@ -179,25 +180,6 @@ def check_names(given: Iterable[str], known: set[str]) -> None:
             own = sorted(field.name for field in fields(TrainConfig))
             hint = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(own)}"
             raise ValueError(f"training has no setting {name!r}; {hint}")
-
-
-def refuse_unimplemented(layout: Layout) -> None:
-    """ValueError for an axis that no rank could run yet."""
-    used = {
-        "dp": layout.dp > 1,
-        "tp": layout.tp > 1,
-        "pp": layout.pp > 1,
-        "cp": layout.cp > 1,
-        "ep": layout.ep > 1,
-        "sp": layout.sp,
-        "zero": layout.zero > 0,
-    }
-    missing = [name for name, is_used in used.items() if is_used and name not in IMPLEMENTED_AXES]
-    if missing:
-        raise ValueError(
-            f"training runs {' and '.join(IMPLEMENTED_AXES)} so far, and {layout} also has "
-            f"{' and '.join(missing)}; leave {'it' if len(missing) == 1 else 'them'} out"
-        )
 
 
 def _absolute(data: str | Path) -> str:

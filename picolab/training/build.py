@@ -7,9 +7,10 @@ and are picked here, so that the trainer, a result and a lesson build the same.
 import torch
 
 from picolab.model import Transformer
+from picolab.moe import feed_forward
 from picolab.specs import ModelConfig
 
 
 def build(config: ModelConfig, dtype: torch.dtype = torch.float32) -> Transformer:
     """The model on the meta device: shapes only, until `parallelize`, `initialise` or `load`."""
-    return Transformer(config, dtype=dtype)
+    return Transformer(config, feed_forward=feed_forward, dtype=dtype)

@@ -30,6 +30,7 @@ EMBEDDING, MAXIMUM, SUMS = (
 NORM, START, MEMBERS = "tp: gradient norm", "the initial values", "the members of the gradient norm"
 SCATTER, UPDATED = "zero: gradient bucket", "zero: updated parameters"
 NORMS, STAGES = "sp: gradients of the norms", "pp: gradient norm"
+EXPERTS = "ep: gradient bucket"
 
 # fault -> the layout it is tried in, and what it must be called.
 EXPECTED = {
@@ -89,6 +90,15 @@ EXPECTED = {
     "zero-parameters-missing": ("dp3zero2", UPDATED, "missing"),
     "zero-norm-missing": ("dp2zero3", "dp: gradient norm", "missing"),
     "zero-norm-counts-groups": ("dp4zero1shard2", "replica: gradient norm", "extra"),
+    "ep-gradients-missing": ("dp4ep2", EXPERTS, "missing"),
+    "ep-gradients-doubled": ("dp4ep2", EXPERTS, "doubled"),
+    "ep-gradients-averaged": ("dp4ep2", EXPERTS, "averaged"),
+    "ep-gradients-undivided": ("dp2tp2ep2", EXPERTS, "times"),
+    "ep-experts-over-all-replicas": ("dp4ep2", EXPERTS, "over all replicas"),
+    "ep-balance-loss-times-tp": ("dp2tp2ep2", "the balance loss", "times"),
+    "ep-choice-differs-over-tp": ("dp2tp2ep2", "the choice of experts", "differs over tp"),
+    "ep-balance-loss-on-each-rank": ("cp2ep2", "the balance loss", "times"),
+    "ep-pool-of-one-rank": ("cp2ep2", "the choice of experts", "pool"),
 }
 
 

@@ -17,6 +17,12 @@ from picolab.debug import main_verify, verify
 ZERO = ["dp2zero1", "dp2zero2", "dp3zero1", "dp2tp2zero2", "dp2pp2zero1", "dp4zero3shard2"]
 FP64 = ["dp1", "dp2", "tp2", "pp4", "cp4", "dp2tp2pp2"]
 FP64 += ["dp2cp2", "pp2cp2", "dp2tp2sp", "tp2pp2sp", "tp2cp2sp", *ZERO]
+# Experts with each axis: replicas of them, tp, and cp with pp in a week.
+FP64 += ["dp2tp2ep2", "dp2cp2ep4", "dp2ep2zero3"]
+MORE_EXPERTS = [
+    *("dp2ep2", "cp2ep2", "dp4ep2", "dp4ep4", "dp2pp2ep2", "dp2pp2ep2:zb-v", "dp2tp2ep2sp"),
+    *("dp2ep2zero1", "dp4ep2zero2", "dp4ep2zero3shard2", "dp2cp2ep2zero3", "dp2tp2pp2ep2"),
+]
 FP32 = ["dp2tp2sp", "pp2cp2"]  # every axis once
 PAIRS = ["dp2tp2", "dp2pp2", "tp2pp2", "tp2cp2"]
 MORE = ["dp4", "tp4", "tp4sp", "pp4:gpipe"]
@@ -25,8 +31,29 @@ MORE_ZERO = [
     *("dp2tp2spzero1", "dp2tp2spzero3", "dp4zero1shard2", "dp2cp2zero3"),
     *("dp2tp2pp2zero2", "dp4tp2zero3shard2"),
 ]
-MORE_FP64 = [*MORE, *MORE_ZERO, "tp2sp", "pp2", "cp2", *PAIRS, "dp2cp2tp2", "tp2cp2pp2"]
-MORE_FP32 = [*MORE, *ZERO, "pp4", "cp4", *PAIRS, "dp2cp2", "tp2pp2sp", "tp2cp2sp"]
+MORE_FP64 = [
+    *MORE,
+    *MORE_ZERO,
+    *MORE_EXPERTS,
+    "tp2sp",
+    "pp2",
+    "cp2",
+    *PAIRS,
+    "dp2cp2tp2",
+    "tp2cp2pp2",
+]
+MORE_FP32 = [
+    *MORE,
+    *ZERO,
+    "dp2tp2ep2",
+    "dp2cp2ep2",
+    "pp4",
+    "cp4",
+    *PAIRS,
+    "dp2cp2",
+    "tp2pp2sp",
+    "tp2cp2sp",
+]
 
 
 @pytest.mark.parametrize(
@@ -45,6 +72,20 @@ def test_a_layout_equals_one_process(layout, dtype):
     assert {row.kind for row in verdict.rows} == {
         *("start", "loss", "gradient norm", "gradient", "parameter", "gathered")
     }
+
+
+def test_what_experts_compute_is_worth_comparing():
+    """Rows are dropped, biases move, the balance loss has a gradient, and ranks differ."""
+    verdict = verify("cp2ep2", steps=2)
+    evidence, config = verdict.evidence, verdict.evidence.recipe.config
+    routed = evidence.reference.routed[0]
+    asked = next(iter(routed.values())).shape[:2].numel() * config.experts_per_token
+    assert any(int(mask.sum()) < asked for mask in routed.values())
+    assert any(of.any() for name, of in evidence.reference.end.items() if "router.bias" in name)
+    assert all(of.any() for of in evidence.reference.of_balance.values())
+    assert evidence._rows(0)[0] != evidence._rows(0)[1]
+    (plain,) = verdict.others
+    assert plain.ok and plain.evidence.recipe.config.capacity is None
 
 
 def test_what_is_compared_is_worth_comparing():

@@ -82,7 +82,9 @@ def test_only_active_experts_count(name):
     matrices = count.active - count.embedding - count.norm
     attention = costs.flops_per_token(config, 2) - costs.flops_per_token(config, 1)
     assert costs.flops_per_token(config, 1) == 6 * matrices + attention
-    everyone = config.replace(experts_per_token=config.experts)
+    everyone = config.replace(
+        experts_per_token=config.experts, router_groups=1, router_groups_kept=1
+    )
     assert costs.flops_per_token(everyone, 1) > costs.flops_per_token(config, 1)
 
 

@@ -110,7 +110,9 @@ def test_all_experts_are_not_active():
     for name in ("tiny-moe", "mixtral-8x7b", "deepseek-v3"):
         config = ModelConfig.preset(name)
         count = costs.parameters(config)
-        everyone = config.replace(experts_per_token=config.experts)
+        everyone = config.replace(
+            experts_per_token=config.experts, router_groups=1, router_groups_kept=1
+        )
         assert costs.parameters(everyone).active == count.total > count.active
 
 
@@ -271,14 +273,27 @@ def test_names_and_order():
 @pytest.mark.parametrize(
     ("model", "layout", "sentence"),
     [
-        ("mixtral-8x7b", "dp1", "mixtral-8x7b has experts; this formula is for plain Llama"),
-        ("deepseek-v3", "dp1", "has experts and latent attention"),
+        ("gpt-3-175b", "dp1", "gpt-3-175b has the GPT block; this formula is for plain Llama"),
+        ("deepseek-v3", "dp1", "deepseek-v3 has latent attention"),
         ("tiny", "tp6", "tp=6 leaves ranks with nothing of kv_heads"),
     ],
 )
 def test_what_is_not_described_is_refused(model, layout, sentence):
     with pytest.raises(ValueError, match=sentence):
         costs.local_parameters(ModelConfig.preset(model), layout)
+
+
+@pytest.mark.parametrize("name", ["tiny-moe", "mixtral-8x7b", "qwen3-235b-a22b"])
+def test_ranks_of_ep_hold_all_experts_once_and_the_rest_each(name):
+    config = ModelConfig.preset(name)
+    whole = {p.name: p for p in costs.local_parameters(config, "dp1")}
+    assert sum(p.numel for p in whole.values()) == costs.parameters(config).total
+    ranks = [costs.local_parameters(config, "dp4ep4", rank) for rank in range(4)]
+    for of_rank in zip(*ranks):
+        of_one = whole[of_rank[0].name]
+        share = 4 if ".experts." in of_one.name else 1
+        assert [p.numel for p in of_rank] == [of_one.numel // share] * 4
+        assert ("ep" in of_one.axes) == (share == 4)
 
 
 # ---- what a rank holds, of any model

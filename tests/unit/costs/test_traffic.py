@@ -14,6 +14,7 @@ from picolab import costs
 from picolab.specs import Layout, ModelConfig
 
 TINY = ModelConfig.preset("tiny")
+COUNTS = "ep: rows for each expert"
 STEP = dict(micro_batch=2, accumulate=3, seq=64)
 
 
@@ -235,7 +236,7 @@ def test_tensor_parallel_layer_by_the_textbook():
         (
             "dp2ep2",
             {},
-            "predicts dp, tp, sp, pp, cp and zero, and dp2ep2 also has ep; leave it out",
+            "ep=2 has nothing to spread, the model has no experts",
         ),
         ("tp6", {}, "tp=6 leaves ranks with nothing of kv_heads"),
         ("cp2", dict(seq=10), "= 4 equal chunks, and seq is 10"),
@@ -253,9 +254,29 @@ def test_bad_input_gets_a_sentence(layout, step, sentence):
         costs.step_ledger(TINY, layout, **{"micro_batch": 1, **step})
 
 
-def test_models_with_experts_are_refused():
-    with pytest.raises(ValueError, match="mixtral-8x7b has experts"):
-        costs.step_ledger(ModelConfig.preset("mixtral-8x7b"), "dp2", micro_batch=1)
+def test_models_that_are_not_built_are_refused():
+    with pytest.raises(ValueError, match="deepseek-v3 has latent attention"):
+        costs.step_ledger(ModelConfig.preset("deepseek-v3"), "dp2", micro_batch=1)
+
+
+def test_what_experts_send_by_the_formula_in_print():
+    """Even loads: 4 (e-1)/e T k h bytes a layer and micro-batch, there and back, twice; and a rank
+    that is sent twice the rows gives back twice as many."""
+    config = ModelConfig.preset("mixtral-8x7b")
+    step = dict(micro_batch=2, seq=512, accumulate=3, dtype="bf16")
+    found = costs.step_ledger(config, "dp8ep8", **step)
+    rows = {key: of for key, of in found.items() if key[1] == "ep" and key[2] != COUNTS}
+    right = 4 * 7 / 8 * (2 * 512) * 2 * 4096 * 2 * 32 * 3
+    assert len(rows) == 5 - 1 + 1 and "ep: gradient norm" in {key[2] for key in rows}
+    del rows["all_reduce", "ep", "ep: gradient norm"]
+    assert sum(of.ring_bytes for of in rows.values()) == pytest.approx(right, rel=1e-12)
+    even = [[2 * 512 * 2 * 32 * 3 // 8] * 8] * 8
+    assert costs.step_ledger(config, "dp8ep8", **step, routed=even) == found
+    hot = [[2 * row[0], 0, *row[2:]] for row in even]
+    back = "all_to_all", "ep", "ep: rows back"
+    for rank, times in ((0, 2), (1, 0), (2, 1)):
+        skewed = costs.step_ledger(config, "dp8ep8", **step, routed=hot, rank=rank)
+        assert skewed[back].payload_bytes == times * found[back].payload_bytes
 
 
 # ---- buckets

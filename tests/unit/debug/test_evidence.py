@@ -143,7 +143,7 @@ def test_the_diagnosis_cannot_see_the_faults():
     ("layout", "options", "sentence"),
     [
         ("dp2", dict(fault="tp-row-output-mising"), "did you mean 'tp-row-output-missing'"),
-        ("dp2", dict(fault="gremlins"), "there is no fault 'gremlins'; faults are dp-"),
+        ("dp2", dict(fault="gremlins"), "there is no fault 'gremlins'; faults are ep-"),
         ("dp2", dict(fault="tp-norm-missing"), "needs tp of 2 or more.* in dp2 .*; try tp2"),
         ("tp2", dict(fault="dp-loss-missing"), "needs dp or cp of 2 or more.*try dp2"),
         ("tp2sp", dict(fault="tp-row-output-missing"), "without sp.*try tp2"),
@@ -151,7 +151,6 @@ def test_the_diagnosis_cannot_see_the_faults():
         ("dp64tp8", {}, "dp64tp8 is 512 ranks.*16 at most.*: dp2tp2"),
         ("dp2", dict(dtype="bf16"), "dtype is 'bf16'; the oracle compares in fp64 or fp32"),
         ("dp2", dict(steps=0), "steps is 0; it must be an integer of at least 1"),
-        ("dp2ep2", {}, "ep"),
         ("dp2shard2", {}, "zero is 0; give a stage too"),
         ("dp2xx3", {}, "'xx' is not an axis"),
     ],

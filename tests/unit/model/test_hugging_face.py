@@ -17,7 +17,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from picolab.model import Transformer, global_tensors, hf_config, initialise, load_hf, save_hf
+from picolab.model import (
+    Transformer,
+    global_tensors,
+    hf_config,
+    hugging_face_families,
+    initialise,
+    load_hf,
+    save_hf,
+)
 from picolab.model import hugging_face as hf
 from picolab.specs import ModelConfig
 
@@ -146,8 +154,8 @@ def test_into_a_model_with_values_and_another_dtype(saved):
 def interleaved(read):
     """Rows of q and k as if the file paired neighbours for the rotation, as Meta's own do."""
 
-    def wrong(self, piece, name):
-        rows = read(self, piece, name)
+    def wrong(self, name, ranges):
+        rows = read(self, name, ranges)
         if "q_proj" in name or "k_proj" in name:
             heads = rows.view(-1, 8, rows.shape[-1])
             rows = heads.unflatten(1, (2, 4)).transpose(1, 2).reshape(rows.shape)
@@ -165,9 +173,10 @@ def test_the_other_rotary_pairing_is_noticed(saved, monkeypatch):
 def test_swapped_matrices_are_noticed(saved, monkeypatch):
     """k and v, and gate and up, have the same shapes: only the logits can tell."""
     model, folder = saved
-    names = {**hf._IN_LAYER}
-    names["attention.k"], names["attention.v"] = names["attention.v"], names["attention.k"]
-    monkeypatch.setattr(hf, "_IN_LAYER", names)
+    names = hugging_face_families.LLAMA.in_layer
+    k, v = names["attention.k"], names["attention.v"]
+    monkeypatch.setitem(names, "attention.k", v)
+    monkeypatch.setitem(names, "attention.v", k)
     assert difference(load_hf(folder), model) > 1e-2
 
 

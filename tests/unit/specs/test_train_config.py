@@ -63,8 +63,8 @@ def test_a_run_is_told_whole_in_json():
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        (dict(layout="dp2ep2"), r"so far, and dp2ep2 also has ep; leave it out"),
-        (dict(layout="dp2ep2zero1"), r"dp2ep2zero1 also has ep; leave it out"),
+        (dict(layout="dp2ep2"), r"ep=2 has nothing to spread, the model has no experts"),
+        (dict(layout="dp3ep3", model="tiny-moe"), r"ep=3 does not divide experts \(8\)"),
         (dict(layout="tp5"), r"tp=5 leaves ranks with nothing of kv_heads .* nearest layout"),
         (dict(layout="pp5"), r"pp=5 is more stages than .* layers .* nearest layout"),
         (dict(layout="cp3"), r"cp=3 cuts a sequence into 2 \* cp = 6 equal chunks"),
@@ -75,7 +75,7 @@ def test_a_run_is_told_whole_in_json():
             dict(layout="tp2pp2sp:zb-h1", sp_inputs="gather"),
             r"zb-h1 keeps that input for its weight gradient; take sp_inputs='keep'",
         ),
-        (dict(model="tiny-moe"), r"tiny-moe has experts, which cannot be trained yet"),
+        (dict(model="deepseek-v3"), r"deepseek-v3 has latent attention, which cannot be trained"),
         (dict(model="tinny"), r"did you mean 'tiny'"),
         (dict(model=3), r"model is 3"),
         (dict(steps=0), r"steps is 0; it must be an integer of at least 1"),

@@ -1,0 +1,155 @@
+"""How tokens come to experts that are on other ranks, and back.
+
+The experts are dealt out over the ranks of an axis, which hold different tokens: rank 0 has experts
+0 ... E/n-1, and so on. Rows are sorted by expert, so those for one rank lie together:
+
+    1. counts      each rank tells each other how many rows it will send for which expert
+    2. there       an all-to-all whose blocks have these sizes
+    3. regroup     rows came rank by rank; put those of one expert together
+       ...         the experts
+    4. regroup back, and back by the same all-to-all the other way round
+
+Backward runs the same way in reverse: the gradient of what came back goes to the experts, and their
+input's gradient comes home. Every rank takes part in each exchange, whether it has rows or not:
+one that stays away leaves the others waiting for ever.
+
+Rows set out before the shared experts are computed, and are waited for after (`arrived`), so that
+the exchange hides behind them; in backward likewise, since autograd takes what was made last first.
+
+Source: GShard, arXiv 2006.16668, section 3.2; the regrouping is megablocks' (2211.15841). Leaves
+out: blocks of one fixed size, two levels of exchange, a payload of fewer bits.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch.autograd.function import once_differentiable
+
+from picolab import comm
+
+COUNTS = "ep: rows for each expert"
+THERE, THERE_GRADIENT = "ep: rows to experts", "ep: gradients of rows from experts"
+BACK, BACK_GRADIENT = "ep: rows back", "ep: gradients of rows back"
+
+
+class ExpertCommunication:
+    """Takes rows to the ranks of their experts. axis None: all experts are here.
+
+    With it a rank computes with E / n experts the rows of n ranks; without it, with all experts
+    its own rows, and nothing is sent.
+    """
+
+    def __init__(self, axis: str | None = "ep"):
+        self.axis = axis
+
+    @property
+    def ranks(self) -> int:
+        return 1 if self.axis is None else comm.axis_size(self.axis)
+
+    def dispatch(self, x_AD: torch.Tensor, rows_E: torch.Tensor) -> "Travelling":
+        """Rows sorted by expert, and how many there are of each, set out."""
+        if self.ranks == 1:
+            return AtHome(x_AD, rows_E.tolist())
+        return Travelling(x_AD, rows_E, self.axis)
+
+
+class AtHome:
+    """Nothing travels: every expert is here."""
+
+    def __init__(self, x_AD: torch.Tensor, rows: list[int]):
+        self._x, self.rows = x_AD, rows
+
+    def arrived(self) -> torch.Tensor:
+        return self._x
+
+    def back(self, y_AD: torch.Tensor) -> torch.Tensor:
+        return y_AD
+
+
+class Travelling:
+    """Rows under way to the ranks of their experts."""
+
+    def __init__(self, x_AD: torch.Tensor, rows_E: torch.Tensor, axis: str):
+        n = comm.mesh().size(axis)
+        if len(rows_E) % n:
+            raise ValueError(f"{axis}={n} ranks do not divide {len(rows_E)} experts")
+        theirs_E = comm.all_to_all(rows_E, axis, COUNTS)
+        self.sent: list[int] = rows_E.view(n, -1).sum(1).tolist()
+        # [rank that they come from][expert here]
+        self._from = theirs_E.view(n, -1).tolist()
+        came = [sum(of_rank) for of_rank in self._from]
+        self.rows = [sum(of_expert) for of_expert in zip(*self._from)]
+        """Of each expert that is here."""
+        self._there = Exchange(axis, self.sent, came, THERE, THERE_GRADIENT)
+        self._back = Exchange(axis, came, self.sent, BACK, BACK_GRADIENT)
+        self._x = self._there.start(x_AD)
+
+    def arrived(self) -> torch.Tensor:
+        """The rows of all ranks for the experts that are here, sorted by expert."""
+        return _transposed(self._there.wait(self._x), self._from)
+
+    def back(self, y_AD: torch.Tensor) -> torch.Tensor:
+        """What experts made of them, to where they came from, in the order in which they set
+        out."""
+        by_expert = [list(of_expert) for of_expert in zip(*self._from)]
+        return self._back.wait(self._back.start(_transposed(y_AD, by_expert)))
+
+
+def _transposed(x: torch.Tensor, sizes: list[list[int]]) -> torch.Tensor:
+    """Rows in blocks [i][j] of these sizes, put into the order [j][i]."""
+    blocks = x.split([size for of_one in sizes for size in of_one])
+    columns = len(sizes[0])
+    return torch.cat([block for j in range(columns) for block in blocks[j::columns]])
+
+
+class Exchange:
+    """An all-to-all of blocks of rows, differentiable, in two halves.
+
+    to, came: rows for each rank, and from each. `start` returns a tensor that is filled when
+    `wait` has returned it.
+    """
+
+    def __init__(
+        self, axis: str, to: Sequence[int], came: Sequence[int], reason: str, gradient: str
+    ):
+        self.axis, self.to, self.came = axis, list(to), list(came)
+        self.reason, self.gradient = reason, gradient
+        self.pending: comm.Pending | None = None
+
+    def start(self, x: torch.Tensor) -> torch.Tensor:
+        return _Start.apply(x, self)
+
+    def wait(self, x: torch.Tensor) -> torch.Tensor:
+        return _Wait.apply(x, self)
+
+
+class _Start(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, exchange):
+        ctx.exchange = exchange
+        exchange.pending = comm.all_to_all(
+            x, exchange.axis, exchange.reason, exchange.came, exchange.to, async_op=True
+        )
+        return exchange.pending.tensor
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dy):
+        return ctx.exchange.pending.wait(), None
+
+
+class _Wait(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, exchange):
+        ctx.exchange = exchange
+        exchange.pending.wait()
+        return x.view_as(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dy):
+        exchange = ctx.exchange
+        exchange.pending = comm.all_to_all(
+            dy, exchange.axis, exchange.gradient, exchange.to, exchange.came, async_op=True
+        )
+        return dy, None  # `_Start` has the gradient, once it has come

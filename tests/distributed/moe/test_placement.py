@@ -1,0 +1,107 @@
+"""Experts that move: loads of ranks are as planned, and the trajectory is the one without moves.
+
+The wrong versions this file catches: moments that stay where the expert was, a router whose rows
+keep their order, a plan that is made and not carried out.
+"""
+
+from itertools import combinations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import picolab as pico
+from picolab.moe import LoadBalancer, placement
+
+SETTINGS = dict(
+    layers=2, seq=32, hidden=32, heads=4, kv_heads=2, experts=8, expert_ffn=16, ffn=32, steps=6,
+    micro_batch=2, dtype="fp64", eps=1e-5, aux_loss=0.0, progress=False,
+)  # fmt: skip
+
+
+def least(load, ranks):
+    """The smallest possible largest load of two ranks, by trying all."""
+    total, half = sum(load), len(load) // 2
+    sums = [sum(load[e] for e in held) for held in combinations(range(len(load)), half)]
+    return min(max(one, total - one) for one in sums)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(0, 50), min_size=4, max_size=8).filter(lambda load: len(load) % 2 == 0))
+def test_packing_is_within_the_bound_of_the_best(load):
+    order = placement.pack(load, 2)
+    assert sorted(order) == list(range(len(load)))
+    if sum(load):
+        found = placement.imbalance_of_ranks(load, 2, order) * sum(load) / 2
+        assert found <= 4 / 3 * least(load, 2) + 1e-9
+
+
+def test_copies_go_to_the_hottest():
+    assert placement.replicas([90, 10, 10, 10], 6) == [3, 1, 1, 1]
+    with pytest.raises(ValueError, match="3 slots are too few: each of 4 experts needs one"):
+        placement.replicas([1, 1, 1, 1], 3)
+
+
+def broken(what):
+    """A LoadBalancer in whose ranks one thing is forgotten."""
+
+    class Broken(LoadBalancer):
+        def start(self, run):
+            super().start(run)
+            if what == "moments":
+                placement._with_moments = lambda parameter, optimizer: [parameter.data]
+            elif what == "router":
+                real = placement.move
+
+                def move(layer, order, optimizer, axis):
+                    kept = layer.router.weight.detach().clone()
+                    real(layer, order, optimizer, axis)
+                    layer.router.weight.data.copy_(kept)
+
+                placement.move = move
+
+    return Broken(every=2, at_least=0.0)
+
+
+@pytest.fixture(scope="module")
+def without():
+    return pico.train("tiny-moe", "dp2ep2", **SETTINGS)
+
+
+def distance(one, other):
+    return max(abs(a - b) / b for a, b in zip(one.losses, other.losses))
+
+
+def moves(result):
+    return [event.data for event in result.events if event.kind == "experts moved"]
+
+
+@pytest.mark.parametrize("layout", ["dp2ep2", "dp2tp2ep2"])
+def test_the_trajectory_does_not_change_and_experts_do_move(without, layout):
+    moved = pico.train(
+        "tiny-moe", layout, **SETTINGS, observers=[LoadBalancer(every=2, at_least=0.0)]
+    )
+    assert any(event["order"] != list(range(8)) for event in moves(moved))
+    assert distance(moved, without) < 1e-10
+    # The same experts under other numbers: each one's matrix is there, with its row of the router.
+    name = "layers.0.mlp.experts.down.weight"
+    before, after = (result.state_dict() for result in (without, moved))
+    order = [int((before[name] - expert).flatten(1).norm(dim=1).argmin()) for expert in after[name]]
+    assert sorted(order) == list(range(8)) and order != list(range(8))
+    router = "layers.0.mlp.router.weight"
+    torch.testing.assert_close(after[name], before[name][order], rtol=1e-8, atol=1e-9)
+    torch.testing.assert_close(after[router], before[router][order], rtol=1e-8, atol=1e-9)
+
+
+@pytest.mark.parametrize("what", ["moments", "router"])
+def test_mutants_change_the_trajectory(without, what):
+    wrong = pico.train("tiny-moe", "dp2ep2", **SETTINGS, observers=[broken(what)])
+    assert moves(wrong) and distance(wrong, without) > 1e-6
+
+
+def test_what_it_cannot_do_gets_a_sentence():
+    with pytest.raises(ValueError, match="every is 0; it is a number of steps"):
+        LoadBalancer(every=0)
+    with pytest.raises(pico.RankFailure, match="tiny has no experts that a LoadBalancer could"):
+        pico.train("tiny", "dp1", steps=1, progress=False, observers=[LoadBalancer()])
