@@ -97,8 +97,9 @@ def _apart(parameter: torch.nn.Parameter) -> bool:
 
 
 def _not_apart(parameter: torch.nn.Parameter) -> bool:
-    """And what no gradient trains (a router's bias) needs nobody."""
-    return parameter.requires_grad and not _apart(parameter)
+    """Nor a router's bias: every rank holds the whole of it, and moves it by the same loads."""
+    names = (piece.name for piece in parameter.pieces)
+    return not _apart(parameter) and not any(name.endswith(".router.bias") for name in names)
 
 
 def parallelize(
