@@ -1,13 +1,35 @@
 """Chapter 3, 3D parallelism at work: ZeRO, the schedules, why a step is slow, and the planner."""
 
+from picolab.chapters.c03_3d_parallel.zoo import zoo
 from picolab.chapters.record import Chapter
 from picolab.exercises.catalogue import About
 
-__all__ = ["CHAPTER"]
+__all__ = ["CHAPTER", "patient", "zoo"]
 
-_EXERCISES: dict[str, About] = {}
 
-_COVERED: dict[str, str] = {}
+def patient():
+    """The observer of section 4's slow run; what is wrong with it stands in patient.py."""
+    from picolab.chapters.c03_3d_parallel.patient import Patient
+
+    return Patient()
+
+
+_EXERCISES = {
+    "3d.zero.ranges": About("zero_ranges", "ZeRO-1 over one flat buffer", 20, 3, starred=True),
+    "3d.zero.gather": About("gathered_linear", "A linear layer, whole only while used", 25, 4),
+    "3d.pp.interleaved": About("interleaved_order", "The order of interleaved 1F1B", 20, 4),
+    "3d.pp.split": About(
+        "split_product", "A product whose backward comes in two halves", 20, 4, starred=True
+    ),
+    "3d.pp.stages": About("stage_partition", "Stages by time and within memory", 20, 3),
+    "3d.plan.budget": About("better_plan", "A better plan with forty questions", 25, 4),
+}
+
+_COVERED = {
+    "picolab.schedules.generators.interleaved": "3d.pp.interleaved",
+    "picolab.parallel.split_backward": "3d.pp.split",
+    "picolab.costs.stages.balanced_stages": "3d.pp.stages",
+}
 
 CHAPTER = Chapter(
     notebook="03_3d_parallel",
