@@ -97,14 +97,14 @@ class StepGraph:
         self,
         work: Sequence[float] | None = None,
         transfer: Sequence[float] | None = None,
-        begin: float | None = None,
+        begins: Mapping[int, float] | None = None,
     ) -> list[float]:
         """The time of every node if work and transfers took this long: a number for each node, None
-        as measured. begin: when all ranks begin; None: each as it did."""
+        as measured. begins: when each rank begins; None: as it did."""
         times: list[float] = []
         for i, node in enumerate(self.nodes):
             if node.before is None:
-                times.append(node.time if begin is None else begin)
+                times.append(node.time if begins is None else begins[node.rank])
                 continue
             time = times[node.before] + (node.work if work is None else work[i])
             if node.kind == "wait":

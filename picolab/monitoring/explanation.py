@@ -39,6 +39,8 @@ class Explanation:
     graph: StepGraph
     activity: Activity
     """The same step, moment by moment."""
+    gaps: dict[int, float]
+    """rank -> seconds from the end of its step before this one; empty if that is not known"""
     cores_told: bool
     """Whether the system told how long ranks waited for a core; where not, that is in compute."""
 
@@ -69,7 +71,7 @@ class Explanation:
 
     @cached_property
     def _replays(self) -> Replays:
-        return Replays(self.graph, self.layout)
+        return Replays(self.graph, self.layout, self.gaps)
 
     def what_if(
         self,
@@ -106,6 +108,15 @@ class Explanation:
             f"{took}, first of all because {self.first.sentence}. Without that it would take "
             f"{1e3 * without.step_s:,.0f} ms ({without.factor:.2f}x)."
         )
+
+    def heading(self) -> str:
+        """The verdict in a line, for a figure."""
+        took = f"Step {self.step} on {self.layout}, {1e3 * self.step_s:,.0f} ms"
+        if self.first is None:
+            return f"{took}: no single cause stands out"
+        about = self.first.reason or ("" if self.first.rank is None else f"rank {self.first.rank}")
+        cause = f"{self.first.name} ({about})" if about else self.first.name
+        return f"{took}: first of all {cause}; {self.first.without.factor:.2f}x without"
 
     def table(self) -> Table:
         """Each rank's milliseconds, by what they went to; the last column is their sum."""
@@ -227,7 +238,9 @@ def explain_events(events: History, step: int | None = None, name: str = "this r
         ranks = whole[chosen]
         begins = {rank: float(data["began"]) for rank, data in ranks.items()}
         seconds = {rank: float(data["seconds"]) for rank, data in ranks.items()}
-        queued = {rank: data["queued_s"] for rank, data in ranks.items()}
+        queued = {rank: data.get("queued_s") for rank, data in ranks.items()}
+        before = whole.get(chosen - 1, {})
+        ends = {rank: data["began"] + data["seconds"] for rank, data in before.items()}
     except (KeyError, TypeError):
         raise _of_another_version(name) from None
     spans = [
@@ -239,7 +252,9 @@ def explain_events(events: History, step: int | None = None, name: str = "this r
     told = None not in queued.values()
     graph = step_graph(entries, seconds, begins, spans)
     graph = with_tails(graph, queued if told else {})
-    return Explanation(chosen, layout, graph, activity(chosen, entries, seconds, begins), told)
+    gaps = {rank: begins[rank] - end for rank, end in ends.items()}
+    moments = activity(chosen, entries, seconds, begins)
+    return Explanation(chosen, layout, graph, moments, gaps, told)
 
 
 def _choose(whole: dict[int, dict], step: int | None, name: str) -> int:

@@ -21,7 +21,7 @@ _KIND = {
 _SHAPES = {"drain": "/", "imbalance": "x", "waiting for a core": "."}  # told apart from the others
 _BAR = 0.62
 _ABOVE, _BELOW = 40, 32  # pixels of a rank in each panel
-_GAP, _TOP, _BOTTOM = 92, 96, 112
+_GAP, _TOP, _BOTTOM = 92, 80, 112
 
 
 def explanation_figure(explanation: "Explanation") -> LabFigure:
@@ -41,7 +41,7 @@ def _build(explanation: "Explanation"):
     split_x = {"title": {"text": "ms of the step, by what they went to"}, "range": x["range"]}
     layout = {
         "template": template(),
-        "title": {"text": broken(explanation.sentence(), LETTERS), "yanchor": "top", "y": 0.98},
+        "title": {"text": broken(explanation.heading(), LETTERS)},
         "barmode": "overlay",
         "height": plot + _TOP + _BOTTOM,
         "margin": {"t": _TOP, "b": _BOTTOM},

@@ -15,13 +15,16 @@ A prediction is a replay of what was measured, no more: where ranks share cores,
 no longer waits for them is not there for all, and a rank that works less leaves others more.
 
 A cause is one of these changes; the causes of a step are those that would save the most, and the
-first of them is the verdict. `late begin` and `few micro-batches` have their own limits: all ranks
-begin with the first one; so many micro-batches that warm-up and drain are nothing.
+first of them is the verdict. Two of them have limits of their own. `few micro-batches`: so many
+that warm-up and drain are nothing. `late begin`: no rank takes longer between the last step and
+this one (an observer, a checkpoint) than the quickest. Who begins late because its last step ended
+late is not late, but slow, in that step as in this.
 """
 
 import itertools
 import statistics
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from picolab import schedules
@@ -75,8 +78,9 @@ class Cause:
 class Replays:
     """The questions that can be asked of one step's graph."""
 
-    def __init__(self, graph: StepGraph, layout: Layout):
-        self.graph, self.layout = graph, layout
+    def __init__(self, graph: StepGraph, layout: Layout, gaps: Mapping[int, float]):
+        """gaps: rank -> seconds from the end of its step before this one; empty: not known"""
+        self.graph, self.layout, self.gaps = graph, layout, gaps
         self.step_s = graph.step_s
 
     def what_if(
@@ -164,15 +168,22 @@ class Replays:
             found.append(Cause("slow rank", sentence, without, rank=rank))
         return found
 
-    def _late(self) -> Cause:
-        begins = {n.rank: n.time for n in self.graph.nodes if n.kind == "begin"}
-        rank = max(begins, key=begins.get)
+    def _late(self) -> Cause | None:
+        if not self.gaps:
+            return None
+        rank, least = max(self.gaps, key=self.gaps.get), min(self.gaps.values())
+        begins = {n.rank: n.time - self.gaps[n.rank] + least for n in self._begins()}
+        # (A step begins with its first rank, so that the clock is set to that one.)
+        seconds = max(self.graph.replay(begins=begins)) - min(begins.values())
         sentence = (
-            f"rank {rank} begins the step {1e3 * begins[rank]:,.0f} ms after the first: look at "
-            "what it does between two steps"
+            f"rank {rank} begins late: {1e3 * (self.gaps[rank] - least):,.0f} ms more than another "
+            "go by between its last step and this one"
         )
-        without = WhatIf("if all began together", max(self.graph.replay(begin=0.0)), self.step_s)
+        without = WhatIf("if none began late", seconds, self.step_s)
         return Cause("late begin", sentence, without, rank=rank)
+
+    def _begins(self) -> list[Node]:
+        return [node for node in self.graph.nodes if node.kind == "begin"]
 
     def _uneven(self) -> Cause:
         taken = self._stage_seconds([node.work for node in self.graph.nodes])
@@ -187,8 +198,9 @@ class Replays:
         return Cause("uneven stages", sentence, self.what_if(even_stages=True))
 
     def _few(self) -> Cause:
-        times, transfer = self.graph.measured, [node.transfer for node in self.graph.nodes]
-        now = self._simulate(times, transfer, self.micro_batches)
+        # At free links: what messages add to every round is theirs, and no micro-batches hide it.
+        free = [0.0] * len(self.graph.nodes)
+        now = self._simulate(self.graph.measured, free, self.micro_batches)
         seconds = self.step_s - max(0.0, float(now.makespan) - max(map(float, now.busy)))
         m, p = self.micro_batches, self.layout.pp
         sentence = (

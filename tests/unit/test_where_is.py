@@ -90,6 +90,9 @@ ROWS = [
     Row("what a layer keeps", "picolab.costs.activations:kept", "", ""),
     Row("which links a group talks over", "picolab.costs.bandwidth:group_bandwidth", "", ""),
     Row("every layout, judged", "picolab.planner.search:search", "", ""),
+    Row("why a step is slow: its graph", "picolab.monitoring.critical_path:StepGraph", "", ""),
+    Row("why a step is slow: causes, what if", "picolab.monitoring.what_if:Replays", "", ""),
+    Row("the auto-tuner", "picolab.training.tune:tune", "", ""),
     Row("the oracle", "picolab.debug.oracle:verify", f"{BASICS}#close-verify", ""),
 ]  # fmt: skip
 
