@@ -36,12 +36,7 @@ CHAPTER = Chapter(
     key="3d",
     title="3D parallelism",
     evenings=(
-        ("03_3d_parallel, sections 1 to 3", 45, "ZeRO, and the zoo of schedules"),
-        (
-            "03_3d_parallel to its end, 03_3d_parallel_exercises",
-            80,
-            "why a step is slow, and which layout to choose; the two starred exercises",
-        ),
+        ("03_3d_parallel", 65, "ZeRO, schedules, why a step is slow, which layout to choose"),
     ),
     topic="3d_parallel",
     areas={

@@ -124,9 +124,24 @@ def keeps_the_padding(x, shard, rows, axis):
 
 
 def cuts_the_padding_at_the_end(x, shard, rows, axis):
-    most = _parts(rows, axis)[0]
-    line = pad(shard, (0, 0, 0, most - len(shard)))
-    return x @ comm.all_gather(line, axis, "w")[:rows].T
+    def whole(shard):
+        most = _parts(rows, axis)[0]
+        line = pad(shard, (0, 0, 0, most - len(shard)))
+        return comm.all_gather(line, axis, "w")[:rows]
+
+    class Linear(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x, shard):
+            ctx.save_for_backward(x, shard)
+            return x @ whole(shard).T
+
+        @staticmethod
+        def backward(ctx, dy):
+            x, shard = ctx.saved_tensors
+            dw = dy.flatten(0, -2).T @ x.flatten(0, -2)
+            return dy @ whole(shard), _scattered(dw, rows, axis)
+
+    return Linear.apply(x, shard)
 
 
 def does_not_sum(x, shard, rows, axis):
@@ -207,7 +222,7 @@ MUTANTS = {
     cuts_the_padding_at_the_end: "is wrong",
     does_not_sum: "it is this rank's own",
     averages: "it is the mean over the ranks",
-    sums_dx: "it was summed over the ranks",
+    sums_dx: "it uses all-reduces",
     all_reduces_the_gradient: "it uses all-reduces",
     transposes: "the wrong sign",
     multiplies_its_rows_alone: "this rank's rows alone",

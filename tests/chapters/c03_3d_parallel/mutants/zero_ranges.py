@@ -185,7 +185,7 @@ MUTANTS = {
     averages: "mean of the gradients",
     forgets_that_ranges_cut_parameters: "it uses all-reduces",
     steps_everything: "of other ranks' ranges",
-    rounds_down: "reduce_scatter",
+    rounds_down: "RuntimeError",
     counts_in_the_buffer: "of other ranks' ranges",
     always_tells_zero: "of other ranks' ranges",
     tells_the_wrong_parameter: "as another parameter",
