@@ -32,7 +32,7 @@ def _zero(stage: int, formula: str, where: str = "zero-bytes-table", how: str = 
 _SECTIONS = [
     Section(
         "ZeRO: what a rank keeps",
-        "P parameter, G gradient, C master copy, M Adam's moments; d ranks that share; N parameters",
+        "P parameter, G gradient, C master copy, M Adam's moments; N of them on d ranks",
         [
             _zero(1, "P + G + M/d"),
             _zero(2, "P + (G + M)/d", "zero-bytes-compare"),
