@@ -4,6 +4,7 @@ The planner's own search looks at every layout; here it may be asked about forty
 to know which axes matter: that is what is judged, on several models and numbers of devices.
 """
 
+import importlib
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -121,7 +122,10 @@ def _parsed(layout: str, gpus: int):
 
 def _only_by_asking() -> ExitStack:
     """While the learner's code runs, the planner itself refuses."""
-    from picolab.planner import plan, search, verdict
+    # By import_module: as an attribute of the room `plan` is the function.
+    plan, search, verdict = (
+        importlib.import_module(f"picolab.planner.{name}") for name in ("plan", "search", "verdict")
+    )
 
     def refuses(*args, **kwargs):
         raise RuntimeError("here the planner answers through `ask` alone")

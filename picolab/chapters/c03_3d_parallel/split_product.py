@@ -239,7 +239,7 @@ EXERCISE = Exercise(
     "section 2.1).",
     judge=judge,
     cases=(
-        Case("dp1", "3 micro-batches", {"widths": _WIDTHS, "leading": (3,), "micro_batches": 3}),
+        Case("dp2", "3 micro-batches", {"widths": _WIDTHS, "leading": (3,), "micro_batches": 3}),
         Case(
             "dp1",
             "x of three dims, one weight frozen",

@@ -45,10 +45,6 @@ def warm_up_of_1f1b(rank, ranks, micro_batches, v):
     return _order(rank, ranks, micro_batches, v, warm_up=ranks - 1 - rank)
 
 
-def warm_up_too_short(rank, ranks, micro_batches, v):
-    return _order(rank, ranks, micro_batches, v, warm_up=(v - 1) * ranks + (ranks - 1 - rank))
-
-
 def warm_up_too_long(rank, ranks, micro_batches, v):
     warm = (v - 1) * ranks + 2 * (ranks - rank) + 1
     return _order(rank, ranks, micro_batches, v, warm_up=warm)
@@ -135,13 +131,12 @@ def sends_something(rank, ranks, micro_batches, v):
 MUTANTS = {
     gpipe: "a backward has to come first",
     warm_up_of_1f1b: "comes before",
-    thick_stages: "each waits",
-    warm_up_too_short: "waits",
+    thick_stages: "deadlock",
     warm_up_too_long: "a backward has to come first",
     same_warm_up_everywhere: "a backward has to come first",
-    warm_up_of_the_other_end: "",
-    backward_from_the_first_stage: "comes before",
-    micro_batch_by_micro_batch: "",
+    warm_up_of_the_other_end: "deadlock",
+    backward_from_the_first_stage: "deadlock",
+    micro_batch_by_micro_batch: "a backward has to come first",
     stages_in_a_row: "is on rank",
     stage_of_the_rank: "is on rank",
     forgets_the_end: "is never done",
@@ -192,4 +187,9 @@ def by_a_generator(rank, ranks, micro_batches, v):
     return tuple([*order, *backward])
 
 
-RIGHT = (by_sorting, by_a_generator)
+def a_shorter_warm_up(rank, ranks, micro_batches, v):
+    """As fast with links that cost nothing, and it holds less."""
+    return _order(rank, ranks, micro_batches, v, warm_up=(v - 1) * ranks + (ranks - 1 - rank))
+
+
+RIGHT = (by_sorting, by_a_generator, a_shorter_warm_up)

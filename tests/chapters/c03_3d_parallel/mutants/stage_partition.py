@@ -72,7 +72,7 @@ def least_sum_of_squares(times, keeps, stages, first, last, room):
         if any((stages - s) * sum(keeps[a:b]) > room for s, (a, b) in enumerate(spans)):
             continue
         took = [sum(times[a:b]) for a, b in spans]
-        found.append((-max(took[:-1], default=0) * 0 + sum(t * t for t in took), counts))
+        found.append((sum(t * t for t in took), counts))
     return min(found)[1] if found else None
 
 
@@ -106,7 +106,10 @@ def ranges(times, keeps, stages, first, last, room):
 
 
 def an_empty_stage(times, keeps, stages, first, last, room):
-    return [len(times), *[0] * (stages - 1)]
+    found = solution(times, keeps, stages, first, last, room)
+    if found and len(found) > 1:
+        found[-2:] = [found[-2] + found[-1], 0]
+    return found
 
 
 def an_empty_list_for_nothing(times, keeps, stages, first, last, room):
@@ -143,8 +146,8 @@ MUTANTS = {
     forgets_the_last: "is possible",
     swaps_the_ends: "is possible",
     one_micro_batch_each: "and the room is",
-    as_many_everywhere: "",
-    greedily: "",
+    as_many_everywhere: "there is a division that fits",
+    greedily: "asked for is None",
     least_sum_of_squares: "is possible",
     borders: "does not deal out",
     ranges: "asked for is a list of how many layers each stage gets",
@@ -152,9 +155,9 @@ MUTANTS = {
     an_empty_list_for_nothing: "asked for is None",
     never_nothing: "asked for is None",
     gives_up_early: "there is a division that fits",
-    reversed_memory: "",
+    reversed_memory: "there is a division that fits",
     returns_nothing: "it returns None, and there is a division",
-    tries_everything: "was ended",
+    tries_everything: "it never returns",
 }
 
 
