@@ -259,14 +259,26 @@ class Panel(Shown):
             return self.layout
         if name in ("zero", "schedule"):
             return self._choose_way(name, size)
-        layout = nearest(self._choices, self.layout, name, size)
+        layout = nearest(self._choices, self.layout, name, size) or self._rescheduled(name, size)
         if layout is None:
             raise ValueError(f"this panel has no layout with {name}={size}")
-        if layout != dataclasses.replace(self.layout.resized(**axis), sp=layout.sp):
+        if layout.schedule != self.layout.schedule:
+            self._say(f"{name} {size} has no layers for {self.layout.schedule}: {layout}")
+        elif layout != dataclasses.replace(self.layout.resized(**axis), sp=layout.sp):
             self._say(f"the most this panel starts is {self._max_world} ranks: {layout}")
         self.layout = layout
         self._refresh()
         return layout
+
+    def _rescheduled(self, name: str, size: int) -> Layout | None:
+        """With the first schedule of this panel under which the axis can be so long."""
+        for schedule in self.offered.get("schedule", ()):
+            like = dataclasses.replace(self.layout, schedule=schedule)
+            choices = working_layouts(self.config, self._max_world, like=like)
+            if layout := nearest(choices, like, name, size):
+                self._choices = choices
+                return layout
+        return None
 
     def chosen(self, name: str):
         """What is chosen of it: `chosen("pp")`, `chosen("schedule")`, `chosen("micro_batches")`."""

@@ -1,6 +1,6 @@
 """Chapter 3, 3D parallelism at work: ZeRO, the schedules, why a step is slow, and the planner."""
 
-from picolab.chapters.c03_3d_parallel.zoo import zoo
+from picolab.chapters.c03_3d_parallel.schedule_zoo import zoo
 from picolab.chapters.record import Chapter
 from picolab.exercises.catalogue import About
 
@@ -8,8 +8,8 @@ __all__ = ["CHAPTER", "patient", "zoo"]
 
 
 def patient():
-    """The observer of section 4's slow run; what is wrong with it stands in patient.py."""
-    from picolab.chapters.c03_3d_parallel.patient import Patient
+    """The observer of section 4's slow run; what is wrong with it stands in slow_run.py."""
+    from picolab.chapters.c03_3d_parallel.slow_run import Patient
 
     return Patient()
 

@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 import picolab as pico
 from picolab import comm
-from picolab.chapters.c03_3d_parallel.patient import RANK
+from picolab.chapters.c03_3d_parallel.slow_run import RANK
 from picolab.model import Transformer, initialise
 from picolab.parallel import zero
 from picolab.parallel.split_backward import LaterWeightGradients, compute
