@@ -2,9 +2,9 @@
 
     pico.train(layout="dp2pp2", ..., observers=[pico.chapters.c03_3d_parallel.patient()])
 
-Rank 3, the second stage of the second replica, takes 60 % longer for each forward and backward than
-its twin in the first replica: as a card does that is hot, or has a neighbour on its node. The time
-is slept, in the place where the stage's own (`stage_cost_s`) is, so that nothing else changes.
+Rank 3, the second stage of the second replica, takes twice as long for each micro-batch as its twin
+in the first replica: as a card does that is hot, or has a neighbour on its node. The time is slept,
+as the stages' own is (`stage_cost_s`), so that nothing else changes.
 """
 
 import time
@@ -14,7 +14,7 @@ from picolab.debug.faults import patched
 from picolab.monitoring import Observer
 from picolab.parallel.pipeline import PipelineParallelOptimizer
 
-SLOWER = 0.6
+SLOWER = 1.0
 RANK = 3
 
 
@@ -28,7 +28,7 @@ class Patient(Observer):
 
 
 def _slowed(extra_s: float):
-    """Each forward of a stage takes so much longer: F and B together."""
+    """Each forward takes so much longer, for its backward as well."""
     real = PipelineParallelOptimizer._forward
 
     def slower(self, *args):

@@ -37,6 +37,7 @@ def executed(tmp_path_factory) -> dict:
         papermill.execute_notebook(
             str(saved),
             str(done),
+            parameters={"WORLD_SIZE": 2},
             cwd=str(folder),
             store_widget_state=False,
             progress_bar=False,
@@ -53,10 +54,10 @@ def test_no_output_gives_an_answer_away(executed):
 @pytest.mark.parametrize(
     "text, id",
     [
-        ("together 7 bytes", "3d.zero.bytes"),
+        ("together 10 bytes", "3d.zero.bytes"),
         ("it sends 4.5 times", "3d.zero.traffic"),
         ("in step 1: both right", "3d.zero.break"),
-        ("every rank holds 4 micro-batches", "3d.zoo.held"),
+        ("every rank holds 2 micro-batches", "3d.zoo.held"),
         ("both wait for ever", "3d.order.break"),
         ("one rank works longer than its twin in the other replica", "3d.slow.cause"),
     ],
