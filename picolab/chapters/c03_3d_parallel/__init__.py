@@ -23,6 +23,16 @@ _EXERCISES = {
     ),
     "3d.pp.stages": About("stage_partition", "Stages by time and within memory", 20, 3),
     "3d.plan.budget": About("better_plan", "A better plan with forty questions", 25, 4),
+    "interview.3d.sharded-step": About(
+        "interview_sharded_step", "A step of the optimizer on shards, with clipping", 20, 4
+    ),
+    "interview.3d.hybrid-sync": About(
+        "interview_hybrid_sync", "Gradients under hybrid sharding", 15, 3
+    ),
+    "interview.3d.clock": About("interview_clock", "The clock of a pipeline", 20, 4),
+    "interview.3d.reshard": About(
+        "interview_reshard", "Reads of a checkpoint for another number of ranks", 20, 4
+    ),
 }
 
 _COVERED = {
@@ -48,7 +58,7 @@ CHAPTER = Chapter(
         "scale": "At scale",
     },
     taught=(),
-    counts={"questions": 30, "numeric": 12, "code": 3, "diagnose": 4, "warm_ups": 7},
+    counts={"questions": 41, "numeric": 25, "code": 4, "diagnose": 6, "warm_ups": 10},
     exercises={id: about.within(__name__) for id, about in _EXERCISES.items()},
     mysteries=f"{__name__}.mysteries",
     cheatsheet=f"{__name__}.cheatsheet",
