@@ -57,7 +57,7 @@ CHAPTER = Chapter(
         "planning": "Choosing a layout",
         "scale": "At scale",
     },
-    taught=(),
+    taught=tuple(f"3d-{number:03}" for number in (1, 2, 3, 10, 12, 17, 28, 32, 33, 34, 35, 41)),
     counts={"questions": 41, "numeric": 25, "code": 4, "diagnose": 6, "warm_ups": 10},
     exercises={id: about.within(__name__) for id, about in _EXERCISES.items()},
     mysteries=f"{__name__}.mysteries",
