@@ -21,7 +21,7 @@ from picolab.specs import ModelConfig
 FORWARD, BACKWARD = 1, 2  # time units of a stage
 
 
-def my_order(rank, ranks, micro_batches, v):
+def my_interleaved_order(rank, ranks, micro_batches, v):
     raise NotImplementedError(f'a list like ["{rank}F0", "{rank + ranks}F0", "{rank}B0"]')
 
 
@@ -68,7 +68,7 @@ def _read(attempt: Attempt, rows: list, m: int, v: int) -> schedules.Schedule | 
     """The lists as a schedule, or None if they are none."""
     actions, p = [], len(rows)
     for rank, row in enumerate(rows):
-        call = f"my_order({rank}, {p}, {m}, {v})"
+        call = f"my_interleaved_order({rank}, {p}, {m}, {v})"
         if not isinstance(row, list | tuple):
             kind = "None" if row is None else f"a {type(row).__name__}"
             attempt.wrong(f'{call} returns {kind}; asked for is a list like ["{rank}F0"]')
@@ -124,7 +124,7 @@ def _all_ranks_agree(attempt: Attempt, said: list) -> bool:
     if not agree:
         attempt.problems.insert(
             0,
-            "the ranks got different lists for the same arguments: what `my_order` returns may "
+            "the ranks got different lists for the same arguments: what `my_interleaved_order` returns may "
             "depend on its argument `rank`, and not on the rank it runs in",
         )
     return agree
@@ -177,7 +177,7 @@ EXERCISE = Exercise(
     "round. Write down in which order a rank does its forwards and backwards, so that the pipeline "
     "is as fast as it can be and no rank holds more than the budget. The ranks then train a small "
     "transformer in your order.",
-    interface='`my_order(rank, ranks, micro_batches, v)` returns a list such as `["0F0", "0F1", '
+    interface='`my_interleaved_order(rank, ranks, micro_batches, v)` returns a list such as `["0F0", "0F1", '
     '"2F0"]`: stage, F (forward) or B (backward), micro-batch, all from 0, each stage of this rank '
     "with each micro-batch once. F of stage s needs the F of stage s - 1, B the B of stage s + 1 "
     "and its own F. `micro_batches` is a multiple of `ranks`. Nothing is sent by your function.",
@@ -194,7 +194,7 @@ EXERCISE = Exercise(
         "`chunk * ranks + rank` (backward: with v - 1 - chunk), the micro-batch turn * ranks + i. "
         "The warm-up is (v-1) * ranks + 2 * (ranks-1-rank) forwards, or all there are.",
     ),
-    stub_function=my_order,
+    stub_function=my_interleaved_order,
     solution_function=solution,
     why="A thin stage takes a v-th of the time, so the pipe is full a v-th as late, and the bubble "
     "is a v-th. The warm-up has two parts: (v-1) * ranks forwards until the round is at the rank's "
