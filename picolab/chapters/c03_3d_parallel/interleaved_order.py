@@ -177,10 +177,11 @@ EXERCISE = Exercise(
     "round. Write down in which order a rank does its forwards and backwards, so that the pipeline "
     "is as fast as it can be and no rank holds more than the budget. The ranks then train a small "
     "transformer in your order.",
-    interface='`my_interleaved_order(rank, ranks, micro_batches, v)` returns a list such as `["0F0", "0F1", '
-    '"2F0"]`: stage, F (forward) or B (backward), micro-batch, all from 0, each stage of this rank '
-    "with each micro-batch once. F of stage s needs the F of stage s - 1, B the B of stage s + 1 "
-    "and its own F. `micro_batches` is a multiple of `ranks`. Nothing is sent by your function.",
+    interface="`my_interleaved_order(rank, ranks, micro_batches, v)` returns a list such as "
+    '`["0F0", "0F1", "2F0"]`: stage, F (forward) or B (backward), micro-batch, all from 0, each '
+    "stage of this rank with each micro-batch once. F of stage s needs the F of stage s - 1, B the "
+    "B of stage s + 1 and its own F. `micro_batches` is a multiple of `ranks`. Nothing is sent by "
+    "your function.",
     budget="With F = 1 and B = 2 time units of a thin stage: (v * micro_batches + ranks - 1) * 3 "
     "until the last backward ends. Activations of at most (v-1) * ranks + 2 * (ranks-1-rank) + 1 "
     "pairs of a stage and a micro-batch on a rank, from F to B (never more than there are).",
