@@ -27,6 +27,8 @@ _PUBLIC = {
     "plan": "picolab.planner:plan",
     "train": "picolab.training:train",
     "TrainResult": "picolab.training:TrainResult",
+    "explain": "picolab.monitoring.explanation:explain",
+    "tune": "picolab.training.tune:tune",
     "verify": "picolab.debug:verify",
     "dry_run": "picolab.debug:dry_run",
     "parallelize": "picolab.parallel:parallelize",

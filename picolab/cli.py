@@ -1,4 +1,5 @@
-"""The command `picolab`: doctor, train, plan, checkpoint, verify, quiz, progress, runs.
+"""The command `picolab`: doctor, train, explain, tune, plan, checkpoint, verify, quiz, progress
+and runs.
 
 Each command is a small frozen dataclass whose fields are its flags, and a `run` that does the work
 with imports of its own: `picolab --help` takes no torch. What a program may want to read goes to
@@ -103,20 +104,146 @@ class Train:
     training: OmitArgPrefixes[Training] = field(default=Training())
     shape: OmitArgPrefixes[Shape] = field(default=Shape())
     launch: OmitArgPrefixes[Launch] = field(default=Launch())
+    explain: bool = False
+    """say, too, why a step took as long as it did (`picolab explain` says it of an earlier run)"""
     json: bool = False
     """print one JSON object: losses, grad_norms, tokens_per_s, step_s, cpu_s, ledger, params,
-    run_dir"""
+    run_dir; with --explain, explanation"""
 
     def run(self) -> int:
+        from picolab.show.terminal import say
         from picolab.training import is_rank, train, train_here
 
+        if self.explain and self.training.steps < 2:
+            raise ValueError("--explain needs --steps 2 or more: the first step warms up")
         given = asdict(self.training) | asdict(self.shape) | asdict(self.launch)
         # Whatever a rank or the launcher prints is for the person who watches; stdout holds the
         # result alone.
         with contextlib.redirect_stdout(sys.stderr):
             result = train_here(**given) if is_rank() else train(**given)
-        if result is not None:  # under torchrun, rank 0 has it
-            print(result.to_json() if self.json else result)
+        if result is None:  # under torchrun, rank 0 has it
+            return 0
+        explanation = result.explain() if self.explain else None
+        if not self.json:
+            print(result)
+            if explanation is not None:
+                print()
+                say(explanation)
+        elif explanation is None:
+            print(result.to_json())
+        else:
+            found = {**json.loads(result.to_json()), "explanation": explanation.as_dict()}
+            print(json.dumps(found))
+        return 0
+
+
+@dataclass(frozen=True)
+class Explain:
+    """Why is it slow? One step of a run that was trained: each rank's seconds without remainder,
+    the causes in the order of what they cost, and what the step would have taken if.
+
+    picolab explain 20261124-101530-0001-train --even-stages --micro-batches 16"""
+
+    run_dir: Annotated[
+        Positional[str], arg(metavar="RUN", help_behavior_hint="(default: the newest of train)")
+    ] = ""
+    """a run directory, or the name of one in `picolab runs ls`"""
+    step: Annotated[
+        int | None, arg(metavar="INT", help_behavior_hint="(default: of median length)")
+    ] = None
+    """which step"""
+    free_communication: bool = False
+    """and if every transfer took nothing"""
+    free_cores: bool = False
+    """and if nobody waited for a core"""
+    even_ranks: bool = False
+    """and if no rank worked longer than those that do the same"""
+    even_stages: bool = False
+    """and if every stage took the mean of the stages"""
+    micro_batches: Annotated[int | None, arg(metavar="INT", help_behavior_hint="")] = None
+    """and if the same global batch were cut into so many micro-batches"""
+    json: bool = False
+    """print one JSON object"""
+
+    def run(self) -> int:
+        from picolab.monitoring.explanation import explain
+        from picolab.show.terminal import say
+
+        asked = asdict(self)
+        where, step, as_json = (asked.pop(name) for name in ("run_dir", "step", "json"))
+        found = explain(_run_directory(where), step)
+        what_if = found.what_if(**asked) if any(asked.values()) or asked["micro_batches"] else None
+        if as_json:
+            told = None
+            if what_if is not None:
+                told = {"what": what_if.what, "step_s": what_if.step_s, "factor": what_if.factor}
+            print(json.dumps({**found.as_dict(), "what_if": told}))
+            return 0
+        say(found)
+        if what_if is not None:
+            print(f"\n{what_if}")
+        return 0
+
+
+def _run_directory(name: str) -> Path:
+    """A path, the name of a run, or without either the newest that was trained."""
+    from picolab.launch import rundirs
+
+    if name:
+        path = Path(name).expanduser()
+        return path if path.is_dir() or path.name != name else rundirs.root() / name
+    trained = [run for run in rundirs.ls() if run.name.endswith("-train")]
+    if not trained:
+        raise ValueError(f"there is no run in {rundirs.root()} to explain; picolab train makes one")
+    return trained[-1]
+
+
+@dataclass(frozen=True)
+class Tune:
+    """Which layout is fastest here? The planner proposes, short real runs decide, and the default
+    layout is the answer unless it is beaten in a last comparison.
+
+    picolab tune --model tiny --world 4 --budget 60s
+
+    With --folder it goes on where it stopped: after an interrupt, a kill, the end of the budget."""
+
+    model: Annotated[str, arg(metavar=f"{{{','.join(ModelConfig.presets())}}}")] = "tiny"
+    """a preset"""
+    world: int = 4
+    """how many ranks"""
+    budget: Annotated[str, arg(metavar="TIME")] = "60s"
+    """how long it may take, as 60s or 2m"""
+    global_batch: Annotated[
+        int | None, arg(metavar="INT", help_behavior_hint="(default: 8 a rank)")
+    ] = None
+    """sequences of one optimizer step"""
+    default: Annotated[
+        str | None, arg(metavar="LAYOUT", help_behavior_hint="(default: all ranks on dp)")
+    ] = None
+    """the layout to beat"""
+    data: Annotated[str, arg(metavar="PATH")] = "stdlib"
+    """"stdlib", "random", or the path of text"""
+    hardware: Annotated[
+        str | None, arg(metavar="FILE", help_behavior_hint="(default: measured first)")
+    ] = None
+    """a JSON file with this machine's rates"""
+    folder: Annotated[str | None, arg(metavar="FOLDER", help_behavior_hint="(default: new)")] = None
+    """where trials are kept, and gone on with"""
+    shape: OmitArgPrefixes[Shape] = field(default=Shape())
+    json: bool = False
+    """print one JSON object"""
+
+    def run(self) -> int:
+        from picolab.show.terminal import say
+        from picolab.specs import Hardware
+        from picolab.training.tune import tune
+
+        given = asdict(self) | asdict(self.shape)
+        as_json, file, _ = given.pop("json"), given.pop("hardware"), given.pop("shape")
+        hardware = None if file is None else Hardware.load(file)
+        with contextlib.redirect_stdout(sys.stderr):
+            found = tune(**given, hardware=hardware)
+        print(found.to_json()) if as_json else say(found)
         return 0
 
 
@@ -564,6 +691,8 @@ def _checkpoints(found: list[dict], as_json: bool) -> int:
 Command = (
     Annotated[Doctor, subcommand("doctor")]
     | Annotated[Train, subcommand("train")]
+    | Annotated[Explain, subcommand("explain")]
+    | Annotated[Tune, subcommand("tune")]
     | Annotated[Plan, subcommand("plan")]
     | Annotated[Checkpoint, subcommand("checkpoint")]
     | Annotated[Verify, subcommand("verify")]

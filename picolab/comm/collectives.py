@@ -58,7 +58,7 @@ class Pending:
 
     def wait(self) -> torch.Tensor:
         if self._works is not None:
-            waited = current.now()
+            waited = current.stand_still()
             for work in self._works:
                 work.wait()
             end = current.now()

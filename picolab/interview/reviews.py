@@ -16,14 +16,13 @@ was graded at night.
 """
 
 import json
-import os
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
 from picolab.interview.answers import RATINGS, Rating
-from picolab.show.files import write_beside
+from picolab.show.files import append_line, write_beside
 
 Clock = Callable[[], datetime]
 LOCK_PATIENCE_S = 10.0
@@ -116,16 +115,7 @@ class ReviewLog:
         lock = filelock.FileLock(self.path.with_suffix(".lock"), timeout=LOCK_PATIENCE_S)
         try:
             with lock:
-                # Read and append: after a torn line, the new one begins on its own.
-                with open(self.path, "a+b") as file:
-                    if file.tell() > 0:
-                        file.seek(-1, os.SEEK_END)
-                        torn = file.read(1) != b"\n"
-                    else:
-                        torn = False
-                    file.write((b"\n" if torn else b"") + line.encode() + b"\n")
-                    file.flush()
-                    os.fsync(file.fileno())
+                append_line(self.path, line)
         except filelock.Timeout:
             raise TimeoutError(
                 f"another practice window has been writing to {self.path} for "

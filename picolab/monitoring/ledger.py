@@ -26,6 +26,7 @@ from typing import NamedTuple
 
 from picolab.monitoring import events
 from picolab.monitoring.beacon import Beacon
+from picolab.monitoring.core_clock import CoreClock
 from picolab.show.table import Table, bytes_text
 
 
@@ -43,6 +44,10 @@ class Entry(NamedTuple):
     seconds: float  # call to return (asynchronous: issue to return of wait)
     exposed_s: float  # the part in which the caller stood still
     peer: int | None = None  # of a message: the global rank at its other end
+    # Ready to run and without a core (core_clock.py; None: not told), since the rank's entry before
+    # this one until it stood still, and while it stood still.
+    queued_before_s: float | None = None
+    queued_s: float | None = None
 
 
 def _from_json(fields: list) -> Entry:
@@ -249,8 +254,9 @@ class RankLedger:
     """The writer's side: what the current rank did.
 
     `enter` is called before a collective and `record` after it; between them the beacon says in
-    which collective the rank is. Together they cost about two microseconds. At least the newest
-    `KEPT` entries are in memory, one by one; older ones as totals, once they are sent."""
+    which collective the rank is. Together they cost about two microseconds, and twice one or two
+    more for the question how long the rank waited for a core. At least the newest `KEPT` entries
+    are in memory, one by one; older ones as totals, once they are sent."""
 
     KEPT = 20_000
 
@@ -263,15 +269,28 @@ class RankLedger:
         self._beacon: Beacon | None = None
         self.under_way = 0  # entered and not recorded yet
         self.now = time.monotonic
+        self._cores = CoreClock()
+        self._queued: float | None = None  # the core clock when the newest entry was written
+        self._queued_still: float | None = None  # and when the rank last began to stand still
 
     def attach(self, rank: int, beacon: Beacon | None) -> None:
-        self.rank, self._beacon = rank, beacon
+        self.rank, self._beacon, self._cores = rank, beacon, CoreClock()
 
     def enter(self, what: str) -> float:
         self.under_way += 1
         if self._beacon is not None:
             self._beacon.enter(what)
+        return self.stand_still()
+
+    def stand_still(self) -> float:
+        """The time at which the rank begins to stand still, in a collective or in its wait."""
+        self._queued_still = self._cores.read()
         return self.now()
+
+    def queued(self) -> float | None:
+        """Seconds without a core so far. The next entry counts its own from here."""
+        self._queued = self._queued_still = self._cores.read()
+        return self._queued
 
     def record(
         self,
@@ -296,7 +315,13 @@ class RankLedger:
         if leaves and self._beacon is not None:
             self._beacon.leave()
         what = (op, axis, ranks, dtype, payload_bytes, ring_bytes, reason)
-        self.kept.append(Entry(self.rank, self.step, *what, start, seconds, exposed_s, peer))
+        before, still, now = self._queued, self._queued_still, self._cores.read()
+        self._queued = self._queued_still = now
+        cores = (None, None)
+        if before is not None and now is not None:
+            cores = round(still - before, 7), round(now - still, 7)
+        times = start, seconds, exposed_s, peer, *cores
+        self.kept.append(Entry(self.rank, self.step, *what, *times))
         if len(self.kept) - self._flushed >= self.KEPT:
             self.flush()  # a function without steps never asks for it
 

@@ -43,6 +43,8 @@ class StepReport:
     """All ranks agreed not to update (an fp16 gradient overflowed)."""
     began: float | None = None
     """On this machine's monotonic clock, as the ledger's times are."""
+    queued_s: float | None = None
+    """Seconds in which this rank was ready to run and no core was free; None: not told here."""
 
 
 class Observer:

@@ -76,19 +76,26 @@ def waiting_of(entries: Iterable[Entry]) -> list[tuple[Entry, float]]:
     needs had not arrived.
     """
     entries = list(entries)
+    arrivals, needed = needs_of(entries)
+    result = []
+    for entry, needs in zip(entries, needed):
+        until = max(arrivals[j] for j in needs)
+        result.append((entry, min(max(0.0, until - entry.start), entry.exposed_s)))
+    return result
+
+
+def needs_of(entries: list[Entry]) -> tuple[list[float], list[set[int]]]:
+    """When each entry of one step was issued; and which of them (by their places, itself included)
+    must have been issued before it can end. One whose partners are missing needs itself alone."""
     arrivals, halves = _arrivals(entries)
     keys, meetings = _meetings(entries, arrivals)
 
-    def last(i: int) -> float:
+    def meets(i: int) -> set[int]:
         arrived = meetings[keys[i]]
         complete = arrived.keys() == set(_takes_part(entries[i]))
-        return max(arrivals[j] for j in arrived.values()) if complete else arrivals[i]
+        return set(arrived.values()) if complete else {i}
 
-    result = []
-    for i, entry in enumerate(entries):
-        until = max(last(j) for j in (i, halves.get(i, i)))
-        result.append((entry, min(max(0.0, until - entry.start), entry.exposed_s)))
-    return result
+    return arrivals, [{i} | meets(i) | meets(halves.get(i, i)) for i in range(len(entries))]
 
 
 class Message(NamedTuple):

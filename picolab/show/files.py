@@ -15,3 +15,16 @@ def write_beside(path: Path, content: str | bytes) -> None:
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def append_line(path: Path, line: str) -> None:
+    """One more line, on the disk when this returns. After a torn one (its writer was killed), it
+    begins on a line of its own."""
+    with open(path, "a+b") as file:
+        torn = False
+        if file.tell() > 0:
+            file.seek(-1, os.SEEK_END)
+            torn = file.read(1) != b"\n"
+        file.write((b"\n" if torn else b"") + line.encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())

@@ -11,6 +11,7 @@ What decides a run's numbers, `TrainConfig`, is described in specs/train_config.
     torchrun.py  the same run where torchrun started the ranks
     result.py    what comes back
     measure.py   this machine as a Hardware, for the planner
+    tune.py, tune_log.py, tune_result.py   which layout is fastest here: trials, and their evidence
 
 With torch missing, importing this room says what to install. It is not imported here, which takes
 seconds: `train` is the first thing of a notebook, and the kernel needs torch for its result only.
@@ -36,6 +37,7 @@ _LAZY = {
     "Checkpoints": "checkpoint",
     "NonFiniteLoss": "trainer",
     "TrainResult": "result",
+    "TuneResult": "tune_result",
     "is_rank": "torchrun",
     "train_here": "torchrun",
     "train_rank": "trainer",

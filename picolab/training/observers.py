@@ -42,6 +42,7 @@ class EventWriter(Observer):
             began=report.began,
             seconds=report.seconds,
             cpu_s=report.cpu_s,
+            queued_s=report.queued_s,
             layout=str(run.config.layout),
             skipped=report.skipped,
         )

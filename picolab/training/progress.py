@@ -30,11 +30,15 @@ class _NoLock:
         pass
 
 
-class _Bar(tqdm):
+class Bar(tqdm):
     monitor_interval = 0  # tqdm's own thread, which would outlive the run, is not needed
 
+    def __init__(self, *args, **named):
+        place = sys.stderr if shell() is None else sys.stdout
+        super().__init__(*args, file=place, mininterval=0.2, **named)
 
-_Bar.set_lock(_NoLock())
+
+Bar.set_lock(_NoLock())
 
 
 class Progress:
@@ -42,18 +46,16 @@ class Progress:
 
     def __init__(self, steps: int, layout: str):
         self._steps, self._layout = steps, layout
-        self._bar: _Bar | None = None
+        self._bar: Bar | None = None
 
     def __call__(self, event: Event) -> None:
         if event.kind == "step" and event.rank == 0:
             if self._bar is None:
-                self._bar = _Bar(
+                self._bar = Bar(
                     total=self._steps,
                     initial=event.data["step"],  # not 0 for a run that goes on
                     desc=self._layout,
                     unit="step",
-                    file=sys.stderr if shell() is None else sys.stdout,
-                    mininterval=0.2,
                 )
             speed = event.data["tokens"] / event.data["seconds"]
             self._bar.set_postfix_str(

@@ -16,6 +16,7 @@ from picolab.model import Transformer, generate, load
 from picolab.monitoring import History, Ledger
 from picolab.monitoring.activity import Activity, activity
 from picolab.monitoring.activity_figure import activity_figure
+from picolab.monitoring.explanation import Explanation, explain_events
 from picolab.monitoring.trace import chrome_trace, write_trace
 from picolab.schedules import Action, Span, Timeline
 from picolab.show.picture import LabFigure
@@ -155,6 +156,15 @@ class TrainResult:
         `timeline` is the pipeline's own view of the step: forwards and backwards.
         """
         return activity_figure(self._activity(self._steps[step]))
+
+    def explain(self, step: int | None = None) -> Explanation:
+        """Why a step took as long as it did: its critical path, each rank's seconds without
+        remainder, the causes in order, and `.what_if(...)`.
+
+        step: None for the one of median length, without the first, which warms up. ValueError if
+        there is no such step.
+        """
+        return explain_events(self.events, step)
 
     def write_trace(self, path: str | Path, steps: Iterable[int] | None = None) -> Path:
         """Write the run as a Chrome trace, to be opened at https://ui.perfetto.dev (which reads it

@@ -89,6 +89,7 @@ def train_step(run: "Run", step: int) -> StepReport:
     config, parallel, ledger = run.config, run.parallel, comm.ledger()
     run.step = ledger.step = step
     began, cpu_began = time.monotonic(), time.process_time()  # the clock of the ledger
+    queued = ledger.queued()
     run.tokens_MBS, run.labels_MBS = next_batch(run.text, config, run.device)
     count = global_count(run.labels_MBS)
     parallel.zero_grad()
@@ -103,7 +104,8 @@ def train_step(run: "Run", step: int) -> StepReport:
         parallel.after_step()
     run.precision.after_step(taken)
     times = time.monotonic() - began, time.process_time() - cpu_began
-    report = StepReport(step, loss.item(), norm, count, lr, *times, not taken, began)
+    queued_s = None if queued is None else ledger.queued() - queued
+    report = StepReport(step, loss.item(), norm, count, lr, *times, not taken, began, queued_s)
     run.ledger = Ledger(entry for entry in ledger.flush() if entry.step == step)
     ledger.step = None  # whatever observers send is no part of the step
     if taken:

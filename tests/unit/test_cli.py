@@ -111,7 +111,9 @@ def test_help_explains_every_setting():
     "words, says",
     [
         ("--help", ["checkpoint", "quiz", "runs", "picolab --version"]),
-        ("train --help", ["{tiny,", "llama-3-8b"]),
+        ("train --help", ["{tiny,", "llama-3-8b", "--explain"]),
+        ("explain --help", ["RUN", "--even-stages", "--micro-batches INT"]),
+        ("tune --help", ["--budget TIME", "--folder FOLDER", "goes on where it stopped"]),
         ("verify --help", ["tp-norm-missing"]),
         ("plan --help", ["--global-batch INT", "dp8zero3tp8pp8:interleaved", "megatron-2021"]),
         ("quiz --help", ["practise", "list", "show", "stats", "lint", "export"]),
