@@ -259,12 +259,14 @@ def pairs(ranks: list[RankRecord]) -> list[Pair]:
 
 
 def _shared(a: Held, b: Held) -> Iterator[tuple[str, bool]]:
-    """Names of which both hold something, and whether it is the same slice. Slices of different
-    sizes are left out: they cannot be alike."""
+    """Names of which both hold something, and whether it is the same slice. Left out are slices of
+    different sizes, which cannot be alike, and those of norms, which are alike in a right run:
+    their weights all start as ones."""
     for name in a:
         if name in b:
             same = a[name][0].ranges == b[name][0].ranges
-            if same or a[name][1].shape == b[name][1].shape:
+            differ = a[name][1].shape == b[name][1].shape and _group(name) != "norms"
+            if same or differ:
                 yield name, same
 
 

@@ -15,19 +15,11 @@ LAYERS, RANKS = 256, 8192
 
 _COSTS = (
     *("BYTES_16_BF16", "BYTES_16_FP32", "BYTES_18_FP32_GRADIENTS", "BYTES_20_FP16"),
-    *("bubble_of_ideal", "bubble_of_total", "buckets", "causal_share"),
-    *(
-        "checkpoint_interval",
-        "checkpoint_waste",
-        "collective_time",
-        "data_parallel_bytes",
-        "dtype_bytes",
-        "even_slices",
-        "flops_per_token",
-    ),
-    *("group_bandwidth", "half_bandwidth_bytes", "in_flight", "local_parameters"),
-    *("parameters", "ring_bytes", "stage_layers", "state_bytes", "step_ledger"),
-    "tensor_parallel_layer_bytes",
+    *("bubble_of_ideal", "bubble_of_total", "buckets", "causal_share", "checkpoint_interval"),
+    *("checkpoint_waste", "collective_time", "data_parallel_bytes", "dtype_bytes", "even_slices"),
+    *("end_activation_bytes", "flops_per_token", "group_bandwidth", "half_bandwidth_bytes"),
+    *("in_flight", "layer_activation_bytes", "local_parameters", "parameters", "ring_bytes"),
+    *("stage_layers", "state_bytes", "step_ledger", "tensor_parallel_layer_bytes", "zero_bytes"),
 )
 PLAIN: dict[str, Callable] = {
     **{function.__name__: function for function in (min, max, round, abs, sum, len)},
@@ -48,6 +40,7 @@ MOST = {
 def names() -> Mapping[str, object]:
     """The functions and constants of the package, by the dotted names that an expression uses."""
     from picolab import costs, schedules
+    from picolab.planner.published import published
     from picolab.specs import Hardware, Layout, ModelConfig
 
     return {
@@ -55,6 +48,7 @@ def names() -> Mapping[str, object]:
         **{f"costs.{name}": getattr(costs, name) for name in _COSTS},
         "schedules.make": schedules.make,
         "schedules.simulate": schedules.simulate,
+        "planner.published": published,
         "ModelConfig.preset": ModelConfig.preset,
         "Hardware.preset": Hardware.preset,
         "Layout": Layout,
@@ -66,6 +60,7 @@ def names() -> Mapping[str, object]:
 def types() -> tuple[dict[type, set[str]], dict[type, set[str]]]:
     """type -> fields that can be read, type -> methods that can be called."""
     from picolab import costs
+    from picolab.planner import Published
     from picolab.schedules import Schedule, Simulation
     from picolab.specs import Hardware, Layout, ModelConfig
 
@@ -80,6 +75,7 @@ def types() -> tuple[dict[type, set[str]], dict[type, set[str]]]:
         ModelConfig: {field.name for field in fields(ModelConfig)} - {"latent"},
         Simulation: {"makespan", "ideal", "bubble_of_total", "bubble_of_ideal", "peak_in_flight"},
         Schedule: {"stages", "micro_batches", "ranks"},
+        Published: {"gpus", "seq", "global_batch", "tflops", "seconds", "printed_share", "mfu"},
     }
     callable_ = {
         ModelConfig: {"replace"},

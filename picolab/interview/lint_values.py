@@ -65,7 +65,7 @@ def values(question: Question, at: Place) -> Iterator[Finding]:
                 )
 
 
-_ROOMS = {"costs", "schedules", "ModelConfig", "Layout", "Hardware"}
+_ROOMS = {"costs", "schedules", "planner", "ModelConfig", "Layout", "Hardware"}
 
 
 def from_calls(question: Question) -> set[str]:

@@ -272,13 +272,15 @@ class Comparison(Shown):
         for beside in self._beside:
             beside.replace()
 
-    def also(self, shown) -> "_Beside":
-        """Show a table or a figure that gives the numbers away: covered as long as they are.
+    def also(self, shown, *others: "Comparison") -> "_Beside":
+        """Show a table or a figure that gives the numbers away: covered as long as they are, or as
+        those of the others.
 
         It appears under the cell that calls this, which may be a later one than `compare`'s.
         """
-        beside = _Beside(self, shown)
-        self._beside.append(beside)
+        beside = _Beside((self, *others), shown)
+        for one in beside.compared:
+            one._beside.append(beside)
         beside.show()
         return beside
 
@@ -339,15 +341,16 @@ class Comparison(Shown):
 
 
 class _Beside(Shown):
-    """What goes with a comparison, a table or a figure: covered and uncovered together with it."""
+    """What goes with comparisons, a table or a figure: covered as long as one of them is."""
 
-    def __init__(self, compared: Comparison, shown):
+    def __init__(self, compared: tuple[Comparison, ...], shown):
         self.compared, self.shown = compared, shown
 
     def content(self):
-        if self.compared.uncovered:
+        covered = [one.id for one in self.compared if not one.uncovered]
+        if not covered:
             return self.shown
-        return Message(f"{self.compared.id}: also covered until you guess, or skip")
+        return Message(f"{' and '.join(covered)}: also covered until you guess, or skip")
 
     def __repr__(self) -> str:
         return repr(self.content())

@@ -17,6 +17,7 @@ table of its choices, and with autorun=True it runs its first layout once.
 import dataclasses
 import threading
 import traceback
+from collections.abc import Sequence
 
 from picolab.lab.follower import Follower
 from picolab.lab.layout_choice import (
@@ -46,6 +47,8 @@ def panel(
     *,
     max_world: int = 4,
     zero: bool = False,
+    schedules: Sequence[str] = (),
+    micro_batches: Sequence[int] = (),
     autorun: bool = False,
     live: bool | None = None,
     accumulate: int | None = None,
@@ -55,6 +58,9 @@ def panel(
 
     max_world   the most ranks it will start
     zero        True: buttons for ZeRO's stage, too
+    schedules   buttons for these schedules of a pipeline, too
+    micro_batches  buttons for these numbers of micro-batches a replica, too; a schedule that needs
+                more takes the next that it can have
     layout      what is chosen at first; its schedule and sp are kept when others are
     autorun     headless only: run that layout once and show its picture
     live        True or False instead of finding out whether there is a front end with widgets
@@ -64,13 +70,17 @@ def panel(
     Returns a `Panel`, which has shown itself: `.layout`, `.job`, `.result`, `.run()`, `.stop()`.
     The other settings are those of `pico.train`:
     """
+    if micro_batches and accumulate is None:
+        accumulate = micro_batches[0]
     if accumulate is not None:
         settings["accumulate"] = accumulate
-    return Panel(settings, max_world, zero, has_front_end() if live is None else live, autorun)
+    offered = {"zero": ZERO_STAGES if zero else (), "schedule": tuple(schedules)}
+    offered["micro_batches"] = tuple(micro_batches)
+    return Panel(settings, max_world, offered, has_front_end() if live is None else live, autorun)
 
 
 class Panel(Shown):
-    def __init__(self, settings, max_world, zero, live, autorun):
+    def __init__(self, settings, max_world, offered, live, autorun):
         from picolab.training import train
 
         of_config, _ = split(settings)
@@ -85,7 +95,14 @@ class Panel(Shown):
             "sp_inputs": config.sp_inputs,
         }
         self._choices = working_layouts(self.config, max_world, like=self.layout)
-        self._max_world, self.stages = max_world, ZERO_STAGES if zero else ()
+        self._max_world = max_world
+        self.offered = {name: values for name, values in offered.items() if values}
+        for name, values in self.offered.items():
+            if self.chosen(name) not in values:
+                raise ValueError(
+                    f"the panel opens with {name} {self.chosen(name)!r}, which is none of "
+                    f"{', '.join(map(str, values))}"
+                )
         if self.layout not in self._choices.values():
             offered = ", ".join(map(str, self._choices.values()))
             raise ValueError(f"{self.layout} is not among the layouts of this panel: {offered}")
@@ -233,23 +250,51 @@ class Panel(Shown):
 
     def choose(self, **axis: int) -> Layout:
         """Press a button: `choose(pp=2)`. If that is too many ranks, the other axes give way.
-        `choose(zero=2)` keeps them, and says so where it has nothing to shard."""
+        `choose(zero=2)`, `choose(schedule="zb-v")` and `choose(micro_batches=8)` keep them, and
+        say so where they change nothing."""
         [(name, size)] = axis.items()
-        if name == "zero":
-            return self._choose_stage(size)
-        layout = nearest(self._choices, self.layout, name, size)
+        if name == "micro_batches":
+            self._step["accumulate"] = size
+            self._refresh()
+            return self.layout
+        if name in ("zero", "schedule"):
+            return self._choose_way(name, size)
+        layout = nearest(self._choices, self.layout, name, size) or self._rescheduled(name, size)
         if layout is None:
             raise ValueError(f"this panel has no layout with {name}={size}")
-        if layout != dataclasses.replace(self.layout.resized(**axis), sp=layout.sp):
+        if layout.schedule != self.layout.schedule:
+            self._say(f"{name} {size} has no layers for {self.layout.schedule}: {layout}")
+        elif layout != dataclasses.replace(self.layout.resized(**axis), sp=layout.sp):
             self._say(f"the most this panel starts is {self._max_world} ranks: {layout}")
         self.layout = layout
         self._refresh()
         return layout
 
-    def _choose_stage(self, stage: int) -> Layout:
-        shard = self.layout.shard if stage else None
-        layout = dataclasses.replace(self.layout, zero=stage, shard=shard)
+    def _rescheduled(self, name: str, size: int) -> Layout | None:
+        """With the first schedule of this panel under which the axis can be so long."""
+        for schedule in self.offered.get("schedule", ()):
+            like = dataclasses.replace(self.layout, schedule=schedule)
+            choices = working_layouts(self.config, self._max_world, like=like)
+            if layout := nearest(choices, like, name, size):
+                self._choices = choices
+                return layout
+        return None
+
+    def chosen(self, name: str):
+        """What is chosen of it: `chosen("pp")`, `chosen("schedule")`, `chosen("micro_batches")`."""
+        return self._step["accumulate"] if name == "micro_batches" else getattr(self.layout, name)
+
+    def _choose_way(self, name: str, value: int | str) -> Layout:
+        """ZeRO's stage or the schedule; of an axis that is too long for it, the nearest that
+        works."""
+        changes = {name: value}
+        if name == "zero" and not value:
+            changes["shard"] = None
+        layout = dataclasses.replace(self.layout, **changes)
         self._choices = working_layouts(self.config, self._max_world, like=layout)
+        if layout not in self._choices.values():
+            layout = nearest(self._choices, layout, "tp", layout.tp)
+            self._say(f"{value} needs more layers than {self.layout} leaves a rank: {layout}")
         self.layout = layout
         for remark in layout.remarks:
             self._say(remark)

@@ -19,6 +19,8 @@ _NAMES = {
     "pp": "pipeline stages",
     "cp": "context parallel",
     "zero": "what replicas shard",
+    "schedule": "order of the pipeline",
+    "micro_batches": "of a replica in a step",
 }
 _STAGES = ("nothing", "the optimizer", "gradients too", "parameters too")
 # The theme tells the chosen button from the others by a shade of grey only.
@@ -42,8 +44,8 @@ class PanelWidgets:
             )
             for axis in CHOSEN
         }
-        if panel.stages:
-            self.choices["zero"] = _buttons("zero", list(panel.stages), panel.layout.zero)
+        for name, values in panel.offered.items():
+            self.choices[name] = _buttons(name, list(values), panel.chosen(name))
         self.run = widgets.Button(description="Run", button_style="primary", icon="play")
         self.stop = widgets.Button(description="Stop", icon="stop", disabled=True)
         self.progress = widgets.IntProgress(min=0, max=steps, description="steps")
@@ -71,14 +73,14 @@ class PanelWidgets:
         self.run.on_click(lambda _: panel.run())
         self.stop.on_click(lambda _: panel.stop())
 
-    def _moved(self, axis: str, size: int) -> None:
+    def _moved(self, axis: str, size) -> None:
         if self._moving:
             return  # the panel moves the others itself
         self._moving = True
         try:
-            layout = self._panel.choose(**{axis: size})
+            self._panel.choose(**{axis: size})
             for name, buttons in self.choices.items():
-                buttons.value = getattr(layout, name)
+                buttons.value = self._panel.chosen(name)
         finally:
             self._moving = False
 
@@ -121,23 +123,27 @@ class PanelWidgets:
         self.steps.value = f"{count} of {self.progress.max}"
 
 
-def _buttons(axis: str, sizes: list[int], size: int):
+def _buttons(axis: str, sizes: list, size):
     """One button for each size. A button's tooltip is also what a screen reader says of it."""
     import ipywidgets as widgets
 
+    words = any(isinstance(size, str) for size in sizes)
+    width = f"{(12 if len(axis) < 5 else 8) * len(axis)}px"
     row = widgets.ToggleButtons(
         options=sizes,
         value=size,
-        description=axis,
+        description=axis.replace("_", "-"),
         tooltips=[f"{axis} {size}: {_NAMES[axis]}, {_said(axis, size)}" for size in sizes],
-        style={"description_width": f"{12 * len(axis)}px", "button_width": "40px"},
+        style={"description_width": width, "button_width": "auto" if words else "40px"},
         layout={"width": "auto", "margin": "2px 20px 2px 0"},
     )
     row.add_class("picolab-choice")
     return row
 
 
-def _said(axis: str, size: int) -> str:
+def _said(axis: str, size) -> str:
     if axis == "zero":
         return _STAGES[size]
+    if axis in ("schedule", "micro_batches"):
+        return str(size)
     return "not split" if size == 1 else f"over {size} ranks"

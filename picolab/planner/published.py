@@ -149,3 +149,11 @@ def predicted(row: Published, efficiency: Efficiency = FITTED) -> Verdict:
 
 
 PUBLISHED = tuple(_megatron(*row) for row in _MEGATRON) + tuple(_llama(*row) for row in _LLAMA)
+
+
+def published(name: str) -> Published:
+    """The row of this name. ValueError for one that is not there."""
+    found = {row.name: row for row in PUBLISHED}
+    if name not in found:
+        raise ValueError(f"no published run is called {name!r}; there are {', '.join(found)}")
+    return found[name]

@@ -28,10 +28,15 @@ def test_a_case_can_be_weighed(case):
         assert set(suspect.shows) <= set(LOOKS) and suspect.tell
 
 
-def test_the_true_suspect_stands_at_many_places_and_each_look_has_a_case():
-    assert len({case.culprit for case in CASES.values()}) == len(CASES)
+@pytest.mark.parametrize("key", dict.fromkeys(id.split(".")[0] for id in CASES))
+def test_the_true_suspect_stands_at_many_places_and_one_run_is_right(key):
+    own = [case for case in CASES.values() if case.id.startswith(f"{key}.")]
+    assert len({case.culprit for case in own}) == len(own) >= 2
+    assert sum(case.fault is None for case in own) == 1
+
+
+def test_each_look_has_a_case():
     assert {case.gives_away for case in CASES.values()} == set(LOOKS)
-    assert sum(case.fault is None for case in CASES.values()) == 1
 
 
 @pytest.mark.parametrize("id", CASES)

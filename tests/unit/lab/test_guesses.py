@@ -88,6 +88,17 @@ def test_what_goes_with_the_numbers_is_covered_with_them():
     check_what_goes_with_it(lambda compared, table: compared.also(table))
 
 
+def test_what_tells_two_answers_waits_for_both():
+    asked = [guess(f"c.t.both-{name}", "How many?") for name in "ab"]
+    first, second = (compare(one.id, formula=4321, measured=4321) for one in asked)
+    beside = first.also(Table(["", "count"], [["in all", 4321]]), second)
+    assert "c.t.both-a and c.t.both-b: also covered" in repr(beside)
+    asked[0].answer(4000)
+    assert "c.t.both-b: also covered" in repr(beside) and "4,321" not in repr(beside)
+    asked[1].skip()
+    assert "4,321" in repr(beside)
+
+
 def test_a_table_beside_the_cover_is_noticed():
     with pytest.raises(AssertionError):
         check_what_goes_with_it(lambda compared, table: table)

@@ -84,6 +84,36 @@ def test_zeros_stage_is_a_choice_where_it_is_asked_for():
     assert str(shown.layout) == "dp2"
 
 
+def test_schedule_and_micro_batches_are_choices_where_they_are_asked_for():
+    names = ("1f1b", "interleaved", "zb-v")
+    shown, widgets = live(steps=2, layers=4, schedules=names, micro_batches=(3, 8), layout="pp2")
+    assert [*widgets.choices][-2:] == ["schedule", "micro_batches"]
+    rows = widgets.choices["schedule"], widgets.choices["micro_batches"]
+    assert rows[0].options == names and rows[1].description == "micro-batches"
+    assert shown._accumulated(shown.layout) == 3
+    rows[0].value = "interleaved"  # in rounds of two: it takes the next that it can have
+    assert shown.layout.schedule == "interleaved" and shown._accumulated(shown.layout) == 4
+    rows[1].value = 8
+    assert shown._accumulated(shown.layout) == 8 and "8 sequences a step" in shown.table().title
+    widgets.choices["pp"].value = 4  # of four layers, two stages a rank are too many
+    assert str(shown.layout) == "pp4" and rows[0].value == "1f1b"
+    assert "pp 4 has no layers for interleaved: pp4" in widgets.message.value
+
+
+def test_a_schedule_with_more_stages_than_layers_shortens_the_pipeline():
+    shown, widgets = live(steps=2, layers=4, schedules=("1f1b", "zb-v"), layout="pp4")
+    widgets.choices["schedule"].value = "zb-v"  # 8 stages of 4 layers
+    assert shown.layout.schedule == "zb-v" and shown.layout.pp < 4
+    assert widgets.choices["pp"].value == shown.layout.pp
+    assert "zb-v needs more layers" in widgets.message.value
+    shown.layout.check(shown.config)
+
+
+def test_a_panel_opens_with_what_it_offers():
+    with pytest.raises(ValueError, match=r"opens with schedule '1f1b', which is none of zb-h1"):
+        live(steps=2, layers=2, schedules=("zb-h1",), layout="pp2")
+
+
 def test_a_size_that_is_not_offered_is_refused():
     shown, _ = live(steps=2)
     with pytest.raises(ValueError, match="no layout with pp=2"):  # it has one layer
