@@ -12,7 +12,7 @@ which it may have spent a part waiting for a core). A wait also needs others: th
 take part (the k-th send for the k-th receive, every rank of a collective), and from the last of
 them on the transfer, which is measured as what was left of the wait then:
 
-    time(wait) = max(time before + work, max(time of the issues it needs) + transfer)
+    time(wait) = max(time before + work + own, max(time of the issues it needs) + transfer)
     time(else) = time before + work
 
 With the measured durations this gives the measured times back, to the rounding: a test asks for
@@ -21,8 +21,8 @@ choosing, the same order. The critical path is the way back from the latest end,
 the term that decided it.
 
 What it leaves out: what an asynchronous collective took that was over before anyone waited for it
-(it stays hidden, whatever else changes), and that a rank that waits leaves its core to others.
-One clock, as in `step_split`.
+(the rank then only needs the others to have come), and that a rank that waits leaves its core to
+others. One clock, as in `step_split`.
 """
 
 import heapq
@@ -58,8 +58,11 @@ class Node(NamedTuple):
     """Of a wait: the issues without which it cannot end."""
     transfer: float = 0.0
     """And how long it lasted from the last of them on."""
+    own: float = 0.0
+    """Where everything was done before anyone waited: what the call itself took. No more is known
+    of the transfer then."""
     transfer_queued: float = 0.0
-    """Of these, how many without a core."""
+    """Of transfer or own, how many without a core."""
 
 
 class Part(NamedTuple):
@@ -109,8 +112,9 @@ class StepGraph:
             time = times[node.before] + (node.work if work is None else work[i])
             if node.kind == "wait":
                 takes = node.transfer if transfer is None else transfer[i]
-                last = max((times[j] for j in node.needs), default=time)
-                time = max(time, last + takes)
+                time += node.own
+                if node.needs:
+                    time = max(time, max(times[j] for j in node.needs) + takes)
             times.append(time)
         return times
 
@@ -132,13 +136,12 @@ class StepGraph:
         parts: list[Part] = []
         while nodes[i].before is not None:
             node, end = nodes[i], times[i]
-            if node.kind == "wait" and node.needs:
-                # With measured times a wait ends when its transfer does.
-                last = max(node.needs, key=times.__getitem__)
+            ready = times[node.before] + node.work if node.kind == "wait" else end
+            last = max(node.needs, key=times.__getitem__, default=None)
+            if last is not None and times[last] + node.transfer >= ready + node.own:
                 parts.append(Part(node.rank, "communication", times[last], end, node))
                 i = last
                 continue
-            ready = times[node.before] + node.work if node.kind == "wait" else end
             parts.append(Part(node.rank, "communication", ready, end, node))
             parts.append(Part(node.rank, "compute", times[node.before], ready, node))
             i = node.before
@@ -171,7 +174,7 @@ def step_graph(
     rows: dict[int, list[_Moment]] = {rank: [] for rank in seconds}
     for i, entry in enumerate(entries):
         rows[entry.rank].append(_Moment(arrivals[i], 2, arrivals[i], "issue", i))
-        if entry.exposed_s:
+        if entry.exposed_s or arrivals[i] < entry.start:
             end = entry.start + entry.exposed_s
             rows[entry.rank].append(_Moment(entry.start, 3, end, "wait", i))
     for span in spans:
@@ -217,10 +220,16 @@ def _linked(found: list[tuple[Node, int]], arrivals, needed) -> list[Node]:
             latest = max((nodes[j].time for j in needs), default=stood)
             hidden = arrivals[place] < entry.start and latest <= stood
             if hidden and entry.exposed_s < HIDDEN_S:
-                needs, latest = [], stood
-            transfer = node.time - latest
+                # (A send that is over is only looked at, when the pipeline has time for it.)
+                both = any(
+                    nodes[j].rank == node.rank and nodes[j].entry is not entry for j in needs
+                )
+                needs = [] if entry.op == "send" and not both else needs
+                node = node._replace(needs=tuple(needs), own=node.time - stood)
+            else:
+                node = node._replace(needs=tuple(needs), transfer=node.time - latest)
             queued = min(entry.queued_s or 0.0, node.time - max(latest, stood))
-            node = node._replace(needs=tuple(needs), transfer=transfer, transfer_queued=queued)
+            node = node._replace(transfer_queued=queued)
         nodes.append(node)
     return _with_queues(nodes)
 

@@ -97,7 +97,7 @@ class Replays:
         if free_cores:
             said.append("with a core for each rank")
             work = [node.work - node.queued for node in nodes]
-            transfer = [node.transfer - node.transfer_queued for node in nodes]
+            transfer = [max(0.0, node.transfer - node.transfer_queued) for node in nodes]
         if free_communication:
             if free_communication is not True:
                 self._check_reason(free_communication)
