@@ -115,7 +115,8 @@ class Explanation:
         if self.first is None:
             return f"{took}: no single cause stands out"
         about = self.first.reason or ("" if self.first.rank is None else f"rank {self.first.rank}")
-        cause = f"{self.first.name} ({about})" if about else self.first.name
+        name = {"cores": "waiting for cores"}.get(self.first.name, self.first.name)
+        cause = f"{name} ({about})" if about else name
         return f"{took}: first of all {cause}; {self.first.without.factor:.2f}x without"
 
     def table(self) -> Table:

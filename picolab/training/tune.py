@@ -43,7 +43,7 @@ STEPS = 3
 """of a trial in the first round, the first of them to warm up; each round doubles the others"""
 FINALS = 5
 """runs of each of the last two"""
-_FINAL_STEPS = 5
+_FINAL_STEPS = 3
 
 
 def _nothing() -> None:

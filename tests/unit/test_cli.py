@@ -78,6 +78,18 @@ def test_train_json():
     assert done.stderr.strip(), "progress goes to stderr"
 
 
+def test_train_explains_and_so_does_explain_afterwards(here):
+    done = here("train", "--layout", "dp2", *SMALL, "--explain", "--json")
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    run = told["run_dir"].rpartition("/")[2]
+    for words in ((), (run,), (told["run_dir"],)):
+        again = here("explain", *words, "--json", "--free-communication")
+        found = json.loads(again.stdout)
+        assert found.pop("what_if")["factor"] >= 1 and found == told["explanation"]
+    assert here("train", "--layout", "dp2", *SMALL, "--explain").stdout.count("Step ") == 1
+
+
 def test_the_same_seed_gives_the_same_losses(here):
     words = ("train", *SMALL, "--accumulate", "2", "--data", "random", "--json")
     first, again, other = (

@@ -124,8 +124,8 @@ def _all_ranks_agree(attempt: Attempt, said: list) -> bool:
     if not agree:
         attempt.problems.insert(
             0,
-            "the ranks got different lists for the same arguments: what `my_interleaved_order` returns may "
-            "depend on its argument `rank`, and not on the rank it runs in",
+            "the ranks got different lists for the same arguments: what `my_interleaved_order` "
+            "returns may depend on its argument `rank`, and not on the rank it runs in",
         )
     return agree
 

@@ -198,12 +198,23 @@ def test_a_wrong_split_is_told_apart(mutant):
 # --- the slow run -----------------------------------------------------------------------------
 
 
+def quietest(run):
+    names: dict = {}
+    exec(source("slow-compare").partition("\n\n\nexplained =")[0], names)
+    return names["quietest"](run)
+
+
 def test_the_patient_is_explained_by_its_slow_rank():
-    """Sleeping stages, so that a busy machine changes little; mended, it is another cause's."""
+    """Sleeping stages, so that a busy machine changes little; mended, it is another cause's. A step
+    may be disturbed all the same: three tries."""
     sick = dict(model="tiny", layout="dp2pp2", layers=4, hidden=64, ffn=128, seq=32, steps=4)
     sick |= dict(micro_batch=1, accumulate=6, stage_cost_s=(0.02, 0.04), progress=False)
-    slow = pico.train(observers=[pico.chapters.c03_3d_parallel.patient()], **sick).explain()
-    assert (slow.first.name, slow.first.rank) == ("slow rank", RANK)
-    well = pico.train(**sick).explain()
-    assert well.first is None or well.first.name != "slow rank"
+    for left in (2, 1, 0):
+        slow = quietest(pico.train(observers=[pico.chapters.c03_3d_parallel.patient()], **sick))
+        named = [cause for cause in slow.causes if cause.name != "cores"]
+        if not left or (named and named[0].rank == RANK):
+            break
+    assert (named[0].name, named[0].rank) == ("slow rank", RANK)
+    well = quietest(pico.train(**sick))
+    assert "slow rank" not in [cause.name for cause in well.causes[:1]]
     assert well.step_s < slow.step_s

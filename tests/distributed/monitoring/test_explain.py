@@ -84,9 +84,9 @@ def trained(layout, attempt=0, observer=None, **settings):
 
 def undisturbed(check, *of, **settings):
     for attempt in range(3):
-        run = trained(*of, attempt=attempt, **settings)
+        run = trained(*of, attempt, **settings)
         try:
-            check(run)
+            check(run, attempt)
         except AssertionError:
             if attempt == 2:
                 raise
@@ -108,33 +108,40 @@ def whole(explanation):
     return explanation
 
 
-def quickest(run):
-    """Of the steps after the first: what else the machine does only ever adds."""
-    return min(run.explain(step).step_s for step in range(1, 4))
+def undisturbed_step(run):
+    """Of the steps after the first, the one in which ranks waited least for a core, that is, for
+    what else the machine does."""
+    found = [run.explain(step) for step in range(1, len(run.losses))]
+    return min(found, key=lambda one: sum(of.core_s for of in one.split.values()))
+
+
+def without_others(run):
+    """What the step took, less what it waited for cores."""
+    return undisturbed_step(run).what_if(free_cores=True).step_s
 
 
 def first_cause(run):
-    return whole(run.explain()).first
+    return whole(undisturbed_step(run)).first
 
 
 def test_a_slow_rank(monkeypatch):
-    def check(run):
+    def check(run, attempt):
         cause = first_cause(run)
         assert (cause.name, cause.rank) == ("slow rank", 1)
-        explanation = run.explain()
+        explanation = undisturbed_step(run)
         # It sleeps 0.16 s more a step than the others, which is what they wait for it, and no more.
         assert cause.without.saved_s == pytest.approx(0.16, abs=0.04)
         assert explanation.split[0].waiting[1] == pytest.approx(0.16, abs=0.04)
         assert explanation.what_if(even_ranks=True).saved_s == pytest.approx(0.16, abs=0.04)
 
     run = undisturbed(check, "dp3", observer=(SlowLayers, 0.04, (1,)))
-    assert "first of all because rank 1 is slow" in str(run.explain())
+    assert "first of all because rank 1 is slow" in str(undisturbed_step(run))
     assert pico.explain(run.run_dir).sentence() == run.explain().sentence()  # from what is on disk
 
     # Mutants. Where a rank's whole step is compared, and not its own work, there is no slow rank.
     with monkeypatch.context() as patch:
         patch.setattr(what_if.Replays, "_worked", lambda self, rank: self.step_s)
-        assert run.explain().first.name != "slow rank"
+        assert "slow rank" not in [cause.name for cause in run.explain().causes]
     # Where each rank's transfer begins when it is there itself, the wire gets the blame.
     with monkeypatch.context() as patch:
         needs_of = critical_path.needs_of
@@ -145,30 +152,30 @@ def test_a_slow_rank(monkeypatch):
 
 
 def test_a_slow_link():
-    def check(run):
+    def check(run, attempt):
         cause = first_cause(run)
         assert (cause.name, cause.reason) == ("communication", "dp: loss")
         assert cause.without.saved_s == pytest.approx(0.1, abs=0.04)
-        faster = run.explain().what_if(free_communication="dp: loss")
+        faster = undisturbed_step(run).what_if(free_communication="dp: loss")
         assert faster.step_s == pytest.approx(cause.without.step_s)
-        assert run.explain().what_if(free_communication=True).step_s <= faster.step_s
+        assert undisturbed_step(run).what_if(free_communication=True).step_s <= faster.step_s
 
     undisturbed(check, "dp3", observer=(SlowLink, 0.1))
 
 
 def test_uneven_stages_and_the_even_ones_really_run(monkeypatch):
     """Three layers and one, then two and two: beside the prediction from the uneven run."""
-    slow = dict(observer=(SlowLayers, 0.015), accumulate=8, micro_batch=1)
+    slow = dict(observer=(SlowLayers, 0.03), accumulate=8, micro_batch=1)
 
-    def check(run):
-        explanation = whole(run.explain())
+    def check(run, attempt):
+        explanation = whole(undisturbed_step(run))
         assert explanation.first.name == "uneven stages" and "on stage 0" in explanation.sentence()
-        assert explanation.split[1].imbalance_s > 0.15  # seven times two layers' 0.03 s, and noise
+        assert explanation.split[1].imbalance_s > 0.3  # seven times two layers' 0.06 s, less noise
         assert explanation.split[1].imbalance_s > explanation.split[0].imbalance_s
-        even = trained("pp2:1f1b/2-2", **slow)
-        predicted = explanation.what_if(even_stages=True)
-        assert predicted.step_s == pytest.approx(quickest(even), rel=0.12)
-        assert not [c for c in even.explain().causes if c.name == "uneven stages"]
+        even = trained("pp2:1f1b/2-2", attempt, **slow)
+        predicted = explanation.what_if(even_stages=True, free_cores=True)
+        assert predicted.step_s == pytest.approx(without_others(even), rel=0.12)
+        assert "uneven stages" not in [c.name for c in undisturbed_step(even).causes]
 
     run = undisturbed(check, "pp2:1f1b/3-1", **slow)
     # Mutant: actions by kind alone, whatever stage they are of.
@@ -180,25 +187,25 @@ def test_uneven_stages_and_the_even_ones_really_run(monkeypatch):
         return {key: sum(kinds[key[0]]) / len(kinds[key[0]]) for key in found}
 
     monkeypatch.setattr(what_if, "_by_stage", mixed)
-    assert run.explain().first.name != "uneven stages"
+    assert undisturbed_step(run).first.name != "uneven stages"
 
 
 def test_too_few_micro_batches_and_more_of_them_really_run(monkeypatch):
     """Two on four stages, then eight of a quarter each: beside the prediction from the two."""
 
-    def check(run):
-        explanation = whole(run.explain())
+    def check(run, attempt):
+        explanation = whole(undisturbed_step(run))
         assert explanation.first.name == "few micro-batches"
         for rank, of in explanation.split.items():  # (p - 1 = 3 times forward and backward)
-            assert of.warm_up_s + of.drain_s == pytest.approx(3 * 0.24, rel=0.15), rank
-            assert of.imbalance_s < 0.05
-        assert explanation.split[3].warm_up_s < explanation.split[0].warm_up_s + 0.05
-        more = trained("pp4", accumulate=8, micro_batch=1, stage_cost_s=(0.02, 0.04))
-        predicted = explanation.what_if(micro_batches=8)
-        assert predicted.step_s == pytest.approx(quickest(more), rel=0.12)
-        assert predicted.factor > 1.3
+            assert of.warm_up_s + of.drain_s == pytest.approx(3 * 0.36, rel=0.15), rank
+            assert of.imbalance_s < 0.1
+        assert explanation.split[3].warm_up_s < explanation.split[0].warm_up_s + 0.1
+        more = trained("pp4", attempt, accumulate=8, micro_batch=1, stage_cost_s=(0.03, 0.06))
+        predicted = explanation.what_if(micro_batches=8, free_cores=True)
+        assert predicted.step_s == pytest.approx(without_others(more), rel=0.12)
+        assert explanation.what_if(micro_batches=8).factor > 1.3
 
-    costs = (0.08, 0.16)
+    costs = (0.12, 0.24)
     run = undisturbed(check, "pp4", accumulate=2, micro_batch=4, stage_cost_s=costs)
     predicted = run.explain().what_if(micro_batches=8)
     for wrong, sentence in (
@@ -223,7 +230,7 @@ def test_too_few_micro_batches_and_more_of_them_really_run(monkeypatch):
 
 
 def test_a_rank_that_is_late_between_two_steps():
-    def check(run):
+    def check(run, attempt):
         cause = first_cause(run)
         assert (cause.name, cause.rank) == ("late begin", 1)
         assert cause.without.saved_s == pytest.approx(0.1, abs=0.04)
@@ -235,13 +242,13 @@ def test_a_rank_that_is_late_between_two_steps():
 
 @pytest.mark.skipif(CoreClock().read() is None, reason="the system does not tell")
 def test_ranks_that_share_a_core():
-    def check(run):
+    def check(run, attempt):
         cause = first_cause(run)
         assert cause.name == "cores"
         explanation = run.explain()
         assert sum(of.core_s for of in explanation.split.values()) > 0.06
         # Sleep is no wait for a core: of the run with a slow rank hardly anything is.
-        alone = trained("dp3", observer=(SlowLayers, 0.04, (1,))).explain()
+        alone = undisturbed_step(trained("dp3", attempt, observer=(SlowLayers, 0.04, (1,))))
         assert alone.split[1].core_s < 0.1 and alone.split[1].compute_s > 0.15
 
     undisturbed(check, "dp2", observer=(OneCore,))
