@@ -8,7 +8,8 @@ stops the clock, and records one entry. On an axis of size 1 nothing travels, so
 and nothing is recorded.
 
 Shapes: x is any contiguous tensor; "n" is the size of the axis. Errors: an unknown axis is a
-ValueError. Ranks that disagree about the shape make gloo abort the process; the launcher then
+ValueError. A result of autograd is refused by what works in place.
+Ranks that disagree about the shape make gloo abort the process; the launcher then
 compares the beacons and names the odd rank."""
 
 from typing import Literal
@@ -84,6 +85,7 @@ def all_reduce(
     m = mesh()
     if m.size(axis) == 1:
         return Pending(None, x, 0.0, ()) if async_op else x
+    _refuse_what_autograd_follows("all_reduce", x)
     entry = _entry("all_reduce", axis, m, x, _bytes(x), reason)
     start = _enter(entry, x)
     if not async_op and _goes_in_pairs(m, axis, x, op):
@@ -226,6 +228,7 @@ def broadcast(x: torch.Tensor, axis: str, reason: str, source: int = 0) -> torch
     m = mesh()
     if m.size(axis) == 1:
         return x
+    _refuse_what_autograd_follows("broadcast", x)
     entry = _entry("broadcast", axis, m, x, _bytes(x), reason)
     start = _enter(entry, x)
     _broadcast(x, src=m.ranks(axis)[source], group=m.group(axis))
@@ -349,6 +352,17 @@ def _entry(op, axis, m, x, payload, reason) -> tuple:
         name = _DTYPE_NAMES[x.dtype] = str(x.dtype).removeprefix("torch.")
     ranks = m.ranks(axis)
     return op, axis, ranks, name, payload, ring_bytes(op, payload, len(ranks)), reason
+
+
+def _refuse_what_autograd_follows(op: str, x: torch.Tensor) -> None:
+    """Written over in place, behind autograd's back, such a tensor has the sum and the gradient of
+    the summand: right by chance at most (torch itself only warns)."""
+    if x.grad_fn is not None and torch.is_grad_enabled():
+        raise ValueError(
+            f"{op} changes a tensor that autograd follows, in place, and autograd does not learn "
+            "of it: call it in an `autograd.Function` that says what backward does, or on a tensor "
+            "that was detached"
+        )
 
 
 def _enter(entry: tuple, x: torch.Tensor, detail: str = "") -> float:

@@ -59,7 +59,14 @@ _TORCHS = str(Path(dist.__file__).parent)
 
 
 class EveryCall(TorchDispatchMode):
-    """While it is entered, calls that nobody else writes down are entries with the axis "raw"."""
+    """While it is entered, calls that nobody else writes down are entries with the axis "raw".
+
+    `followed`: the names of those that wrote into a result of autograd, which does not learn of it.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.followed: list[str] = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -67,6 +74,9 @@ class EveryCall(TorchDispatchMode):
         if func.namespace not in _SPACES or name in _LOCAL:
             return func(*args, **kwargs)
         called, counted = _who_called()
+        if name.endswith("_") and torch.is_grad_enabled():
+            tensors = _tensors([*args, *kwargs.values()])
+            self.followed += [called or name] * any(not tensor.is_leaf for tensor in tensors)
         if counted:
             return func(*args, **kwargs)
         op = _OPS.get(name.removesuffix("_"), name.removesuffix("_"))

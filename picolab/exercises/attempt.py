@@ -17,7 +17,8 @@ budget has a *floor* too: right numbers without the bytes that must have travell
 other way.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -69,16 +70,30 @@ class Attempt:
         given = {
             name: value if name in may_change else _copy(value) for name, value in arguments.items()
         }
-        ledger = comm.ledger()
-        before, under_way = len(ledger.kept), ledger.under_way
-        with EveryCall():
+        with self.watching():
             result = learner(*given.values())
-        self.entries += ledger.kept[before:]
-        self._unfinished += ledger.under_way - under_way
         for name, value in arguments.items():
             if name not in may_change and not _same(value, given[name]):
                 self.wrong(f"it changed its input `{name}`, which the caller still needs")
         return result
+
+    @contextmanager
+    def watching(self) -> Iterator[list]:
+        """What is entered in the block is the learner's, by whatever way: for what `call` gave back
+        and the judge runs later, a module or a hook. The list has the entries after the block.
+        """
+        ledger, entries = comm.ledger(), []
+        before, under_way = len(ledger.kept), ledger.under_way
+        with EveryCall() as every:
+            yield entries
+        entries += ledger.kept[before:]
+        self.entries += entries
+        self._unfinished += ledger.under_way - under_way
+        for called in sorted(set(every.followed)):
+            self.wrong(
+                f"`{called}` writes into a tensor that autograd follows, and autograd does not "
+                "learn of it: call it in an `autograd.Function`, or on a tensor that was detached"
+            )
 
     def setting(self, about: str) -> None:
         """What follows is about another setting, in the same ranks: "14 tokens". Budgets begin

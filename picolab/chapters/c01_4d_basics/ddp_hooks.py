@@ -89,15 +89,13 @@ def judge(learner, attempt: Attempt) -> None:
         for parameter in parameters:
             parameter.grad = None
         arrived.clear()
-        before = len(comm.ledger().kept)
         loss = torch.zeros((), dtype=torch.float64)
         for index in used:
             loss = loss + (parameters[index] * everyones[index][attempt.rank]).sum()
-        loss.backward()
-        ended = time.monotonic()
-        finish()
-        entries = comm.ledger().kept[before:]
-        attempt.entries += entries
+        with attempt.watching() as entries:
+            loss.backward()
+            ended = time.monotonic()
+            finish()
         told = _Step(step, weights, parameters, everyones, mesh.ranks(axis))
         if not _is_mean(attempt, told, n):
             break

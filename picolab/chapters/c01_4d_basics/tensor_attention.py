@@ -107,22 +107,23 @@ def judge(learner, attempt: Attempt) -> None:
     # The replicas of dp have tokens of their own.
     x, dy = attempt.tensor(2, mesh.size("dp"), 2, 4, hidden)[:, mesh.rank("dp")]
     mine, every = x.clone().requires_grad_(), x.clone().requires_grad_()
-    before = len(comm.ledger().kept)
-    y = module(mine)
-    forward = comm.ledger().kept[before:]
+    with attempt.watching() as forward:
+        y = module(mine)
     if not attempt.require(
         isinstance(y, torch.Tensor) and y.requires_grad,
         "what the module returns is no tensor that requires a gradient",
     ):
         return
-    y.backward(dy)
-    attempt.entries += comm.ledger().kept[before:]
+    with attempt.watching():
+        y.backward(dy)
     whole = [weight.requires_grad_() for weight in whole]
     right, summands = _attention(every, whole, heads, kv_heads, mesh)
+    grad = torch.autograd.grad
+    dx = torch.stack([grad(part, every, dy, retain_graph=True)[0] for part in summands])
     right.backward(dy)
     attempt.only("all_reduce")
     attempt.along("tp")
-    _compare(attempt, module, (y, right, summands), (mine, every), whole, kv_heads)
+    _compare(attempt, module, (y, right, summands), (mine, every, dx), whole, kv_heads)
     attempt.require(
         len(forward) <= 1, f"forward takes {len(forward)} all-reduces, and one is enough"
     )
@@ -140,8 +141,8 @@ def _attention(x, weights, heads: int, kv_heads: int, mesh):
     summands = []
     for own in costs.even_slices(kv_heads, mesh.size("tp")):
         columns = _columns(own, heads // kv_heads)
-        summands.append((y[..., columns] @ weights[3][:, columns].T).detach())
-    return y @ weights[3].T, summands
+        summands.append(y[..., columns] @ weights[3][:, columns].T)
+    return y @ weights[3].T, torch.stack(summands)
 
 
 def _columns(own, group: int) -> slice:
@@ -149,7 +150,7 @@ def _columns(own, group: int) -> slice:
 
 
 def _compare(attempt: Attempt, module, outputs, inputs, whole, kv_heads: int) -> None:
-    (y, right, summands), (mine, every), mesh = outputs, inputs, comm.mesh()
+    (y, right, summands), (mine, every, dx), mesh = outputs, inputs, comm.mesh()
     me = mesh.rank("tp")
     own = costs.even_slices(kv_heads, mesh.size("tp"))[me]
     group = whole[0].shape[0] // whole[1].shape[0]
@@ -183,9 +184,16 @@ def _compare(attempt: Attempt, module, outputs, inputs, whole, kv_heads: int) ->
         mistakes={
             "it is what this rank's heads add: the ranks' summands are to be added up": summands[me]
         },
+        parts={"tp": summands.detach()},
     ):
         return
-    attempt.equal("the gradient of x", mine.grad, every.grad, mistakes=_of_x(every))
+    attempt.equal(
+        "the gradient of x",
+        mine.grad,
+        every.grad,
+        mistakes=_of_x(every, dx[me]),
+        parts={"tp": dx},
+    )
     missing = [p for p in held if p.grad is None]
     if attempt.require(not missing, f"{len(missing)} parameters have no gradient"):
         got = torch.cat([p.grad.flatten() for p in held])
@@ -200,11 +208,13 @@ def _compare(attempt: Attempt, module, outputs, inputs, whole, kv_heads: int) ->
         )
 
 
-def _of_x(every) -> dict:
+def _of_x(every, own) -> dict:
     tp = comm.mesh().size("tp")
     return {
+        "it is what this rank's heads add: all heads have read x, so an all-reduce is missing in "
+        "backward, where x comes in": own,
         "it is tp times too large: dy is whole on every rank already, so the output's backward "
-        "adds nothing up": every.grad * tp
+        "adds nothing up": every.grad * tp,
     }
 
 

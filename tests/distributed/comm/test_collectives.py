@@ -240,3 +240,18 @@ def test_a_pair_swaps_below_a_size_and_computes_the_same():
     assert list(run) == [[(True, True, True)] * 3 + [(False, True, True)]] * 2
     first = run.ledger.rank(0).where(op="all_reduce").entries[0]
     assert (first.payload_bytes, first.ring_bytes) == (8, 8.0)  # booked as what it is
+
+
+def test_what_autograd_follows_is_not_written_over_behind_its_back():
+    def on_a_rank():
+        comm.build_mesh("tp2")
+        leaf = torch.ones(3, requires_grad=True)
+        for collective in (comm.all_reduce, comm.broadcast):
+            with pytest.raises(ValueError, match=r"call it in an `autograd\.Function`"):
+                collective(2 * leaf, "tp", "a result of autograd")
+        with torch.no_grad():  # as in the forward of an autograd.Function
+            comm.all_reduce(2 * leaf, "tp", "followed by nobody")
+        comm.all_reduce((2 * leaf).detach(), "tp", "detached")
+        return comm.all_reduce(leaf, "tp", "a leaf has no past that would be wrong")[0].item()
+
+    assert list(pico.run(on_a_rank, world_size=2, backend="gloo")) == [2.0, 2.0]

@@ -151,3 +151,18 @@ def test_a_message_says_who_is_at_its_other_end(seen, way):
 )
 def test_the_payload_is_that_of_the_ledger(seen, way, payload):
     assert [entry.payload_bytes for entry in seen[way]] == [payload]
+
+
+def test_what_writes_into_a_result_of_autograd_is_named():
+    def on_a_rank():
+        leaf = torch.ones(3, requires_grad=True)
+        with EveryCall() as every:
+            dist.all_reduce(2 * leaf)
+            dist.broadcast(2 * leaf, src=0)
+            dist.all_reduce((2 * leaf).detach())
+            dist.all_reduce(leaf)
+            with torch.no_grad():
+                dist.all_reduce(2 * leaf)
+        return every.followed
+
+    assert pico.run(on_a_rank, world_size=2, backend="gloo")[0] == ["all_reduce", "broadcast"]

@@ -179,6 +179,34 @@ def sums_objects(draw, hidden, heads, kv_heads):
     return module
 
 
+def adds_in_place_behind_autograds_back(*arguments):
+    return _attention(*arguments, last=lambda y: comm.all_reduce(y, "tp", "attention"))
+
+
+def adds_by_torchs_own(*arguments):
+    import torch.distributed as dist
+
+    def added(y):
+        dist.all_reduce(y, group=comm.mesh().group("tp"))
+        return y
+
+    return _attention(*arguments, last=added)
+
+
+def gathers_objects_in_forward(*arguments):
+    import torch.distributed as dist
+
+    module = _attention(*arguments)
+    forward = module.forward
+
+    def also_gathers(x):
+        dist.all_gather_object([None] * dist.get_world_size(), 1)
+        return forward(x)
+
+    module.forward = also_gathers
+    return module
+
+
 class _F(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x):
@@ -225,7 +253,7 @@ def head_by_head(draw, hidden, heads, kv_heads):
 MUTANTS = {
     leaves_out_the_sum_of_the_output: "the ranks' summands are to be added up",
     draws_its_own_shards: "under one seed all ranks have the same shards",
-    leaves_out_the_sum_of_dx: "the gradient of x is wrong",
+    leaves_out_the_sum_of_dx: "an all-reduce is missing in backward, where x comes in",
     sums_dy_once_more: "it is tp times too large",
     one_sum_each_for_q_k_and_v: "it takes 4 all-reduces, and the budget is 2",
     holds_everything: "whole heads of q, k and v, and their columns of o",
@@ -237,6 +265,9 @@ MUTANTS = {
     groups_queries_the_other_way: "the output is wrong",
     adds_the_residual: "the output is wrong",
     sums_objects: "object",
+    adds_in_place_behind_autograds_back: "changes a tensor that autograd follows, in place",
+    adds_by_torchs_own: "writes into a tensor that autograd follows",
+    gathers_objects_in_forward: "it uses `all_gather_object`",
 }
 
 RIGHT = (heads_by_einsum, head_by_head)
