@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from lab_driver import Lab, find_browser
+from lab_driver import Jupyter, Lab, find_browser
 from test_chapter_one import NOTEBOOK, Panel, wait_until
 
 from picolab import chapters
@@ -108,7 +108,7 @@ def take_all(images: Path) -> None:
         taken.mkdir()
         copy = Path(folder) / NOTEBOOK.name
         copy.write_text(source.replace(GUESSES, "DEFAULT_GUESSES = True"), encoding="utf-8")
-        with Lab(folder, size=(1100, 1500)) as lab:
+        with Jupyter() as jupyter, jupyter.lab(folder, size=(1100, 1500)) as lab:
             lab.open(NOTEBOOK.name)
             lab.command("application:toggle-left-area")
             lab.run_all()

@@ -177,9 +177,9 @@ def copy_cells(folder: Path, whole: bool) -> None:
 
 
 @pytest.mark.parametrize("whole", [False, pytest.param(True, marks=pytest.mark.weekly)])
-def test_chapter_one_in_a_browser(tmp_path, whole):
+def test_chapter_one_in_a_browser(jupyter, tmp_path, whole):
     copy_cells(tmp_path, whole)
-    with Lab(tmp_path) as lab:
+    with jupyter.lab(tmp_path) as lab:
         lab.open(NOTEBOOK.name)
         lab.run_all()
         lab.wait_idle(240)
@@ -209,7 +209,7 @@ def test_chapter_one_in_a_browser(tmp_path, whole):
     assert lab.processes() == []
 
 
-def test_the_driver_sees_what_goes_wrong(tmp_path):
+def test_the_driver_sees_what_goes_wrong(jupyter, tmp_path):
     """A notebook with one failing cell, and a page that complains: neither goes unnoticed."""
     cells = ["answer = 6 * 7", "raise ValueError(answer)"]
     notebook = {
@@ -229,7 +229,7 @@ def test_the_driver_sees_what_goes_wrong(tmp_path):
         "nbformat_minor": 5,
     }
     (tmp_path / "wrong.ipynb").write_text(json.dumps(notebook))
-    with Lab(tmp_path) as lab:
+    with jupyter.lab(tmp_path) as lab:
         page = lab.open("wrong.ipynb")
         assert lab.errors == [] and lab.ranks() == []
         lab.run_all()

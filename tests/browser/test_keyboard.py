@@ -45,9 +45,9 @@ def tab_to(lab: Lab, text: str) -> list[list[str]]:
     raise AssertionError(f"Tab never reaches {text!r}: {stops}")
 
 
-def test_panel_by_keyboard_also_after_a_reload(tmp_path):
+def test_panel_by_keyboard_also_after_a_reload(jupyter, tmp_path):
     write(tmp_path / "panel.ipynb", {"panel": PANEL})
-    with Lab(tmp_path) as lab:
+    with jupyter.lab(tmp_path) as lab:
         lab.open("panel.ipynb")
         lab.run_cell("pico.panel(")
         lab.wait_idle()
@@ -74,12 +74,12 @@ def test_panel_by_keyboard_also_after_a_reload(tmp_path):
         assert lab.cell_errors() == []
 
 
-def test_mystery_run_by_keyboard(tmp_path):
+def test_mystery_run_by_keyboard(jupyter, tmp_path):
     write(
         tmp_path / "mystery.ipynb",
         {"mystery": "import picolab as pico\npico.mystery('4d.mystery.1')", "after": "'here'"},
     )
-    with Lab(tmp_path) as lab:
+    with jupyter.lab(tmp_path) as lab:
         lab.open("mystery.ipynb")
         lab.run_cell("pico.mystery(")
         lab.wait_idle()

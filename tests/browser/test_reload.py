@@ -88,11 +88,11 @@ def steps(lab: Lab) -> list[int]:
     return lab.page.evaluate(_LAST_STEP)
 
 
-def test_a_run_survives_a_reload(tmp_path, capsys):
+def test_a_run_survives_a_reload(jupyter, tmp_path, capsys):
     name = "run.ipynb"
     cells = {"run": RUN, "mutant": MUTANT, "stop": "job.stop()"}
     write(tmp_path / name, cells)
-    with Lab(tmp_path) as lab:
+    with jupyter.lab(tmp_path) as lab:
         lab.open(name)
         began = time.monotonic()
         lab.run_cell("pico.train")
@@ -172,13 +172,13 @@ def field(lab: Lab, cell: str):
 @pytest.mark.parametrize(
     "theme", ["JupyterLab Dark", pytest.param("JupyterLab Light", marks=pytest.mark.weekly)]
 )
-def test_enter_is_a_guess_also_after_a_reload(tmp_path, theme):
+def test_enter_is_a_guess_also_after_a_reload(jupyter, tmp_path, theme):
     name = "guess.ipynb"
     cells = {"ask-apples": ASK.format("apples"), "apples": LOOK.format("apples", 54321)}
     cells |= {"ask-stars": ASK.format("stars"), "stars": LOOK.format("stars", 87654)}
     cells |= {"aside": ASIDE, "covered": COVERED}
     write(tmp_path / name, cells)
-    with Lab(tmp_path, theme=theme) as lab:
+    with jupyter.lab(tmp_path, theme=theme) as lab:
         lab.open(name)
         lab.run_all()
         lab.wait_idle()
