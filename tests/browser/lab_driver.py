@@ -37,6 +37,7 @@ from picolab.show.png import find_browser
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
+DEADLINE_S = 90.0  # for whatever should come at once: beside other tests a page takes its time
 # --no-sandbox: root in a container has no sandbox. The rest keeps the browser on this machine.
 _FLAGS = [
     "--no-sandbox",
@@ -163,8 +164,8 @@ class Jupyter:
         )
         self._wait_for_server()
 
-    def _wait_for_server(self, timeout_s: float = 90) -> None:
-        deadline = time.monotonic() + timeout_s
+    def _wait_for_server(self) -> None:
+        deadline = time.monotonic() + DEADLINE_S
         while time.monotonic() < deadline and self._server.poll() is None:
             try:
                 self._ask("api/status")
@@ -200,6 +201,7 @@ class Lab:
         self._jupyter.set("@jupyterlab/apputils-extension/themes", {"theme": self._theme})
         width, height = self._size
         self.page = self._jupyter.browser.new_page(viewport={"width": width, "height": height})
+        self.page.set_default_timeout(1000 * DEADLINE_S)
         self.page.on("console", self._note)
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
         return self
@@ -217,8 +219,8 @@ class Lab:
     def open(self, notebook: str) -> "Page":
         """Open a notebook of `folder` and wait until its kernel is connected and idle."""
         self.page.goto(self._jupyter.address(f"lab/tree/{self._name}/{notebook}") + "&reset")
-        self.page.wait_for_selector(".jp-NotebookPanel .jp-Cell", timeout=90_000)
-        self.page.wait_for_function(_READY, timeout=90_000)
+        self.page.wait_for_selector(".jp-NotebookPanel .jp-Cell")
+        self.page.wait_for_function(_READY)
         return self.page
 
     def run_all(self) -> None:

@@ -66,7 +66,7 @@ def take(figure: Figure, lab: Lab, folder: Path) -> None:
     def plot():
         return lab.page.evaluate_handle(_PLOT, figure.cell).as_element()
 
-    wait_until(lambda: plot() is not None, f"a figure under {figure.cell}", timeout_s=30)
+    wait_until(lambda: plot() is not None, f"a figure under {figure.cell}")
     if figure.step is not None:
         rail = plot().query_selector(".slider-rail-touch-rect")
         rail.scroll_into_view_if_needed()

@@ -96,13 +96,13 @@ def test_every_text_has_the_contrast(jupyter, tmp_path):
         lab.run_all()
         lab.wait_idle()
         ruled = "() => !!document.getElementById('picolab-theme')"
-        wait_until(lambda: lab.page.evaluate(ruled), "the rule for figures' text", 60)
+        wait_until(lambda: lab.page.evaluate(ruled), "the rule for figures' text")
         drawn = "() => document.querySelectorAll('.js-plotly-plot .main-svg text').length"
-        wait_until(lambda: lab.page.evaluate(drawn) > 60, "figures with text", 60)
+        wait_until(lambda: lab.page.evaluate(drawn) > 60, "figures with text")
         light = "() => document.body.dataset.jpThemeLight == 'true'"
         assert not lab.page.evaluate(light)
         check_texts(lab)
         lab.command("apputils:change-theme", {"theme": "JupyterLab Light"})
-        wait_until(lambda: lab.page.evaluate(light), "the other theme", 60)
+        wait_until(lambda: lab.page.evaluate(light), "the other theme")
         check_texts(lab)
         assert lab.errors == [] and lab.cell_errors() == []

@@ -80,14 +80,14 @@ class Card:
             card = self.page.locator(".picolab-quiz")
             return card.count() == 1 and text in card.inner_text()
 
-        wait_until(there, f"the card to say {text!r}", 30)
+        wait_until(there, f"the card to say {text!r}")
 
     def focused(self) -> tuple[str, str]:
         """The kind of what has the focus inside the card, and its text; nothing outside."""
         return tuple(self.page.evaluate(_FOCUSED))
 
     def focus_comes(self, kind: str, text: str = "") -> None:
-        wait_until(lambda: self.is_on(kind, text), f"the focus on {kind} {text!r}", 20)
+        wait_until(lambda: self.is_on(kind, text), f"the focus on {kind} {text!r}")
 
     def is_on(self, kind: str, text: str) -> bool:
         found_kind, found_text = self.focused()
@@ -246,5 +246,5 @@ def test_it_can_be_read_in_both_themes_and_a_link_opens_its_cell(jupyter, tmp_pa
             return [panel.title.label, cell ? cell.model.id : ''];
         }"""
         wanted = ["01_4d_basics.ipynb", "pp-bubble-compare"]
-        wait_until(lambda: page.evaluate(where) == wanted, "the notebook at its cell", 60)
+        wait_until(lambda: page.evaluate(where) == wanted, "the notebook at its cell")
         assert lab.errors == []

@@ -75,7 +75,7 @@ def open_without_kernel(lab: Lab, name: str) -> None:
         }""",
         name,
     )
-    lab.page.wait_for_selector(".jp-NotebookPanel .jp-Cell", timeout=30_000)
+    lab.page.wait_for_selector(".jp-NotebookPanel .jp-Cell")
 
 
 def real_errors(lab: Lab) -> list[str]:
@@ -96,34 +96,34 @@ def test_a_run_survives_a_reload(jupyter, tmp_path, capsys):
         lab.open(name)
         began = time.monotonic()
         lab.run_cell("pico.train")
-        wait_until(lambda: max(steps(lab), default=-1) >= 0, "the first step to be drawn", 90)
+        wait_until(lambda: max(steps(lab), default=-1) >= 0, "the first step to be drawn")
         with capsys.disabled():  # printed, not asserted: how long a first run leaves a reader alone
             print(f"\nfrom the first run cell to a moving figure: {time.monotonic() - began:.1f} s")
         lab.run_cell("mutant =")
         lab.wait_idle()
-        wait_until(lambda: sum(n > 5 for n in steps(lab)) == 2, "both figures to be drawn", 90)
+        wait_until(lambda: sum(n > 5 for n in steps(lab)) == 2, "both figures to be drawn")
         save(lab, tmp_path / name)
         before = max(steps(lab))
 
         lab.open(name)
-        wait_until(lambda: len(steps(lab)) == 2, "both figures to be there again", 60)
+        wait_until(lambda: len(steps(lab)) == 2, "both figures to be there again")
         # From the first moment on what was before is there, and the lower panels with it.
         again = steps(lab)
         assert min(again) >= before - 1, (before, again)
         shown = lab.page.evaluate(_TITLES)
         for titles in shown:
             assert "waiting" in titles[2] and "payload" in titles[3], shown
-        wait_until(lambda: min(steps(lab)) > max(again) + 5, "more steps to arrive", 60)
+        wait_until(lambda: min(steps(lab)) > max(again) + 5, "more steps to arrive")
 
         lab.run_cell("job.stop()")
         lab.wait_idle()
-        wait_until(lambda: PLOTLY in outputs(lab, "run")[0], "the last picture", 30)
+        wait_until(lambda: PLOTLY in outputs(lab, "run")[0], "the last picture")
         [now] = outputs(lab, "run")
         assert WIDGET not in now  # JupyterLab adds a png
         assert WIDGET in outputs(lab, "mutant")[0]
         lab.show_cell("pico.train")
         # What the mutant shows is inside its widget: nothing is lost as long as the kernel lives.
-        wait_until(lambda: sum(n > max(again) for n in steps(lab)) == 2, "both last pictures", 30)
+        wait_until(lambda: sum(n > max(again) for n in steps(lab)) == 2, "both last pictures")
         assert real_errors(lab) == [] and lab.cell_errors() == []
         save(lab, tmp_path / name)
 
@@ -135,12 +135,12 @@ def test_a_run_survives_a_reload(jupyter, tmp_path, capsys):
         open_without_kernel(lab, name)
         # plotly's renderer shows the png that JupyterLab saved, until it is asked for more.
         pictures = lab.page.locator(".jp-OutputArea img, .jp-OutputArea .js-plotly-plot")
-        wait_until(lambda: pictures.count() == 1, "the saved picture, and one only", 30)
+        wait_until(lambda: pictures.count() == 1, "the saved picture, and one only")
         assert pictures.first.bounding_box()["height"] > 300
         # And the mutant's is a widget that nobody can draw.
         lab.show_cell("mutant =")
         panel = lab.page.locator(".jp-NotebookPanel")
-        wait_until(lambda: "Loading widget" in panel.inner_text(), "the mutant's widget", 30)
+        wait_until(lambda: "Loading widget" in panel.inner_text(), "the mutant's widget")
 
 
 ASK = """import picolab as pico
@@ -165,7 +165,7 @@ def under(lab: Lab, cell: str) -> str:
 def field(lab: Lab, cell: str):
     lab.show_cell(cell)
     found = lab.page.locator(".jp-CodeCell", has_text=cell).locator(".picolab-guess input")
-    found.wait_for(timeout=30_000)
+    found.wait_for()
     return found
 
 
@@ -205,7 +205,7 @@ def test_enter_is_a_guess_also_after_a_reload(jupyter, tmp_path, theme):
         typed.press("Enter")
         wait_until(lambda: "87,654" in under(lab, 'compare("a.b.stars'), "the table", 30)
         wait_until(lambda: "98,765" in under(lab, "shown.also("), "what goes with it", 30)
-        wait_until(lambda: "all of them" in under(lab, "covers="), "the panels", 30)
+        wait_until(lambda: "all of them" in under(lab, "covers="), "the panels")
         assert "your guess: 14" in under(lab, 'guess("a.b.stars')
         lab.page.screenshot(path=tmp_path / "uncovered.png")
         for cell in ("apples", "stars", "aside", "covered"):
