@@ -28,7 +28,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """A file's tests go together, since they share what takes long to make; these share nothing."""
+    """A file's tests go together: what they share is made once. Some share nothing, and last."""
     from xdist.scheduler import LoadFileScheduling
 
     class Scheduling(LoadFileScheduling):
