@@ -6,8 +6,9 @@
 
 What may be weekly, and what a push keeps of it, is written in summary/00_architecture.md.
 
-Every step runs, whatever became of the ones before. Run it with the Python of the environment that
-`.ci/setup test` made; standard library only.
+Every step runs, whatever became of the ones before. All that pytest has to run is one run of it:
+what is collected, imported and started is so once, and no core waits for the end of a part. Run it
+with the Python of the environment that `.ci/setup test` made; standard library only.
 """
 
 import argparse
@@ -22,8 +23,11 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
-TWO_AT_ONCE = ("-n", "2", "--dist", "loadfile")  # what a file's tests share is made once
+# Three files at once on two cores: most tests wait for something half of the time. In the order in
+# which they are collected, the last part first: the longest tests, so that all end together.
+AT_ONCE = ("-n", "3", "--dist", "loadfile", "--no-loadscope-reorder")
 NBVAL = ("--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout=300")
+PARTS = ("lint", "unit", "distributed", "notebooks", "browser")
 SLOWEST = 20
 
 
@@ -35,13 +39,22 @@ class Outcome(NamedTuple):
     seconds: float
 
 
+class Test(NamedTuple):
+    part: str
+    name: str
+    result: str
+    seconds: float
+
+
 class Suite:
     def __init__(self, scratch: Path, *, weekly: bool):
         self.scratch, self.weekly = scratch, weekly
         self.outcomes: list[Outcome] = []
         self.took: list[tuple[float, str]] = []  # of each test: seconds, name
+        self.began = time.monotonic()
         # Coverage data, run directories and Jupyter's settings stay out of the checkout and of the
-        # user's home.
+        # user's home. Bytecode may be kept beside its source: the tests start hundreds of
+        # processes, and where it is forbidden each compiles the package again.
         self.environment = {
             **os.environ,
             "PATH": f"{BIN}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
@@ -49,36 +62,46 @@ class Suite:
             "XDG_STATE_HOME": str(scratch / "state"),
             "IPYTHONDIR": str(scratch / "ipython"),
             "PYTHONUNBUFFERED": "1",
+            "PYTHONDONTWRITEBYTECODE": "",
         }
 
     def command(self, step: str, *words: str) -> None:
         """A step that either holds or does not: one check."""
-        status, seconds = self._run(step, words)
+        began = time.monotonic()
+        status = self._run(step, words)
+        seconds = time.monotonic() - began
         self.outcomes.append(Outcome(step, int(status == 0), int(status != 0), 0, seconds))
 
-    def pytest(self, step: str, *words: str, only: str = "", coverage: bool = False) -> None:
-        """A step of many checks (`only` some markers); pytest's own report says how many. Two files
-        at once: most tests wait for something half of the time. Of coverage, one."""
-        report = self.scratch / f"{len(self.outcomes)}.xml"
-        coverage = coverage and self.weekly
-        start = ["coverage", "run", "-m", "pytest"] if coverage else ["pytest", *TWO_AT_ONCE]
-        start += [] if words[: len(NBVAL)] == NBVAL else ["-p", "no:nbval"]  # two seconds a process
-        markers = " and ".join(filter(None, (only, "" if self.weekly else "not weekly")))
-        status, seconds = self._run(
-            step,
-            ["-m", *start, "-q", f"--junit-xml={report}", "-m", markers, *words],
-            # Threads of two processes that share two cores wait for each other, spinning.
-            **({} if coverage else {"OMP_NUM_THREADS": "1"}),
+    def pytest(self, parts: list[str], coverage: bool = False) -> None:
+        """These parts in one run, and an outcome for each. Of coverage, one file at a time."""
+        report = self.scratch / f"{'-'.join(parts)}.xml"
+        # Threads of two processes that share two cores wait for each other, spinning.
+        one_thread = {} if coverage else {"OMP_NUM_THREADS": "1"}
+        start = ("coverage", "run", "-m", "pytest") if coverage else ("pytest", *AT_ONCE)
+        status = self._run(
+            "pytest: " + ", ".join(parts),
+            [
+                *("-m", *start, "-q", f"--junit-xml={report}"),
+                *(NBVAL if "notebooks" in parts else ("-p", "no:nbval")),
+                *("-m", "" if self.weekly else "not weekly"),
+                *_paths(parts),
+            ],
+            **one_thread,
         )
-        passed, failed, skipped, took = _read(report)
-        self.took += took
-        # 5 is "nothing was collected"; a crash may leave no report. Both are failures, never a
-        # green nothing.
-        self.outcomes.append(Outcome(step, passed, max(failed, int(status != 0)), skipped, seconds))
+        tests = _read(report)
+        self.took += [(test.seconds, test.name) for test in tests]
+        for part in parts:
+            results = [test.result for test in tests if test.part == part]
+            passed, failed, skipped = map(results.count, ("passed", "failed", "skipped"))
+            # Where nothing was collected, or a crash left no report: never a green nothing.
+            failed = failed or int(not results)
+            seconds = sum(test.seconds for test in tests if test.part == part)
+            self.outcomes.append(Outcome(part, passed, failed, skipped, seconds))
+        if status and not any(outcome.failed for outcome in self.outcomes):
+            self.outcomes.append(Outcome(f"pytest itself ({status})", 0, 1, 0, 0.0))
 
-    def _run(self, step: str, words, **environment: str) -> tuple[int, float]:
+    def _run(self, step: str, words, **environment: str) -> int:
         print(f"\n=== {step}", flush=True)
-        began = time.monotonic()
         done = subprocess.run(
             [sys.executable, *words],
             cwd=ROOT,
@@ -86,7 +109,7 @@ class Suite:
             stdin=subprocess.DEVNULL,
             check=False,
         )
-        return done.returncode, time.monotonic() - began
+        return done.returncode
 
     def summary(self) -> int:
         if self.took:
@@ -94,37 +117,58 @@ class Suite:
             for seconds, name in sorted(self.took, reverse=True)[:SLOWEST]:
                 print(f"{seconds:>7.1f}  {name}")
         width = max(len(outcome.step) for outcome in self.outcomes)
-        print(f"\n=== summary (Python {sys.version.split()[0]})")
+        print(f"\n=== summary (Python {sys.version.split()[0]}; tests run beside each other)")
         print(f"{'step':<{width}}  result  passed  failed  skipped  seconds")
         for step, passed, failed, skipped, seconds in self.outcomes:
             result = "FAILED" if failed else "ok" if passed else "skipped"
             counts = f"{passed:>6}  {failed:>6}  {skipped:>7}  {seconds:>7.1f}"
             print(f"{step:<{width}}  {result:<7} {counts}")
-        seconds = sum(outcome.seconds for outcome in self.outcomes)
-        print(f"{'together':<{width}}  {'':<33}{seconds:>7.1f}")
+        print(f"{'from begin to end':<{width + 33}}  {time.monotonic() - self.began:>7.1f}")
         passed = sum(outcome.passed for outcome in self.outcomes)
         failed = sum(outcome.failed for outcome in self.outcomes)
         print(f"\n{passed} passed, {failed} failed", flush=True)
         return int(failed > 0)
 
 
-def _read(report: Path) -> tuple[int, int, int, list[tuple[float, str]]]:
-    """(passed, failed, skipped, each test's seconds) of a JUnit report, which may be missing."""
+def _paths(parts: list[str]) -> list[str]:
+    """Where pytest looks. `distributed` is all that is in no other part, so that no new folder is
+    forgotten; a notebook is one in whatever folder of tests."""
+    tests = ROOT / "tests"
+    notebooks = [ROOT / "notebooks", *sorted(tests.glob("**/notebooks"))]
+    own = {"browser": [tests / "browser"], "notebooks": notebooks, "unit": [tests / "unit"]}
+    taken = [path for paths in own.values() for path in paths]
+    folders = [path for path in sorted(tests.iterdir()) if path.is_dir() and path.name[0] != "_"]
+    own["distributed"] = [path for path in folders if path not in taken]
+    asked = [str(path.relative_to(ROOT)) for part in reversed(parts) for path in own[part]]
+    ignored = [] if "notebooks" in parts else notebooks
+    return [*asked, *(f"--ignore={path}" for path in ignored)]
+
+
+def _part(place: str) -> str:
+    """The part of a test, from where it is: tests.unit.costs.test_slices"""
+    for part in ("notebooks", "browser", "unit"):
+        if f".{part}." in f".{place}.":
+            return part
+    return "distributed"
+
+
+def _read(report: Path) -> list[Test]:
+    """The tests of a JUnit report, which may be missing."""
     try:
-        tree = ElementTree.parse(report)
+        cases = list(ElementTree.parse(report).iter("testcase"))
     except (OSError, ElementTree.ParseError):
-        return 0, 0, 0, []
-    suites = list(tree.iter("testsuite"))
-    total, failed, errors, skipped = (
-        sum(int(suite.get(name, 0)) for suite in suites)
-        for name in ("tests", "failures", "errors", "skipped")
-    )
-    took = [
-        (float(case.get("time", 0)), f"{case.get('classname')}: {case.get('name')}")
-        for case in tree.iter("testcase")
-    ]
-    # A test that fails and whose teardown fails too is one test and two entries.
-    return max(total - failed - errors - skipped, 0), failed + errors, skipped, took
+        return []
+    found: dict[str, Test] = {}
+    for case in cases:
+        place = case.get("classname") or case.get("name")  # of a file that cannot be collected
+        name = f"{place}: {case.get('name')}"
+        wrong = {"failure", "error"} & {child.tag for child in case}
+        result = "failed" if wrong else "passed" if case.find("skipped") is None else "skipped"
+        test = Test(_part(place), name, result, float(case.get("time", 0)))
+        # A test that fails and whose teardown fails too is one test and two entries.
+        if name not in found or wrong:
+            found[name] = test
+    return list(found.values())
 
 
 def lint(suite: Suite) -> None:
@@ -134,30 +178,6 @@ def lint(suite: Suite) -> None:
     suite.command("lint: import contract", "-c", contract)
 
 
-def unit(suite: Suite) -> None:
-    suite.pytest("unit", "tests/unit", coverage=True)
-
-
-def distributed(suite: Suite) -> None:
-    """All that is in no other part, so that no new folder is forgotten."""
-    others = "not browser and not notebook"
-    suite.pytest("distributed", "--ignore=tests/unit", "tests", only=others, coverage=True)
-
-
-def notebooks(suite: Suite) -> None:
-    """As they are saved (nbval: a test a cell), beside a run with other parameters (papermill)."""
-    folders = map(str, ROOT.glob("tests/**/notebooks"))
-    suite.pytest("notebooks", *NBVAL, "notebooks", *folders, only="notebook")
-
-
-def browser(suite: Suite) -> None:
-    # Nothing is shared: test by test.
-    suite.pytest("browser", "--dist", "load", "-rs", "tests/browser", only="browser")
-
-
-PARTS = {part.__name__: part for part in (lint, unit, distributed, notebooks, browser)}
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; or all")
@@ -165,11 +185,16 @@ def main() -> int:
     asked = parser.parse_args()
     if unknown := [name for name in asked.parts if name not in PARTS]:
         parser.error(f"{unknown[0]!r} is no part of the suite; there are {', '.join(PARTS)}")
+    chosen = [part for part in PARTS if part in (asked.parts or PARTS)]
+    covered = [part for part in chosen if asked.all and part in ("distributed", "unit")]
     with tempfile.TemporaryDirectory(prefix="picolab-suite-") as scratch:
         suite = Suite(Path(scratch), weekly=asked.all)
-        for name in asked.parts or PARTS:
-            PARTS[name](suite)
-        if any(suite.scratch.glob("coverage*")):
+        if "lint" in chosen:
+            lint(suite)
+        if parts := [part for part in chosen if part != "lint" and part not in covered]:
+            suite.pytest(parts)
+        if covered:
+            suite.pytest(covered, coverage=True)
             suite.command("coverage: combine", "-m", "coverage", "combine", "--quiet")
             suite.command("coverage: report", "-m", "coverage", "report")
         return suite.summary()

@@ -26,6 +26,19 @@ def pytest_collection_modifyitems(items):
             item.add_marker("notebook")
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """A file's tests go together: what they share is made once. Some share nothing, and last."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            alone = nodeid.startswith(("tests/browser/", "tests/notebooks/test_execute"))
+            return nodeid if alone else super()._split_scope(nodeid)
+
+    return Scheduling(config, log) if config.getvalue("dist") == "loadfile" else None
+
+
 @pytest.fixture(scope="session", autouse=True)
 def own_folders(tmp_path_factory):
     temporary = tempfile.mkdtemp(prefix="pl-")  # short: a socket's path has 104 characters at most

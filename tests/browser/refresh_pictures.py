@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from lab_driver import Lab, find_browser
+from lab_driver import Jupyter, Lab, find_browser
 from test_chapter_one import NOTEBOOK, Panel, wait_until
 
 from picolab import chapters
@@ -66,7 +66,7 @@ def take(figure: Figure, lab: Lab, folder: Path) -> None:
     def plot():
         return lab.page.evaluate_handle(_PLOT, figure.cell).as_element()
 
-    wait_until(lambda: plot() is not None, f"a figure under {figure.cell}", timeout_s=30)
+    wait_until(lambda: plot() is not None, f"a figure under {figure.cell}")
     if figure.step is not None:
         rail = plot().query_selector(".slider-rail-touch-rect")
         rail.scroll_into_view_if_needed()
@@ -108,7 +108,7 @@ def take_all(images: Path) -> None:
         taken.mkdir()
         copy = Path(folder) / NOTEBOOK.name
         copy.write_text(source.replace(GUESSES, "DEFAULT_GUESSES = True"), encoding="utf-8")
-        with Lab(folder, size=(1100, 1500)) as lab:
+        with Jupyter() as jupyter, jupyter.lab(folder, size=(1100, 1500)) as lab:
             lab.open(NOTEBOOK.name)
             lab.command("application:toggle-left-area")
             lab.run_all()

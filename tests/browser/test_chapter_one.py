@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from lab_driver import Lab, find_browser
+from lab_driver import DEADLINE_S, Lab, find_browser
 
 NOTEBOOK = Path(__file__).resolve().parents[2] / "notebooks" / "01_4d_basics.ipynb"
 
@@ -45,7 +45,7 @@ class Panel:
         lab.show_cell("pico.panel(")
         # Other cells have a Stop as well.
         self.cell = lab.page.locator(".jp-CodeCell", has_text="pico.panel(")
-        self.button("Run").wait_for(timeout=30_000)
+        self.button("Run").wait_for()
 
     def button(self, name: str):
         found = self.cell.locator("button.jupyter-button")
@@ -103,7 +103,7 @@ class Panel:
 
     def stop(self) -> None:
         self.button("Stop").click()
-        wait_until(lambda: not self.lab.ranks(), "ranks to be gone after stop", timeout_s=5)
+        wait_until(lambda: not self.lab.ranks(), "ranks to be gone after stop")
         stopped = self.lab.page.locator(".progress-bar-warning")
         wait_until(stopped.count, "the panel to show that the run was stopped")
 
@@ -116,7 +116,7 @@ class Lesson:
         lab.show_cell(call)
         cell = lab.page.locator(".jp-CodeCell", has_text=call)
         self.figure = cell.locator(".js-plotly-plot")
-        self.figure.locator(".slider-rail-touch-rect").first.wait_for(timeout=30_000)
+        self.figure.locator(".slider-rail-touch-rect").first.wait_for()
 
     def look(self) -> tuple[float, str]:
         """Its height on the page, and the numbers that it shows."""
@@ -136,7 +136,7 @@ class Lesson:
             self.page.mouse.click(box["x"] + box["width"] - 8, box["y"] + box["height"] / 2)
             time.sleep(0.5)
             assert self.look()[0] == height > 100  # the next slider may give it its height back
-        wait_until(lambda: self.look()[1] != numbers, "the figure to show another step", 10)
+        wait_until(lambda: self.look()[1] != numbers, "the figure to show another step")
         width = self.figure.bounding_box()["width"]
         self.lab.command("application:toggle-left-area")
         wait_until(
@@ -146,7 +146,7 @@ class Lesson:
         assert self.look()[0] == height
 
 
-def wait_until(holds: Callable[[], object], what: str, timeout_s: float = 60) -> None:
+def wait_until(holds: Callable[[], object], what: str, timeout_s: float = DEADLINE_S) -> None:
     deadline = time.monotonic() + timeout_s
     while not holds():
         assert time.monotonic() < deadline, f"waited {timeout_s:g} s for {what}"
@@ -177,9 +177,9 @@ def copy_cells(folder: Path, whole: bool) -> None:
 
 
 @pytest.mark.parametrize("whole", [False, pytest.param(True, marks=pytest.mark.weekly)])
-def test_chapter_one_in_a_browser(tmp_path, whole):
+def test_chapter_one_in_a_browser(jupyter, tmp_path, whole):
     copy_cells(tmp_path, whole)
-    with Lab(tmp_path) as lab:
+    with jupyter.lab(tmp_path) as lab:
         lab.open(NOTEBOOK.name)
         lab.run_all()
         lab.wait_idle(240)
@@ -209,7 +209,7 @@ def test_chapter_one_in_a_browser(tmp_path, whole):
     assert lab.processes() == []
 
 
-def test_the_driver_sees_what_goes_wrong(tmp_path):
+def test_the_driver_sees_what_goes_wrong(jupyter, tmp_path):
     """A notebook with one failing cell, and a page that complains: neither goes unnoticed."""
     cells = ["answer = 6 * 7", "raise ValueError(answer)"]
     notebook = {
@@ -229,12 +229,12 @@ def test_the_driver_sees_what_goes_wrong(tmp_path):
         "nbformat_minor": 5,
     }
     (tmp_path / "wrong.ipynb").write_text(json.dumps(notebook))
-    with Lab(tmp_path) as lab:
+    with jupyter.lab(tmp_path) as lab:
         page = lab.open("wrong.ipynb")
         assert lab.errors == [] and lab.ranks() == []
         lab.run_all()
         lab.wait_idle()
         assert lab.cell_errors() == ["ValueError: 42"]
         page.evaluate("() => console.error('seen')")
-        wait_until(lambda: lab.errors == ["seen"], "the console's error", timeout_s=5)
+        wait_until(lambda: lab.errors == ["seen"], "the console's error")
     assert lab.processes() == []

@@ -78,21 +78,31 @@ def too_pale(lab: Lab) -> list:
     return [pair for pair in lab.page.evaluate(_CONTRASTS) if pair[1] < 4.5]
 
 
-@pytest.mark.parametrize("theme", ["JupyterLab Dark", "JupyterLab Light"])
-def test_every_text_has_the_contrast(tmp_path, theme):
+def check_texts(lab: Lab) -> None:
+    seen = lab.page.evaluate(_CONTRASTS)
+    assert len(seen) > 100
+    assert too_pale(lab) == []
+    lab.page.evaluate("() => { window.rule = document.getElementById('picolab-theme') }")
+    lab.page.evaluate("() => window.rule.remove()")
+    assert len(too_pale(lab)) > 30 and all(contrast > 4 for _, contrast in too_pale(lab))
+    lab.page.evaluate("() => { document.head.append(window.rule) }")
+
+
+def test_every_text_has_the_contrast(jupyter, tmp_path):
+    """In the dark, and in the light after a reader has changed the theme of the open page."""
     write(tmp_path / "figures.ipynb", FIGURES)
-    with Lab(tmp_path, size=(1300, 3500), theme=theme) as lab:
+    with jupyter.lab(tmp_path, size=(1300, 3500), theme="JupyterLab Dark") as lab:
         lab.open("figures.ipynb")
         lab.run_all()
         lab.wait_idle()
         ruled = "() => !!document.getElementById('picolab-theme')"
-        wait_until(lambda: lab.page.evaluate(ruled), "the rule for figures' text", 60)
+        wait_until(lambda: lab.page.evaluate(ruled), "the rule for figures' text")
         drawn = "() => document.querySelectorAll('.js-plotly-plot .main-svg text').length"
-        wait_until(lambda: lab.page.evaluate(drawn) > 60, "figures with text", 60)
-        seen = lab.page.evaluate(_CONTRASTS)
-        assert len(seen) > 100
-        assert too_pale(lab) == []
+        wait_until(lambda: lab.page.evaluate(drawn) > 60, "figures with text")
+        light = "() => document.body.dataset.jpThemeLight == 'true'"
+        assert not lab.page.evaluate(light)
+        check_texts(lab)
+        lab.command("apputils:change-theme", {"theme": "JupyterLab Light"})
+        wait_until(lambda: lab.page.evaluate(light), "the other theme")
+        check_texts(lab)
         assert lab.errors == [] and lab.cell_errors() == []
-
-        lab.page.evaluate("() => document.getElementById('picolab-theme').remove()")
-        assert len(too_pale(lab)) > 30 and all(contrast > 4 for _, contrast in too_pale(lab))

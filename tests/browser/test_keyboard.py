@@ -45,9 +45,9 @@ def tab_to(lab: Lab, text: str) -> list[list[str]]:
     raise AssertionError(f"Tab never reaches {text!r}: {stops}")
 
 
-def test_panel_by_keyboard_also_after_a_reload(tmp_path):
+def test_panel_by_keyboard_also_after_a_reload(jupyter, tmp_path):
     write(tmp_path / "panel.ipynb", {"panel": PANEL})
-    with Lab(tmp_path) as lab:
+    with jupyter.lab(tmp_path) as lab:
         lab.open("panel.ipynb")
         lab.run_cell("pico.panel(")
         lab.wait_idle()
@@ -57,34 +57,34 @@ def test_panel_by_keyboard_also_after_a_reload(tmp_path):
         wait_until(lambda: "dp2: what each of 2 ranks" in panel.text(), "dp 2 to be chosen")
         tab_to(lab, "Run")
         lab.page.keyboard.press("Enter")
-        wait_until(lambda: panel.points() > 10, "points", 90)
+        wait_until(lambda: panel.points() > 10, "points")
 
         lab.command("docmanager:save")
         lab.page.wait_for_timeout(1000)
         lab.open("panel.ipynb")
         panel = Panel(lab)
-        wait_until(lambda: panel.points() > 10, "points to be there again", 60)
+        wait_until(lambda: panel.points() > 10, "points to be there again")
         assert "press Stop to end it" in panel.text()
         tab_to(lab, "Stop")
         lab.page.keyboard.press("Enter")
-        wait_until(lambda: not lab.ranks(), "ranks to be gone", 20)
-        wait_until(lambda: "stopped after" in panel.text(), "the panel to say so", 20)
+        wait_until(lambda: not lab.ranks(), "ranks to be gone")
+        wait_until(lambda: "stopped after" in panel.text(), "the panel to say so")
         pictures = lab.page.locator(".jp-OutputArea .js-plotly-plot:visible")
-        wait_until(lambda: pictures.count() == 1, "one picture, of the run", 30)
+        wait_until(lambda: pictures.count() == 1, "one picture, of the run")
         assert lab.cell_errors() == []
 
 
-def test_mystery_run_by_keyboard(tmp_path):
+def test_mystery_run_by_keyboard(jupyter, tmp_path):
     write(
         tmp_path / "mystery.ipynb",
         {"mystery": "import picolab as pico\npico.mystery('4d.mystery.1')", "after": "'here'"},
     )
-    with Lab(tmp_path) as lab:
+    with jupyter.lab(tmp_path) as lab:
         lab.open("mystery.ipynb")
         lab.run_cell("pico.mystery(")
         lab.wait_idle()
         form = lab.page.locator(".picolab-mystery")
-        form.locator("input[type=radio]").first.wait_for(timeout=30_000)
+        form.locator("input[type=radio]").first.wait_for()
         grouped = "form => !!form.querySelector('input[type=radio]').name"
         wait_until(lambda: form.evaluate(grouped), "one group of radio buttons")
 
@@ -107,6 +107,6 @@ def test_mystery_run_by_keyboard(tmp_path):
         tab_to(lab, "Name it")
         lab.page.keyboard.press("Enter")
         said = ("Wrong so far", "Closed, score")
-        wait_until(lambda: any(word in form.inner_text() for word in said), "the verdict", 60)
+        wait_until(lambda: any(word in form.inner_text() for word in said), "the verdict")
         assert lab.page.evaluate("() => jupyterapp.shell.currentWidget.content.widgets.length") == 2
         assert lab.errors == [] and lab.cell_errors() == []

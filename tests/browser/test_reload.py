@@ -92,7 +92,7 @@ def open_without_kernel(lab: Lab, name: str) -> None:
         }""",
         name,
     )
-    lab.page.wait_for_selector(".jp-NotebookPanel .jp-Cell", timeout=30_000)
+    lab.page.wait_for_selector(".jp-NotebookPanel .jp-Cell")
 
 
 def real_errors(lab: Lab) -> list[str]:
@@ -105,43 +105,43 @@ def steps(lab: Lab) -> list[int]:
     return lab.page.evaluate(_LAST_STEP)
 
 
-def test_a_run_survives_a_reload(tmp_path, capsys):
+def test_a_run_survives_a_reload(jupyter, tmp_path, capsys):
     name = "run.ipynb"
     cells = {"start": START, "ask": PLAIN_ASK, "run": RUN, "mutant": MUTANT, "stop": "job.stop()"}
     write(tmp_path / name, cells)
-    with Lab(tmp_path) as lab:
+    with jupyter.lab(tmp_path) as lab:
         lab.open(name)
         began = time.monotonic()
         for cell in (START, "pico.train"):
             lab.run_cell(cell)
-        wait_until(lambda: max(steps(lab), default=-1) >= 0, "the first step to be drawn", 90)
+        wait_until(lambda: max(steps(lab), default=-1) >= 0, "the first step to be drawn")
         with capsys.disabled():  # printed, not asserted: how long a first run leaves a reader alone
             print(f"\nfrom the first run cell to a moving figure: {time.monotonic() - began:.1f} s")
         lab.run_cell("mutant =")
         lab.wait_idle()
-        wait_until(lambda: sum(n > 5 for n in steps(lab)) == 2, "both figures to be drawn", 90)
+        wait_until(lambda: sum(n > 5 for n in steps(lab)) == 2, "both figures to be drawn")
         save(lab, tmp_path / name)
         before = max(steps(lab))
 
         lab.open(name)
-        wait_until(lambda: len(steps(lab)) == 2, "both figures to be there again", 60)
+        wait_until(lambda: len(steps(lab)) == 2, "both figures to be there again")
         # From the first moment on what was before is there, and the lower panels with it.
         again = steps(lab)
         assert min(again) >= before - 1, (before, again)
         shown = lab.page.evaluate(_TITLES)
         for titles in shown:
             assert "waiting" in titles[2] and "payload" in titles[3], shown
-        wait_until(lambda: min(steps(lab)) > max(again) + 5, "more steps to arrive", 60)
+        wait_until(lambda: min(steps(lab)) > max(again) + 5, "more steps to arrive")
 
         lab.run_cell("job.stop()")
         lab.wait_idle()
-        wait_until(lambda: PLOTLY in outputs(lab, "run")[0], "the last picture", 30)
+        wait_until(lambda: PLOTLY in outputs(lab, "run")[0], "the last picture")
         [now] = outputs(lab, "run")
         assert WIDGET not in now  # JupyterLab adds a png
         assert WIDGET in outputs(lab, "mutant")[0]
         lab.show_cell("pico.train")
         # What the mutant shows is inside its widget: nothing is lost as long as the kernel lives.
-        wait_until(lambda: sum(n > max(again) for n in steps(lab)) == 2, "both last pictures", 30)
+        wait_until(lambda: sum(n > max(again) for n in steps(lab)) == 2, "both last pictures")
         assert real_errors(lab) == [] and lab.cell_errors() == []
         save(lab, tmp_path / name)
 
@@ -153,15 +153,15 @@ def test_a_run_survives_a_reload(tmp_path, capsys):
         open_without_kernel(lab, name)
         # plotly's renderer shows the png that JupyterLab saved, until it is asked for more.
         pictures = lab.page.locator(".jp-OutputArea img, .jp-OutputArea .js-plotly-plot")
-        wait_until(lambda: pictures.count() == 1, "the saved picture, and one only", 30)
+        wait_until(lambda: pictures.count() == 1, "the saved picture, and one only")
         assert pictures.first.bounding_box()["height"] > 300
         pictures.first.hover()  # now it draws the figure, and text has the colour of the page's
-        wait_until(lambda: lab.page.evaluate(_TEXT_COLOURS)[0], "a figure with text", 30)
+        wait_until(lambda: lab.page.evaluate(_TEXT_COLOURS)[0], "a figure with text")
         own, page = lab.page.evaluate(_TEXT_COLOURS)
         assert own == [page]
         # The guess's form and the mutant's figure are widgets that nobody can draw.
         lab.show_cell("mutant =")
-        wait_until(lambda: len(lab.page.evaluate(_DEAD)) == 2, "two places without a widget", 30)
+        wait_until(lambda: len(lab.page.evaluate(_DEAD)) == 2, "two places without a widget")
         for said, size in lab.page.evaluate(_DEAD):
             assert "needs its kernel" in said and size == "0px"
         lab.page.evaluate("() => document.querySelector('style.picolab-saved').remove()")
@@ -191,20 +191,20 @@ def under(lab: Lab, cell: str) -> str:
 def field(lab: Lab, cell: str):
     lab.show_cell(cell)
     found = lab.page.locator(".jp-CodeCell", has_text=cell).locator(".picolab-guess input")
-    found.wait_for(timeout=30_000)
+    found.wait_for()
     return found
 
 
 @pytest.mark.parametrize(
     "theme", ["JupyterLab Dark", pytest.param("JupyterLab Light", marks=pytest.mark.weekly)]
 )
-def test_enter_is_a_guess_also_after_a_reload(tmp_path, theme):
+def test_enter_is_a_guess_also_after_a_reload(jupyter, tmp_path, theme):
     name = "guess.ipynb"
     cells = {"ask-apples": ASK.format("apples"), "apples": LOOK.format("apples", 54321)}
     cells |= {"ask-stars": ASK.format("stars"), "stars": LOOK.format("stars", 87654)}
     cells |= {"aside": ASIDE, "covered": COVERED}
     write(tmp_path / name, cells)
-    with Lab(tmp_path, theme=theme) as lab:
+    with jupyter.lab(tmp_path, theme=theme) as lab:
         lab.open(name)
         lab.run_all()
         lab.wait_idle()
@@ -231,7 +231,7 @@ def test_enter_is_a_guess_also_after_a_reload(tmp_path, theme):
         typed.press("Enter")
         wait_until(lambda: "87,654" in under(lab, 'compare("a.b.stars'), "the table", 30)
         wait_until(lambda: "98,765" in under(lab, "shown.also("), "what goes with it", 30)
-        wait_until(lambda: "all of them" in under(lab, "covers="), "the panels", 30)
+        wait_until(lambda: "all of them" in under(lab, "covers="), "the panels")
         assert "your guess: 14" in under(lab, 'guess("a.b.stars')
         lab.page.screenshot(path=tmp_path / "uncovered.png")
         for cell in ("apples", "stars", "aside", "covered"):
