@@ -20,6 +20,8 @@ Each inconvenience is there because some bug is invisible without it:
                                 moves by itself: a capacity that drops, groups, a bias, a shared
                                 expert, a dense first layer, normalised queries and keys; in the
                                 untied one without
+    fewer key-value heads than  in the second model: neighbours of tp hold the same one, whose
+    ranks of tp                 gradient is a sum over them, and count it once
     AdamW's eps 1e-5            at 1e-8 a parameter whose gradient is all but 0 moves by the sign of
                                 a rounding error, and layouts that are right would differ
 
@@ -63,12 +65,13 @@ class Recipe:
 
     @cached_property
     def config(self) -> ModelConfig:
-        """Two query heads a key-value head, and nothing that an axis divides."""
+        """Two query heads a key-value head, and nothing that an axis divides; in the second model
+        more ranks of tp than key-value heads."""
         layout = self.layout
         chunks = 2 * layout.cp if layout.cp > 1 else 1
         shares = layout.cp * layout.tp if layout.sp else 1
         chunk = math.lcm(chunks, shares)
-        kv_heads = max(KV_HEADS, layout.tp)
+        heads, kv_heads = self._heads()
         experts: dict = {}
         if layout.ep > 1:
             experts = dict(experts=3 * layout.ep, experts_per_token=2, expert_ffn=11, aux_loss=0.05)
@@ -78,7 +81,7 @@ class Recipe:
             hidden=32,
             ffn=FFN,
             layers=sum(layout.stages) or layout.stage_count + 1,
-            heads=2 * kv_heads,
+            heads=heads,
             kv_heads=kv_heads,
             head_dim=4,
             vocab=VOCABULARY if self.tied else LARGE,
@@ -86,6 +89,15 @@ class Recipe:
             tied=self.tied,
             **experts,
         )
+
+    def _heads(self) -> tuple[int, int]:
+        """Query heads and key-value heads."""
+        tp = self.layout.tp
+        if self.tied or tp == 1:
+            kv_heads = max(KV_HEADS, tp)
+            return 2 * kv_heads, kv_heads
+        copies = next(n for n in range(2, tp + 1) if tp % n == 0)
+        return 2 * tp, tp // copies
 
     @cached_property
     def training(self) -> TrainConfig:

@@ -5,11 +5,15 @@ it; so what is compared is looked at too. What the oracle must not pass is in te
 """
 
 import json
+from contextlib import contextmanager
 
 import pytest
 import torch
 
 from picolab.debug import main_verify, verify
+from picolab.debug.faults import Fault, patched
+from picolab.debug.oracle import verify_each
+from picolab.parallel import TensorParallelOptimizer
 
 # A push: each axis alone, each pair of axes in some layout (dp with pp among the three axes), an
 # axis of which a rank is neither first nor last, three at once, and each stage of ZeRO. The rest is
@@ -129,3 +133,20 @@ def test_a_seed_of_its_own_and_the_same_bits_twice():
     first, again, other = verify("tp2"), verify("tp2"), verify("tp2", seed=8)
     assert first.evidence.ranks[1].losses == again.evidence.ranks[1].losses
     assert other.ok and other.evidence.ranks[1].losses != first.evidence.ranks[1].losses
+
+
+@contextmanager
+def heads_not_shared(layout):
+    """Ranks that hold the same key-value head keep the gradient of their own queries."""
+    with patched(TensorParallelOptimizer, "sum_shared_heads", lambda self, parameters: None):
+        yield
+
+
+def test_key_value_heads_that_neighbours_share_are_compared():
+    """In the second model, which alone has fewer of them than ranks of tp."""
+    fault = Fault("heads", "a mutant", "here", "tp", heads_not_shared)
+    right, wrong = verify_each("tp2", [None, fault], steps=2)
+    assert right.ok and not wrong.ok, str(right)
+    recipe = wrong.evidence.recipe
+    assert not recipe.tied and recipe.config.kv_heads < recipe.layout.tp
+    assert "attention.k.weight" in wrong.worst.name or "attention.v.weight" in wrong.worst.name

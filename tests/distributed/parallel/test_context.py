@@ -188,16 +188,30 @@ def test_the_kernel_is_the_formula(dtype, causal):
     if not causal:
         k, v = k[:, :, :10], v[:, :, :10]
     tolerance = {torch.float64: 1e-14, torch.float32: 2e-6, torch.bfloat16: 2e-2}[dtype]
-    flash, formula = (
-        f(q, k, v, causal) for f in (attention_block.attend, attention_block.math_attend)
-    )
-    backward = [
-        f(dout, q, k, v, *formula, causal)
-        for f in (attention_block.attend_backward, attention_block.math_attend_backward)
-    ]
-    for a, b in zip((*flash, *backward[0]), (*formula, *backward[1])):
+
+    def computed(saved=None):
+        """out, log-sum-exp, dq, dk, dv by the kernel; the same by the formulas."""
+        flash, formula = (
+            f(q, k, v, causal) for f in (attention_block.attend, attention_block.math_attend)
+        )
+        back = [
+            f(dout, q, k, v, *(saved or formula), causal)
+            for f in (attention_block.attend_backward, attention_block.math_attend_backward)
+        ]
+        return (*flash, *back[0]), (*formula, *back[1])
+
+    flash, formula = computed()
+    for i, (a, b) in enumerate(zip(flash, formula)):
         assert a.dtype == b.dtype and a.shape == b.shape
-        assert float((a - b).abs().max() / b.abs().max()) < tolerance
+        off = float((a - b).abs().max() / b.abs().max())
+        if not off < tolerance:  # seen once, in fp64, of many thousands: which of the two was it?
+            same = [
+                torch.equal(x[i], y[i]) for x, y in zip((flash, formula), computed(formula[:2]))
+            ]
+            raise AssertionError(
+                f"number {i} is off by {off}, {torch.get_num_threads()} threads; computed again, "
+                f"(kernel, formula) are the same: {same}"
+            )
     assert flash[1].dtype == attention_block.accumulation_dtype(dtype)
 
 
