@@ -12,6 +12,9 @@ plotly's `FigureWidget` does not survive that, for three reasons, each with its 
   after: a busy machine needs more. So the figure's own script is short, and plotly is sent once,
   in a widget of its own, and loaded once a page; and once it can draw, the figure listens by
   itself (`hear`).
+
+And it does not follow the width of its place (a reader hides the list of files): so the page says
+when that is another one.
 """
 
 import copy
@@ -79,7 +82,19 @@ async function render({ model, el }) {
     drawn.initialize({ model });
     const remove = drawn.render({ model, el });
     model.send({ can_draw: true });
-    return remove;
+    let timer, width = el.clientWidth;
+    const watch = new ResizeObserver(() => {
+        if (el.clientWidth === width || !el.clientWidth) return;
+        width = el.clientWidth;
+        clearTimeout(timer);
+        timer = setTimeout(() => model.send({ other_width: true }), 200);
+    });
+    watch.observe(el);
+    return () => {
+        clearTimeout(timer);
+        watch.disconnect();
+        if (remove) remove();
+    };
 }
 export default { render };
 """
@@ -136,6 +151,8 @@ class LiveFigure(FigureWidget):
         if content.get("can_draw"):
             self.say_again()
             self._stands.set()
+        if content.get("other_width"):  # plotly's own way would take the figure's height, too
+            self._send_relayout_msg({"autosize": True})
 
     def say_again(self) -> None:
         """Send the data and what can change of the layout, though nothing has changed here."""

@@ -49,7 +49,7 @@ class PanelWidgets:
         self.run = widgets.Button(description="Run", button_style="primary", icon="play")
         self.stop = widgets.Button(description="Stop", icon="stop", disabled=True)
         self.progress = widgets.IntProgress(min=0, max=steps, description="steps")
-        self.steps = widgets.Label(f"0 of {steps}")
+        self.steps = widgets.Label(f"0 of {steps:,}")
         self.message = widgets.HTML(sentence_html(panel.message))
         self.formulas, self.placement = widgets.HTML(), widgets.HTML()
         self.show_formulas()
@@ -120,7 +120,7 @@ class PanelWidgets:
     def _progress(self, state: RunState) -> None:
         count = max(state.losses, default=-1) + 1
         self.progress.value = count
-        self.steps.value = f"{count} of {self.progress.max}"
+        self.steps.value = f"{count:,} of {self.progress.max:,}"
 
 
 def _buttons(axis: str, sizes: list, size):

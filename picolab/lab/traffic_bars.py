@@ -46,7 +46,7 @@ def traffic_bars(
     whose = "one step, mean of the ranks" if layout.pp > 1 else "one rank, one step"
     body = "".join(rows)
     table = (
-        f'<table style="width:100%;max-width:900px;border-collapse:collapse">'
+        f'<table style="width:100%;max-width:900px;border-collapse:collapse;margin-top:6px">'
         f'<thead><tr><th scope="col" colspan="4" style="{_CELL}">{whose}, payload</th></tr></thead>'
         f"{body}</table>"
         if reasons

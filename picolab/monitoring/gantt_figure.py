@@ -15,7 +15,7 @@ from numbers import Real
 from typing import NamedTuple
 
 from picolab.schedules import Span, Timeline
-from picolab.show.picture import MEMORY, TEXT, TIME, LabFigure, ink, template
+from picolab.show.picture import LETTERS, MEMORY, TEXT, TIME, LabFigure, broken, ink, template
 from picolab.show.table import Table
 
 MAX_RANKS = 64
@@ -23,6 +23,7 @@ MAX_RANKS = 64
 _ROW = 30  # pixels of a stage's row
 _LANE = 18  # of a stage's lane in what is held
 _GAP, _HEADING = 16, 34
+_LINE = 17  # of a heading that has a second one
 TOP, BOTTOM = 56, 52
 _WIDE = 780  # pixels of the time axis where the figure is as wide as a notebook's page
 _KINDS = {"F": "forward", "B": "backward", "W": "backward, weights"}
@@ -88,7 +89,7 @@ def _heading(timeline: Timeline, unit: str) -> str:
     name = f"{NAMES.get(timeline.name, timeline.name)}, " if timeline.name else ""
     return (
         f"<b>{_how(timeline)}</b>: {name}{_sizes(timeline)}, {timeline.micro_batches} "
-        f"micro-batches; bubble {percent(timeline.bubble_of_total)} of total, "
+        f"micro-batches<br>bubble {percent(timeline.bubble_of_total)} of total, "
         f"{percent(timeline.bubble_of_ideal)} of ideal; {float(timeline.makespan):.4g} {unit}"
     )
 
@@ -128,12 +129,14 @@ class _Panel(NamedTuple):
     heading: float
 
 
-def place(rows: list[int]) -> tuple[list[_Panel], int]:
-    """Panels from the top down for timelines of that many rows, and the pixels they need."""
-    total = sum(_HEADING + _ROW * n + _GAP + _LANE * n for n in rows)
+def place(rows: list[int], lines: int = 1) -> tuple[list[_Panel], int]:
+    """Panels from the top down for timelines of that many rows, with that many lines above each,
+    and the pixels they need."""
+    above = _HEADING + _LINE * (lines - 1)
+    total = sum(above + _ROW * n + _GAP + _LANE * n for n in rows)
     panels, y = [], float(total)
     for i, n in enumerate(rows):
-        heading = y - _HEADING
+        heading = y - above
         bars = (heading - _ROW * n, heading)
         flight = (bars[0] - _GAP - _LANE * n, bars[0] - _GAP)
         y = flight[0]
@@ -308,7 +311,13 @@ def panel_axes(panel: _Panel, ranks: int, row: str) -> dict:
 def common_layout(title: str, height: int, unit: str, lowest: str) -> dict:
     return {
         "template": template(),
-        "title": {"text": title, "y": 1, "yref": "container", "yanchor": "top", "pad": {"t": 14}},
+        "title": {
+            "text": broken(title, LETTERS),
+            "y": 1,
+            "yref": "container",
+            "yanchor": "top",
+            "pad": {"t": 14},
+        },
         "height": height,
         "barmode": "overlay",
         "uniformtext": {"minsize": 9, "mode": "hide"},
@@ -322,7 +331,7 @@ def common_layout(title: str, height: int, unit: str, lowest: str) -> dict:
 def _build(drawn: list[Timeline], title: str, unit: str):
     import plotly.graph_objects as go
 
-    panels, pixels = place([timeline.ranks for timeline in drawn])
+    panels, pixels = place([timeline.ranks for timeline in drawn], lines=2)
     layout = common_layout(title, pixels + TOP + BOTTOM, unit, panels[-1].flight)
     longest = max(float(timeline.makespan) for timeline in drawn)
     most = max(max(timeline.peak_in_flight) for timeline in drawn)  # one scale for both

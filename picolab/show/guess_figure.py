@@ -25,7 +25,7 @@ from picolab.show.table import Table, bytes_text, show
 
 NEAR = 0.10  # a guess within 10 % counts as near
 _EDGE = 10.0  # a guess farther away than this stands at the edge
-_TICKS = {0.1: "÷ 10", 0.2: "÷ 5", 0.5: "÷ 2", 1.0: "right", 2.0: "× 2", 5.0: "× 5", 10.0: "× 10"}
+_TICKS = {0.1: "÷10", 0.2: "÷5", 0.5: "÷2", 1.0: "right", 2.0: "×2", 5.0: "×5", 10.0: "×10"}
 
 # Pixels. Questions stand in the left margin, so that a wide page widens the axis and not them.
 _LABEL, _LINE, _BETWEEN, _TOP, _BOTTOM = 320, 17, 16, 96, 52
@@ -208,6 +208,7 @@ def _build(rows: list[Answered], title: str):
             "side": "top",
             "tickvals": list(_TICKS),
             "ticktext": list(_TICKS.values()),
+            "tickangle": 0,
             "title": {"text": "guess / formula (where there is none: / measured)"},
             "fixedrange": True,
         },

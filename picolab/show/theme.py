@@ -51,7 +51,9 @@ def saved() -> str:
     """HTML without a face: the rule, and what stands where a widget has no kernel to come from."""
     return (
         f'<style class="picolab-saved">{rule()}\n'
-        ".jp-OutputArea-child:has(.picolab-saved) { display: none }\n"
+        ".jp-OutputArea-child:has(.picolab-saved),\n"
+        ".jp-Cell-outputWrapper:has(.jp-OutputArea-child:only-child .picolab-saved)"
+        " { display: none }\n"
         f"{_DEAD} {{ font-size: 0 }}\n"
         f"{_DEAD}::after {{ content: '{_WHAT_TO_DO}'; font-size: var(--jp-ui-font-size1, 13px) }}"
         "</style>"

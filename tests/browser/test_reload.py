@@ -39,6 +39,8 @@ MUTANT = """mutant = pico.dashboard(job)
 mutant._replace = lambda bundle: mutant._handle.update(**bundle)"""
 _LAST_STEP = """() => [...document.querySelectorAll('.js-plotly-plot')].map(figure =>
     Math.max(-1, ...((figure._fullData || [{}])[0].x || [])))"""
+_SIZES = """() => [...document.querySelectorAll('.js-plotly-plot')].map(figure =>
+    [figure._fullLayout.width, figure._fullLayout.height])"""
 _TITLES = """() => [...document.querySelectorAll('.js-plotly-plot')].map(figure =>
     (figure._fullLayout.annotations || []).map(note => note.text))"""
 # What is said where a widget cannot be drawn, and the size of the letters of "Loading widget".
@@ -105,9 +107,13 @@ def steps(lab: Lab) -> list[int]:
     return lab.page.evaluate(_LAST_STEP)
 
 
+def narrowest(lab: Lab) -> float:
+    return min(width for width, _ in lab.page.evaluate(_SIZES))
+
+
 def test_a_run_survives_a_reload(jupyter, tmp_path, capsys):
     name = "run.ipynb"
-    cells = {"start": START, "ask": PLAIN_ASK, "run": RUN, "mutant": MUTANT, "stop": "job.stop()"}
+    cells = {"start": START, "run": RUN, "mutant": MUTANT, "stop": "job.stop()", "ask": PLAIN_ASK}
     write(tmp_path / name, cells)
     with jupyter.lab(tmp_path) as lab:
         lab.open(name)
@@ -117,7 +123,8 @@ def test_a_run_survives_a_reload(jupyter, tmp_path, capsys):
         wait_until(lambda: max(steps(lab), default=-1) >= 0, "the first step to be drawn")
         with capsys.disabled():  # printed, not asserted: how long a first run leaves a reader alone
             print(f"\nfrom the first run cell to a moving figure: {time.monotonic() - began:.1f} s")
-        lab.run_cell("mutant =")
+        for cell in (PLAIN_ASK, "mutant ="):
+            lab.run_cell(cell)
         lab.wait_idle()
         wait_until(lambda: sum(n > 5 for n in steps(lab)) == 2, "both figures to be drawn")
         save(lab, tmp_path / name)
@@ -132,6 +139,11 @@ def test_a_run_survives_a_reload(jupyter, tmp_path, capsys):
         for titles in shown:
             assert "waiting" in titles[2] and "payload" in titles[3], shown
         wait_until(lambda: min(steps(lab)) > max(again) + 5, "more steps to arrive")
+
+        widths, heights = zip(*lab.page.evaluate(_SIZES))
+        lab.command("application:toggle-left-area")  # no step need come for this
+        wait_until(lambda: narrowest(lab) > max(widths) + 100, "figures to follow their places")
+        assert tuple(height for _, height in lab.page.evaluate(_SIZES)) == heights
 
         lab.run_cell("job.stop()")
         lab.wait_idle()

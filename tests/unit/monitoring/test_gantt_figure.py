@@ -60,11 +60,15 @@ def test_what_is_held_is_drawn_beneath():
 def test_simulated_above_measured_on_one_axis():
     sim, run = simulated(), measured()
     figure = gantt(sim, run, formula=costs.bubble_of_total(4, 8))
-    assert figure.figure.layout.title.text == (
+    assert figure.figure.layout.title.text.replace("<br>", " ") == (
         f"Bubble of the total: 27.3 % simulated, {100 * run.bubble_of_total:.1f} % measured, "
         "27.3 % by formula"
     )
     notes = [note.text for note in figure.figure.layout.annotations]
+    lines = [
+        line for text in [figure.figure.layout.title.text, *notes] for line in text.split("<br>")
+    ]
+    assert max(map(len, lines)) <= 66 + len("<b></b>")  # a page of 1,000 pixels cuts the rest
     assert "simulated" in notes[0] and "measured" in notes[1] and "simulated" not in notes[1]
     drawn = bars(figure.figure)
     assert [trace.yaxis for trace in drawn] == ["y", "y", "y3", "y3"]
