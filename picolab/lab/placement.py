@@ -5,6 +5,7 @@
     layers      pp
     q ... down  the matrices of each of its layers: tp. q, k, v, gate and up are cut along their
                 outputs (upright bands), o and down along their inputs (flat bands)
+    experts     of each of its layers that has some: ep; gate, up and down are then an expert's
     embed, head rows of the vocabulary: tp, on the first and on the last stage of pp
 
 The strip is the whole thing, and what the rank holds of it is filled. Ranks with the same colour
@@ -62,7 +63,7 @@ def parts(
     config: ModelConfig, layout: Layout | str, rank: int, *, micro_batch: int, accumulate: int
 ) -> list[Part]:
     """What one rank holds, in the order of the columns. Raises what `costs.local_parameters` does:
-    of dp, tp, pp and cp, and plain Llama decoders.
+    of Llama decoders, with experts or without.
     """
     layout = Layout.parse(layout)
     costs.local_parameters(config, layout, rank)  # refuses what has no such slices
@@ -85,7 +86,8 @@ def parts(
     q, kv = ((range(held.start * size, held.stop * size),) for held in heads)
     head = tp // layout.head_copies(config)  # neighbours may hold the same
     rows = cut(config.vocab)
-    ffn = cut(config.ffn)
+    width = config.expert_ffn or config.ffn
+    ffn = cut(width)
     first, last = 0 in stages, layout.stage_count - 1 in stages
     found = [
         Part("samples", "dp", dp, _joined([range(i, i + 1) for i in sequences]), batch),
@@ -94,12 +96,20 @@ def parts(
         Part("q", "tp", tp, q, queries),
         Part("k, v", "tp", head, kv, keys),
         Part("o", "tp", tp, q, queries, flat=True),
-        Part("gate, up", "tp", tp, ffn, config.ffn),
-        Part("down", "tp", tp, ffn, config.ffn, flat=True),
+        *([_experts(config, layout, rank)] if config.experts else []),
+        Part("gate, up", "tp", tp, ffn, width),
+        Part("down", "tp", tp, ffn, width, flat=True),
         Part("embed", "tp", tp, rows if first else (), config.vocab, flat=True),
         Part("head", "tp", tp, rows if last else (), config.vocab, flat=True),
     ]
-    return [part._replace(cut=layout.axes[part.axis] > 1) for part in found]
+    return [part._replace(cut=layout.size(part.axis) > 1) for part in found]
+
+
+def _experts(config: ModelConfig, layout: Layout, rank: int) -> Part:
+    (line,) = (line for line in layout.lines("ep") if rank in line)
+    ep = line.index(rank)
+    held = costs.even_slices(config.experts, layout.ep)[ep]
+    return Part("experts", "ep", ep, (held,), config.experts)
 
 
 def placement_figure(
@@ -111,13 +121,13 @@ def placement_figure(
 ) -> "Placement":
     """Draw which rank holds which layers, slices of matrices, tokens and sequences.
 
-    layout       dp, tp, pp and cp; of more than 16 ranks the first 16 are drawn
-    config       a plain Llama decoder, or the name of one
+    layout       dp, tp, pp, cp and ep; of more than 16 ranks the first 16 are drawn
+    config       a Llama decoder, with experts or without, or the name of one
     micro_batch  sequences of a micro-batch
     accumulate   micro-batches of one replica in a step
 
     Raises ValueError for a layout that cannot split the model, and for what has no such slices
-    (experts, ZeRO 3).
+    (latent attention).
     """
     if isinstance(config, str):
         config = ModelConfig.preset(config)

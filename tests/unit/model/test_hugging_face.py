@@ -17,9 +17,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from picolab.model import Transformer, global_tensors, hf_config, initialise, load_hf, save_hf
+from picolab.model import (
+    Transformer,
+    global_tensors,
+    hf_config,
+    hugging_face_families,
+    initialise,
+    load_hf,
+    save_hf,
+)
 from picolab.model import hugging_face as hf
-from picolab.model import hugging_face_families
 from picolab.specs import ModelConfig
 
 SHAPE = dict(hidden=48, ffn=80, layers=3, heads=6, kv_heads=2, vocab=97, seq=32)
