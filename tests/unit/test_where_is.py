@@ -88,7 +88,7 @@ ROWS = [
         f"{DIST}:all_to_all_single"),
     Row("balance: loss", "picolab.moe.balance:aux_loss", "", ""),
     Row("balance: bias", "picolab.moe.balance:move_bias", "", ""),
-    Row("balance: experts that move", "picolab.moe.placement:move", "", ""),
+    Row("balance: experts that move", "picolab.moe.placement:LoadBalancer", "", ""),
     Row("experts on ranks", "picolab.moe.strategy:MoEParallelStrategy", "", ""),
     Row("experts under tp and cp", "picolab.parallel.experts:split_experts", "", ""),
     Row("the composition", "picolab.parallel.three_d:placements", f"{BASICS}#close-layout-run", ""),
