@@ -54,6 +54,7 @@ _ROOMS = (
     "launch",
     "comm",
     "model",
+    "moe",
     "parallel",
     "training",
     "debug",
