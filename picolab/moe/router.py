@@ -215,6 +215,11 @@ class Router(nn.Module):
             self._choices, self._again = None, False
 
 
+def is_bias(parameter: nn.Parameter) -> bool:
+    """Whether it is a router's bias, which a balancer moves and no optimizer."""
+    return parameter.pieces[0].name.endswith(".router.bias")
+
+
 def saved_choices(
     block: nn.Module,
 ) -> Callable[[], tuple[AbstractContextManager, AbstractContextManager]]:

@@ -22,7 +22,7 @@ from picolab import comm, costs, schedules
 from picolab.model import Transformer, initialise
 from picolab.model.placement import Batch, Placement
 from picolab.moe import ExpertLayer, MoEParallelStrategy
-from picolab.moe.router import WholePool
+from picolab.moe.router import WholePool, is_bias
 from picolab.parallel import micro_batches
 from picolab.parallel.context import ContextParallelOptimizer
 from picolab.parallel.data import DataParallelOptimizer
@@ -97,8 +97,8 @@ def _apart(parameter: torch.nn.Parameter) -> bool:
 
 
 def _not_apart(parameter: torch.nn.Parameter) -> bool:
-    """And what no gradient trains (a router's bias) needs nobody."""
-    return parameter.requires_grad and not _apart(parameter)
+    """A router's bias needs nobody: no gradient trains it, and every rank moves it alike."""
+    return not _apart(parameter) and not is_bias(parameter)
 
 
 def parallelize(
