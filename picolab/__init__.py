@@ -56,6 +56,7 @@ _ROOMS = (
     "launch",
     "comm",
     "model",
+    "moe",
     "parallel",
     "training",
     "debug",

@@ -45,9 +45,8 @@ def _undivided(layout):
     "ep without zero",
 )
 def _over_all_replicas(layout):
-    with patched(three_d, "_not_apart", lambda parameter: parameter.requires_grad):
-        with patched(three_d, "_apart", lambda parameter: False):
-            yield
+    with patched(three_d, "_apart", lambda parameter: False):
+        yield
 
 
 @fault(

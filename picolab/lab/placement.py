@@ -5,6 +5,7 @@
     layers      pp
     q ... down  the matrices of each of its layers: tp. q, k, v, gate and up are cut along their
                 outputs (upright bands), o and down along their inputs (flat bands)
+    experts     of each of its layers that has some: ep; gate, up and down are then an expert's
     embed, head rows of the vocabulary: tp, on the first and on the last stage of pp
 
 The strip is the whole thing, and what the rank holds of it is filled. Ranks with the same colour
@@ -69,7 +70,7 @@ def parts(
     config: ModelConfig, layout: Layout | str, rank: int, *, micro_batch: int, accumulate: int
 ) -> list[Part]:
     """What one rank holds, in the order of the columns. Raises what `costs.local_parameters` does:
-    of dp, tp, pp and cp, and plain Llama decoders.
+    of Llama decoders, with experts or without.
     """
     layout = Layout.parse(layout)
     costs.local_parameters(config, layout, rank)  # refuses what has no such slices
@@ -93,7 +94,8 @@ def parts(
     group = layout.size(layout.shard_axis) if layout.zero else 1
     head = tp // layout.head_copies(config)  # neighbours may hold the same
     rows = cut(config.vocab)
-    ffn = cut(config.ffn)
+    width = config.expert_ffn or config.ffn
+    ffn = cut(width)
     first, last = 0 in stages, layout.stage_count - 1 in stages
     found = [
         Part("samples", "dp", dp, _joined([range(i, i + 1) for i in sequences]), batch),
@@ -102,29 +104,38 @@ def parts(
         Part("q", "tp", tp, q, queries),
         *(Part(name, "tp", head, kv, keys) for name in (("k", "v") if group > 1 else ("k, v",))),
         Part("o", "tp", tp, q, queries, flat=True),
+        *([_experts(config, layout, rank)] if config.experts else []),
         *(
-            Part(name, "tp", tp, ffn, config.ffn)
-            for name in (("gate", "up") if group > 1 else ("gate, up",))
+            Part(name, "tp", tp, ffn, width)
+            for name in (("gate", "up") if group > 1 and not config.experts else ("gate, up",))
         ),
-        Part("down", "tp", tp, ffn, config.ffn, flat=True),
+        Part("down", "tp", tp, ffn, width, flat=True),
         Part("embed", "tp", tp, rows if first else (), config.vocab, flat=True),
         Part("head", "tp", tp, rows if last else (), config.vocab, flat=True),
     ]
-    found = [part._replace(cut=layout.axes[part.axis] > 1) for part in found]
+    found = [part._replace(cut=layout.size(part.axis) > 1) for part in found]
     if group == 1:
         return found
     (line,) = (line for line in layout.lines(layout.shard_axis) if rank in line)
     return _with_kept_rows(found, config, group, line.index(rank))
 
 
-# The matrices that are stacked in one parameter.
-_PARAMETERS = (("q", "k", "v"), ("o",), ("gate", "up"), ("down",), ("embed",), ("head",))
+def _experts(config: ModelConfig, layout: Layout, rank: int) -> Part:
+    (line,) = (line for line in layout.lines("ep") if rank in line)
+    ep = line.index(rank)
+    held = costs.even_slices(config.experts, layout.ep)[ep]
+    return Part("experts", "ep", ep, (held,), config.experts)
+
+
+# The matrices that are stacked in one parameter. (Those of experts are cut over edp: not drawn.)
+_ATTENTION, _ENDS = (("q", "k", "v"), ("o",)), (("embed",), ("head",))
+_PARAMETERS = (*_ATTENTION, ("gate", "up"), ("down",), *_ENDS)
 
 
 def _with_kept_rows(found: list[Part], config: ModelConfig, n: int, index: int) -> list[Part]:
     """With the rows of each that ZeRO leaves to the index-th of n ranks, as zero.py deals them."""
     of = {part.thing: part for part in found}
-    for names in _PARAMETERS:
+    for names in (*_ATTENTION, *_ENDS) if config.experts else _PARAMETERS:
         # (o and down have an output for each number of the residual stream)
         whole = [range(config.hidden) if name in ("o", "down") else None for name in names]
         here = [all_ or (*of[name].held, range(0))[0] for all_, name in zip(whole, names)]
@@ -148,13 +159,13 @@ def placement_figure(
 ) -> "Placement":
     """Draw which rank holds which layers, slices of matrices, tokens and sequences.
 
-    layout       dp, tp, pp and cp; of more than 16 ranks the first 16 are drawn
-    config       a plain Llama decoder, or the name of one
+    layout       dp, tp, pp, cp and ep; of more than 16 ranks the first 16 are drawn
+    config       a Llama decoder, with experts or without, or the name of one
     micro_batch  sequences of a micro-batch
     accumulate   micro-batches of one replica in a step
 
     Raises ValueError for a layout that cannot split the model, and for what has no such slices
-    (experts).
+    (latent attention).
     """
     if isinstance(config, str):
         config = ModelConfig.preset(config)

@@ -99,7 +99,6 @@ class _Attach(torch.autograd.Function):
         return dy, torch.full_like(ctx.like, ctx.share), None
 
 
-@torch.no_grad()
 def move_bias(bias: torch.Tensor, load_E: torch.Tensor, rate: float) -> torch.Tensor:
     """The bias for the next step."""
     load_E = load_E.to(bias.dtype)

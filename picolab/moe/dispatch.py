@@ -16,11 +16,17 @@ one that stays away leaves the others waiting for ever.
 Rows set out before the shared experts are computed, and are waited for after (`arrived`), so that
 the exchange hides behind them; in backward likewise, since autograd takes what was made last first.
 
+**By an all-gather** (`how="all-gather"`), the simple version: every rank gets all rows and picks
+those of its experts; what they made goes back by a reduce-scatter. A row goes to all ranks then and
+not to one, so it sends n times as much; but in blocks of one size, without sizes to be agreed on
+(ranks of few experts each, and many choices a token, make the difference small).
+
 Source: GShard, arXiv 2006.16668, section 3.2; the regrouping is megablocks' (2211.15841). Leaves
 out: blocks of one fixed size, two levels of exchange, a payload of fewer bits.
 """
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch.autograd.function import once_differentiable
@@ -31,16 +37,21 @@ COUNTS = "ep: rows for each expert"
 THERE, THERE_GRADIENT = "ep: rows to experts", "ep: gradients of rows from experts"
 BACK, BACK_GRADIENT = "ep: rows back", "ep: gradients of rows back"
 
+How = Literal["all-to-all", "all-gather"]
+
 
 class ExpertCommunication:
-    """Takes rows to the ranks of their experts. axis None: all experts are here.
+    """Takes rows to the ranks of their experts. axis None: all experts are here. how: each row to
+    the rank of its expert, or all rows to all ranks.
 
     With it a rank computes with E / n experts the rows of n ranks; without it, with all experts
     its own rows, and nothing is sent.
     """
 
-    def __init__(self, axis: str | None = "ep"):
-        self.axis = axis
+    def __init__(self, axis: str | None = "ep", how: How = "all-to-all"):
+        if how not in ("all-to-all", "all-gather"):
+            raise ValueError(f"how is {how!r}; rows travel by 'all-to-all' or 'all-gather'")
+        self.axis, self.how = axis, how
 
     @property
     def ranks(self) -> int:
@@ -50,7 +61,8 @@ class ExpertCommunication:
         """Rows sorted by expert, and how many there are of each, set out."""
         if self.ranks == 1:
             return AtHome(x_AD, rows_E.tolist())
-        return Travelling(x_AD, rows_E, self.axis)
+        kind = Travelling if self.how == "all-to-all" else Everywhere
+        return kind(x_AD, rows_E, self.axis)
 
 
 class AtHome:
@@ -93,6 +105,60 @@ class Travelling:
         out."""
         by_expert = [list(of_expert) for of_expert in zip(*self._from)]
         return self._back.wait(self._back.start(_transposed(y_AD, by_expert)))
+
+
+class Everywhere:
+    """All rows on all ranks. The ranks' rows are padded to as many as the largest has."""
+
+    def __init__(self, x_AD: torch.Tensor, rows_E: torch.Tensor, axis: str):
+        n, me = comm.mesh().size(axis), comm.mesh().rank(axis)
+        of_rank = comm.all_gather(rows_E.unsqueeze(0), axis, COUNTS).tolist()
+        most, mine = (
+            max(map(sum, of_rank)),
+            range(me * len(rows_E) // n, (me + 1) * len(rows_E) // n),
+        )
+        self._axis, self._own, self._shape = axis, len(x_AD), (n * most, x_AD.shape[1])
+        padded = torch.cat((x_AD, x_AD.new_zeros(most - len(x_AD), x_AD.shape[1])))
+        self._x = _GatherRows.apply(padded, axis)
+        # Where the rows of my experts are among all: expert by expert, rank by rank.
+        places = []
+        for expert in mine:
+            for rank, rows in enumerate(of_rank):
+                first = rank * most + sum(rows[:expert])
+                places += range(first, first + rows[expert])
+        self._places = torch.tensor(places, dtype=torch.int64, device=x_AD.device)
+        self.rows = [sum(rows[expert] for rows in of_rank) for expert in mine]
+
+    def arrived(self) -> torch.Tensor:
+        return self._x.index_select(0, self._places)
+
+    def back(self, y_AD: torch.Tensor) -> torch.Tensor:
+        everybodys = y_AD.new_zeros(self._shape).index_add(0, self._places, y_AD)
+        return _ScatterRows.apply(everybodys, self._axis)[: self._own]
+
+
+class _GatherRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, axis):
+        ctx.axis = axis
+        return comm.all_gather(x, axis, THERE)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dy):
+        return comm.reduce_scatter(dy, ctx.axis, THERE_GRADIENT), None
+
+
+class _ScatterRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, axis):
+        ctx.axis = axis
+        return comm.reduce_scatter(x, axis, BACK)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dy):
+        return comm.all_gather(dy, ctx.axis, BACK_GRADIENT), None
 
 
 def _transposed(x: torch.Tensor, sizes: list[list[int]]) -> torch.Tensor:

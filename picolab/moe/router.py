@@ -163,11 +163,7 @@ class Router(nn.Module):
         if self.config.pools_tokens:
             logits_BSE = self.pool.gather(logits_BSE)
         shape, logits_TE = logits_BSE.shape, logits_BSE.flatten(0, 1)
-        if not torch.isfinite(logits_TE.detach()).all():
-            raise ValueError(
-                f"{self.name}: logits are not finite, so no expert can be chosen; the training has "
-                "diverged: try a lower lr, a longer warmup, a tighter clip or a z_loss"
-            )
+        self._check_finite(logits_TE.detach())
         scores_TE = score(logits_TE, self.config)
         chosen_TE = self._choice(scores_TE)
         admitted_TE = admit(chosen_TE, scores_TE, self.config)
@@ -183,6 +179,16 @@ class Router(nn.Module):
             self.counts_E = self.counts_E.to(asked_E.device) + asked_E
             self.dropped = self.dropped.to(asked_E.device) + asked_E.sum() - admitted_TE.sum()
         return Routed(weights_TE, admitted_TE, chosen_TE, loss)
+
+    def _check_finite(self, logits_TE: torch.Tensor) -> None:
+        finite = torch.isfinite(logits_TE).all()
+        if finite.device.type != "cpu":
+            torch._assert_async(finite)  # asking for the answer would stop the device's queue
+        elif not finite:
+            raise ValueError(
+                f"{self.name}: logits are not finite, so no expert can be chosen; the training has "
+                "diverged: try a lower lr, a longer warmup, a tighter clip or a z_loss"
+            )
 
     @property
     def _counting(self) -> bool:
@@ -207,6 +213,11 @@ class Router(nn.Module):
             yield
         finally:
             self._choices, self._again = None, False
+
+
+def is_bias(parameter: nn.Parameter) -> bool:
+    """Whether it is a router's bias, which a balancer moves and no optimizer."""
+    return parameter.pieces[0].name.endswith(".router.bias")
 
 
 def saved_choices(

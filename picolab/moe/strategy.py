@@ -22,6 +22,7 @@ Source: arXiv 2006.16668; 2504.14960 (expert and attention meshes folded). Twin:
 from collections.abc import Callable
 
 import torch
+import torch.distributed as dist
 
 from picolab import comm
 from picolab.model import Transformer, meta_parameter
@@ -73,7 +74,7 @@ class MoEParallelStrategy(Placement):
         ranks = comm.axis_size(self.axis)
         for layer in self.layers:
             layer.router.pool = self._pool()
-            layer.router.over_batch = _OverBatch(self.data_axis)
+            layer.router.over_batch = _OverBatch()
             if ranks > 1:
                 layer.communication = ExpertCommunication(self.axis)
                 _keep_own(layer, self.axis, comm.mesh().rank(self.axis), ranks)
@@ -90,6 +91,11 @@ class MoEParallelStrategy(Placement):
             layer.router.over_batch.begin()
         return batch
 
+    def zero_grad(self) -> None:
+        """A step begins: what a skipped one counted is not its."""
+        for layer in self.layers:
+            forget_counts(layer)
+
     def after_step(self) -> None:
         layers = self.layers
         if not layers:
@@ -105,12 +111,21 @@ class MoEParallelStrategy(Placement):
             update_bias(layer, load_E)
             forget_counts(layer)
         self.loads = {layer.number: load_E for layer, load_E in zip(layers, loads_LE)}
+        if not self._tells:
+            return
         events.write(
             "experts",
             step=comm.ledger().step,
             loads={name: load.tolist() for name, load in self.loads.items()},
             dropped=dropped_L.tolist(),
             imbalance=[imbalance(load) for load in loads_LE],
+        )
+
+    @property
+    def _tells(self) -> bool:
+        """One rank of those that know the same."""
+        return not dist.is_initialized() or all(
+            comm.mesh().rank(axis) == 0 for axis in ("dp", "cp", "tp")
         )
 
     def _check(self, model: Transformer) -> None:
@@ -171,8 +186,7 @@ class _OverBatch:
     """Counts of the global batch: over the replicas, and over the step's micro-batches so far
     (arXiv 2501.11873, section 3)."""
 
-    def __init__(self, axis: str):
-        self.axis = axis
+    def __init__(self) -> None:
         self.begin()
 
     def begin(self) -> None:

@@ -22,7 +22,7 @@ from picolab import comm, costs, schedules
 from picolab.model import Transformer, initialise
 from picolab.model.placement import Batch, Placement
 from picolab.moe import ExpertLayer, MoEParallelStrategy
-from picolab.moe.router import WholePool
+from picolab.moe.router import WholePool, is_bias
 from picolab.parallel import micro_batches
 from picolab.parallel.context import ContextParallelOptimizer
 from picolab.parallel.data import DataParallelOptimizer
@@ -97,9 +97,8 @@ def _apart(parameter: torch.nn.Parameter) -> bool:
 
 
 def _not_apart(parameter: torch.nn.Parameter) -> bool:
-    """Nor a router's bias: every rank holds the whole of it, and moves it by the same loads."""
-    names = (piece.name for piece in parameter.pieces)
-    return not _apart(parameter) and not any(name.endswith(".router.bias") for name in names)
+    """A router's bias needs nobody: no gradient trains it, and every rank moves it alike."""
+    return not _apart(parameter) and not is_bias(parameter)
 
 
 def parallelize(

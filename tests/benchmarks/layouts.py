@@ -49,7 +49,11 @@ LAYOUTS = [
     "dp2pp2",
     "tp2pp2",
     *("dp2zero1", "dp2zero2", "dp2zero3", "dp4zero2", "dp4zero3"),
+    "dp2ep2",
 ]
+# Of ep: eight experts, of which a token passes two that are together as wide as the MLP. It is
+# compared with one process of that model.
+EXPERTS = {"experts": 8, "experts_per_token": 2, "expert_ffn": 344, "aux_loss": 0.01}
 TORCHS_NAMES = {
     "1f1b": "Schedule1F1B",
     "gpipe": "ScheduleGPipe",
@@ -63,9 +67,9 @@ TARGETS = {"dp2": 97, "dp4": 97, "pp2": 97, "pp4": 97, "cp2": 87, "cp4": 87}  # 
 TARGETS |= {f"dp{n}zero{stage}": 95 if stage < 3 else 90 for n in (2, 4) for stage in (1, 2, 3)}
 
 
-def ours(layout: str, steps: int) -> tuple[float, float]:
+def ours(layout: str, steps: int, experts: bool = False) -> tuple[float, float]:
     """Tokens per CPU-second after the first step, and seconds from the call to the end of the
-    first step.
+    first step. experts: of the model that has some.
     """
     called = time.time()
     run = pico.train(
@@ -75,7 +79,7 @@ def ours(layout: str, steps: int) -> tuple[float, float]:
         micro_batch=MICRO_BATCH,
         accumulate=ACCUMULATE,
         progress=False,
-        **SHAPE,
+        **(SHAPE | EXPERTS if experts else SHAPE),
     )
     events = [e for e in run.events if e.kind == "step"]
     first = max(e.t for e in events if e.data["step"] == 0) - called
@@ -337,7 +341,8 @@ def main() -> None:
         ranks = Layout.parse(layout).world
         if ranks not in apart:
             apart[ranks] = torchs("one process", ranks, options.steps) / plain
-        speed, first = ours(layout, options.steps)
+        experts = Layout.parse(layout).ep > 1
+        speed, first = ours(layout, options.steps, experts)
         twin = twins.get(layout[:2] if layout[2:].isdigit() else layout)
         if layout.startswith("pp"):
             twin = f"pipelining {Layout.parse(layout).schedule}"
@@ -347,7 +352,7 @@ def main() -> None:
             beside = f"{theirs:.0f} ({twin}), {100 * theirs / plain:.0f} % of plain, "
             beside += f"{100 * theirs / plain / apart[ranks]:.0f} % of n apart"
         target = f"{TARGETS.get(layout.partition(':')[0], 75)} %"
-        share = speed / single
+        share = speed / (ours("dp1", options.steps, experts)[0] if experts else single)
         print(
             f"{layout:<15} {speed:>12.0f} {share:>7.0%} {target:>7} {share / apart[ranks]:>11.0%} "
             f"{first:>9.2f} s   {beside}",

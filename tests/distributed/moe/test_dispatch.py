@@ -47,7 +47,7 @@ def run_layer(layer, x_BSD, probe):
     return out.detach(), x_BSD.grad, {n: p.grad for n, p in layer.named_parameters()}
 
 
-def on_ranks(dtype, mutant=None, favourite=None):
+def on_ranks(dtype, mutant=None, favourite=None, how="all-to-all"):
     n, me = torch.distributed.get_world_size(), torch.distributed.get_rank()
     comm.build_mesh(pico.Layout(dp=n, ep=n))
     if mutant == "regroup":
@@ -56,6 +56,7 @@ def on_ranks(dtype, mutant=None, favourite=None):
     model = OneLayer(dtype)
     MoEParallelStrategy(8, n).shard(model)
     layer = initialise(model, seed=2).layers[0].mlp
+    layer.communication = ExpertCommunication("ep", how)
     if favourite is not None:
         prefer(layer, favourite)
     x, probe = batch(4, dtype).chunk(n)[me], batch(4, dtype).sin().chunk(n)[me]
@@ -101,6 +102,28 @@ def test_outputs_and_experts_gradients_are_those_of_one_process_bit_for_bit(ep):
         assert payloads[dispatch.THERE] == payloads[dispatch.BACK_GRADIENT] == sent
         assert payloads[dispatch.BACK] == payloads[dispatch.THERE_GRADIENT]
     assert sum(dict(r[1:] for r in rank[4])[dispatch.BACK] for rank in ranks) == ep * sent
+
+
+@pytest.mark.parametrize("favourite", [None, (1, 6)])
+def test_all_rows_to_all_ranks_is_the_same_and_sends_more(favourite):
+    out, dx, gradients = alone(torch.float64, favourite)
+    options = dict(favourite=favourite, world_size=2)
+    ranks = list(pico.run(on_ranks, torch.float64, how="all-gather", **options))
+    pairs = [(torch.cat([rank[0] for rank in ranks]), out)]
+    pairs.append((torch.cat([rank[1] for rank in ranks]), dx))
+    for name in ("experts.gate_up", "experts.down"):
+        pairs.append((torch.cat([rank[2][name] for rank in ranks]), gradients[name]))
+    for found, right in pairs:
+        torch.testing.assert_close(found, right, rtol=1e-12, atol=1e-13)
+    ops = [op for op, *_ in ranks[0][4]]
+    assert ops == ["all_gather", "all_gather", "reduce_scatter", "all_gather", "reduce_scatter"]
+    few = {
+        reason: payload for _, reason, payload in pico.run(on_ranks, torch.float64, **options)[0][4]
+    }
+    many = {reason: payload for _, reason, payload in ranks[0][4]}
+    assert many[dispatch.THERE] == 2 * few[dispatch.THERE]
+    with pytest.raises(ValueError, match="how is 'ring'; rows travel by 'all-to-all' or"):
+        ExpertCommunication("ep", "ring")
 
 
 def test_mutant_ranks_and_experts_mixed_up():

@@ -94,6 +94,24 @@ def test_the_trajectory_does_not_change_and_experts_do_move(without, layout):
     torch.testing.assert_close(after[router], before[router][order], rtol=1e-8, atol=1e-9)
 
 
+def test_loads_of_ranks_are_more_even_for_the_same_tokens(without):
+    """Both runs send the same tokens to the same matrices; only where these are differs."""
+    moved = pico.train("tiny-moe", "dp2ep2", **SETTINGS, observers=[LoadBalancer(every=2)])
+    first = min(event["step"] for event in moves(moved))
+
+    def after(result):
+        told = [e.data for e in result.events if e.kind == "experts"]
+        return [
+            placement.imbalance_of_ranks(load, 2)
+            for event in told
+            if event["step"] > first
+            for load in event["loads"].values()
+        ]
+
+    one, other = after(without), after(moved)
+    assert len(one) == len(other) > 0 and sum(other) - len(other) < 0.5 * (sum(one) - len(one))
+
+
 @pytest.mark.parametrize("what", ["moments", "router"])
 def test_mutants_change_the_trajectory(without, what):
     wrong = pico.train("tiny-moe", "dp2ep2", **SETTINGS, observers=[broken(what)])

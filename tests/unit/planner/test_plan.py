@@ -244,3 +244,27 @@ def test_how_long_a_thousand_devices_take():
     began = time.process_time()
     pico.plan("llama-3-70b", 1024, "h100", seq=8192, global_batch=1024)
     print(f"1,024 devices: {time.process_time() - began:.2f} s of CPU time (aim: under 2)")
+
+
+@pytest.mark.parametrize(
+    ("model", "layout"),
+    [
+        # Their own layouts: Megatron-LM's for Mixtral, and arXiv 2412.19437, section 3.2.
+        ("mixtral-8x7b", "dp32ep8pp4zero1"),
+        ("deepseek-v3", "dp128ep64pp16zero1:dualpipe-v"),
+    ],
+)
+def test_uneven_routing_is_waited_for(model, layout):
+    judged = [
+        pico.plan(
+            model, layout=layout, hardware="h100", seq=4096, global_batch=15_360,
+            imbalance=imbalance,
+        ).verdict
+        for imbalance in (1.0, 1.5)
+    ]  # fmt: skip
+    even, uneven = (verdict.seconds for verdict in judged)
+    assert judged[0].fits and judged[0].step_s < judged[1].step_s
+    for term in ("compute", "ep"):
+        assert even[term] < uneven[term] < 1.5 * even[term] + 1e-9
+    with pytest.raises(ValueError, match=r"imbalance is 0.5; it is the largest load over the mean"):
+        pico.plan(model, layout=layout, hardware="h100", global_batch=1024, imbalance=0.5)
