@@ -80,9 +80,9 @@ CASES = (
         "4 micro-batches but the last, what was added up so far is summed over the ranks, and the "
         "sums go into the next sum. Over two ranks the first micro-batch then counts 8 times, the "
         "second 4 and the third 2: the norm is several times too large, by no constant factor, "
-        "and clipping hides the length but not the direction. With one micro-batch there is no earlier one. Gradients of micro-batches "
-        "are either added up and sent once, or each is sent into the shard and added there; "
-        "not half of each.",
+        "and clipping hides the length but not the direction. With one micro-batch there is no "
+        "earlier one. Gradients of micro-batches are either added up and sent once, or each is "
+        "sent into the shard and added there; not half of each.",
         (_AVERAGED, _FORGOTTEN, _BORDER, _EVERY, _NORM, _HEALTHY, _STALE),
         _ALWAYS_CLIPPED,
     ),
