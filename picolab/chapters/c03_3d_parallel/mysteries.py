@@ -72,17 +72,17 @@ CASES = (
         "More memory, and a little worse",
         "dp2zero2",
         "'We went from DDP to ZeRO-2 to save memory. It does, and it learns; only a little worse "
-        "than before, and clipping seems to be at work more than it was. With one micro-batch a "
-        "step everything is as it was, so I suspect rounding in the accumulation.'",
+        "than before. With one micro-batch a step everything is as it was, so I suspect rounding "
+        "in the accumulation.'",
         "D",
         "ledger",
         "The ledger has all-reduces of gradients beside the one reduce-scatter: after each of the "
         "4 micro-batches but the last, what was added up so far is summed over the ranks, and the "
-        "sums go into the next sum. So early micro-batches count 2, 4 and 8 times: the norm is "
-        "several times too large, by no constant factor, and clipping hides the length but not "
-        "the direction. With one micro-batch there is no earlier one. Gradients of micro-batches "
-        "are either added up and sent once, or each is sent into the shard and added there; "
-        "not half of each.",
+        "sums go into the next sum. Over two ranks the first micro-batch then counts 8 times, the "
+        "second 4 and the third 2: the norm is several times too large, by no constant factor, "
+        "and clipping hides the length but not the direction. With one micro-batch there is no "
+        "earlier one. Gradients of micro-batches are either added up and sent once, or each is "
+        "sent into the shard and added there; not half of each.",
         (_AVERAGED, _FORGOTTEN, _BORDER, _EVERY, _NORM, _HEALTHY, _STALE),
         _ALWAYS_CLIPPED,
     ),
