@@ -262,7 +262,7 @@ def test_it_can_be_saved(tmp_path):
     "layout, config, sentence",
     [
         ("tp6", "tiny", "leaves ranks with nothing"),
-        ("dp2", "mixtral-8x7b", "plain Llama"),
+        ("dp2", "deepseek-v3", "latent attention"),
         ("dp2", "huge", "huge"),
     ],
 )
