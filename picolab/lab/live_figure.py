@@ -152,7 +152,8 @@ class LiveFigure(FigureWidget):
             self.say_again()
             self._stands.set()
         if content.get("other_width"):  # plotly's own way would take the figure's height, too
-            self._send_relayout_msg({"autosize": True})
+            with self._lock:
+                self._send_relayout_msg({"autosize": True})
 
     def say_again(self) -> None:
         """Send the data and what can change of the layout, though nothing has changed here."""

@@ -167,7 +167,9 @@ def test_a_run_survives_a_reload(jupyter, tmp_path, capsys):
         pictures = lab.page.locator(".jp-OutputArea img, .jp-OutputArea .js-plotly-plot")
         wait_until(lambda: pictures.count() == 1, "the saved picture, and one only")
         assert pictures.first.bounding_box()["height"] > 300
-        pictures.first.hover()  # now it draws the figure, and text has the colour of the page's
+        # Under the pointer the figure takes the picture's place; its text has the page's colour.
+        box = pictures.first.bounding_box()
+        lab.page.mouse.move(box["x"] + box["width"] / 2, box["y"] + 150)
         wait_until(lambda: lab.page.evaluate(_TEXT_COLOURS)[0], "a figure with text")
         own, page = lab.page.evaluate(_TEXT_COLOURS)
         assert own == [page]
