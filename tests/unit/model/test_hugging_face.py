@@ -271,7 +271,7 @@ def test_scaling_beside_default_parameters_is_refused_and_was_not(tmp_path, monk
 
 REFUSED = {
     'model_type: "mistral"; what is read here is llama': dict(model_type="mistral"),
-    'model_type: null; what is read here is llama': dict(model_type=None),
+    "model_type: null; what is read here is llama": dict(model_type=None),
     'architectures: ["LlamaModel"] (read here: ["LlamaForCausalLM"])': dict(
         architectures=["LlamaModel"]
     ),
