@@ -38,6 +38,8 @@ _SUMMANDS = {
     "tp: cross entropy maximum": "each rank knows the largest of its own logits",
     "tp: cross entropy sums": "each rank has the exponentials of its own logits",
     "tp: gradient norm": "each rank has the squares of its own shards",
+    "tp: gradients of heads' norms": "each rank has those norms' gradients of its own heads",
+    "ep: gradient bucket": "each rank has its experts' gradients of its ep group's tokens",
     "sp: gradients of the norms": "each rank has the norms' gradients of its own tokens",
     "pp: tied embedding gradient": "the first stage has the gradient of looking up, the last that "
     "of the head",
@@ -49,7 +51,7 @@ _SUMMANDS = {
 def reduction_cause(reason: str, what: str, seen: str) -> Cause:
     """The cause in which one reduction is wrong: missing, doubled or averaged."""
     word = reason.split(":")[0]
-    axis = {"dp": "the replicas", "zero": "the replicas", "sp": "tp"}.get(word, word)
+    axis = {"dp": "the replicas", "zero": "the replicas", "sp": "tp", "ep": "edp"}.get(word, word)
     own = f" ({_SUMMANDS[reason]})" if reason in _SUMMANDS else ""
     text = {
         "missing": f"the sum {reason!r} over {axis} is missing{own}",

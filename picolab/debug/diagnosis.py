@@ -45,6 +45,7 @@ from picolab.debug.experts import by_balance, by_experts
 from picolab.debug.inside_model import by_backward, by_forward, by_loss
 from picolab.debug.observe import Observation
 from picolab.debug.samples import by_sample_weights
+from picolab.parallel.tensor import HEAD_NORM, HEAD_NORMS
 
 
 def diagnose(evidence: Evidence, *, ledger: bool = True) -> Cause | None:
@@ -297,6 +298,7 @@ def _by_gradients(evidence: Evidence) -> Cause | None:
     cut = evidence.cut_along.get("tp", set())
     for axis, reason, of in (
         ("tp", "sp: gradients of the norms", evidence.recipe.layout.sp and not cut & set(wrong)),
+        ("tp", HEAD_NORMS, all(HEAD_NORM.search(name) for name in wrong)),
         ("pp", "pp: tied embedding gradient", set(wrong) == {"embed.weight"}),
     ):
         kinds = {of_name[axis] for of_name in wrong.values()}

@@ -5,9 +5,10 @@
     initialise(model)                              # each rank its slices of the same global values
     tensor.attach(model)                           # hooks and buffers, which need real tensors
 
-Tensor, pipeline, context and data parallelism are placements; `three_d.py` orders them, lets all of
-them shard, initialises, lets all of them attach, and calls the rest of these methods in each step.
-A new axis is a new placement in that list and changes no loop. Each of them does nothing here.
+Tensor, expert, pipeline, context and data parallelism are placements, in the rooms above this one;
+`parallel/three_d.py` orders them, lets all of them shard, initialises, lets all of them attach, and
+calls the rest of these methods in each step. A new axis is a new placement in that list and changes
+no loop. Each of them does nothing here.
 """
 
 from collections.abc import Iterator, Sequence

@@ -20,7 +20,8 @@ moves it (balance.py).
 
 **Recomputation.** If a block's forward is run again for its backward, scores may come out different
 in the last bit and a token's choice may flip, and its gradients would be those of other experts. So
-the choice is kept and not made again (`saved_choices`), and a second forward counts nothing.
+the choice is kept and not made again (`saved_choices`), as are the loads of a global batch, and a
+second forward counts nothing.
 
 Letters in names: B batch, S sequence, D hidden, T tokens (B * S), E experts. Ties go to the expert,
 or the token, with the lower number. Source: arXiv 1701.06538, 2101.03961 (capacity), 2202.09368
@@ -154,7 +155,7 @@ class Router(nn.Module):
         self.over_batch: Callable[[torch.Tensor, int], tuple[torch.Tensor, int]] = _of_one_process
         self.counts_E = torch.zeros(experts, dtype=torch.int64)
         self.dropped = torch.zeros((), dtype=torch.int64)
-        self._choices: list[torch.Tensor] | None = None  # to keep them in, or to take them from
+        self._kept: list | None = None  # choices and counts: to keep them in, or to take them from
         self._again = False
 
     def forward(self, x_BSD: torch.Tensor) -> Routed:
@@ -195,24 +196,30 @@ class Router(nn.Module):
         return self.training and torch.is_grad_enabled() and not self._again
 
     def _choice(self, scores_TE: torch.Tensor) -> torch.Tensor:
-        if self._again:
-            return self._choices.pop(0)
-        chosen_TE = choose(scores_TE, self.config, self.bias)
-        if self._choices is not None:
-            self._choices.append(chosen_TE)
-        return chosen_TE
+        return self._once(lambda: choose(scores_TE, self.config, self.bias))
 
     def _over_batch(self, counts_E: torch.Tensor, tokens: int) -> tuple[torch.Tensor, int]:
-        # A second forward must not count twice, nor an evaluation at all.
-        return self.over_batch(counts_E, tokens) if self._counting else (counts_E, tokens)
+        def counted() -> tuple[torch.Tensor, int]:  # an evaluation's are nobody's
+            return self.over_batch(counts_E, tokens) if self._counting else (counts_E, tokens)
+
+        return self._once(counted)
+
+    def _once(self, make: Callable):
+        """What is made in a first forward, and taken again in a second one."""
+        if self._again:
+            return self._kept.pop(0)
+        made = make()
+        if self._kept is not None:
+            self._kept.append(made)
+        return made
 
     @contextmanager
-    def _with_choices(self, choices: list[torch.Tensor], again: bool):
-        self._choices, self._again = choices, again
+    def _keeping(self, kept: list, again: bool):
+        self._kept, self._again = kept, again
         try:
             yield
         finally:
-            self._choices, self._again = None, False
+            self._kept, self._again = None, False
 
 
 def is_bias(parameter: nn.Parameter) -> bool:
@@ -230,17 +237,17 @@ def saved_choices(
     routers = [module for module in block.modules() if isinstance(module, Router)]
 
     def contexts():
-        kept: dict[Router, list[torch.Tensor]] = {router: [] for router in routers}
+        kept: dict[Router, list] = {router: [] for router in routers}
         return _all(routers, kept, False), _all(routers, kept, True)
 
     return contexts
 
 
 @contextmanager
-def _all(routers: list[Router], kept: dict[Router, list[torch.Tensor]], again: bool):
+def _all(routers: list[Router], kept: dict[Router, list], again: bool):
     with ExitStack() as stack:
         for router in routers:
-            stack.enter_context(router._with_choices(kept[router], again))
+            stack.enter_context(router._keeping(kept[router], again))
         yield
 
 

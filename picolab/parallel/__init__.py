@@ -1,12 +1,12 @@
 """Parallelism: one model on many ranks, computing what it computes on one.
 
-    placement.py       what all ways of placing a model have in common
     data.py            replicas that see different samples: the naive loop, and buckets that overlap
     zero.py            replicas that keep their rows only; zero_comm.py how rows travel together,
                        zero_gather.py parameters that are whole only while they are used
     buckets.py         gradients in flat buffers: when one is full, in which order they go
     tensor.py          what is split inside a layer, and tensor_comm.py how the halves talk (f, g)
     vocabulary.py      the embedding and the loss, split along the vocabulary
+    experts.py         a layer of experts (picolab.moe) under tensor and context parallelism
     pipeline.py        layers on different ranks, in the order that a schedule says
     stage_costs.py     what each layer, the embedding and the head cost, measured
     split_backward.py  a backward in two halves: the input's gradient now, the weights' later

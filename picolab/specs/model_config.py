@@ -1,10 +1,10 @@
 """A decoder's shape: the numbers from which its weights, its memory and its traffic follow.
 
 The model that picolab trains is the Llama family's decoder (RMSNorm, rotary positions,
-grouped-query attention, SwiGLU). `ModelConfig` describes it, and with a few more fields the
-published models that the chapters calculate with: experts (Mixtral), latent attention
-(DeepSeek-V3), normalised queries and keys (Qwen3) and the older GPT block. `extensions` says which
-of these a config uses; without any it is a plain Llama decoder.
+grouped-query attention, SwiGLU), which may have experts (Mixtral) and normalised queries and keys
+(Qwen3). `ModelConfig` describes it, and with a few more fields the published models that the
+chapters calculate with: latent attention (DeepSeek-V3) and the older GPT block. `extensions` says
+what a config has beyond a plain Llama decoder.
 
 Not described: dropout, sliding windows, rope scaling, multi-token prediction.
 """

@@ -93,6 +93,7 @@ EXPECTED = {
     "ep-gradients-missing": ("dp4ep2", EXPERTS, "missing"),
     "ep-gradients-doubled": ("dp4ep2", EXPERTS, "doubled"),
     "ep-gradients-averaged": ("dp4ep2", EXPERTS, "averaged"),
+    "tp-head-norms-missing": ("dp2tp2ep2", "tp: gradients of heads' norms", "missing"),
     "ep-gradients-undivided": ("dp2tp2ep2", EXPERTS, "times"),
     "ep-experts-over-all-replicas": ("dp4ep2", EXPERTS, "over all replicas"),
     "ep-balance-loss-times-tp": ("dp2tp2ep2", "the balance loss", "times"),

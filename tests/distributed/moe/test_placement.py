@@ -77,7 +77,7 @@ def moves(result):
     return [event.data for event in result.events if event.kind == "experts moved"]
 
 
-@pytest.mark.parametrize("layout", ["dp2ep2", "dp2tp2ep2"])
+@pytest.mark.parametrize("layout", ["dp2ep2", pytest.param("dp2tp2ep2", marks=pytest.mark.weekly)])
 def test_the_trajectory_does_not_change_and_experts_do_move(without, layout):
     moved = pico.train(
         "tiny-moe", layout, **SETTINGS, observers=[LoadBalancer(every=2, at_least=0.0)]

@@ -29,7 +29,7 @@ def saved(tmp_path_factory):
     ("layout", "more"),
     [
         ("dp4ep2", {}),
-        ("dp4ep2zero3", {}),
+        pytest.param("dp4ep2zero3", {}, marks=pytest.mark.weekly),
         # (the same pools: micro-batches of one sequence, four in a step)
         ("dp1", dict(accumulate=4)),
     ],

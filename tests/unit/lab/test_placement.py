@@ -269,3 +269,12 @@ def test_it_can_be_saved(tmp_path):
 def test_what_has_no_slices_is_refused(layout, config, sentence):
     with pytest.raises(ValueError, match=sentence):
         placement_figure(layout, config)
+
+
+def test_experts_are_a_column_of_their_own():
+    """Dealt out over ep; gate, up and down are then an expert's, cut over tp."""
+    figure = placement_figure("dp2tp2ep2", "tiny-moe")
+    columns = {part.thing: part for part in figure.parts[2]}  # dp 1, tp 0
+    assert columns["experts"].held == (range(4, 8),) and columns["experts"].cut
+    assert columns["gate, up"].held == (range(88),)
+    assert "experts" not in {part.thing for part in placement_figure("dp2", "tiny").parts[0]}

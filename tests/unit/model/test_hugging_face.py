@@ -270,8 +270,8 @@ def test_scaling_beside_default_parameters_is_refused_and_was_not(tmp_path, monk
 
 
 REFUSED = {
-    'model_type: "mistral" (read here: "llama")': dict(model_type="mistral"),
-    'model_type: null (read here: "llama")': dict(model_type=None),
+    'model_type: "mistral"; what is read here is llama': dict(model_type="mistral"),
+    "model_type: null; what is read here is llama": dict(model_type=None),
     'architectures: ["LlamaModel"] (read here: ["LlamaForCausalLM"])': dict(
         architectures=["LlamaModel"]
     ),
@@ -321,7 +321,7 @@ def test_what_is_not_refused_changes_the_logits(tmp_path, monkeypatch):
     """The mutant: a config of which only the shape is read."""
     model = llama(hidden_act="gelu")
     model.save_pretrained(tmp_path)
-    monkeypatch.setattr(hf, "_refuse_what_is_not_computed", lambda path, there: None)
+    monkeypatch.setattr(hf, "_refuse_what_is_not_computed", lambda *_: None)
     assert difference(load_hf(tmp_path), model) > 1e-2
 
 

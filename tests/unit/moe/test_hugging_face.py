@@ -31,10 +31,14 @@ KINDS = {
         dict(num_experts=4, moe_intermediate_size=24, head_dim=8, norm_topk_prob=False),
     ),
 }
+WEEKLY = pytest.mark.weekly
 TOKENS = torch.randint(64, (2, 16), generator=torch.Generator().manual_seed(0))
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(
+    scope="module",
+    params=["mixtral", "qwen3", pytest.param("qwen3, not renormalised", marks=WEEKLY)],
+)
 def theirs(request, tmp_path_factory):
     """A folder that transformers wrote, and its logits."""
     name, more = KINDS[request.param]
@@ -85,7 +89,7 @@ def test_mutants_give_other_logits(theirs, monkeypatch, what):
     assert off(model(TOKENS), logits) > 1e-3
 
 
-@pytest.mark.parametrize("layout", ["tp2", "cp2ep2"])
+@pytest.mark.parametrize("layout", ["tp2", pytest.param("cp2ep2", marks=WEEKLY)])
 def test_each_rank_reads_its_experts_and_its_part_of_them(theirs, layout):
     folder, _ = theirs
     tokens = TOKENS[:, :16]

@@ -220,6 +220,23 @@ def test_recomputation_keeps_the_choice_and_counts_once(monkeypatch, keep):
     assert made.counts_E.sum() == (24 if keep else 48)
 
 
+@pytest.mark.parametrize("keep", [True, False])
+def test_recomputation_keeps_the_loads_of_the_global_batch(keep):
+    """Where they are counted again, the gradient of the balance loss is another (the mutant)."""
+    found = []
+    for again in (False, True):
+        made, x = make(aux_loss=1.0, aux_over="global batch"), tokens()
+        so_far = torch.tensor([50, 0, 0, 0, 0, 0])  # of micro-batches before this one
+        made.over_batch = lambda counts, n, so_far=so_far: (so_far.add_(counts).clone(), n + 25)
+        context = {"context_fn": saved_choices(made)} if keep else {}
+        loss = made(x).loss
+        if again:
+            so_far.copy_(torch.tensor([50, 0, 0, 0, 0, 0]))
+            loss = checkpoint(lambda x, m=made: m(x).loss, x, use_reentrant=False, **context)
+        found.append(torch.autograd.grad(loss, made.weight)[0])
+    assert torch.allclose(*found) == keep
+
+
 def test_logits_that_are_no_numbers_get_a_sentence():
     made, x = make(), tokens()
     with torch.no_grad():
