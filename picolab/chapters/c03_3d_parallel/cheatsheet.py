@@ -177,5 +177,4 @@ SHEET = Sheet(
     notebook="03_3d_parallel",
     setup=_SETUP,
     sections=_SECTIONS,
-    beside=("picolab.costs:zero_bytes",),
 )
