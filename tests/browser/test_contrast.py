@@ -94,5 +94,6 @@ def test_every_text_has_the_contrast(tmp_path, theme):
         assert too_pale(lab) == []
         assert lab.errors == [] and lab.cell_errors() == []
 
-        lab.page.evaluate("() => document.getElementById('picolab-theme').remove()")
+        rules = "#picolab-theme, style.picolab-saved"
+        lab.page.locator(rules).evaluate_all("rules => rules.forEach(rule => rule.remove())")
         assert len(too_pale(lab)) > 30 and all(contrast > 4 for _, contrast in too_pale(lab))

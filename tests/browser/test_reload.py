@@ -163,9 +163,8 @@ def test_a_run_survives_a_reload(tmp_path, capsys):
         assert len(kept["data"][PLOTLY]["data"][0]["x"]["bdata"]) > 10
 
         open_without_kernel(lab, name)
-        lab.page.evaluate(
-            "() => document.getElementById('picolab-theme').remove()"
-        )  # of the kernel
+        # What the kernel gave to this page; one that is opened anew has only what was saved.
+        lab.page.evaluate("() => document.getElementById('picolab-theme').remove()")
         # plotly's renderer shows the png that JupyterLab saved, until it is asked for more.
         pictures = lab.page.locator(".jp-OutputArea img, .jp-OutputArea .js-plotly-plot")
         wait_until(lambda: pictures.count() == 1, "the saved picture, and one only", 30)
