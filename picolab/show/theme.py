@@ -9,7 +9,8 @@ were drawn before as in live ones.
 It comes with a widget without a face, which every page that is opened while the kernel lives asks
 for. For a page that is opened later, the cell that imports picolab has it once more, as an output
 that cannot be seen and is saved with the notebook; there a form that nobody can draw any more says
-what to do, too. (A figure that JupyterLab saved as a picture keeps its own colour.)
+what to do, too. What JupyterLab shows of a saved figure is a picture, until it is pointed at: a
+little darker or lighter, its text has the contrast as well (5.0 and 6.2).
 """
 
 TEXT = "#787c82"
@@ -52,8 +53,10 @@ def saved() -> str:
     return (
         f'<style class="picolab-saved">{rule()}\n'
         ".jp-OutputArea-child:has(.picolab-saved),\n"
-        ".jp-Cell-outputWrapper:has(.jp-OutputArea-child:only-child .picolab-saved)"
-        " { display: none }\n"
+        ".jp-Cell-outputWrapper:has(.picolab-saved)"
+        ":not(:has(.jp-OutputArea-child ~ .jp-OutputArea-child)) { display: none }\n"
+        "[data-jp-theme-light=true] img.plot-img { filter: brightness(0.9) }\n"
+        "[data-jp-theme-light=false] img.plot-img { filter: brightness(1.2) }\n"
         f"{_DEAD} {{ font-size: 0 }}\n"
         f"{_DEAD}::after {{ content: '{_WHAT_TO_DO}'; font-size: var(--jp-ui-font-size1, 13px) }}"
         "</style>"

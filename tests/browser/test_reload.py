@@ -163,10 +163,14 @@ def test_a_run_survives_a_reload(jupyter, tmp_path, capsys):
         assert len(kept["data"][PLOTLY]["data"][0]["x"]["bdata"]) > 10
 
         open_without_kernel(lab, name)
+        # What the kernel gave to this page; one that is opened anew has only what was saved.
+        lab.page.evaluate("() => document.getElementById('picolab-theme').remove()")
         # plotly's renderer shows the png that JupyterLab saved, until it is asked for more.
         pictures = lab.page.locator(".jp-OutputArea img, .jp-OutputArea .js-plotly-plot")
         wait_until(lambda: pictures.count() == 1, "the saved picture, and one only")
         assert pictures.first.bounding_box()["height"] > 300
+        filtered = "() => getComputedStyle(document.querySelector('img.plot-img')).filter"
+        assert lab.page.evaluate(filtered) == "brightness(0.9)"
         # Under the pointer the figure takes the picture's place; its text has the page's colour.
         box = pictures.first.bounding_box()
         lab.page.mouse.move(box["x"] + box["width"] / 2, box["y"] + 150)
