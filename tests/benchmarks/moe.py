@@ -22,7 +22,7 @@ from picolab.model import initialise
 from picolab.moe import ExpertLayer
 from picolab.specs import ModelConfig
 
-ROUNDS = 5
+ROUNDS = 9
 SHAPES = {
     "Mixtral": dict(hidden=256, expert_ffn=896, experts=8, experts_per_token=2),
     "Qwen3Moe": dict(hidden=256, expert_ffn=192, experts=32, experts_per_token=8),
