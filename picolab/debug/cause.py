@@ -38,6 +38,8 @@ _SUMMANDS = {
     "tp: cross entropy maximum": "each rank knows the largest of its own logits",
     "tp: cross entropy sums": "each rank has the exponentials of its own logits",
     "tp: gradient norm": "each rank has the squares of its own shards",
+    "sp: scatter output": "each rank has a summand of the layer's output, for all tokens",
+    "sp: scatter input gradient": "each rank has what its own outputs add to the gradient",
     "sp: gradients of the norms": "each rank has the norms' gradients of its own tokens",
     "pp: tied embedding gradient": "the first stage has the gradient of looking up, the last that "
     "of the head",
