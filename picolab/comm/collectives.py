@@ -7,10 +7,11 @@ Each function does four things: says in the beacon which collective it enters, r
 stops the clock, and records one entry. On an axis of size 1 nothing travels, so nothing is done
 and nothing is recorded.
 
-Shapes: x is any contiguous tensor; "n" is the size of the axis. Errors: an unknown axis is a
-ValueError. A result of autograd is refused by what works in place.
-Ranks that disagree about the shape make gloo abort the process; the launcher then
-compares the beacons and names the odd rank."""
+Shapes: x is any tensor, contiguous where it is written to; "n" is the size of the axis. Errors: an
+unknown axis is a ValueError, and so is a tensor with gaps that would be written in place (gloo
+writes into the gaps, which are another's numbers) and a result of autograd that would be. Ranks
+that disagree about the shape make gloo abort the process; the launcher then compares the beacons
+and names the odd rank."""
 
 from typing import Literal
 
@@ -82,6 +83,7 @@ def all_reduce(
 
     With async_op, returns a `Pending` whose `wait()` gives x. Payload: bytes of x.
     """
+    _check_contiguous("all_reduce", x, reason)
     m = mesh()
     if m.size(axis) == 1:
         return Pending(None, x, 0.0, ()) if async_op else x
@@ -107,7 +109,6 @@ def _goes_in_pairs(m, axis: str, x: torch.Tensor, op: str) -> bool:
         and op in ("sum", "max")
         and _bytes(x) <= PAIR_BYTES
         and x.device.type == "cpu"
-        and x.is_contiguous()
         and x.numel() > 0
     )
 
@@ -225,6 +226,7 @@ def all_to_all(
 
 def broadcast(x: torch.Tensor, axis: str, reason: str, source: int = 0) -> torch.Tensor:
     """Every rank ends with the x of the axis's rank `source`. In place; returns x."""
+    _check_contiguous("broadcast", x, reason)
     m = mesh()
     if m.size(axis) == 1:
         return x
@@ -256,6 +258,7 @@ def send(
 
 def recv(x: torch.Tensor, source: int, axis: str, reason: str) -> torch.Tensor:
     """Fill x with what the rank with index `source` along the axis sends. In place; returns x."""
+    _check_contiguous("recv", x, reason)
     m = mesh()
     peer = m.ranks(axis)[source]
     entry = _entry("recv", axis, m, x, _bytes(x), reason)
@@ -272,6 +275,7 @@ def exchange(
 
     Indices are along the axis. Fills and returns `incoming`; two entries, a send and a recv.
     """
+    _check_contiguous("exchange", incoming, reason)
     m = mesh()
     sent = _entry("send", axis, m, outgoing, _bytes(outgoing), reason)
     received = _entry("recv", axis, m, incoming, _bytes(incoming), reason)
@@ -335,6 +339,15 @@ def barrier(axis: str = "world", reason: str = "barrier") -> None:
     start = current.enter(f"barrier over {axis} of ranks {m.ranks(axis)} ({reason})")
     _barrier(group=m.group(axis))
     _done(entry, start, None)
+
+
+def _check_contiguous(op: str, x: torch.Tensor, reason: str) -> None:
+    if not x.is_contiguous():
+        raise ValueError(
+            f"{op} writes into a tensor of shape {tuple(x.shape)} that is not contiguous (strides "
+            f"{x.stride()}; {reason}), and would write over its neighbours in memory; give it "
+            "x.contiguous(), and copy the result back"
+        )
 
 
 def _bytes(x: torch.Tensor) -> int:

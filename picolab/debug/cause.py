@@ -40,6 +40,8 @@ _SUMMANDS = {
     "tp: gradient norm": "each rank has the squares of its own shards",
     "tp: gradients of heads' norms": "each rank has those norms' gradients of its own heads",
     "ep: gradient bucket": "each rank has its experts' gradients of its ep group's tokens",
+    "sp: scatter output": "each rank has a summand of the layer's output, for all tokens",
+    "sp: scatter input gradient": "each rank has what its own outputs add to the gradient",
     "sp: gradients of the norms": "each rank has the norms' gradients of its own tokens",
     "pp: tied embedding gradient": "the first stage has the gradient of looking up, the last that "
     "of the head",

@@ -40,11 +40,12 @@ from picolab.debug.cause import (
     mean_of_means,
     reduction_cause,
 )
-from picolab.debug.evidence import Evidence, LedgerLine, ranks_text, slice_of
+from picolab.debug.evidence import Evidence, LedgerLine, difference, ranks_text, slice_of
 from picolab.debug.experts import by_balance, by_experts
 from picolab.debug.inside_model import by_backward, by_forward, by_loss
-from picolab.debug.observe import Observation
+from picolab.debug.observe import Held, Observation
 from picolab.debug.samples import by_sample_weights
+from picolab.model import Piece
 from picolab.parallel.tensor import HEAD_NORM, HEAD_NORMS
 
 
@@ -200,12 +201,12 @@ def _by_start(evidence: Evidence) -> Cause | None:
             if name in line[0].start and name in other.start
         )
 
-    if not alike("edp" if evidence.of_experts & set(names) else "dp_cp"):
+    if _copies_differ(evidence, [seen.start for seen in evidence.ranks], names):
         return Cause(
             START,
             "replicas differ",
-            "replicas do not start from the same parameters: they were drawn from different seeds, "
-            "and nobody made them equal; summed gradients cannot bring them together again",
+            "replicas do not start from the same parameters (as they would if each had a seed of "
+            "its own), and nobody made them equal; summed gradients cannot bring them together",
             seen,
         )
     for axis, cut in evidence.cut_along.items():
@@ -227,6 +228,19 @@ def _by_start(evidence: Evidence) -> Cause | None:
             f"{seen}; they equal the first stage's in the same place",
         )
     return Cause(START, "other", "parameters do not start from the right values", seen)
+
+
+def _copies_differ(evidence: Evidence, held: list[Held], names: list[str]) -> bool:
+    """Whether replicas hold other numbers in the same slice of any of these. held: of each rank."""
+    of_rank = {seen.rank: of for seen, of in zip(evidence.ranks, held, strict=True)}
+    for name in names:
+        for line in evidence.lines("edp" if name in evidence.of_experts else "dp_cp"):
+            mine = [of_rank[seen.rank][name] for seen in line if name in of_rank[seen.rank]]
+            copies: dict[tuple, torch.Tensor] = {}
+            for piece, part in mine:
+                if not torch.equal(copies.setdefault(piece.ranges, part), part):
+                    return True
+    return False
 
 
 def _same_numbers(a: torch.Tensor, b: torch.Tensor) -> bool:
@@ -291,9 +305,10 @@ def _by_gradients(evidence: Evidence) -> Cause | None:
     if not wrong:
         return None
     some = ", ".join(list(wrong)[:3]) + (", ..." if len(wrong) > 3 else "")
+    all_of_them = len(wrong) == len(reference.gradients)
     seen = (
         "gradients that flow through the first micro-batch are right, and those of "
-        f"{len(wrong)} parameters are not: {some}"
+        f"{'all ' if all_of_them else ''}{len(wrong)} parameters are not: {some}"
     )
     cut = evidence.cut_along.get("tp", set())
     for axis, reason, of in (
@@ -306,7 +321,15 @@ def _by_gradients(evidence: Evidence) -> Cause | None:
         if of and isinstance(what, str):
             sums = "; what the ranks have adds up to the right ones" if what == "missing" else ""
             return reduction_cause(reason, what, seen + sums)
-    return Cause(GRADIENTS, "other", "the gradients of some parameters are wrong", seen)
+    most = max(
+        difference(seen.gradients[name][1], slice_of(seen.gradients, name, reference.gradients))
+        for seen in evidence.ranks
+        for name in wrong
+        if name in seen.gradients
+    )
+    seen += f"; they are off by {most:.2g} of their norm at most"
+    text = f"the gradients of {'all' if all_of_them else 'some'} parameters are wrong"
+    return Cause(GRADIENTS, "other", text, seen)
 
 
 def _by_reported_loss(evidence: Evidence) -> Cause | None:
@@ -399,31 +422,44 @@ def _norms(
 
 
 def _by_later_steps(evidence: Evidence) -> Cause | None:
-    """Everything of the first step is right up to its update."""
-    reference, first = evidence.reference, None
-    for seen in evidence.ranks:
-        kinds = (
-            ("loss", seen.losses, reference.losses),
-            ("gradient norm", seen.norms, reference.norms),
-        )
-        for kind, found, right in kinds:
-            for step, (a, b) in enumerate(zip(found, right)):
-                if first is None and not abs(a - b) <= evidence.tolerance * abs(b):
-                    first = f"the {kind} of step {step + 1} on rank {seen.rank}"
-        for name, (_, tensor) in seen.end.items():
-            if first is None and not evidence.close(
-                tensor, slice_of(seen.end, name, reference.end)
-            ):
-                first = f"{name} after the last step, on rank {seen.rank}"
-    if first is None:
-        return None
-    return Cause(
-        "the update",
-        "other",
-        "what is wrong comes after the first step's gradients: clipping, the optimizer, or "
-        "gradients that were kept from the step before",
-        f"all of the first step is right up to its update; the first wrong number is {first}",
-    )
+    """Everything of the first step is right up to its update. What is wrong first, in the order in
+    which steps compute?"""
+    reference = evidence.reference
+    for step, after in enumerate(reference.after):
+        for kind in ("losses", "norms"):
+            right = getattr(reference, kind)[step]
+            found = {seen.rank: getattr(seen, kind)[step] for seen in evidence.ranks}
+            off = [r for r, x in found.items() if not abs(x - right) <= evidence.tolerance * right]
+            if off:
+                name = {"losses": "loss", "norms": "gradient norm"}[kind]
+                return _after_first(f"the {name} of step {step + 1} on {ranks_text(off)}")
+        held = [seen.after[step] for seen in evidence.ranks]
+        wrong = {
+            seen.rank: [n for n, (piece, x) in of.items() if not _right(evidence, piece, x, after)]
+            for seen, of in zip(evidence.ranks, held, strict=True)
+        }
+        wrong = {rank: names for rank, names in wrong.items() if names}
+        if wrong:
+            names = list(dict.fromkeys(name for of_rank in wrong.values() for name in of_rank))
+            what = f"{names[0]} after the update of step {step + 1}, on {ranks_text(list(wrong))}"
+            return _after_first(what, _copies_differ(evidence, held, names))
+    return None
+
+
+def _right(evidence: Evidence, piece: Piece, found: torch.Tensor, whole: dict) -> bool:
+    return evidence.close(found, piece.take(whole[piece.name]))
+
+
+def _after_first(first: str, replicas_differ: bool = False) -> Cause:
+    """The cause where only the first wrong number is known."""
+    seen = f"all of the first step is right up to its update; the first wrong number is {first}"
+    if replicas_differ:
+        text = "replicas drift apart: they start alike and are not stepped alike, or are changed "
+        text += "after it; summed gradients cannot bring them together"
+        return Cause("the update", "replicas drift", text, seen)
+    text = "what is wrong comes after the first step's gradients, in its update (clipping, the "
+    text += "optimizer) or with what later steps do"
+    return Cause("the update", "other", text, seen)
 
 
 def _by_gathering(evidence: Evidence) -> Cause | None:

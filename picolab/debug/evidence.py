@@ -188,6 +188,10 @@ class Evidence:
             if line:
                 kinds.add(self._signature_of([found[r] for r in line], [right[r] for r in line]))
         kinds -= {"right"} if len(kinds) > 1 else set()
+        numbers = [kind for kind in kinds if isinstance(kind, float)]
+        if numbers and len(numbers) == len(kinds):  # each line's ratio has its own last digits
+            close = max(numbers) - min(numbers) <= self.exact * abs(numbers[0])
+            return numbers[0] if close else None
         return kinds.pop() if len(kinds) == 1 else None
 
     def _signature_of(

@@ -25,6 +25,7 @@ from typing import Literal
 
 from picolab import comm
 from picolab.monitoring import Observer
+from picolab.parallel import three_d
 from picolab.show.table import Table
 from picolab.specs import Layout
 
@@ -126,12 +127,14 @@ class Fault:
 
 
 class Injection(Observer):
-    """Switches a fault on in a run: from before the model is built until the run is over."""
+    """Switches a fault on in a run: from before the model is built until the run is over. That
+    replicas start unequal is then not refused: what comes of it is what is to be seen."""
 
     def __init__(self, fault: Fault):
         self._fault = fault
 
     def begin(self, run) -> None:
+        run.until_end(patched(three_d, "check_same_start", lambda *_: None))
         run.until_end(self._fault.applied(run.config.layout))
 
 

@@ -10,14 +10,18 @@ import torch
 
 from picolab.costs import even_slices
 from picolab.debug.cause import Cause, reduction_cause
-from picolab.debug.evidence import Evidence, number_text
+from picolab.debug.evidence import Evidence, number_text, slice_of
 from picolab.debug.experts import by_choice
 from picolab.model.transformer import IGNORED
 
 # Who reads a point through a column-parallel matrix, and what sums the output of one.
 _READERS = {"norm": "the head", "attention_norm": "qkv", "mlp_norm": "gate and up"}
-_FORWARD = {"embed": "embedding output", "attention": "row-parallel output"}
+_FORWARD = {
+    "embed": ("tp: embedding output", "sp: embedding output"),
+    "attention": ("tp: row-parallel output", "sp: scatter output"),
+}
 _FORWARD["mlp"] = _FORWARD["attention"]
+_BACKWARD = ("tp: column-parallel input gradient", "sp: scatter input gradient")
 
 
 def by_forward(evidence: Evidence) -> Cause | None:
@@ -30,12 +34,14 @@ def by_forward(evidence: Evidence) -> Cause | None:
             return cause
         seen = f"in the first forward pass all before the output of {point} is right, and it is not"
         if kind in _FORWARD and isinstance(what, str):
-            return reduction_cause(f"tp: {_FORWARD[kind]}", what, f"{seen}; {_meaning(what)}")
+            reason = _FORWARD[kind][evidence.recipe.layout.sp]
+            return reduction_cause(reason, what, f"{seen}; {_meaning(what)}")
         if isinstance(what, float):
             seen += f": it is {number_text(what)} x the right one"
         if kind == "attention" and evidence.size("cp") > 1:
-            text = "attention over all ranks' keys and values goes wrong"
-            return Cause("cp: keys and values", "other", text, seen)
+            text = f"the forward pass goes wrong at {point}, where ranks of cp use the keys and "
+            text += "values of all of them"
+            return Cause(point, "forward", text, seen)
         return Cause(point, "forward", f"the forward pass goes wrong at {point}", seen)
     return None
 
@@ -125,15 +131,33 @@ def by_backward(evidence: Evidence) -> Cause | None:
             seen += f", which {_READERS[kind]} reads,"
         seen += " is not"
         if kind in _READERS and isinstance(what, str):
-            reason = "tp: column-parallel input gradient"
+            reason = _BACKWARD[evidence.recipe.layout.sp]
             return reduction_cause(reason, what, f"{seen}; {_meaning(what)}")
         if isinstance(what, float):
             seen += f": it is {number_text(what)} x the right one"
-        if kind == "attention_norm" and evidence.size("cp") > 1:
-            text = "gradients of keys and values do not come home from all ranks"
+        if kind == "attention_norm" and _only_keys(evidence, point):
+            text = "gradients of keys and values do not come home, or not all of them"
+            seen += "; of this layer's weights that of q has the right gradient, and k's and v's "
+            seen += "have not"
             return Cause("cp: gradients of keys and values", "other", text, seen)
         return Cause(point, "backward", f"the backward pass goes wrong at {point}", seen)
     return None
+
+
+def _only_keys(evidence: Evidence, point: str) -> bool:
+    """Whether of q, k and v of the layer only what travels between ranks of cp has gone wrong. (A
+    product, a norm or a cut that is wrong would show in q too, or in none of them.)"""
+    right = evidence.reference.gradients
+
+    def wrong(of: str) -> bool:
+        name = f"{point.removesuffix('_norm')}.{of}.weight"
+        return any(
+            not evidence.close(seen.gradients[name][1], slice_of(seen.gradients, name, right))
+            for seen in evidence.ranks
+            if name in seen.gradients
+        )
+
+    return evidence.size("cp") > 1 and not wrong("q") and wrong("k") and wrong("v")
 
 
 def _points(evidence: Evidence) -> list[str]:

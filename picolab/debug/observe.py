@@ -49,7 +49,8 @@ class Reference:
     start: dict[str, torch.Tensor] = field(default_factory=dict)
     gradients: dict[str, torch.Tensor] = field(default_factory=dict)
     """Of the first step, before clipping."""
-    end: dict[str, torch.Tensor] = field(default_factory=dict)
+    after: list[dict[str, torch.Tensor]] = field(default_factory=list)
+    """The parameters, after each step."""
     parts: dict[tuple[int, int], dict[str, torch.Tensor]] = field(default_factory=dict)
     """(replica, micro-batch) -> its summand of the first step's gradients."""
     token_losses: dict[tuple[int, int], torch.Tensor] = field(default_factory=dict)
@@ -62,6 +63,10 @@ class Reference:
     """A step: (replica, micro-batch, layer) -> which token goes to which expert, (B, S, E)."""
     of_balance: dict[str, torch.Tensor] = field(default_factory=dict)
     """What the balance losses are of the first step's gradients."""
+
+    @property
+    def end(self) -> dict[str, torch.Tensor]:
+        return self.after[-1]
 
 
 @dataclass(eq=False)
@@ -81,7 +86,8 @@ class Observation:
     start: Held = field(default_factory=dict)
     gradients: Held = field(default_factory=dict)
     """Of the first step, before clipping."""
-    end: Held = field(default_factory=dict)
+    after: list[Held] = field(default_factory=list)
+    """The parameters that it steps."""
     state: dict[str, torch.Tensor] | None = None
     """The gathered parameters after the last step, where this rank has them (rank 0)."""
     read: list[torch.Tensor] = field(default_factory=list)
@@ -98,6 +104,10 @@ class Observation:
     """Layer -> which of its tokens goes to which expert in the first micro-batch, (T, E)."""
     forward: dict[str, torch.Tensor] = field(default_factory=dict)
     backward: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    @property
+    def end(self) -> Held:
+        return self.after[-1]
 
 
 @lru_cache(maxsize=8)
@@ -164,7 +174,7 @@ def one_process(recipe: Recipe, device: str = "cpu") -> Reference:
             forget_counts(layer)
         found.losses.append(total / count)
         found.norms.append(norm)
-    found.end = _whole(model, lambda p: p)
+        found.after.append(_whole(model, lambda p: p))
     return found
 
 
@@ -212,9 +222,7 @@ class Listener(Observer):
         found.counts.append(report.tokens)
         entries = run.ledger.by("op", "axis", "reason")
         found.ledger.append({key: (t.count, t.payload_bytes) for key, t in entries.items()})
-
-    def end(self, run) -> None:
-        self._found.end = held(run.parallel.parameters())
+        found.after.append(held(run.parallel.parameters()))
 
     def _remember(self, parameters: Iterable[nn.Parameter]) -> None:
         self._before = [parameter.detach().clone() for parameter in parameters]

@@ -51,7 +51,7 @@ def _same_data(layout):
 
 @fault(
     "dp-replicas-differ",
-    "each replica draws its own initial values, and nobody broadcasts the first one's",
+    "each replica draws its own initial values, and nobody compares or broadcasts them",
     "Lightning-AI/pytorch-lightning issue 6013 (why DDP broadcasts the first rank's weights)",
     "dp",
 )
@@ -78,8 +78,9 @@ def _weights_averaged(layout):
     @torch.no_grad()
     def average(parameter):
         if parameter.grad is not None:
-            comm.all_reduce(parameter, axis, "dp: gradient of one parameter")
-            parameter.div_(comm.mesh().size(axis))
+            weights = parameter.data  # which autograd does not see, as other stages' graphs wait
+            comm.all_reduce(weights, axis, "dp: gradient of one parameter")
+            weights.div_(comm.mesh().size(axis))
 
     def not_again(self, parameter):
         """The package's own hook has nothing to do: there are no buckets."""

@@ -72,7 +72,7 @@ def types() -> tuple[dict[type, set[str]], dict[type, set[str]]]:
         costs.Expected: set(costs.Expected._fields),
         Hardware: {field.name for field in fields(Hardware)},
         Layout: {field.name for field in fields(Layout)} | {"world"},
-        ModelConfig: {field.name for field in fields(ModelConfig)} - {"latent"},
+        ModelConfig: {field.name for field in fields(ModelConfig)} - {"latent", "rope_scaling"},
         Simulation: {"makespan", "ideal", "bubble_of_total", "bubble_of_ideal", "peak_in_flight"},
         Schedule: {"stages", "micro_batches", "ranks"},
         Published: {"gpus", "seq", "global_batch", "tflops", "seconds", "printed_share", "mfu"},

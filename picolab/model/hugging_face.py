@@ -22,9 +22,10 @@ Everything is checked before the first number is written: a name that is missing
 shape, a file that ends early. Of config.json every key must be understood: it is read, or has the
 one value that a plain Llama computes with, or is known to change no number. Whatever else stands
 there is refused by its name and value, since a model that computes something else gives other
-logits without a word. Nothing here uses the network. Families: Llama, and with experts Mixtral and
-Qwen3-MoE (hugging_face_families.py), whose experts are separate matrices there and one tensor here.
-Leaves out: rope scaling, biases, quantised weights, tokenizers.
+logits without a word. Nothing here uses the network. Families: Llama (with Llama 3's stretched
+rotary positions) and Qwen3, and with experts Mixtral and Qwen3-MoE (hugging_face_families.py),
+whose experts are separate matrices there and one tensor here. Leaves out: other rope scaling,
+biases (Qwen2), sliding windows, quantised weights, tokenizers.
 """
 
 import json
@@ -35,14 +36,16 @@ from pathlib import Path
 
 import torch
 
-from picolab.model.hugging_face_families import FAMILIES, Family, family_of
+from picolab.model.hugging_face_families import FAMILIES, LLAMA, Family, family_of
 from picolab.model.parameters import Piece, fill, global_tensors
 from picolab.model.transformer import Transformer
 from picolab.specs import ModelConfig
 from picolab.specs.hugging_face_config import FIELDS
+from picolab.specs.model_config import Llama3Rope
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 FILE_BYTES = 5_000_000_000
+_POINTER = b"version https://git-lfs"  # how a file begins that git-lfs has not fetched
 
 _OUTSIDE = {"embed": "model.embed_tokens", "norm": "model.norm", "head": "lm_head"}
 Build = Callable[[ModelConfig], Transformer]
@@ -51,6 +54,13 @@ Build = Callable[[ModelConfig], Transformer]
 _DEFAULTS = {"max_position_embeddings": 2048, "rms_norm_eps": 1e-6, "tie_word_embeddings": False}
 # Where the base of the rotary positions may stand; the first that is there holds (see `_flat`).
 _THETA = ("rope_scaling.rope_theta", "rope_parameters.rope_theta", "rope_theta")
+# Llama3Rope's field -> the key there.
+_LLAMA3 = {
+    "factor": "factor",
+    "low": "low_freq_factor",
+    "high": "high_freq_factor",
+    "original_seq": "original_max_position_embeddings",
+}
 # What else bears on the computation, and the one value that is computed here.
 _ONLY = {
     "hidden_act": "silu",
@@ -106,6 +116,7 @@ def hf_config(folder: str | Path) -> ModelConfig:
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path} is not a JSON object ({error}); copy it again") from None
     there = _flat(there)
+    scaling = _llama3_rope(path, there)
     family = FAMILIES.get(there.get("model_type"))
     if family is None:
         raise ValueError(
@@ -129,7 +140,7 @@ def hf_config(folder: str | Path) -> ModelConfig:
         if not isinstance(shape[field], kind):
             key = FIELDS.get(field, field)
             raise ValueError(f"{path} says {key}: {_json(shape[field])}, which is of another type")
-    return ModelConfig(name=path.parent.name or "custom", **shape)
+    return ModelConfig(name=path.parent.name or "custom", rope_scaling=scaling, **shape)
 
 
 def load_hf(
@@ -190,6 +201,11 @@ def save_hf(
     folder = Path(folder).expanduser()
     tensors = global_tensors(model) if isinstance(model, torch.nn.Module) else dict(model)
     family, pieces = family_of(config), _pieces(config, build)
+    if family is LLAMA and config.hidden % config.heads:
+        raise ValueError(
+            f"{config.heads} heads do not divide hidden {config.hidden}, and transformers reads no "
+            "Llama where they do not; save a checkpoint, or take a shape where they do"
+        )
     _check_tensors(tensors, pieces)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} is there already; give a new folder, so that nothing is lost")
@@ -388,6 +404,12 @@ class _Files:
         try:
             self._open[name] = safetensors.safe_open(self.folder / name, framework="pt").__enter__()
         except safetensors.SafetensorError as error:
+            with (self.folder / name).open("rb") as file:
+                if file.read(len(_POINTER)) == _POINTER:
+                    raise ValueError(
+                        f"{self.folder / name} is a pointer of git-lfs and not the weights "
+                        "themselves; `git lfs pull` in the clone fetches them"
+                    ) from None
             raise ValueError(
                 f"{self.folder / name} is not a complete safetensors file ({error}); copy it again"
             ) from None
@@ -429,11 +451,31 @@ def _flat(there: dict) -> dict:
     return {key: value for key, value in there.items() if value is not None}
 
 
+def _llama3_rope(path: Path, there: dict) -> Llama3Rope | None:
+    """Llama 3's rope scaling, if that is what the flattened config says; it is taken out of it."""
+    for place in ("rope_scaling", "rope_parameters"):
+        kinds = {f"{place}.{key}" for key in ("rope_type", "type")} & there.keys()
+        if {there[kind] for kind in kinds} != {"llama3"}:
+            continue
+        missing = [key for key in _LLAMA3.values() if f"{place}.{key}" not in there]
+        if missing:
+            raise ValueError(f"{path} says {place}.rope_type: llama3 and not {place}.{missing[0]}")
+        for kind in kinds:
+            del there[kind]
+        found = {field: there.pop(f"{place}.{key}") for field, key in _LLAMA3.items()}
+        try:
+            return Llama3Rope(**found)
+        except ValueError as error:
+            raise ValueError(f"{path}, {place}: {error}") from None
+    return None
+
+
 def _refuse_what_is_not_computed(path: Path, there: dict, family: Family) -> None:
     harmless = [key for keys in _HARMLESS.values() for key in keys.split()]
     read = [key for keys in family.fields.values() for key in keys]
     understood = {*FIELDS.values(), *_THETA, *harmless, *read, *family.harmless, "model_type"}
-    only = _ONLY | family.only | {"architectures": [family.architecture]}
+    layers = ["full_attention"] * (there.get("num_hidden_layers") or 0)
+    only = _ONLY | family.only | {"architectures": [family.architecture], "layer_types": layers}
     wrong = [
         f"{key}: {_json(value)} "
         + (f"(read here: {_json(only[key])})" if key in only else "(not known here)")
@@ -444,8 +486,8 @@ def _refuse_what_is_not_computed(path: Path, there: dict, family: Family) -> Non
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise ValueError(
             f"{path} says {', '.join(wrong[:3])}{more}; what is read here is a plain "
-            f"{family.model_type.capitalize()}: silu, no biases, rotary positions that are not "
-            "scaled, and nothing that is not known"
+            f"{family.model_type.capitalize()}: silu, no biases, no sliding window, rotary "
+            "positions that are not scaled but as Llama 3's, and nothing that is not known"
         )
 
 
@@ -455,7 +497,12 @@ def _json(value) -> str:
 
 
 def _to_hf(config: ModelConfig, family: Family, dtype: str) -> dict:
-    rope = {"rope_type": "default", "rope_theta": config.rope_theta}
+    # (transformers takes no integer for a float)
+    rope = {"rope_type": "default", "rope_theta": float(config.rope_theta)}
+    if config.rope_scaling is not None:
+        rope |= {key: getattr(config.rope_scaling, field) for field, key in _LLAMA3.items()}
+        rope |= {key: float(value) for key, value in rope.items() if key.endswith("factor")}
+        rope["rope_type"] = "llama3"
     return {
         "architectures": [family.architecture],
         "model_type": family.model_type,
@@ -465,7 +512,8 @@ def _to_hf(config: ModelConfig, family: Family, dtype: str) -> dict:
         **{key: getattr(config, field) for field, key in FIELDS.items()},
         **{keys[0]: getattr(config, field) for field, keys in family.fields.items()},
         **family.only,
-        "rope_theta": config.rope_theta,
+        "rms_norm_eps": float(config.norm_eps),
+        "rope_theta": float(config.rope_theta),
         "rope_parameters": rope,
         "torch_dtype": dtype,
     }
@@ -474,7 +522,7 @@ def _to_hf(config: ModelConfig, family: Family, dtype: str) -> dict:
 def _check_same_shape(folder: Path, there: ModelConfig, here: ModelConfig) -> None:
     """All that the weights depend on; the longest sequence is not among it."""
     of_experts = ("experts", "experts_per_token", "expert_ffn", "router_renormalise", "qk_norm")
-    for field in (*FIELDS, "rope_theta", *of_experts):
+    for field in (*FIELDS, "rope_theta", "rope_scaling", *of_experts):
         one, other = getattr(there, field), getattr(here, field)
         if field != "seq" and one != other:
             raise ValueError(

@@ -5,6 +5,7 @@ config.json that it has beyond a plain Llama's, and the values that it computes 
 are separate matrices there, and one tensor of ours: `{e}` stands for the number of an expert.
 
     llama       as it is
+    qwen3       the same with normalised queries and keys
     mixtral     a router and experts w1 (gate), w3 (up), w2 (down); weights add up to 1
     qwen3_moe   the same under other names, a width of their own, normalised queries and keys; only
                 with norm_topk_prob do weights add up to 1
@@ -21,6 +22,10 @@ _ATTENTION = {
     "attention.v": "self_attn.v_proj",
     "attention.o": "self_attn.o_proj",
     "mlp_norm": "post_attention_layernorm",
+}
+_HEAD_NORMS = {
+    "attention.q_norm": "self_attn.q_norm",
+    "attention.k_norm": "self_attn.k_norm",
 }
 _DENSE = {
     "mlp.gate": "mlp.gate_proj",
@@ -48,6 +53,14 @@ class Family:
 
 _OF_ROUTERS = ("router_aux_loss_coef", "output_router_logits")
 LLAMA = Family("llama", "LlamaForCausalLM", _ATTENTION | _DENSE)
+QWEN3 = Family(
+    "qwen3",
+    "Qwen3ForCausalLM",
+    _ATTENTION | _HEAD_NORMS | _DENSE,
+    defaults={"head_dim": 128, "max_position_embeddings": 32_768},
+    harmless=("max_window_layers",),
+    fixed={"qk_norm": True},
+)
 MIXTRAL = Family(
     "mixtral",
     "MixtralForCausalLM",
@@ -74,9 +87,8 @@ QWEN3_MOE = Family(
     "qwen3_moe",
     "Qwen3MoeForCausalLM",
     _ATTENTION
+    | _HEAD_NORMS
     | {
-        "attention.q_norm": "self_attn.q_norm",
-        "attention.k_norm": "self_attn.k_norm",
         "mlp.router": "mlp.gate",
         "mlp.experts.gate_up": ("mlp.experts.{e}.gate_proj", "mlp.experts.{e}.up_proj"),
         "mlp.experts.down": ("mlp.experts.{e}.down_proj",),
@@ -92,12 +104,13 @@ QWEN3_MOE = Family(
     harmless=(*_OF_ROUTERS, "max_window_layers"),
     fixed={"qk_norm": True},
 )
-FAMILIES = {family.model_type: family for family in (LLAMA, MIXTRAL, QWEN3_MOE)}
+FAMILIES = {family.model_type: family for family in (LLAMA, QWEN3, MIXTRAL, QWEN3_MOE)}
 
 
 def family_of(config: ModelConfig) -> Family:
     """Which family has this shape; ValueError, with what is not in any, for another."""
-    family = LLAMA if not config.experts else QWEN3_MOE if config.qk_norm else MIXTRAL
+    dense, sparse = (QWEN3, QWEN3_MOE) if config.qk_norm else (LLAMA, MIXTRAL)
+    family = sparse if config.experts else dense
     unlike = {
         "shared_experts": config.shared_experts > 0,
         "dense_layers": config.dense_layers > 0,
@@ -107,7 +120,6 @@ def family_of(config: ModelConfig) -> Family:
         "router_choice": config.router_choice != "token",
         "router_bias": config.router_bias > 0,
         "capacity": config.capacity is not None,
-        "qk_norm": config.qk_norm and not config.experts,
         "expert_ffn": family is MIXTRAL and config.expert_ffn != config.ffn,
         "router_renormalise": family is MIXTRAL and not config.router_renormalise,
     }

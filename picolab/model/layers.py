@@ -5,6 +5,7 @@ Letters in names: B batch, S sequence, D hidden, N query heads, K key-value head
 F ffn, V vocabulary.
 """
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from picolab.model.parameters import Piece, meta_parameter
+from picolab.specs.model_config import Llama3Rope
 
 Product = Callable[[torch.Tensor, nn.Parameter], torch.Tensor]
 
@@ -89,9 +91,9 @@ class RotaryTables(nn.Module):
     lose its values on the way through the meta device.
     """
 
-    def __init__(self, head_dim: int, theta: float):
+    def __init__(self, head_dim: int, theta: float, scaling: Llama3Rope | None = None):
         super().__init__()
-        self.head_dim, self.theta = head_dim, theta
+        self.head_dim, self.theta, self.scaling = head_dim, theta, scaling
         self._cache: dict[tuple, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def forward(
@@ -121,10 +123,19 @@ class RotaryTables(nn.Module):
             0, self.head_dim, 2, dtype=torch.float64, device=positions_S.device
         )
         frequencies = self.theta ** (-exponents / self.head_dim)
+        if self.scaling is not None:
+            frequencies = stretched(frequencies, self.scaling)
         angles = torch.outer(positions_S.to(torch.float64), frequencies)
         angles = torch.cat((angles, angles), dim=-1).unsqueeze(1)
         table_dtype = torch.promote_types(dtype, torch.float32)
         return angles.cos().to(table_dtype), angles.sin().to(table_dtype)
+
+
+def stretched(frequencies: torch.Tensor, scaling: Llama3Rope) -> torch.Tensor:
+    """Low frequencies divided by the factor, high ones as they are, and a blend of the two."""
+    turns = scaling.original_seq * frequencies / (2 * math.pi)
+    kept = ((turns - scaling.low) / (scaling.high - scaling.low)).clamp(0, 1)
+    return frequencies * (kept + (1 - kept) / scaling.factor)
 
 
 def rotate(x_BSNE: torch.Tensor, cos_S1E: torch.Tensor, sin_S1E: torch.Tensor) -> torch.Tensor:

@@ -17,7 +17,7 @@ embedding has std 1, or, where it is tied to the head, the head's. Norm weights 
 Letters in names: B batch, S sequence, D hidden, N query heads, K key-value heads, E size of a head,
 F ffn, V vocabulary. Twin: `transformers.LlamaForCausalLM` (same names of its parts in other words;
 tests/unit/model compares with an independent implementation). Leaves out: biases, a key-value
-cache, rope scaling.
+cache, rope scaling but Llama 3's.
 """
 
 from collections.abc import Callable
@@ -73,7 +73,7 @@ class Transformer(nn.Module):
         self.head = Linear([Piece("head.weight", table, std=std)], dtype)
         if config.tied:
             self.head.weight = self.embed.weight
-        self.rotary = RotaryTables(config.head_dim, config.rope_theta)
+        self.rotary = RotaryTables(config.head_dim, config.rope_theta, config.rope_scaling)
         # A module, so that whoever wants to listen can hook it; replaced where logits are cut.
         self.cross_entropy: nn.Module = CrossEntropy()
         # Ranks that share what lies between the layers, along the sequence (sequence parallelism).

@@ -157,7 +157,8 @@ class PipelineParallelOptimizer(Placement):
                         total += y.detach()
                 elif kind == "B":
                     x, y = self._kept.pop((stage, m))
-                    torch.autograd.backward(y, given)
+                    if y.requires_grad:  # a first stage that is frozen has nothing to compute
+                        torch.autograd.backward(y, given)
                     self._left[stage, m], result = self._later.take(), x.grad
                 else:
                     split_backward.compute(self._left.pop((stage, m)))
@@ -199,12 +200,14 @@ class PipelineParallelOptimizer(Placement):
 
     def sum_tied_gradients(self, parameters: Sequence[nn.Parameter] | None = None) -> None:
         """Once a step, after the gradients are summed over the replicas: first and last stage add
-        theirs. parameters: None for the model's.
+        theirs. parameters: None for the model's. A frozen embedding has none, on both.
         """
         if not self.tied or not (self.first or self.last):
             return
         mine = self.model.parameters() if parameters is None else parameters
         (weight,) = (p for p in mine if p.pieces[0].name == TIED)
+        if not weight.requires_grad:
+            return
         other = self.stage_ranks[-1 if self.first else 0]
         theirs = torch.empty_like(weight)
         gradient = weight.grad.contiguous()

@@ -30,6 +30,7 @@ from picolab.parallel.experts import SequencePool, split_experts
 from picolab.parallel.micro_batches import count_valid
 from picolab.parallel.pipeline import PipelineParallelOptimizer
 from picolab.parallel.random_streams import RandomStreams
+from picolab.parallel.same_start import check_same_start
 from picolab.parallel.tensor import RULES, TensorParallelOptimizer
 from picolab.parallel.tensor_comm import Inputs
 from picolab.parallel.whole import gather_all, square_norm
@@ -133,7 +134,8 @@ class ThreeDParallelOptimizer:
     this with the same arguments. The mesh is the current one if it has the layout's axes, else it
     is built. device None: this rank's GPU under NCCL, else the CPU. dtype None: the model's own.
 
-    Raises ValueError for a layout that cannot split the model.
+    Raises ValueError for a layout that cannot split the model, and for ranks that should hold the
+    same parameters and do not (same_start.py).
     """
 
     def __init__(
@@ -164,15 +166,20 @@ class ThreeDParallelOptimizer:
             placement.shard(model)
 
         # 3. Values after the cuts, because only then is it known which slices to keep.
-        if any(parameter.is_meta for parameter in model.parameters()):
+        drawn = any(parameter.is_meta for parameter in model.parameters())
+        if drawn:
             initialise(model, seed, device or comm.device(), dtype)
 
-        # 4. Hooks and buffers at the end: `initialise` makes new parameters, on which older hooks
+        # 4. Before anything is dealt out that replicas hold alike.
+        if not alone:
+            check_same_start(model, layout.data_axis, seed if drawn else None)
+
+        # 5. Hooks and buffers at the end: `initialise` makes new parameters, on which older hooks
         #    would never be called.
         for placement in self.placements:
             placement.attach(model)
 
-        # 5. Where ranks hold the same, they drop the same (a model without dropout draws nothing).
+        # 6. Where ranks hold the same, they drop the same (a model without dropout draws nothing).
         RandomStreams(seed, comm.device()).install(model, layout.sp)
 
     def forward_backward(
@@ -291,7 +298,8 @@ class ThreeDParallelOptimizer:
         factor = max_norm / (norm + 1e-6)
         if factor < 1:
             gradients = [p.grad for p in self.parameters() if p.grad is not None]
-            torch._foreach_mul_(gradients, factor)
+            if gradients:  # all that a stage has may be frozen
+                torch._foreach_mul_(gradients, factor)
         return norm
 
     def state_dict(self) -> dict[str, torch.Tensor]:

@@ -6,7 +6,7 @@ grouped-query attention, SwiGLU), which may have experts (Mixtral) and normalise
 chapters calculate with: latent attention (DeepSeek-V3) and the older GPT block. `extensions` says
 what a config has beyond a plain Llama decoder.
 
-Not described: dropout, sliding windows, rope scaling, multi-token prediction.
+Not described: dropout, sliding windows, rope scaling but Llama 3's, multi-token prediction.
 """
 
 import dataclasses
@@ -53,6 +53,35 @@ class LatentAttention:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Llama3Rope:
+    """How Llama 3.1 and later stretch the rotary positions to a longer context (arXiv 2407.21783):
+    frequencies that turn fewer than `low` times in the original context are divided by `factor`,
+    those that turn more than `high` times stay, and between the two it is blended.
+    """
+
+    factor: float
+    """Of the context."""
+    low: float
+    """Turns in the original context, up to which a frequency is divided."""
+    high: float
+    """Turns from which on it is not."""
+    original_seq: int
+    """The context that the model was first trained with."""
+
+    def __post_init__(self):
+        for field in ("factor", "low", "high"):
+            value = getattr(self, field)
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not number or not 0 < value < math.inf:
+                raise ValueError(f"Llama3Rope: {field} is {value!r}; it is a number above 0")
+        _check_positive("Llama3Rope", "original_seq", self.original_seq)
+        if self.low >= self.high:
+            raise ValueError(
+                f"Llama3Rope: low is {self.low!r} and high {self.high!r}; low is the smaller"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """The shape of a decoder. Raises ValueError, with the cure, for a shape that cannot be built.
 
@@ -80,6 +109,8 @@ class ModelConfig:
     """The head is the embedding's matrix, used twice and counted once."""
     rope_theta: float = 10_000.0
     """Base of the rotary positions' wavelengths (arXiv 2104.09864)."""
+    rope_scaling: Llama3Rope | None = None
+    """How the rotary positions are stretched; None: not at all."""
     norm_eps: float = 1e-5
     """Added to the mean square before its root, in every norm."""
 

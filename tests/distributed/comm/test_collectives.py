@@ -255,3 +255,29 @@ def test_what_autograd_follows_is_not_written_over_behind_its_back():
         return comm.all_reduce(leaf, "tp", "a leaf has no past that would be wrong")[0].item()
 
     assert list(pico.run(on_a_rank, world_size=2, backend="gloo")) == [2.0, 2.0]
+
+
+def into_gaps():
+    comm.build_mesh("dp2")
+    x, told = torch.zeros(4, 6), []
+    columns, rows = x[:, ::2], torch.ones(4, 3)
+    for call in (
+        lambda: comm.all_reduce(columns, "dp", "a test"),
+        lambda: comm.broadcast(columns, "dp", "a test"),
+        lambda: comm.recv(columns, 0, "dp", "a test"),
+        lambda: comm.exchange(rows, 0, columns, 0, "dp", "a test"),
+    ):
+        with pytest.raises(ValueError, match="not contiguous") as error:
+            call()
+        told.append(str(error.value))
+    # What is only read may have gaps.
+    whole = comm.all_gather(rows.T, "dp", "a test")
+    assert torch.equal(whole, torch.ones(6, 4)) and not x.any()
+    return told
+
+
+def test_what_would_be_written_into_gaps_is_refused():
+    """gloo writes shape (4, 3) into the first 12 numbers in memory, neighbours and all."""
+    for told in pico.run(into_gaps, world_size=2):
+        assert told[0].startswith("all_reduce writes into a tensor of shape (4, 3) that is not")
+        assert "x.contiguous()" in told[3]
