@@ -333,6 +333,11 @@ def barrier(axis: str = "world", reason: str = "barrier") -> None:
 
 
 def _bytes(x: torch.Tensor) -> int:
+    if x is None:
+        raise ValueError(
+            "None cannot be sent, only a tensor; is it the .grad of a tensor that did not require "
+            "one when it was used?"
+        )
     return x.numel() * x.element_size()
 
 
