@@ -351,6 +351,11 @@ def _check_contiguous(op: str, x: torch.Tensor, reason: str) -> None:
 
 
 def _bytes(x: torch.Tensor) -> int:
+    if x is None:
+        raise ValueError(
+            "None cannot be sent, only a tensor; is it the .grad of a tensor that did not require "
+            "one when it was used?"
+        )
     return x.numel() * x.element_size()
 
 

@@ -6,6 +6,7 @@ from picolab import comm, costs
 from picolab.exercises.attempt import Attempt
 from picolab.exercises.case import Case
 from picolab.exercises.definition import Exercise
+from picolab.exercises.diagnosis import near
 from picolab.show.table import bytes_text
 
 
@@ -78,6 +79,14 @@ def _gradients_are_sums(attempt: Attempt, parameters: list, everyones: list, ran
             attempt.wrong(
                 f"to {name} another parameter's was added: do all ranks fill and start their "
                 "buckets in the same order?"
+            )
+            break
+        sums = torch.cat([every[list(ranks)].sum(0).flatten() for every in everyones])
+        found = (parameter.grad.reshape(-1, 1) - sums).abs().amin(1) < 1e-9
+        if found.all() and not near(parameter.grad.flatten(), total.flatten(), 1e-9):
+            attempt.wrong(
+                f"{name} holds the sums of other places: is each flat tensor taken apart in the "
+                "order, and by the sizes, in which it was put together?"
             )
             break
         parts = {attempt.case.values["axis"]: everyones[index][list(ranks)]}

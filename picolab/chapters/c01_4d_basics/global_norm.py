@@ -105,6 +105,7 @@ class _Squares:
             sum((g.norm() for g in some), torch.zeros((), dtype=torch.float64))
             for some in (own, every, pieces)
         ]
+        self.absolute = sum((g.abs().sum() for g in every), torch.zeros((), dtype=torch.float64))
         self.largest = tuple(
             max((g.abs().max() for g in some if g.numel()), default=torch.zeros(()))
             for some in (own, every)
@@ -156,6 +157,7 @@ class _Squares:
                 stages.sqrt().sum(),
                 *self.norms,
             ),
+            "absolute values are added up in it; what adds up is squares": (self.absolute,),
             "it is the largest number, and asked for is the root of a sum of squares": self.largest,
         }
 

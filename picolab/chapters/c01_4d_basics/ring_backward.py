@@ -126,13 +126,16 @@ def _compare(attempt: Attempt, result, of_block, me: int, cp: int, dtype) -> Non
         *(sum(of_block[rank, me][i] for rank in range(cp)) for i in (1, 2)),
     ]
     wide = torch.promote_types(dtype, torch.float32)
-    for name, got in zip(("dq", "dk", "dv"), result):
+    names = ("dq", "dk", "dv")
+    for name, got in zip(names, result):
         if isinstance(got, torch.Tensor) and got.dtype != wide:
             attempt.wrong(
                 f"{name} is in {got.dtype}, and what attend_backward returns is in {wide}: sums "
                 "over ranks stay in that"
             )
             return
+    if not attempt.in_order(**dict(zip(names, zip(result, expected)))):
+        return
     rtol = 1e-10 if dtype == torch.float64 else 1e-5
     attempt.equal(
         "dq",

@@ -223,9 +223,25 @@ def calls_torch_itself(parameters, axis, bucket_bytes):
             at += p.numel()
 
 
+def takes_apart_in_the_models_order(parameters, axis, bucket_bytes):
+    sizes = [p.numel() * p.element_size() for p in parameters]
+    under_way = []
+    for bucket in costs.buckets(sizes, bucket_bytes):
+        own = [parameters[index] for index in bucket]
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in own]
+        flat = torch.cat([grad.view(-1) for grad in grads])
+        under_way.append((comm.all_reduce(flat, axis, "bucket", async_op=True), bucket))
+    for pending, bucket in under_way:
+        flat, at = pending.wait(), 0
+        for p in (parameters[index] for index in sorted(bucket)):
+            p.grad = flat[at : at + p.numel()].view_as(p).clone()
+            at += p.numel()
+
+
 MUTANTS = {
     one_all_reduce_a_gradient: "it takes 6 all-reduces, and the budget is 3",
     averages: "it is the mean over the 2 ranks",
+    takes_apart_in_the_models_order: "holds the sums of other places",
     sum_is_not_written_back: "is still this rank's own",
     one_bucket_for_all: "an all-reduce carries 464 B, and a bucket holds at most 200 B",
     bucket_bytes_taken_for_numbers: "(bytes, not numbers)",

@@ -226,6 +226,14 @@ def divides_replicas_by_tp(gradients):
     return total**0.5
 
 
+def adds_absolute_values(gradients):
+    total = torch.zeros((), dtype=torch.float64)
+    for gradient, kind in gradients:
+        if kind == "shard" or (kind == "replica" and comm.mesh().rank("tp") == 0):
+            total += gradient.double().abs().sum()
+    return comm.all_reduce(comm.all_reduce(total, "tp", "norm"), "pp", "norm")
+
+
 MUTANTS = {
     counts_replicas_on_every_rank: "squares of replicas are in it once for each rank",
     sums_over_the_world: "it communicates over the ranks (0, 1, 2, 3)",
@@ -244,6 +252,7 @@ MUTANTS = {
     gathers_objects: "it uses `all_gather_object`",
     gathers_and_adds: "it uses all-gathers; allowed are all-reduces",
     adds_every_tensors_norm: "what adds up is their squares",
+    adds_absolute_values: "absolute values are added up in it",
     takes_the_largest_number: "it is the largest number",
     halves_the_replicas: "replicas",
     squares_in_fp32: "somewhere the sum is kept in fp32",

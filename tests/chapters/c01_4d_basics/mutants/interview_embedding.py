@@ -183,8 +183,13 @@ def looks_up_a_row_of_zeros(tokens, table, vocab):
     return out + others
 
 
+def sums_behind_autograds_back(tokens, table, vocab):
+    return comm.all_reduce(_look_up(tokens, table, vocab), "tp", "embedding")
+
+
 MUTANTS = {
     nobody_sums: "nobody sums over tp",
+    sums_behind_autograds_back: "changes a tensor that autograd follows, in place",
     clamps_and_does_not_mask: "yours are given the rank's first or last row",
     negative_rows_wrap: "for instance by a negative index",
     zeroes_the_index_only: "yours are given the rank's row 0",

@@ -32,7 +32,7 @@ def _executor(order, forward, shape, **how):
             if how.get("keeps"):
                 stash[-1 - i] = x, y
             if stage > 0:
-                dx = x.grad / how.get("divide", 1)
+                dx = x.grad / how["divide"] if "divide" in how else x.grad
                 _send(sending, dx, stage - 1, axis, how)
     for pending in sending:
         pending.wait()
@@ -221,7 +221,7 @@ MUTANTS = {
     waits_for_each_send: "they wait for ever",
     takes_the_oldest_back: "its order asks for",
     keeps_the_graphs: "after a backward, nothing of its micro-batch is needed",
-    forgets_that_x_is_a_leaf: "NoneType",
+    forgets_that_x_is_a_leaf: "is it the .grad of a tensor that did not require one",
     divides_by_the_number_of_stages: "times what it should be",
     forgets_the_backwards: "its order asks for",
     runs_backward_without_the_neighbours_gradient: "the gradient of this stage's weight is wrong",

@@ -122,6 +122,14 @@ def takes_the_mean_over_blocks(dout, q, k, v, out, lse, attend_backward):
     return dq / comm.mesh().size("cp"), dk, dv
 
 
+def stacks_dv_first(dout, q, k, v, out, lse, attend_backward):
+    def other_way_round(*arguments):
+        dq, dk, dv = attend_backward(*arguments)
+        return dq, dv, dk
+
+    return _backward(dout, q, k, v, out, lse, other_way_round)
+
+
 MUTANTS = {
     leaves_the_last_hop_out: "one more hop brings it home",
     adds_up_at_home: "the share of a block belongs to its owner",
@@ -135,8 +143,9 @@ MUTANTS = {
     goes_round_the_whole_world: "it communicates over the ranks",
     sums_over_all_ranks: "it uses all-reduces",
     returns_two: "asked for is `return dq, dk, dv`",
-    swaps_dk_and_dv: "dk",
-    takes_the_mean_over_blocks: "dq",
+    swaps_dk_and_dv: "it returns the right tensors in the order dq, dv, dk",
+    stacks_dv_first: "in the order dq, dv, dk",
+    takes_the_mean_over_blocks: "as a mean is and a sum is not",
 }
 
 RIGHT = (keeps_its_own_share_at_home, adds_dq_up_at_the_end)
