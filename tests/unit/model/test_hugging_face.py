@@ -259,19 +259,18 @@ def test_another_order_is_noticed(mutant, rope, tmp_path, monkeypatch):
     assert difference(load_hf(tmp_path), theirs) > 1e-3
 
 
-def test_scaling_beside_default_parameters_is_refused_and_was_not(tmp_path, monkeypatch):
+def test_scaling_beside_default_parameters_is_what_holds(tmp_path, monkeypatch):
     llama().save_pretrained(tmp_path)
     plain = {"rope_type": "default", "rope_theta": 500.0}
     theirs = says(tmp_path, dict(rope_parameters=plain, rope_scaling=SCALED))
-    with pytest.raises(ValueError, match=r'rope_scaling.rope_type: "llama3" \(read here: "default'):
-        load_hf(tmp_path)
+    assert difference(load_hf(tmp_path), theirs) < TOLERANCE
     monkeypatch.setattr(hf, "_flat", parameters_win(hf._flat))
     assert difference(load_hf(tmp_path), theirs) > 1e-2
 
 
 REFUSED = {
-    'model_type: "mistral" (read here: "llama")': dict(model_type="mistral"),
-    'model_type: null (read here: "llama")': dict(model_type=None),
+    'model_type: "mistral"; what is read here is llama': dict(model_type="mistral"),
+    "model_type: null; what is read here is llama": dict(model_type=None),
     'architectures: ["LlamaModel"] (read here: ["LlamaForCausalLM"])': dict(
         architectures=["LlamaModel"]
     ),
@@ -321,7 +320,7 @@ def test_what_is_not_refused_changes_the_logits(tmp_path, monkeypatch):
     """The mutant: a config of which only the shape is read."""
     model = llama(hidden_act="gelu")
     model.save_pretrained(tmp_path)
-    monkeypatch.setattr(hf, "_refuse_what_is_not_computed", lambda path, there: None)
+    monkeypatch.setattr(hf, "_refuse_what_is_not_computed", lambda *_: None)
     assert difference(load_hf(tmp_path), model) > 1e-2
 
 
