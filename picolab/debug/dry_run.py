@@ -8,7 +8,7 @@ and which collectives it enters, how often and with how many bytes. Values (loss
 meaningless, and the result says so.
 
 Twin: `torch.testing._internal.distributed.fake_pg`, which this uses. `costs.step_ledger` predicts
-the same ledger without running anything; a test compares."""
+the same ledger of a step without running anything; a test compares."""
 
 from dataclasses import dataclass, field
 from typing import Any

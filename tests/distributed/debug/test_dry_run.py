@@ -28,6 +28,8 @@ def test_rank_zero_of_many_does_what_the_formula_says(layout):
     config = pico.ModelConfig.preset("tiny").replace(layers=4)
     expected = pico.costs.step_ledger(config, layout, micro_batch=1, accumulate=2)
     found = dry.ledger.by("op", "axis", "reason")
+    # What is compared once, before the first step, is no part of one.
+    found = {key: total for key, total in found.items() if not key[2].startswith("start: ")}
     assert {k: (t.count, t.payload_bytes) for k, t in found.items()} == {
         k: (e.count, e.payload_bytes) for k, e in expected.items()
     }

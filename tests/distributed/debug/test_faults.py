@@ -247,7 +247,7 @@ def test_a_mistake_in_the_update_is_told_from_one_in_the_gradients():
 
     verdict = verify("tp2", fault=own_fault("decay", patch))
     assert not verdict.ok and verdict.cause.where == "the update"
-    assert "step 2" in verdict.cause.seen
+    assert "after the update of step 1, on ranks 0, 1" in verdict.cause.seen
 
 
 def test_one_rank_of_a_replica_with_other_weights_is_told_by_its_number():
