@@ -28,6 +28,7 @@ TICK_S = 0.1
 GRACE_S = 0.4  # after the first failure: time for the true cause to arrive
 LEFT_ALONE_S = 1.0  # a rank returned, and all others stand still in a collective with it
 GOODBYE_S = 2.0  # to end by themselves once all have their results
+GONE_S = 60.0  # the rank server tells when they have; it may be importing, and be slow at it
 
 
 class Rank:
@@ -357,7 +358,7 @@ class Collector:
         self.kill()
         for rank in self.ranks:
             if rank.process.pid:
-                rank.process.join(5)
+                rank.process.join(GONE_S)
             while self._known(rank.output) and _readable(rank.output):
                 self._printed(rank)
         self._selector.close()

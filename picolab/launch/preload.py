@@ -1,12 +1,13 @@
 """Imported once by the rank server, so that every rank forked from it has torch ready.
 
 The contents matter: the rooms that ranks use are named here, not imported by `launch`, which does
-not know them. So does what is not there yet: somebody waits for the first run, and half of the
-seconds are for what it does not need. That is imported LATER, between two forks: the first
+not know them. Half of the seconds are for what a first `pico.train` does not need: the first
 optimizer of `torch.optim` imports `torch._dynamo` (seconds for four ranks to do it at once), a
-checkpoint DCP. The server must stay single-threaded (a lock held by another thread at the fork
-would stay locked for ever in the rank), so nothing here computes, and a timer's signal, not a
-thread, brings on the second part."""
+checkpoint DCP. Where a reader watches, that is imported LATER, between two forks; in a script or a
+headless notebook before the first one, since there nobody gains by it and a fork that comes in
+between waits. The server must stay single-threaded (a lock held by another thread at the fork would
+stay locked for ever in the rank), so nothing here computes, and a timer's signal, not a thread,
+brings on the second part."""
 
 import gc
 import importlib
@@ -33,6 +34,9 @@ def load() -> None:
     # with it its ranks.
     die_with_parent()
     _import(MODULES)
+    if os.environ["_PICOLAB_RANK_SERVER"] != "watched":
+        _import(LATER)
+        return
     signal.signal(signal.SIGALRM, lambda *_: _import(LATER))
     os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGALRM, signal.SIG_DFL))
     signal.setitimer(signal.ITIMER_REAL, LATER_S)
@@ -52,5 +56,5 @@ def _import(names: tuple[str, ...]) -> None:
 
 # Only the server imports this module under this flag: a test or a tool that imports it starts
 # nothing.
-if os.environ.get("_PICOLAB_RANK_SERVER") == "1":
+if os.environ.get("_PICOLAB_RANK_SERVER"):
     load()

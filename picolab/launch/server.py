@@ -21,6 +21,8 @@ from multiprocessing import context, forkserver, popen_forkserver, popen_spawn_p
 from multiprocessing.context import reduction, set_spawning_popen
 from pathlib import Path
 
+from picolab.show.front_end import has_front_end
+
 _PACKAGE = Path(__file__).resolve().parents[1]
 
 
@@ -47,10 +49,11 @@ class _Server:
                 self._version = None
             if self._version is None:
                 self._version = version
-            _Keeper.call(self._start)
+            watched = has_front_end()  # asked in the thread of the cell
+            _Keeper.call(lambda: self._start(watched))
 
-    def _start(self) -> None:
-        with _environment():
+    def _start(self, watched: bool) -> None:
+        with _environment(watched):
             self._forkserver.ensure_running()
 
     def connect(self, fds: list[int]) -> tuple[int, int]:
@@ -127,10 +130,10 @@ def _ranks_alive() -> bool:
 
 
 @contextmanager
-def _environment():
+def _environment(watched: bool):
     """What the server process is started with; the kernel's own environment is put back."""
     wanted = {
-        "_PICOLAB_RANK_SERVER": "1",
+        "_PICOLAB_RANK_SERVER": "watched" if watched else "unwatched",
         # CPython 3.11, 3.12.1 and 3.13.0 ignore sys.path when preloading, and say nothing
         # (gh-117378).
         "PYTHONPATH": os.pathsep.join(

@@ -80,19 +80,18 @@ def save(lab: Lab, path: Path) -> None:
     assert path.stat().st_mtime_ns > before
 
 
-def open_without_kernel(lab: Lab, name: str) -> None:
+def open_without_kernel(lab: Lab) -> None:
     lab.page.evaluate(
-        """async name => {
-            const panel = jupyterapp.shell.currentWidget;
+        """async () => {
+            const panel = jupyterapp.shell.currentWidget, path = panel.context.path;
             await panel.context.save();
             await panel.sessionContext.shutdown();
             panel.dispose();
             const none = {shouldStart: false, canStart: false, autoStartDefault: false};
             await jupyterapp.commands.execute('docmanager:open',
-                {path: name, factory: 'Notebook', kernelPreference: none});
+                {path, factory: 'Notebook', kernelPreference: none});
             return 1;
         }""",
-        name,
     )
     lab.page.wait_for_selector(".jp-NotebookPanel .jp-Cell")
 
@@ -162,7 +161,7 @@ def test_a_run_survives_a_reload(jupyter, tmp_path, capsys):
         assert kept["data"]["text/plain"][0].startswith("stopped after")
         assert len(kept["data"][PLOTLY]["data"][0]["x"]["bdata"]) > 10
 
-        open_without_kernel(lab, name)
+        open_without_kernel(lab)
         # What the kernel gave to this page; one that is opened anew has only what was saved.
         lab.page.evaluate("() => document.getElementById('picolab-theme').remove()")
         # plotly's renderer shows the png that JupyterLab saved, until it is asked for more.

@@ -70,12 +70,11 @@ def _questions(attempt: Attempt):
     """Even and uneven layers, costly ends, room for much and for little; then large ones."""
     draw = attempt.tensor(4000).abs().tolist()
     numbers = iter([1 + int(10 * x) for x in draw])
-    for stages, n in itertools.product((1, 2, 3, 4), (4, 5, 7)):
-        for tight in (0, 1, 2):
-            times = [next(numbers) for _ in range(n)]
-            keeps = [next(numbers) for _ in range(n)]
-            ends = (next(numbers), 3 * next(numbers))
-            yield _question(times, keeps, stages, *ends, tight)
+    for tight, stages, n in itertools.product((0, 1, 2), (1, 2, 3, 4), (4, 5, 7)):
+        times = [next(numbers) for _ in range(n)]
+        keeps = [next(numbers) for _ in range(n)]
+        ends = (next(numbers), 3 * next(numbers))
+        yield _question(times, keeps, stages, *ends, tight)
     yield _question([3] * 6, [1] * 6, 3, 0, 0, 0)
     yield _question([1] * 8, [1] * 8, 4, 0, 6, 0)
     yield _question([1] * 8, [1] * 8, 4, 0, 0, 1)
