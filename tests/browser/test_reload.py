@@ -169,7 +169,8 @@ def test_a_run_survives_a_reload(jupyter, tmp_path, capsys):
         wait_until(lambda: pictures.count() == 1, "the saved picture, and one only")
         assert pictures.first.bounding_box()["height"] > 300
         filtered = "() => getComputedStyle(document.querySelector('img.plot-img')).filter"
-        assert lab.page.evaluate(filtered) == "brightness(0.9)"
+        dark = "brightness(0.9)"
+        wait_until(lambda: lab.page.evaluate(filtered) == dark, "the saved rule for pictures")
         # Under the pointer the figure takes the picture's place; its text has the page's colour.
         box = pictures.first.bounding_box()
         lab.page.mouse.move(box["x"] + box["width"] / 2, box["y"] + 150)
