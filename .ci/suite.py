@@ -23,8 +23,9 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
-# Two files at once on two cores: with three, tests of a pipeline's bubble wait for a core. In the
-# order in which they are collected, the last part first: the longest tests, so that all end together.
+# Two files at once on two cores: with three, a pipeline's bubble is also waiting for a core. In the
+# order in which they are collected, the last part first: the longest tests, so that all end
+# together.
 AT_ONCE = ("-n", "2", "--dist", "loadfile", "--no-loadscope-reorder")
 NBVAL = ("--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout=300")
 PARTS = ("lint", "unit", "distributed", "notebooks", "browser")
