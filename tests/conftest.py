@@ -1,10 +1,13 @@
 """Tests keep to themselves: they neither fill nor prune the user's run directories, and what they
 leave in the temporary folder can be counted while other programs use it too."""
 
+import fcntl
 import os
 import shutil
 import tempfile
+from contextlib import ExitStack
 from multiprocessing.util import Finalize
+from pathlib import Path
 
 import hypothesis
 import pytest
@@ -24,6 +27,38 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.path.suffix == ".ipynb":
             item.add_marker("notebook")
+
+
+class Alone:
+    """A test marked `alone` measures time: where tests run beside each other, none runs beside it.
+
+    Each test holds a lock that all may share, and such a one the same lock for itself. Whoever
+    waits for it stands in the door, that the others do not run one test after another meanwhile.
+    """
+
+    def __init__(self, config):
+        name = f"picolab-alone-{config.workerinput['testrunuid']}"
+        self.folder = Path(tempfile.gettempdir())
+        self.door, self.room = (self.folder / f"{name}-{part}" for part in ("door", "room"))
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)  # before the clock of pytest-timeout starts
+    def pytest_runtest_protocol(self, item):
+        alone = item.get_closest_marker("alone") is not None
+        with ExitStack() as room:
+            handle = room.enter_context(self.room.open("a"))
+            with self.door.open("a") as door:
+                fcntl.flock(door, fcntl.LOCK_EX)
+                fcntl.flock(handle, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+            return (yield)
+
+    def pytest_unconfigure(self):
+        self.door.unlink(missing_ok=True)
+        self.room.unlink(missing_ok=True)
+
+
+def pytest_configure(config):
+    if hasattr(config, "workerinput"):  # of xdist
+        config.pluginmanager.register(Alone(config))
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -124,6 +124,7 @@ def first_cause(run):
     return whole(undisturbed_step(run)).first
 
 
+@pytest.mark.alone
 def test_a_slow_rank(monkeypatch):
     def check(run, attempt):
         cause = first_cause(run)
@@ -151,6 +152,7 @@ def test_a_slow_rank(monkeypatch):
         assert run.explain().split[0].communication_s > 0.1
 
 
+@pytest.mark.alone
 def test_a_slow_link():
     def check(run, attempt):
         cause = first_cause(run)
@@ -163,6 +165,7 @@ def test_a_slow_link():
     undisturbed(check, "dp3", observer=(SlowLink, 0.1))
 
 
+@pytest.mark.alone
 def test_uneven_stages_and_the_even_ones_really_run(monkeypatch):
     """Three layers and one, then two and two: beside the prediction from the uneven run."""
     slow = dict(observer=(SlowLayers, 0.03), accumulate=8, micro_batch=1)
@@ -190,6 +193,7 @@ def test_uneven_stages_and_the_even_ones_really_run(monkeypatch):
     assert undisturbed_step(run).first.name != "uneven stages"
 
 
+@pytest.mark.alone
 def test_too_few_micro_batches_and_more_of_them_really_run(monkeypatch):
     """Two on four stages, then eight of a quarter each: beside the prediction from the two."""
 
@@ -229,6 +233,7 @@ def test_too_few_micro_batches_and_more_of_them_really_run(monkeypatch):
     assert run.explain().what_if(micro_batches=8).step_s > 2 * predicted.step_s
 
 
+@pytest.mark.alone
 def test_a_rank_that_is_late_between_two_steps():
     def check(run, attempt):
         cause = first_cause(run)
@@ -241,6 +246,7 @@ def test_a_rank_that_is_late_between_two_steps():
 
 
 @pytest.mark.skipif(CoreClock().read() is None, reason="the system does not tell")
+@pytest.mark.alone
 def test_ranks_that_share_a_core():
     def check(run, attempt):
         cause = first_cause(run)

@@ -209,6 +209,7 @@ def undisturbed(check, *of):
             return run
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("name", ["1f1b", "zb-h1", *WEEKLY])
 def test_the_bubble_in_real_spans_is_the_simulators(name):
     """With a fixed cost a stage the measured bubble is the simulated one, within 5 % of 1F1B's. B
@@ -240,6 +241,7 @@ def test_the_bubble_in_real_spans_is_the_simulators(name):
 PIPELINES = [("1f1b", 2, 4), ("1f1b", 4, 8), pytest.param("gpipe", 4, 8, marks=pytest.mark.weekly)]
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize(("name", "stages", "micro_batches"), PIPELINES)
 def test_the_bubble_in_the_ledger_is_that_of_the_spans(name, stages, micro_batches, monkeypatch):
     """The split, which knows collectives only, against the timeline of the same steps, which knows
