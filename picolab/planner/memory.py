@@ -25,27 +25,50 @@ class Memory(Parts):
         return self._held(candidate, distinct=False)
 
     def _held(self, candidate: Candidate, distinct: bool) -> list[dict[str, float]]:
-        layout, micro_batch, recompute = candidate
-        m = self.micro_batches(candidate)
-        places = self._places(layout.pp, layout.schedule, layout.stages)
+        layout = candidate.layout
         shards = layout.size(layout.shard_axis) if layout.zero else 1
+        return [
+            {
+                **self._states(part, layout.tp, layout.ep, layout.zero, shards),
+                "activations": kept,
+                "loss": loss,
+            }
+            for part, kept, loss in self._working(candidate, distinct)
+        ]
+
+    def total_bytes(self, candidate: Candidate) -> float:
+        """What `memory` comes to, without its categories."""
+        layout = candidate.layout
+        shards = layout.size(layout.shard_axis) if layout.zero else 1
+        return max(
+            self._states_total(part, layout.tp, layout.ep, layout.zero, shards) + kept + loss
+            for part, kept, loss in self._working(candidate, True)
+        )
+
+    def _working(self, candidate: Candidate, distinct: bool) -> list[tuple[Part, float, float]]:
+        """What each place on pp keeps of micro-batches, and for the loss."""
+        layout, micro_batch, recompute = candidate
+        return self._working_of(
+            (layout.pp, layout.schedule, layout.stages), layout.tp, layout.sp, layout.cp,
+            micro_batch, self.micro_batches(candidate), recompute, distinct,
+        )  # fmt: skip
+
+    @once
+    def _working_of(self, where, tp, sp, cp, micro_batch, m, recompute, distinct):
+        pp, schedule, _ = where
         found, seen = [], set()
-        for place, part in enumerate(places):
+        for place, part in enumerate(self._places(*where)):
             # The earlier of equal ones waits for its backward longest.
             if distinct and part in seen:
                 continue
             seen.add(part)
-            activations, loss = self._activations(
-                part, layout.tp, layout.sp, layout.cp, micro_batch, recompute
-            )
-            waiting = 1.0
-            if layout.pp > 1:
-                waiting = self._waiting(layout.schedule, layout.pp, m, place)
-            held = self._states(part, layout.tp, layout.ep, layout.zero, shards)
-            kept = waiting * activations
+            activations, loss = self._activations(part, tp, sp, cp, micro_batch, recompute)
+            kept = activations
+            if pp > 1:
+                kept *= self._waiting(schedule, pp, m, place)
             if recompute == "full":  # one layer is there as a whole while it is recomputed
-                kept += self._largest_layer(part, layout.tp, layout.sp, layout.cp, micro_batch)
-            found.append({**held, "activations": kept, "loss": loss})
+                kept += self._largest_layer(part, tp, sp, cp, micro_batch)
+            found.append((part, kept, loss))
         return found
 
     @once
@@ -79,6 +102,10 @@ class Memory(Parts):
             ),
             default=0.0,
         )
+
+    @once
+    def _states_total(self, part, tp, ep, zero, shards) -> float:
+        return sum(self._states(part, tp, ep, zero, shards).values())
 
     @once
     def _states(self, part, tp, ep, zero, shards) -> dict[str, float]:

@@ -2,7 +2,8 @@
 
 Splits are taken in the order of their bound, so that the ten best are found early and the rest can
 be told from the bound alone (`bounds.py`). Nothing is dropped: the table has a row for each layout
-that was judged, and one for each split that no choice of zero, sp and schedule could save.
+that was judged, one for each split that no choice of zero, sp and schedule could save, and one for
+each choice of sp and schedule that no zero could.
 
 Two things are judged (`--layout`) and not searched. DualPipeV, whose bubble has a closed form for
 F = B = W alone, so that beside schedules with the model's own F, B and W it would win or lose by
@@ -13,13 +14,13 @@ over all replicas is dominated by dp, try a shard group of a node by hand.
 import heapq
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from picolab.planner.bounds import Split, bounds
 from picolab.planner.costing import Costing
 from picolab.planner.request import Request
-from picolab.planner.verdict import Killed, Verdict, judge, objection
+from picolab.planner.verdict import Killed, Verdict, judge, objection, too_slow
 from picolab.specs import Layout
 from picolab.specs.layout import divisors, factorisations
 
@@ -80,12 +81,24 @@ def splits(request: Request) -> Iterator[Split]:
             yield Split(dp, tp, pp, cp, ep)
 
 
+def pipelines(split: Split, schedules: tuple[str, ...] = SCHEDULES) -> Iterator[Layout]:
+    """The layouts of a split without ZeRO."""
+    for sp in (False, True) if split.tp > 1 else (False,):
+        for schedule in schedules if split.pp > 1 else ("1f1b",):
+            yield Layout(**split._asdict(), sp=sp, schedule=schedule)
+
+
+def with_zero(pipeline: Layout) -> Iterator[Layout]:
+    """A layout, and the same with each stage of ZeRO."""
+    yield pipeline
+    for zero in (1, 2, 3) if pipeline.dp * pipeline.cp > 1 else ():
+        yield replace(pipeline, zero=zero)
+
+
 def variants(split: Split, schedules: tuple[str, ...] = SCHEDULES) -> Iterator[Layout]:
     """The layouts of a split."""
-    for zero in range(4) if split.dp * split.cp > 1 else (0,):
-        for sp in (False, True) if split.tp > 1 else (False,):
-            for schedule in schedules if split.pp > 1 else ("1f1b",):
-                yield Layout(**split._asdict(), zero=zero, sp=sp, schedule=schedule)
+    for pipeline in pipelines(split, schedules):
+        yield from with_zero(pipeline)
 
 
 def search(request: Request, *, prune: bool = True) -> Searched:
@@ -113,14 +126,19 @@ def search(request: Request, *, prune: bool = True) -> Searched:
         if limit is not None and least > limit:
             verdicts.append(Verdict(Layout(**split._asdict()), at_least_s=least))
             continue
-        for layout in variants(split):
-            limit = -fastest[0] if prune and len(fastest) == BEST else None
-            verdict = judge(costing, layout, limit_s=limit)
-            verdicts.append(verdict)
-            if verdict.fits:
-                heapq.heappush(fastest, -verdict.step_s)
-                if len(fastest) > BEST:
-                    heapq.heappop(fastest)
+        for pipeline in pipelines(split):
+            limit = -fastest[0] if prune and len(fastest) == BEST else math.inf
+            if (verdict := too_slow(costing, pipeline, limit)) is not None:
+                verdicts.append(verdict)
+                continue
+            for layout in with_zero(pipeline):
+                limit = -fastest[0] if prune and len(fastest) == BEST else None
+                verdict = judge(costing, layout, limit_s=limit)
+                verdicts.append(verdict)
+                if verdict.fits:
+                    heapq.heappush(fastest, -verdict.step_s)
+                    if len(fastest) > BEST:
+                        heapq.heappop(fastest)
     return Searched(costing, tuple(verdicts))
 
 

@@ -170,6 +170,18 @@ class Seconds(Parts):
 
     @once
     def _layer(self, layer, tp, sp, cp, ep, micro_batch, recompute) -> Micro:
+        passes, again, sent = self._passes(layer, tp, sp, cp, ep, micro_batch)
+        forward, backward, of_weights = passes
+        times = 2 if recompute == "full" else 1  # the forward pass's collectives, once more
+        return Micro(
+            forward, backward + again[recompute], of_weights,
+            *(times * there + back for there, back in sent), sum(there for there, _ in sent),
+        )  # fmt: skip
+
+    @once
+    def _passes(self, layer, tp, sp, cp, ep, micro_batch) -> tuple[tuple, dict, list]:
+        """Forward, backward without anything again, and of that the gradients of weights; what
+        each kind of recomputation takes; collectives of tp, cp and ep, forward and backward."""
         config, practice = self.config, self.practice
         tokens = micro_batch * self.request.seq / cp
         mlp = mlp_weights(config, layer)
@@ -205,22 +217,19 @@ class Seconds(Parts):
         forward = matrices + attention + moved + weights
         of_weights = matrices + accumulated
         backward = of_weights + matrices + attention_back + 2 * moved + weights
-        if recompute == "full":
-            backward += forward
-        elif recompute == "selective":
-            backward += 2 * (none - cheap_left) / self._bandwidth
-            if practice.attention == "scores":
-                backward += attention
+        cheap = 2 * (none - cheap_left) / self._bandwidth
+        if practice.attention == "scores":
+            cheap += attention
         sent = [
             self._tp_layer(tp, sp, cp, micro_batch),
             self._cp_layer(tp, cp, micro_batch, attention, attention_back),
             self._ep_layer(tp, sp, cp, ep, micro_batch) if mlp.router else (0.0, 0.0),
         ]
-        again = 2 if recompute == "full" else 1  # the forward pass's, once more
-        return Micro(
-            forward, backward, of_weights, *(again * there + back for there, back in sent),
-            sum(there for there, _ in sent),
-        )  # fmt: skip
+        return (
+            (forward, backward, of_weights),
+            {"none": 0.0, "selective": cheap, "full": forward},
+            sent,
+        )
 
     @once
     def _shares(self, tp) -> tuple[float, float]:

@@ -1,7 +1,9 @@
 """What the planner says of one layout: what its step costs, or what kills it first."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 from picolab import costs
@@ -31,10 +33,9 @@ class Verdict:
     candidate: Candidate | None = None
     micro_batches: int = 0
     killed_by: Killed | None = None
-    memory: dict[str, float] | None = None
-    """on the rank that needs most, by category"""
-    seconds: dict[str, float] | None = None
-    """of a step, by term"""
+    costing: Costing | None = None
+    """what the candidate's bytes and seconds come from: a search has thousands of dead layouts, and
+    shows a few"""
     at_least_s: float | None = None
     """It was not looked at closer: no step of it is faster than this, and ten layouts are."""
 
@@ -44,6 +45,16 @@ class Verdict:
         if self.killed_by:
             return False
         return True if self.at_least_s is None else None
+
+    @cached_property
+    def memory(self) -> dict[str, float] | None:
+        """On the rank that needs most, by category."""
+        return self.costing.memory(self.candidate) if self.costing else None
+
+    @cached_property
+    def seconds(self) -> dict[str, float] | None:
+        """Of a step, by term."""
+        return self.costing.seconds(self.candidate) if self.costing else None
 
     @property
     def memory_bytes(self) -> float:
@@ -98,6 +109,16 @@ def cuts(costing: Costing, layout: Layout) -> Iterator[int]:
             yield size
 
 
+def too_slow(costing: Costing, layout: Layout, limit_s: float) -> Verdict | None:
+    """If no micro-batch, recomputation or stage of ZeRO makes a step as short as that. Most are
+    told from this alone, before memory is counted."""
+    if limit_s == math.inf or objection(costing, layout):
+        return None
+    sizes = cuts(costing, layout)
+    least = min((costing.least_seconds(layout, size) for size in sizes), default=0.0)
+    return Verdict(layout, at_least_s=least) if least > limit_s else None
+
+
 def judge(
     costing: Costing,
     layout: Layout,
@@ -118,22 +139,17 @@ def judge(
     sizes = list(cuts(costing, layout)) if micro_batch is None else [micro_batch]
     if not sizes:
         return Verdict(layout, killed_by=_no_schedule(costing, layout))
-    if limit_s is not None:  # before memory is counted: most layouts are told from this alone
-        least = min(costing.least_seconds(layout, size) for size in sizes)
-        if least > limit_s:
-            return Verdict(layout, at_least_s=least)
     modes = costs.RECOMPUTE if recompute is None else (recompute,)
     room = costing.request.memory_bytes
     smallest = [Candidate(layout, sizes[0], mode) for mode in modes]
     too_large = []
     for i, candidate in enumerate(smallest):
-        memory = costing.memory(candidate)
-        if sum(memory.values()) <= room:
+        needed = costing.total_bytes(candidate)
+        if needed <= room:
             break
-        too_large.append((sum(memory.values()), i, memory))
+        too_large.append((needed, i))
     else:
-        _, i, memory = min(too_large)
-        return _too_large(costing, smallest[i], memory)
+        return _too_large(costing, smallest[min(too_large)[1]])
     best = skipped = None
     for size in sizes:
         least = sum(costing.seconds(Candidate(layout, size, modes[0])).values())
@@ -142,22 +158,21 @@ def judge(
             continue
         for mode in modes:
             candidate = Candidate(layout, size, mode)
-            memory = costing.memory(candidate)
-            needed = sum(memory.values())
+            needed = costing.total_bytes(candidate)
             if needed <= room:
-                seconds = costing.seconds(candidate)
-                if best is None or (sum(seconds.values()), needed) < best[0]:
-                    best = (sum(seconds.values()), needed), candidate, memory, seconds
+                took = sum(costing.seconds(candidate).values()), needed
+                if best is None or took < best[0]:
+                    best = took, candidate
                 break
     if skipped is not None and (best is None or best[0][0] > limit_s):
         return Verdict(layout, at_least_s=min(skipped, best[0][0]) if best else skipped)
     assert best is not None, "the smallest fits, so that something is fast or skipped"
-    _, candidate, memory, seconds = best
-    return Verdict(layout, candidate, costing.micro_batches(candidate), None, memory, seconds)
+    return Verdict(layout, best[1], costing.micro_batches(best[1]), None, costing)
 
 
-def _too_large(costing: Costing, candidate: Candidate, memory: dict[str, float]) -> Verdict:
-    needed, room = sum(memory.values()), costing.request.memory_bytes
+def _too_large(costing: Costing, candidate: Candidate) -> Verdict:
+    memory, room = costing.memory(candidate), costing.request.memory_bytes
+    needed = sum(memory.values())
     sentence = (
         f"needs {needed / 1e9:.1f} GB of {room / 1e9:.1f} GB even with micro-batch "
         f"{candidate.micro_batch} and {candidate.recompute} recompute; most of it "
@@ -165,7 +180,7 @@ def _too_large(costing: Costing, candidate: Candidate, memory: dict[str, float])
     )
     return Verdict(
         candidate.layout, candidate, costing.micro_batches(candidate),
-        Killed("memory", needed, room, sentence), memory, costing.seconds(candidate),
+        Killed("memory", needed, room, sentence), costing,
     )  # fmt: skip
 
 
