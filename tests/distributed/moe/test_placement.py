@@ -4,6 +4,7 @@ The wrong versions this file catches: moments that stay where the expert was, a 
 keep their order, a plan that is made and not carried out.
 """
 
+import time
 from itertools import combinations
 
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import picolab as pico
-from picolab.moe import LoadBalancer, placement
+from picolab.moe import ExpertLayer, LoadBalancer, placement
 
 SETTINGS = dict(
     layers=2, seq=32, hidden=32, heads=4, kv_heads=2, experts=8, expert_ffn=16, ffn=32, steps=6,
@@ -123,3 +124,58 @@ def test_what_it_cannot_do_gets_a_sentence():
         LoadBalancer(every=0)
     with pytest.raises(pico.RankFailure, match="tiny has no experts that a LoadBalancer could"):
         pico.train("tiny", "dp1", steps=1, progress=False, observers=[LoadBalancer()])
+
+
+class SlowRows(pico.Observer):
+    """An expert takes so long for each row; and two experts of one rank are asked for most."""
+
+    def __init__(self, seconds):
+        self.seconds = seconds
+
+    def start(self, run):
+        for layer in filter(lambda module: isinstance(module, ExpertLayer), run.model.modules()):
+            layer.router.bias[:2] = 1.0
+            layer.experts.register_forward_pre_hook(
+                lambda module, given: time.sleep(self.seconds * sum(given[1]))
+            )
+
+
+@pytest.mark.alone
+def test_the_wait_for_a_hot_rank_falls_by_what_was_predicted():
+    """All rows meet experts 0 and 1, both on rank 0, for which rank 1 waits; once they are on two
+    ranks, nobody waits. By half of it at least, since there is more to wait for than these."""
+    seconds, steps, every, imbalance = 4e-4, 6, 3, placement.imbalance_of_ranks
+    slow = {**SETTINGS, "steps": steps, "router_bias": 1e-9}
+
+    def waits(result):
+        """On the ranks together, before the move and after it: the least of the steps, since other
+        programs only add to it."""
+        by_step = [
+            sum(rank.waiting_s for rank in result.explain(step).split.values())
+            for step in range(1, steps)
+        ]
+        return min(by_step[: every - 1]), min(by_step[every - 1 :])
+
+    def predicted(result):
+        """Every rank waits until the busiest has computed its rows, which are `imbalance` times the
+        mean: together, for sum(load) * (imbalance - 1) rows."""
+        loads = {}
+        for event in result.events:
+            if event.kind == "experts" and event.data["step"] == 1:
+                loads |= event.data["loads"]
+        fewer = [
+            sum(load) * (imbalance(load, 2) - imbalance(load, 2, placement.pack(load, 2)))
+            for load in loads.values()
+        ]
+        return seconds * sum(fewer)
+
+    moved = pico.train(
+        "tiny-moe", "dp2ep2", **slow, observers=[SlowRows(seconds), LoadBalancer(every=every)]
+    )
+    still = pico.train("tiny-moe", "dp2ep2", **slow, observers=[SlowRows(seconds)])
+    (before, after), expected = waits(moved), predicted(moved)
+    print(f"wait {before:.3f} -> {after:.3f} s a step; expected to fall by {expected:.3f}")
+    assert before - after > 0.5 * expected > 0.05
+    # Mutant: a plan that is made and not carried out.
+    before, after = waits(still)
+    assert before - after < 0.5 * expected
