@@ -39,11 +39,16 @@ class DryRun:
 def dry_run(fn, layout: Layout | str, *args, timeout: float = 120, **kwargs) -> DryRun:
     """Call `fn(*args, **kwargs)` in one process as rank 0 of the layout, its mesh built.
 
-    Raises ValueError for a layout beyond sense, RankFailure if the function fails.
+    Raises ValueError for a layout beyond sense or with ep, RankFailure if the function fails.
     """
     layout = Layout.parse(layout)
     if layout.world > MAX_WORLD:
         raise ValueError(f"{layout} has {layout.world:,} ranks; a dry run goes up to {MAX_WORLD:,}")
+    if layout.ep > 1:
+        raise ValueError(
+            f"{layout} spreads experts, and which rows travel depends on the values of the tokens, "
+            "which a dry run does not have; leave ep out, or take costs.step_ledger"
+        )
     run = launch.run(
         _as_rank_zero,
         fn,

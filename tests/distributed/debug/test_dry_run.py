@@ -39,5 +39,7 @@ def test_rank_zero_of_many_does_what_the_formula_says(layout):
 
 
 def test_a_layout_beyond_sense_is_refused():
+    with pytest.raises(ValueError, match="dp4ep4 spreads experts, and which rows travel depends"):
+        pico.dry_run(one_step, "dp4ep4", "dp4ep4")
     with pytest.raises(ValueError, match="a dry run goes up to 65,536"):
         pico.dry_run(print, "dp100000")
