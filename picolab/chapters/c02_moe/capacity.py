@@ -73,8 +73,10 @@ def _questions(attempt: Attempt):
         return (attempt.tensor(*shape) + 3 * attempt.tensor(shape[-1])).softmax(-1)
 
     yield "one sequence of 6 tokens, 3 experts", drawn(1, 6, 3), 1, 1.0
+    yield "3 sequences of 5 tokens, 4 experts", skewed(3, 5, 4), 2, 0.75
+    yield "7 sequences of 6 tokens, 5 experts", skewed(7, 6, 5), 3, 0.75
     yield "5 sequences of one token, 2 experts", skewed(5, 1, 2), 1, 0.5
-    yield "2 sequences of 5 tokens, 4 experts", skewed(2, 5, 4), 2, 1.0
+    yield "one sequence of 4 tokens, 2 experts", drawn(1, 4, 2), 1, 4.0
     for batch, seq, experts in ((3, 7, 5), (4, 3, 6), (1, 11, 3), (7, 2, 9), (2, 13, 4)):
         for k in sorted({1, 2, experts}):
             for factor in (0.5, 1.0, 1.25, 4.0):
@@ -184,11 +186,11 @@ def _other_rooms(scores, k: int, factor: float) -> dict[str, int]:
         ": it was divided before it was multiplied, and rounding made it more": math.ceil(
             factor * k / experts * batch * seq
         ),
-        ": there is room for every token, and nothing would ever be dropped": batch * seq,
         ": a buffer has room for so many whether or not there are tokens": max(1, math.ceil(exact)),
         ": a buffer's width is capped at the tokens; a static shape does not depend on that": min(
             batch * seq, math.ceil(exact)
         ),
+        ": there is room for every token, and nothing would ever be dropped": batch * seq,
     }
 
 
@@ -300,9 +302,10 @@ EXERCISE = Exercise(
         "An order by several keys is several stable sorts, the least important key first: by "
         "score (falling), then by position, then those who ask before those who do not. Sequences "
         "are in order from the beginning, if rows are.",
-        "`order = arrived.argsort(dim=0, descending=True, stable=True)` for all experts at once; then "
-        "`order = order.gather(0, position[order].argsort(dim=0, stable=True))`, and the same with "
-        "`~asks.gather(0, order)`. The first min(count, capacity) of each column are its buffer.",
+        "`order = arrived.argsort(dim=0, descending=True, stable=True)` for all experts at once; "
+        "then `order = order.gather(0, position[order].argsort(dim=0, stable=True))`, and the same "
+        "with `~asks.gather(0, order)`. The first min(count, capacity) of each column are its "
+        "buffer.",
     ),
     stub_function=my_capacity,
     solution_function=solution,

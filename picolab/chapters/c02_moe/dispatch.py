@@ -14,7 +14,7 @@ from picolab.exercises.definition import Exercise
 _STAYED = (
     "a rank without rows takes part in every exchange, in forward and in backward, with sizes "
 )
-_STAYED += "of 0: who stays away lets the others wait for ever"
+_STAYED += "of 0 (and what one sends to another has to be what that one expects)"
 
 
 def my_expert_layer(x, experts, weights, total, run, axis):
@@ -227,18 +227,12 @@ def _same_rows(got: torch.Tensor, right: torch.Tensor) -> bool:
 def _output(attempt, y, expected, mine: int, x, chosen, weights, experts, own: int) -> bool:
     of = expected[mine]
     rows = of["rows"].detach()
-    k = chosen[own].shape[1]
     plain = rows.sum(1)
-    first = rows[:, 0] * weights[own][:, :1]
     mistakes = {
         "the experts' outputs were added up without their weights": plain,
         "they were averaged: weights are what they are multiplied by": rows.mean(1),
-        "of each token only one expert's output is in it: `y[token] = ...` keeps the last of "
-        "several, `index_add` adds them": tuple(
-            rows[:, i] * weights[own][:, i : i + 1] for i in range(k)
-        )
-        if k > 1
-        else first * torch.nan,
+        "of each token only one expert's output is in it: `y[token] = ...` keeps one of several, "
+        "`index_add` adds them": _one_each(rows, chosen[own], weights[own]),
         "weights are in the order of the tokens, and rows in that of their experts: take the "
         "weights in the same order": lambda: _weights_unsorted(rows, chosen[own], weights[own]),
         "rows came home in the order of their experts, and were not brought back to their tokens": (
@@ -247,6 +241,15 @@ def _output(attempt, y, expected, mine: int, x, chosen, weights, experts, own: i
         "x itself was added: the layer's output is what experts make of it": of["y"] + x[own],
     }
     return attempt.equal("the output", y, of["y"], mistakes=mistakes)
+
+
+def _one_each(rows, chosen, weights) -> tuple[torch.Tensor, ...]:
+    """Of each token the output of the expert with the highest number, or with the lowest."""
+    if chosen.shape[1] == 1:
+        return ()
+    weighted = rows * weights.unsqueeze(-1)
+    token = torch.arange(len(rows))
+    return weighted[token, chosen.argmax(1)], weighted[token, chosen.argmin(1)]
 
 
 def _weights_unsorted(rows, chosen, weights):

@@ -124,6 +124,9 @@ def _compare(attempt: Attempt, result, ranks: list[list[torch.Tensor]], me: int,
         "the mean load is 1 / E with k choices too: divide by tokens * k": right * k,
         "the factor E is missing, and even loads would not give 1": right / len(f),
         "f was made of probabilities, and is counted": _loss(k * sums, sums, tokens, k),
+        "of equal logits the last one was chosen, or any: the lower number goes first": lambda: (
+            _last(ranks, k, sums, tokens)
+        ),
         "f was taken of each token's first choice alone": lambda: _first(ranks, sums, tokens),
         "it was summed over the micro-batches": right * len(mine),
     }  # fmt: skip
@@ -145,6 +148,12 @@ def _compare(attempt: Attempt, result, ranks: list[list[torch.Tensor]], me: int,
             mistakes=_wrong_gradients(of, expected, ranks, me, k, micro, (counts, sums, tokens)),
         ):
             return
+
+
+def _last(ranks, k: int, sums, tokens) -> torch.Tensor:
+    rows = torch.cat([of for rank in ranks for of in rank]).flip(-1)
+    chosen = rows.shape[1] - 1 - rows.sort(dim=-1, descending=True, stable=True).indices[:, :k]
+    return _loss(chosen.flatten().bincount(minlength=rows.shape[1]), sums, tokens, k)
 
 
 def _of_means(each, k: int) -> tuple[torch.Tensor, ...]:
@@ -247,26 +256,26 @@ EXERCISE = Exercise(
     judge=judge,
     cases=(
         Case(
-            "dp2",
-            values={
-                "axis": "dp",
-                "settings": (
-                    ("2 replicas with 6 tokens in one micro-batch", ((6,), (6,)), 4, 2),
-                    ("2 replicas, 3 micro-batches of 5 tokens", ((5, 5, 5), (5, 5, 5)), 3, 1),
-                    ("micro-batches of 2 to 9 tokens", ((4, 9, 2), (3, 2, 8)), 5, 2),
-                    ("replicas with 20 and 3 tokens", ((20,), (3,)), 6, 3),
-                    ("a replica without tokens", ((0, 0), (7, 4)), 7, 2),
-                    ("2 experts", ((3, 1), (1, 6)), 2, 1),
-                    ("17 experts", ((13, 8), (11, 5)), 17, 4),
-                ),
-            },
-        ),
-        Case(
             "dp3",
             values={
                 "axis": "dp",
                 "settings": (
-                    ("3 replicas, micro-batches of 0 to 8 tokens", ((4, 8), (0, 5), (1, 2)), 5, 2),
+                    # All sizes differ: a wrong divisor is no other's.
+                    ("2 micro-batches of 2 to 9 tokens", ((4, 8), (5, 9), (7, 2)), 5, 2),
+                    ("micro-batches of 0 to 8 tokens", ((4, 8), (0, 5), (1, 2)), 5, 3),
+                ),
+            },
+        ),
+        Case(
+            "dp2",
+            values={
+                "axis": "dp",
+                "settings": (
+                    ("3 micro-batches of 5 tokens, one expert a token", ((5,) * 3, (5,) * 3), 3, 1),
+                    ("replicas with 20 and 3 tokens", ((20,), (3,)), 6, 3),
+                    ("a replica without tokens", ((0, 0), (7, 4)), 7, 2),
+                    ("2 experts", ((3, 1), (1, 6)), 2, 1),
+                    ("17 experts", ((13, 8), (11, 5)), 17, 4),
                 ),
             },
         ),

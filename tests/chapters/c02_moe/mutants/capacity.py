@@ -242,7 +242,7 @@ MUTANTS = {
     as_floats: "no tensor of whole numbers",
     a_loop_over_tensors: "let no Python loop run over tokens",
     renormalised_scores: "the scores as they are",
-    fails_without_tokens: "no sequence",
+    fails_without_tokens: "Expected reduction dim to be specified",
 }
 
 

@@ -113,7 +113,7 @@ def without_weights(x, experts, weights, total, run, axis):
 
 def not_brought_home(x, experts, weights, total, run, axis):
     def combine(x, back, token, weights, sort):
-        return (back.view(len(x), weights.shape[1], -1) * weights.unsqueeze(-1)).sum(1)
+        return (back.view(*weights.shape, x.shape[1]) * weights.unsqueeze(-1)).sum(1)
 
     return _answer(x, experts, weights, total, run, axis, combine=combine)
 
@@ -314,7 +314,7 @@ def objects(x, experts, weights, total, run, axis):
 MUTANTS = {
     not_regrouped: "put those of one expert together",
     an_all_to_all_without_a_gradient: "the gradient of x is None",
-    stays_away_without_rows: "a rank without rows takes part in every exchange",
+    stays_away_without_rows: "still waits for it in all_to_all over ep",
     no_experts_without_rows: "on this rank `run` was not called",
     weights_in_another_order: "take the weights in the same order",
     overwrites: "only one expert's output is in it",
@@ -322,7 +322,7 @@ MUTANTS = {
     not_brought_home: "were not brought back to their tokens",
     regrouped_twice: "the output is wrong",
     not_regrouped_back: "the output is wrong",
-    even_blocks: "the output is wrong",
+    even_blocks: "what one sends to another has to be what that one expects",
     sizes_not_swapped_in_backward: "backward",
     gradients_summed_over_the_ranks: "it uses all-reduces; allowed are all-to-alls",
     averages_the_experts_gradient: "it is the mean over the ranks",

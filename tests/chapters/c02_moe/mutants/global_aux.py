@@ -88,7 +88,7 @@ def mean_of_micro_batches(logits, k, axis):
             losses.append(of.shape[1] * (f * of.softmax(-1).mean(0)).sum())
     n = comm.mesh().size(axis)
     total = sum(losses) if losses else sum(of.sum() * 0 for of in leaves)
-    both = torch.tensor([float(total), len(losses)], dtype=torch.float64)
+    both = torch.tensor([float(total.detach()), len(losses)], dtype=torch.float64)
     both = comm.all_reduce(both, axis, "moe")
     (total / both[1]).backward()
     del n
@@ -187,11 +187,11 @@ def one_exchange_a_micro_batch(logits, k, axis):
 
 
 def sends_the_gradients(logits, k, axis):
-    """Gradients are summed over the replicas here; that is somebody else's task."""
-    return _answer(
-        logits, k, axis,
-        after=lambda gradient, axis: comm.all_reduce(gradient[:0].clone(), axis, "g") + gradient,
-    )  # fmt: skip
+    """Gradients of the weights are summed over the replicas later, by somebody else."""
+    loss, gradients = solution(logits, k, axis)
+    for gradient in gradients:
+        comm.all_reduce(gradient.sum(0), axis, "gradients")
+    return loss, gradients
 
 
 def gathers(logits, k, axis):
@@ -248,7 +248,7 @@ MUTANTS = {
     without_e: "the factor E is missing",
     first_choices: "each token's first choice alone",
     probabilities_for_counts: "f was made of probabilities",
-    differentiates_f_as_well: "times",
+    differentiates_f_as_well: "f was differentiated instead of P, or both",
     no_softmax_in_backward: "the softmax is missing",
     own_part_of_the_softmax: "a logit moves the other probabilities too",
     over_the_world: "it communicates over the ranks",
