@@ -12,9 +12,9 @@ from picolab.exercises.case import Case
 from picolab.exercises.definition import Exercise
 
 _STAYED = (
-    "a rank without rows takes part in every exchange, in forward and in backward, with sizes "
+    "a rank without rows takes part in every exchange, in forward and in backward, with sizes of 0 "
+    "(and what one sends to another has to be what that one expects)"
 )
-_STAYED += "of 0 (and what one sends to another has to be what that one expects)"
 
 
 def my_expert_layer(x, experts, weights, total, run, axis):

@@ -77,7 +77,7 @@ def _one(learner, attempt, axis: str, n: int, me: int, order, kind: str, steps: 
         for i in range(2 * _STEPS)
     ]
     for of in gradients:
-        of["up"][::3] = 0  # an expert without tokens has gradients of zeros
+        of["up"][1::3] = 0  # an expert without tokens has gradients of zeros
     each = total // n
     here = torch.arange(me * each, (me + 1) * each)
     moved_here = torch.tensor(order)[here]

@@ -73,6 +73,9 @@ def _scores(attempt: Attempt, tokens: int, experts: int, skew, kind: str) -> tor
     if kind == "zeros":
         found[:, ::2] = 0
         found[::3] = 0
+    if kind == "stairs":  # experts 0, 1 and 2 have none, 2 thirds and 1 third
+        found[:] = 0.1
+        found[torch.arange(tokens), torch.arange(tokens) % 3 // 2 + 1] = 0.9
     if kind == "equal":
         found = torch.full_like(found, 0.5)
     return found
@@ -279,8 +282,10 @@ EXERCISE = Exercise(
             values={
                 "axis": "dp",
                 "settings": (
-                    ("one micro-batch of 6 tokens", ((6,), (6,)), 4, 2, "", 1),
-                    ("a bias that is larger than the scores", ((7,), (5,)), 5, 2, "strong", 1),
+                    # (Many experts first: a wrong rule moves another set of them.)
+                    ("11 experts, one micro-batch", ((13,), (17,)), 11, 3, "strong", 1),
+                    ("a bias of zeros", ((6,), (6,)), 4, 2, "", 1),
+                    ("a load that is the mean", ((3, 6), (9, 3)), 3, 1, "stairs", 1),
                     ("2 micro-batches", ((6, 5), (4, 9)), 5, 2, "strong", 4),
                     ("one expert a token", ((8, 3), (2, 6)), 3, 1, "", 3),
                     ("scores that are often equal", ((9,), (8,)), 6, 2, "ties", 3),

@@ -334,7 +334,7 @@ MUTANTS = {
     counts_of_ranks: "`run` was given the counts",
     dealt_out_round_robin: "`run` was given the counts",
     with_the_residual: "x itself was added",
-    over_the_world: "it communicates over the ranks",
+    over_the_world: "all-to-alls, and the budget is 5",
     weights_detached: "the gradient of weights is None",
     x_detached: "the gradient of x is None",
     in_fp32: "fp32",

@@ -301,7 +301,7 @@ MUTANTS = {
     matrices_alone: "Dimension out of range",
     only_the_first_parameter: "experts' `down` is wrong: nothing moved",
     swaps_moments: "the optimizer's `exp_avg` of experts' `up` is wrong",
-    over_the_world: "it communicates over the ranks",
+    over_the_world: "all-to-alls, and the budget is 9",
     the_router_by_ranks: "only this rank's experts had moved",
     in_bf16: "bf16",
 }
