@@ -160,6 +160,8 @@ def _compare(attempt: Attempt, slots, scores, k: int, factor: float) -> bool:
     if slots.shape != (experts, room):
         shape, rooms = tuple(slots.shape), _other_rooms(scores, k, factor)
         why = next((says for says, n in rooms.items() if shape == (experts, n)), "")
+        if shape == (room, experts):
+            why = ": it is transposed"
         return attempt.require(
             False, f"slots has the shape {shape}, and should have {(experts, room)}{why}"
         )
@@ -224,6 +226,10 @@ def _what_is_wrong(slots, expected, scores, k: int, room: int) -> str:
     for says, key in orders.items():
         if torch.equal(slots, _buffers(scores, k, room, key)):
             return f"the buffers are wrong: {says}"
+    if torch.equal(slots, _buffers(scores, 1, room, _right)):
+        return f"only first choices are in the buffers; each token asks for {k} experts"
+    if torch.equal(slots, _whole_tokens(expected, chosen)):
+        return "a token that one expert drops keeps its places with others: it is dropped there"
     transposed = torch.where(slots >= 0, slots % batch * seq + slots // batch, slots)
     if torch.equal(transposed, expected):
         return "the right tokens by other numbers: token (sequence b, position s) is b * seq + s"
@@ -246,6 +252,17 @@ def _what_is_wrong(slots, expected, scores, k: int, room: int) -> str:
                     "dropped asks for nobody else)"
                 )
     return _first_difference(slots, expected, scores, seq)
+
+
+def _whole_tokens(expected, chosen) -> torch.Tensor:
+    """Without the tokens that not all of their experts have."""
+    kept = [row.tolist() for row in expected]
+    gone = {t for t, of in enumerate(chosen.tolist()) if any(t not in kept[e] for e in of)}
+    found = torch.full_like(expected, -1)
+    for e, row in enumerate(kept):
+        left = [t for t in row if t >= 0 and t not in gone]
+        found[e, : len(left)] = torch.tensor(left, dtype=torch.int64)
+    return found
 
 
 def _first_difference(slots, expected, scores, seq: int) -> str:

@@ -228,6 +228,10 @@ def _output(attempt, y, expected, mine: int, x, chosen, weights, experts, own: i
     of = expected[mine]
     rows = of["rows"].detach()
     plain = rows.sum(1)
+
+    def y_of(weights):
+        return (rows * weights.unsqueeze(-1)).sum(1)
+
     mistakes = {
         "the experts' outputs were added up without their weights": plain,
         "they were averaged: weights are what they are multiplied by": rows.mean(1),
@@ -237,6 +241,13 @@ def _output(attempt, y, expected, mine: int, x, chosen, weights, experts, own: i
         "weights in the same order": lambda: _weights_unsorted(rows, chosen[own], weights[own]),
         "rows came home in the order of their experts, and were not brought back to their tokens": (
             lambda: _not_home(rows, chosen[own], weights[own])
+        ),
+        "they were multiplied into the rows before the experts, which are not linear: weights "
+        "belong to what comes back": lambda: _weighed_before(
+            experts, x[own], chosen[own], weights[own]
+        ),
+        "the weights were renormalised once more; take them as they are": y_of(
+            weights[own] / weights[own].sum(-1, keepdim=True).clamp(min=1e-20)
         ),
         "x itself was added: the layer's output is what experts make of it": of["y"] + x[own],
     }
@@ -250,6 +261,12 @@ def _one_each(rows, chosen, weights) -> tuple[torch.Tensor, ...]:
     weighted = rows * weights.unsqueeze(-1)
     token = torch.arange(len(rows))
     return weighted[token, chosen.argmax(1)], weighted[token, chosen.argmin(1)]
+
+
+def _weighed_before(experts: _Experts, x, chosen, weights) -> torch.Tensor:
+    rows = x.unsqueeze(1) * weights.unsqueeze(-1)  # (T, k, D)
+    made = torch.einsum("tkd,tkdo->tko", rows, experts.matrices[chosen]).tanh()
+    return (made + experts.offsets[chosen]).sum(1)
 
 
 def _weights_unsorted(rows, chosen, weights):

@@ -128,6 +128,14 @@ def _compare(attempt: Attempt, result, ranks: list[list[torch.Tensor]], me: int,
             _last(ranks, k, sums, tokens)
         ),
         "f was taken of each token's first choice alone": lambda: _first(ranks, sums, tokens),
+        "it was divided by the number of replicas: all tokens of all of them are in it": right
+        / len(ranks),
+        "it is E * sum of f * f, which has no gradient: P is the mean of probabilities": _loss(
+            counts, counts / k, tokens, k
+        ),
+        "only the last micro-batch of each replica is in it": lambda: _loss(
+            *_shares([rank[-1] for rank in ranks], k), k
+        ),
         "it was summed over the micro-batches": right * len(mine),
     }  # fmt: skip
     if not attempt.equal("loss", loss, right, mistakes=says):

@@ -118,7 +118,8 @@ def _compare(attempt: Attempt, result, lines, mine: int, bias, k: int, rate: flo
     within = bias  # as it would be if it moved after each micro-batch
     for micro, of in enumerate(lines[mine]):
         where = f"[{micro}]"
-        if not _choice(attempt, f"experts{where}", experts[micro], of, bias, within, k):
+        biases = bias, within, right
+        if not _choice(attempt, f"experts{where}", experts[micro], of, biases, k):
             return right
         within = _moved(within, _loads([line[micro] for line in lines], within, k), rate)
         order, own = _routed(of, bias, k)
@@ -149,6 +150,10 @@ def _compare(attempt: Attempt, result, lines, mine: int, bias, k: int, rate: flo
         right,
         mistakes={
             "it did not move": bias,
+            "it is the change alone, and asked for is the new bias": right - bias,
+            "the largest of the replicas' loads was taken, and asked for is their sum": _moved(
+                bias, torch.stack([_loads(line, bias, k) for line in lines]).amax(0), rate
+            ),
             "it moved the wrong way: an expert with more than the mean is asked less readily": (
                 _moved(bias, loads, -rate)
             ),
@@ -207,7 +212,8 @@ def _each(bias, lines, k: int, rate: float) -> tuple[torch.Tensor, ...]:
     return along, alone
 
 
-def _choice(attempt: Attempt, name: str, got, scores, bias, within, k: int) -> bool:
+def _choice(attempt: Attempt, name: str, got, scores, biases, k: int) -> bool:
+    bias, within, after = biases  # of the step; moved within it; of the next one
     right = _routed(scores, bias, k)[0]
     ok = isinstance(got, torch.Tensor) and not got.is_floating_point() and got.shape == right.shape
     if not ok:
@@ -221,6 +227,8 @@ def _choice(attempt: Attempt, name: str, got, scores, bias, within, k: int) -> b
         why = "chosen by the scores alone, without the bias"
     elif torch.equal(got.long(), _routed(scores, within, k)[0]):
         why = "chosen by a bias that moved after the micro-batch before; it stays for the step"
+    elif torch.equal(got.long(), _routed(scores, after, k)[0]):
+        why = "chosen by the bias of the next step: first choose, then move it"
     elif torch.equal(got.long(), _routed(scores, -bias, k)[0]):
         why = "chosen by scores minus bias"
     elif torch.equal(got.long(), _routed(scores * 0, (scores * bias), k)[0]):

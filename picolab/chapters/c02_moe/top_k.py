@@ -142,6 +142,10 @@ def _compare(attempt: Attempt, result, logits, k, renormalise, dweights) -> None
         "of the logits themselves was made a share, without exp": picked
         / picked.sum(-1, keepdim=True),
         "they are sigmoids, and asked for is a softmax": picked.sigmoid(),
+        "each is divided by a sum over the whole batch, and should be by its token's": weights
+        / weights.sum(),
+        "the largest logit of the whole batch was subtracted: of a row far below it nothing is "
+        "left. Subtract each row's own": lambda: _one_maximum(logits, chosen, renormalise),
     }
     if not attempt.equal("weights", got, weights, mistakes=mistakes):
         return
@@ -157,6 +161,12 @@ def _compare(attempt: Attempt, result, logits, k, renormalise, dweights) -> None
         expected,
         mistakes=_wrong_gradients(logits, k, renormalise, dweights, weights, chosen, expected),
     )
+
+
+def _one_maximum(logits, chosen, renormalise: bool) -> torch.Tensor:
+    shares = (logits - logits[logits.isfinite()].max()).exp()
+    total = (shares.gather(-1, chosen) if renormalise else shares).sum(-1, keepdim=True)
+    return shares.gather(-1, chosen) / total.clamp(min=1e-300)
 
 
 def _experts(attempt: Attempt, experts, chosen, logits, k: int) -> bool:
@@ -214,7 +224,13 @@ def _wrong_gradients(logits, k, renormalise, dweights, weights, chosen, expected
     # The probabilities' softmax differentiated, and the division by their sum taken as a constant.
     total = p.gather(-1, chosen).sum(-1, keepdim=True)
     fixed = p * (dp - (p * dp).sum(-1, keepdim=True)) / total.where(total > 0, 1)
+    by_number = dweights.gather(-1, chosen.argsort(-1))
+    q = zeros.scatter(-1, chosen, weights) if renormalise else p
     return {
+        "dweights were taken in the order of the experts' numbers; dweights stand by place, as "
+        "weights do": _gradient(logits, k, renormalise, by_number),
+        "it is the gradient of the weights' logarithm, as in a cross entropy": dp
+        - q * dp.sum(-1, keepdim=True),
         "it is the gradient of the weights, spread out: the softmax was not differentiated": dp,
         "a logit also moves the other chosen weights (they share one sum), and here only its own "
         "was counted": zeros.scatter(-1, chosen, own),

@@ -215,6 +215,88 @@ def fails_without_tokens(scores, k, factor):
     return solution(scores, k, factor)
 
 
+def room_at_each_position(scores, k, factor):
+    """The capacity is divided among positions."""
+    batch, seq, experts = scores.shape
+    room = math.ceil(factor * batch * seq * k / experts)
+    slots, each = torch.full((experts, room), -1), max(1, math.ceil(factor * batch * k / experts))
+    full, chosen = [0] * experts, _choices(scores, k)
+    for s in range(seq):
+        for e in range(experts):
+            asking = [b for b in range(batch) if e in chosen[b][s]]
+            for b in sorted(asking, key=lambda b: (-scores[b, s, e].item(), b))[:each]:
+                if full[e] < room:
+                    slots[e, full[e]], full[e] = b * seq + s, full[e] + 1
+    return slots
+
+
+def all_or_nothing(scores, k, factor):
+    """A token that one expert drops is dropped by all."""
+    batch, seq, _ = scores.shape
+    slots, chosen = solution(scores, k, factor), _choices(scores, k)
+    has = [row.tolist() for row in slots]
+    for t in range(batch * seq):
+        mine = chosen[t // seq][t % seq]
+        if any(t not in has[e] for e in mine):
+            for e in mine:
+                has[e] = [-1 if token == t else token for token in has[e]]
+    for e, row in enumerate(has):
+        kept = [t for t in row if t >= 0]
+        slots[e] = torch.tensor(kept + [-1] * (len(row) - len(kept)))
+    return slots
+
+
+def empty_is_the_number_of_tokens(scores, k, factor):
+    slots = solution(scores, k, factor)
+    return slots.masked_fill(slots < 0, scores.shape[0] * scores.shape[1])
+
+
+def zero_is_no_choice(scores, k, factor):
+    """Who gives an expert a score of 0 does not ask for it."""
+    batch, seq, _ = scores.shape
+    chosen = _choices(scores, k)
+
+    def choices(scores, k):
+        return [
+            [[e for e in chosen[b][s] if scores[b, s, e] > 0] for s in range(seq)]
+            for b in range(batch)
+        ]
+
+    return _answer(scores, k, factor, choices=choices)
+
+
+def one_place_too_few(scores, k, factor):
+    slots = solution(scores, k, factor)
+    if slots.shape[1] > 1:
+        slots[:, -1] = -1
+    return slots
+
+
+def top_one(scores, k, factor):
+    return _answer(scores, k, factor, choices=lambda scores, k: _choices(scores, 1))
+
+
+def transposed(scores, k, factor):
+    return solution(scores, k, factor).T
+
+
+def by_tokens(scores, k, factor):
+    """For each token its places, in the place of for each expert its tokens."""
+    return scores.sort(dim=-1, descending=True, stable=True).indices[..., :k].flatten(0, 1)
+
+
+def positions_alone(scores, k, factor):
+    """A slot says which position, and not which sequence."""
+    slots = solution(scores, k, factor)
+    return torch.where(slots >= 0, slots % max(1, scores.shape[1]), slots)
+
+
+def random_among_equals(scores, k, factor):
+    """A little noise, so that there are no ties."""
+    noise = torch.rand(scores.shape, generator=torch.Generator().manual_seed(3)).double()
+    return solution(scores + 1e-9 * noise, k, factor)
+
+
 MUTANTS = {
     by_score_over_the_pool: "what comes later decides about what came before",
     first_choices_of_all_first: "a token's second choice depends on tokens after it",
@@ -243,6 +325,16 @@ MUTANTS = {
     a_loop_over_tensors: "let no Python loop run over tokens",
     renormalised_scores: "the scores as they are",
     fails_without_tokens: "Expected reduction dim to be specified",
+    room_at_each_position: "should have token",
+    all_or_nothing: "is dropped there",
+    empty_is_the_number_of_tokens: "-1 is an empty place",
+    zero_is_no_choice: "score 0)",
+    one_place_too_few: "should have",
+    top_one: "each token asks for",
+    transposed: "transposed",
+    by_tokens: "has the shape",
+    positions_alone: "twice",
+    random_among_equals: "equal",
 }
 
 

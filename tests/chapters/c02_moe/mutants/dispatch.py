@@ -311,6 +311,107 @@ def objects(x, experts, weights, total, run, axis):
     return solution(x, experts, weights, total, run, axis)
 
 
+def sorted_by_rank_alone(x, experts, weights, total, run, axis):
+    """Rows for one rank lie together, in the order of their tokens."""
+    each = total // comm.mesh().size(axis)
+    return _answer(
+        x, experts, weights, total, run, axis,
+        order=lambda flat: (flat // each).argsort(stable=True),
+    )  # fmt: skip
+
+
+def weights_before_the_experts(x, experts, weights, total, run, axis):
+    """As if experts were linear."""
+    n, k = comm.mesh().size(axis), experts.shape[1]
+    flat = experts.flatten()
+    sort = flat.argsort(stable=True)
+    counts = flat.bincount(minlength=total)
+    theirs = comm.all_to_all(counts, axis, "counts").view(n, -1)
+    sent, came = counts.view(n, -1).sum(1).tolist(), theirs.sum(1).tolist()
+    rows = _exchanged(x[sort // k] * weights.flatten()[sort].unsqueeze(1), sent, came, axis)
+    here = torch.arange(total // n).repeat(n).repeat_interleave(theirs.flatten())
+    regroup = here.argsort(stable=True)
+    out = run(rows[regroup], theirs.sum(0).tolist())
+    home = _exchanged(out[regroup.argsort()], came, sent, axis)
+    return torch.zeros_like(x).index_add(0, sort // k, home)
+
+
+def weights_renormalised_again(x, experts, weights, total, run, axis):
+    weights = weights / weights.sum(-1, keepdim=True).clamp(min=1e-20)
+    return solution(x, experts, weights, total, run, axis)
+
+
+def experts_without_gradients(x, experts, weights, total, run, axis):
+    def quiet(rows, counts):
+        with torch.no_grad():
+            return run(rows, counts)
+
+    return solution(x, experts, weights, total, quiet, axis)
+
+
+def first_choice_alone(x, experts, weights, total, run, axis):
+    return solution(x, experts[:, :1], weights[:, :1], total, run, axis)
+
+
+def all_tokens_to_all_ranks(x, experts, weights, total, run, axis):
+    """And none of the rows that were asked for: more bytes, in an exchange of its own."""
+    comm.all_to_all(x.new_zeros(comm.mesh().size(axis) * 64, x.shape[1]), axis, "all tokens")
+    return solution(x, experts, weights, total, run, axis)
+
+
+def returns_the_rows(x, experts, weights, total, run, axis):
+    def combine(x, back, token, weights, sort):
+        return back
+
+    return _answer(x, experts, weights, total, run, axis, combine=combine)
+
+
+def drops_what_is_too_much(x, experts, weights, total, run, axis):
+    """With a capacity, as is usual, and nobody asked for one."""
+
+    def cut(rows, counts):
+        out = run(rows, counts)
+        kept = (
+            torch.cat([torch.arange(c, dtype=out.dtype) < 3 for c in counts]).to(out.dtype)
+            if len(rows)
+            else out.new_zeros(0)
+        )
+        return out * kept.unsqueeze(1)
+
+    return solution(x, experts, weights, total, cut, axis)
+
+
+def sends_in_backward_what_it_got(x, experts, weights, total, run, axis):
+    """The gradient of the all-to-all is thought to be the identity."""
+
+    class Exchange(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, rows, sent, came):
+            ctx.rows = len(rows)
+            return comm.all_to_all(rows, axis, "rows", came, sent)
+
+        @staticmethod
+        def backward(ctx, drows):
+            return (
+                drows[: ctx.rows]
+                if len(drows) >= ctx.rows
+                else torch.cat([drows, drows.new_zeros(ctx.rows - len(drows), drows.shape[1])]),
+                None,
+                None,
+            )
+
+    def exchange(rows, sent, came, axis):
+        return Exchange.apply(rows, sent, came)
+
+    return _answer(x, experts, weights, total, run, axis, exchange=exchange)
+
+
+def no_weights_gradient_for_zero(x, experts, weights, total, run, axis):
+    """Rows of weight 0 are not sent: their weights have no gradient then."""
+    keep = (weights != 0).double().detach()
+    return solution(x, experts, weights * keep, total, run, axis)
+
+
 MUTANTS = {
     not_regrouped: "put those of one expert together",
     an_all_to_all_without_a_gradient: "the gradient of x is None",
@@ -339,6 +440,16 @@ MUTANTS = {
     x_detached: "the gradient of x is None",
     in_fp32: "fp32",
     objects: "all_gather_object",
+    sorted_by_rank_alone: "put those of one expert together",
+    weights_before_the_experts: "before the experts",
+    weights_renormalised_again: "renormalised",
+    experts_without_gradients: "is None",
+    first_choice_alone: "`run` was given the counts",
+    returns_the_rows: "has the shape",
+    all_tokens_to_all_ranks: "and the budget is",
+    drops_what_is_too_much: "the output is wrong",
+    sends_in_backward_what_it_got: "the gradient of x",
+    no_weights_gradient_for_zero: "the gradient of weights is wrong",
 }
 
 

@@ -232,6 +232,72 @@ def with_a_dim(logits, k, axis):
     return loss.unsqueeze(0), gradients
 
 
+def mean_all_reduce(logits, k, axis):
+    """comm sums; this one averages what came."""
+    n = comm.mesh().size(axis)
+    loss, gradients = solution(logits, k, axis)
+    return loss / n, gradients
+
+
+def softmax_over_tokens(logits, k, axis):
+    def back(p, f, e, tokens):
+        return e / tokens * p * (f - (p * f).sum(0, keepdim=True))
+
+    return _answer(logits, k, axis, back=back)
+
+
+def squares_of_shares(logits, k, axis):
+    """E * sum f^2: it has no gradient."""
+    counts, _, tokens = _sums(logits, k)
+    packed = comm.all_reduce(torch.cat([counts, torch.tensor([tokens]).double()]), axis, "counts")
+    f = packed[:-1] / (packed[-1] * k)
+    return len(f) * (f * f).sum(), [torch.zeros_like(of) for of in logits]
+
+
+def a_float(logits, k, axis):
+    loss, gradients = solution(logits, k, axis)
+    return loss.item(), gradients
+
+
+def with_a_coefficient(logits, k, axis):
+    loss, gradients = solution(logits, k, axis)
+    return 0.01 * loss, [0.01 * of for of in gradients]
+
+
+def zero_gradients(logits, k, axis):
+    """Everything detached."""
+    loss, gradients = solution(logits, k, axis)
+    return loss, [torch.zeros_like(of) for of in gradients]
+
+
+def of_the_last_micro_batch(logits, k, axis):
+    loss, _ = solution(logits[-1:], k, axis)
+    return loss, solution(logits, k, axis)[1]
+
+
+def sign(logits, k, axis):
+    """Loads are made even by going down the gradient; this one goes up."""
+    loss, gradients = solution(logits, k, axis)
+    return loss, [-of for of in gradients]
+
+
+def so_far(logits, k, axis):
+    """f of the micro-batches so far, as a running count has it."""
+    leaves = [of.clone().requires_grad_() for of in logits]
+    loss, gradients = solution(logits, k, axis)
+    counts, _, tokens = _sums(logits[:1], k)
+    f, e = counts / (max(tokens, 1) * k), len(counts)
+    p = leaves[0].softmax(-1).detach()
+    total = float(sum(map(len, logits))) * comm.mesh().size(axis)
+    first = e / total * p * (f - (p * f).sum(-1, keepdim=True))
+    return loss, [first, *gradients[1:]]
+
+
+def not_a_list(logits, k, axis):
+    loss, gradients = solution(logits, k, axis)
+    return loss, {index: of for index, of in enumerate(gradients)}
+
+
 MUTANTS = {
     mean_of_replicas: "each replica's own loss was averaged",
     times_the_replicas: "autograd went back through the sum",
@@ -260,6 +326,16 @@ MUTANTS = {
     topk_ties: "of equal ones the lower number",
     in_fp32: "fp32",
     with_a_dim: "has the shape (1,)",
+    mean_all_reduce: "divided by the number of replicas",
+    softmax_over_tokens: "dlogits[0] is wrong",
+    squares_of_shares: "P is the mean of probabilities",
+    a_float: "of type float",
+    with_a_coefficient: "loss is wrong",
+    zero_gradients: "all of it is zero",
+    of_the_last_micro_batch: "only the last micro-batch",
+    sign: "wrong sign",
+    so_far: "dlogits[0] is wrong",
+    not_a_list: "asked for is a list",
 }
 
 

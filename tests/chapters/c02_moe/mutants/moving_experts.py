@@ -276,6 +276,86 @@ def in_bf16(experts, router, optimizer, order, axis):
     _answer(experts, router, optimizer, order, axis, came=came)
 
 
+def by_messages(experts, router, optimizer, order, axis):
+    """send and receive, where an all-to-all is allowed."""
+    import torch.distributed as dist
+
+    solution(experts, router, optimizer, order, axis)
+    n, me = comm.mesh().size(axis), comm.mesh().rank(axis)
+    ranks = comm.mesh().ranks(axis)
+    works = [
+        dist.isend(torch.ones(2), ranks[(me + 1) % n]),
+        dist.irecv(torch.ones(2), ranks[(me - 1) % n]),
+    ]
+    for work in works:
+        work.wait()
+
+
+def moments_in_fp32(experts, router, optimizer, order, axis):
+    solution(experts, router, optimizer, order, axis)
+    for parameter in experts:
+        for tensor in _moments(parameter, optimizer):
+            tensor.copy_(tensor.float())
+
+
+def a_state_of_its_own(experts, router, optimizer, order, axis):
+    """New dicts with the moments, and without the number of steps."""
+    solution(experts, router, optimizer, order, axis)
+    for parameter in (*experts, router):
+        state = optimizer.state.get(parameter, {})
+        if state:
+            optimizer.state[parameter] = {k: v for k, v in state.items() if v.dim()}
+
+
+def swaps_pairs(experts, router, optimizer, order, axis):
+    """As if each order were a number of exchanges of two."""
+    pairs = list(range(len(order)))
+    for place, e in enumerate(order):
+        if e > place:
+            pairs[place], pairs[e] = pairs[e], pairs[place]
+    _answer(experts, router, optimizer, pairs, axis)
+
+
+def the_router_twice(experts, router, optimizer, order, axis):
+    """On top of a router that has been put in order."""
+    solution(experts, router, optimizer, order, axis)
+    with torch.no_grad():
+        router.copy_(router[torch.tensor(order)])
+
+
+def columns_of_the_router(experts, router, optimizer, order, axis):
+    solution(experts, router, optimizer, order, axis)
+    back = torch.tensor(_inverse(order))
+    with torch.no_grad():
+        router.copy_(router[back].flip(1))
+
+
+def moves_within_ranks_alone(experts, router, optimizer, order, axis):
+    """Nothing is sent: experts of other ranks are taken from the own places."""
+    _, _, mine, me, each = _plan(order, axis)
+
+    def came(tensor, order, axis):
+        rows = [e % each if e // each == me else p for p, e in enumerate(mine)]
+        return tensor[torch.tensor(rows)]
+
+    _answer(experts, router, optimizer, order, axis, came=came)
+
+
+def scaled_moments(experts, router, optimizer, order, axis):
+    """The second moment is halved, as after a restart."""
+    solution(experts, router, optimizer, order, axis)
+    for parameter in experts:
+        for tensor in _moments(parameter, optimizer)[1:]:
+            tensor.mul_(0.5)
+
+
+def halves_the_rate(experts, router, optimizer, order, axis):
+    """What belongs to no expert is changed."""
+    solution(experts, router, optimizer, order, axis)
+    for group in optimizer.param_groups:
+        group["lr"] = 0.5 * group["lr"]
+
+
 MUTANTS = {
     weights_alone: "it stayed where it was, and belongs to the expert that went away",
     the_router_stays: "the router is wrong: nothing moved",
@@ -304,6 +384,15 @@ MUTANTS = {
     over_the_world: "all-to-alls, and the budget is 9",
     the_router_by_ranks: "only this rank's experts had moved",
     in_bf16: "bf16",
+    by_messages: "allowed are all-to-alls",
+    moments_in_fp32: "fp32",
+    a_state_of_its_own: "`step` of experts",
+    swaps_pairs: "is wrong",
+    the_router_twice: "the router is wrong",
+    columns_of_the_router: "the router is wrong",
+    moves_within_ranks_alone: "did not come",
+    scaled_moments: "times what it should be",
+    halves_the_rate: "steps after the move",
 }
 
 

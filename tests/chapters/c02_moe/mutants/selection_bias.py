@@ -237,6 +237,56 @@ def one_tensor(scores, bias, k, rate, axis):
     return torch.cat(chosen), torch.cat(weights), moved
 
 
+def softmax_of_scores(scores, bias, k, rate, axis):
+    return _answer(scores, bias, k, rate, axis, wanted=lambda of, bias: of.softmax(-1) + bias)
+
+
+def one_expert_more(scores, bias, k, rate, axis):
+    return _answer(scores, bias, k, rate, axis, order=lambda wanted, k: _order(wanted, k + 1))
+
+
+def moved_before_the_choice(scores, bias, k, rate, axis):
+    """This step already chooses by the bias of the next."""
+    moved = solution(scores, bias, k, rate, axis)[2]
+    chosen = [_order(of + moved, k) for of in scores]
+    return chosen, [_share(of.gather(-1, one)) for of, one in zip(scores, chosen)], moved
+
+
+def the_largest_of_the_replicas(scores, bias, k, rate, axis):
+    return _answer(
+        scores, bias, k, rate, axis,
+        summed=lambda loads, axis: comm.all_reduce(loads, axis, "loads", op="max"),
+    )  # fmt: skip
+
+
+def twice_the_rate(scores, bias, k, rate, axis):
+    return solution(scores, bias, k, 2 * rate, axis)
+
+
+def kept_within_one(scores, bias, k, rate, axis):
+    chosen, weights, moved = solution(scores, bias, k, rate, axis)
+    return chosen, weights, moved.clamp(-1, 1)
+
+
+def a_loss_in_its_place(scores, bias, k, rate, axis):
+    """Softmax of the loads, so that it is smooth."""
+    return _answer(scores, bias, k, rate, axis, by=lambda loads: torch.tanh(loads.mean() - loads))
+
+
+def in_fp32(scores, bias, k, rate, axis):
+    chosen, weights, moved = solution(scores, bias, k, rate, axis)
+    return chosen, weights, moved.float()
+
+
+def a_bias_only(scores, bias, k, rate, axis):
+    return solution(scores, bias, k, rate, axis)[2]
+
+
+def the_change_alone(scores, bias, k, rate, axis):
+    chosen, weights, moved = solution(scores, bias, k, rate, axis)
+    return chosen, weights, moved - bias
+
+
 MUTANTS = {
     bias_in_the_weights: "moves the choice only",
     by_its_own_loads: "replicas would choose by different biases",
@@ -270,6 +320,16 @@ MUTANTS = {
     in_place: "it changed its input `bias`",
     a_bias_for_each_token: "has the shape",
     one_tensor: "asked for is a list",
+    softmax_of_scores: "score + bias",
+    one_expert_more: "has the shape",
+    moved_before_the_choice: "the bias of the next step",
+    the_largest_of_the_replicas: "the largest of the replicas",
+    twice_the_rate: "bias is wrong",
+    kept_within_one: "bias is wrong",
+    a_loss_in_its_place: "bias is wrong",
+    in_fp32: "torch.float32",
+    a_bias_only: "it returns one thing",
+    the_change_alone: "the change alone",
 }
 
 

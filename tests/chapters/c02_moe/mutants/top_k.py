@@ -220,6 +220,67 @@ def averages_over_tokens(logits, k, renormalise, dweights):
     return weights, experts, dlogits / max(1, logits[..., 0].numel())
 
 
+def an_epsilon(logits, k, renormalise, dweights):
+    weights, experts, dlogits = solution(logits, k, renormalise, dweights)
+    if renormalise:
+        weights = weights / (weights.sum(-1, keepdim=True) + 1e-8)
+    return weights, experts, dlogits
+
+
+def the_lowest(logits, k, renormalise, dweights):
+    return _answer(logits, k, renormalise, dweights, choose=lambda of, k: _highest(-of, k))
+
+
+def by_size_without_sign(logits, k, renormalise, dweights):
+    return _answer(logits, k, renormalise, dweights, choose=lambda of, k: _highest(of.abs(), k))
+
+
+def one_maximum_for_all(logits, k, renormalise, dweights):
+    """The largest logit of the whole batch is subtracted, and a row far below it underflows."""
+    _, experts, dlogits = solution(logits, k, renormalise, dweights)
+    finite = logits[logits.isfinite()]
+    shares = (logits - finite.max() if len(finite) else logits).exp()
+    if renormalise:
+        shares = torch.zeros_like(shares).scatter(-1, experts, shares.gather(-1, experts))
+    p = shares / shares.sum(-1, keepdim=True).clamp(min=1e-300)
+    return p.gather(-1, experts), experts, dlogits
+
+
+def lists(logits, k, renormalise, dweights):
+    return tuple(of.tolist() for of in solution(logits, k, renormalise, dweights))
+
+
+def changes_dweights(logits, k, renormalise, dweights):
+    result = solution(logits, k, renormalise, dweights)
+    dweights.mul_(result[0])
+    return result
+
+
+def a_share_of_the_batch(logits, k, renormalise, dweights):
+    """The sum that is divided by is taken over everything."""
+    weights, experts, dlogits = solution(logits, k, renormalise, dweights)
+    return weights / weights.sum().clamp(min=1e-20), experts, dlogits
+
+
+def gradients_by_rank_of_the_logit(logits, k, renormalise, dweights):
+    """dweights taken as if they stood by expert, and not by place."""
+    weights, experts, _ = solution(logits, k, renormalise, dweights)
+    order = experts.argsort(-1)
+    return weights, experts, solution(logits, k, renormalise, dweights.gather(-1, order))[2]
+
+
+def the_gradient_of_log_shares(logits, k, renormalise, dweights):
+    """As of a cross entropy: dw - p * sum(dw)."""
+    return _answer(
+        logits, k, renormalise, dweights, back=lambda p, dp, *_: dp - p * dp.sum(-1, keepdim=True)
+    )
+
+
+def finite_for_barred(logits, k, renormalise, dweights):
+    """-inf becomes -1e9, and an all barred row is an even one."""
+    return _answer(logits.clamp(min=-1e9), k, renormalise, dweights)
+
+
 MUTANTS = {
     forgets_the_sum: "the sum over all weights is missing",
     divides_by_a_constant: "was taken as a constant",
@@ -250,6 +311,16 @@ MUTANTS = {
     never_the_barred: "experts has numbers that no expert has",
     sign: "wrong sign",
     averages_over_tokens: "times what it should be",
+    an_epsilon: "or an epsilon added",
+    the_lowest: "is higher",
+    by_size_without_sign: "is higher",
+    one_maximum_for_all: "the largest logit of the whole batch was subtracted",
+    lists: "experts are numbers of experts",
+    changes_dweights: "it changed its input `dweights`",
+    a_share_of_the_batch: "divided by a sum over the whole batch",
+    gradients_by_rank_of_the_logit: "dweights stand by place",
+    the_gradient_of_log_shares: "the logarithm",
+    finite_for_barred: "barred",
 }
 
 
