@@ -2,7 +2,7 @@
 
     case = pico.mystery("4d.mystery.1")    # what somebody reports; nothing is started yet
     case.suspects                          # what could be wrong, each with a letter
-    case.look("norm")                      # one of five looks, at this run beside a right one
+    case.look("norm")                      # one of its looks, at this run beside a right one
     case.name("C")                         # the answer, its score and the reasoning
     pico.mystery()                         # all cases, and how far you are
 
@@ -10,7 +10,7 @@ At the first look three short trainings run on real ranks: the one in question, 
 at work in it (or none), the same layout done right, and one process. Whoever needs fewer looks and
 names nothing wrong scores more:
 
-    looks         none    1     2     3     4     5
+    looks         none    1     2     3     4     5 or more
     score         50     100   90    80    65    50       less 25 for each wrong name
 
 None at all is a guess: it can be right, and is worth no more than 50. After the right name, or
@@ -27,7 +27,7 @@ import importlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from picolab.exercises.mystery_case import LOOKS, Mystery, Suspect
+from picolab.exercises.mystery_case import Mystery, Suspect
 from picolab.show.front_end import Message, Shown, has_front_end
 from picolab.show.table import Table
 
@@ -91,8 +91,8 @@ def overview() -> Table:
 
 
 def points(looks: int, wrong: int) -> int:
-    """What the right name is worth after so many looks (0 to 5) and wrong names."""
-    return max(0, _POINTS[looks] - _PER_WRONG_NAME * wrong)
+    """What the right name is worth after so many looks and wrong names."""
+    return max(0, _POINTS[min(looks, len(_POINTS) - 1)] - _PER_WRONG_NAME * wrong)
 
 
 def say(text: str) -> None:
@@ -139,13 +139,14 @@ class MysteryRun(Shown):
         return Table(columns, rows, "Which one is it? Answer with its letter: case.name(letter).")
 
     def look(self, name: str) -> Table:
-        """One of the five looks. The first one of a case trains, some seconds long; each is counted
+        """One of the looks. The first one of a case trains, some seconds long; each is counted
         once.
 
         Raises ValueError for a look that does not exist.
         """
-        if not isinstance(name, str) or name not in LOOKS:
-            raise ValueError(f"there is no look {name!r}; the five are {', '.join(LOOKS)}")
+        if not isinstance(name, str) or name not in self.about.looks:
+            names = ", ".join(self.about.looks)
+            raise ValueError(f"there is no look {name!r}; the {self._how_many} are {names}")
         if name not in self._tables:
             from picolab.exercises import mystery_looks
 
@@ -170,6 +171,10 @@ class MysteryRun(Shown):
         answer = self._named(letter)
         self._tell()
         return answer
+
+    @property
+    def _how_many(self) -> str:
+        return {5: "five", 6: "six"}[len(self.about.looks)]
 
     def worth(self) -> int:
         """The score of the right name, were it given now."""
@@ -216,9 +221,9 @@ class MysteryRun(Shown):
     def _text(self) -> "Parts":
         looks = Table(
             ["look", "what it shows"],
-            [[f'case.look("{name}")', words] for name, words in LOOKS.items()],
-            "What is wrong, if anything is? case.suspects lists what it could be. You have five "
-            "looks, and fewer are worth more; then case.name(letter).",
+            [[f'case.look("{name}")', words] for name, words in self.about.looks.items()],
+            "What is wrong, if anything is? case.suspects lists what it could be. You have "
+            f"{self._how_many} looks, and fewer are worth more; then case.name(letter).",
         )
         status = [Message(self._status())] if self.looks or self.wrong or self.closed else []
         return Parts([Message(self.story()), looks, *status])
@@ -307,9 +312,9 @@ class MysteryRun(Shown):
 
         rows = [
             [look, "yes" if look in self.looks else "", mystery_looks.summary(self._trial, look)]
-            for look in LOOKS
+            for look in self.about.looks
         ]
-        return Table(["look", "taken", "what it had to show"], rows, "The five looks.")
+        return Table(["look", "taken", "what it had to show"], rows, f"The {self._how_many} looks.")
 
 
 class Answer:

@@ -11,7 +11,7 @@ from typing import Literal
 
 from picolab.specs import Layout, ModelConfig
 
-LookName = Literal["loss", "norm", "ledger", "shards", "spans"]
+LookName = Literal["loss", "norm", "ledger", "shards", "spans", "loads"]
 LOOKS: dict[str, str] = {
     "loss": "the loss of each step, beside one process's",
     "norm": "the global gradient norm of each step, before clipping, beside one process's",
@@ -19,6 +19,9 @@ LOOKS: dict[str, str] = {
     "shards": "what the ranks hold: are copies equal, and do shards differ?",
     "spans": "where each rank's step went: computing, communicating, waiting",
 }
+
+# Where the model has experts, one more:
+LOADS = {"loads": "how many tokens each expert had, beside one process's"}
 
 # One model for all: small enough for a second a run, and in every case four micro-batches a step.
 # AdamW's eps is 1e-5, so that rounding stays as small as it is (see TrainConfig.eps).
@@ -73,6 +76,11 @@ class Mystery:
         return {**SETTINGS, **self.changes}
 
     @property
+    def looks(self) -> dict[str, str]:
+        """Those that there are at this run."""
+        return LOOKS | (LOADS if "experts" in self.changes else {})
+
+    @property
     def letters(self) -> dict[str, Suspect]:
         return dict(zip("ABCDEFGH", self.suspects, strict=False))
 
@@ -85,9 +93,13 @@ class Mystery:
         layout, of = Layout.parse(self.layout), self.settings
         shape = {name: of[name] for name in SETTINGS if name in ModelConfig.__dataclass_fields__}
         tokens = layout.dp * of["accumulate"] * of["micro_batch"] * shape["seq"]
+        experts = ""
+        if "experts" in of:
+            experts = f", {of['experts']} experts, {of['experts_per_token']} a token"
         tied = ", head tied to the embedding" if of.get("tied") else ""
         return (
             f"{layout} ({layout.world} ranks), hidden {shape['hidden']}, {shape['layers']} layers, "
-            f"{shape['heads']} heads{tied}; {of['steps']} steps of {tokens:,} tokens in "
-            f"{of['accumulate']} micro-batches a replica, clipped at {of['clip']}, fp32"
+            f"{shape['heads']} heads{experts}{tied}; {of['steps']} steps of {tokens:,} tokens in "
+            f"{of['accumulate']} micro-batches a replica, clipped at {of['clip']}, "
+            f"{of.get('dtype', 'fp32')}"
         )

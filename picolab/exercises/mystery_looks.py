@@ -1,9 +1,10 @@
-"""The five looks at a mystery run: each puts the run beside a right one.
+"""The looks at a mystery run: each puts the run beside a right one.
 
     loss, norm    beside one process; and beside them, how far a right run of the layout is from it
     ledger        beside the formula (`costs.step_ledger`), which a right run equals to the byte
     shards        beside a right run: are copies equal, and do shards differ?
     spans         beside a right run: where each rank's mean step went
+    loads         where there are experts, beside one process: how many tokens each had
 
 A look says what was measured, and leaves the judgement to the reader. `found` makes it, for the
 explanation of a closed case: which looks differ from the right run by more than rounding.
@@ -16,13 +17,14 @@ from itertools import combinations
 from typing import NamedTuple
 
 from picolab import costs
-from picolab.exercises.mystery_case import LOOKS
+from picolab.exercises.mystery_case import LOADS, LOOKS
 from picolab.exercises.mystery_runs import Held, RankRecord, Recording
 from picolab.show.table import Table
 
 # Right layouts of these runs differ from one process by a few units of roundoff (6e-8 in fp32): by
 # up to 4e-7. Of the suspects that show in a look, each does so by 5e-5 or more.
 ROUNDING = 2e-6
+MOVED = 0.01  # of all tokens' choices, on another expert than in one process
 ALIKE = 0.1  # shards of independent random numbers differ by sqrt(2) of their norm
 _ROWS = 9  # steps in a table
 
@@ -49,14 +51,14 @@ class Trial:
 
 
 def look(trial: Trial, name: str) -> Table:
-    return {"loss": _loss, "norm": _norm, "ledger": _ledger, "shards": _shards, "spans": _spans}[
-        name
-    ](trial)
+    looks = {"loss": _loss, "norm": _norm, "ledger": _ledger, "shards": _shards, "spans": _spans}
+    return {**looks, "loads": _loads}[name](trial)
 
 
 def found(trial: Trial) -> set[str]:
     """The looks that show more than rounding. Of spans nothing is said: time is noisy."""
-    return {name for name in LOOKS if name != "spans" and _shows(trial, name)}
+    looks = [*LOOKS, *(LOADS if trial.this.loads else ())]
+    return {name for name in looks if name != "spans" and _shows(trial, name)}
 
 
 def summary(trial: Trial, name: str) -> str:
@@ -86,6 +88,8 @@ def summary(trial: Trial, name: str) -> str:
             f"{_off(pair.end)} at the end"
             for pair in wrong
         )
+    if name == "loads":
+        return f"{_moved(trial.this, trial.one):.1%} of all choices are other experts'"
     parts = [
         f"rank {rank} computes {1e3 * of.compute_s:.0f} ms a step and waits "
         f"{1e3 * of.held_up_s:.0f} ms"
@@ -100,6 +104,8 @@ def _shows(trial: Trial, name: str) -> bool:
         return max(relative(this, one)) > ROUNDING
     if name == "ledger":
         return any(line.differs for line in trial.collectives)
+    if name == "loads":
+        return _moved(trial.this, trial.one) > MOVED
     return any(pair.wrong for pair in trial.copies[0])
 
 
@@ -177,17 +183,19 @@ def lines(run: Recording) -> list[Line]:
     kept: dict[tuple, Line] = {}
     config = run.config
     for rank in range(config.layout.world):
-        formula = costs.step_ledger(
-            config.model,
-            config.layout,
-            micro_batch=config.micro_batch,
-            accumulate=config.accumulate,
-            dtype=config.dtype,
-            bucket_bytes=config.bucket_bytes,
-            rank=rank,
-        )
-        entries = run.ledger.rank(rank)
+        entries, formula = run.ledger.rank(rank), {}
         for step in range(config.steps):
+            if not formula or config.model.experts:  # rows to experts: every step others
+                formula = costs.step_ledger(
+                    config.model,
+                    config.layout,
+                    micro_batch=config.micro_batch,
+                    accumulate=config.accumulate,
+                    dtype=config.dtype,
+                    bucket_bytes=config.bucket_bytes,
+                    rank=rank,
+                    routed=[of.rows[step] for of in run.ranks] if config.model.experts else None,
+                )
             done = entries.step(step).by("op", "axis", "reason")
             for key in dict.fromkeys([*formula, *done]):
                 expected = tuple(formula.get(key, (0, 0)))[:2]
@@ -306,6 +314,32 @@ def _shards(trial: Trial) -> Table:
         f"What the ranks hold: how far two ranks' tensors are apart, relatively (of copies the "
         f"largest difference, of shards the smallest). Compare with what it should be, and with a "
         f"right {trial.layout}. Equal is 0; independent random numbers are 1.4 apart.",
+    )
+
+
+# -- loads
+
+
+def _moved(this: Recording, one: Recording) -> float:
+    """The share of all choices that fell on other experts than in one process, at least."""
+    pairs = [(a, b) for mine, right in zip(this.loads, one.loads) for a, b in zip(mine, right)]
+    return sum(abs(a - b) for a, b in pairs) / 2 / sum(b for _, b in pairs)
+
+
+def _loads(trial: Trial) -> Table:
+    this, one = trial.this.loads, trial.one.loads
+    last = len(one) - 1
+    rows = []
+    for step in sorted({round(i * last / 5) for i in range(6)}):
+        for name, loads in (("this run", this), ("one process", one)):
+            mean = sum(loads[step]) / len(loads[step])
+            rows.append([step + 1, name, *loads[step], f"{max(loads[step]) / mean:.2f}"])
+    experts = [f"expert {e}" for e in range(len(one[0]))]
+    return Table(
+        ["step", "run", *experts, "largest / mean"],
+        rows,
+        "Tokens of each expert, over all layers and ranks. Compare this run with one process, "
+        f"which a right {trial.layout} equals, step by step.",
     )
 
 

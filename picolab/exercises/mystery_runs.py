@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from picolab import comm, launch
 from picolab.debug.faults import Fault, Injection
 from picolab.debug.observe import Held, held
+from picolab.moe import expert_layers
 from picolab.monitoring import History, Ledger, Observer
 from picolab.monitoring.figures import run_state
 from picolab.monitoring.step_split import StepSplit
@@ -26,6 +27,8 @@ class RankRecord:
     place: dict[str, int] = field(default_factory=dict)
     losses: list[float] = field(default_factory=list)
     norms: list[float] = field(default_factory=list)
+    rows: list[list[int]] = field(default_factory=list)
+    """Of each expert those that this rank sent to it, over its layers."""
     start: Held = field(default_factory=dict)
     end: Held = field(default_factory=dict)
 
@@ -47,6 +50,12 @@ class Recording:
     @property
     def norms(self) -> list[float]:
         return self.ranks[0].norms
+
+    @property
+    def loads(self) -> list[list[int]]:
+        """Of each step the tokens that each expert had, over all ranks and layers."""
+        by_rank = [rank.rows for rank in self.ranks]
+        return [[sum(of) for of in zip(*step)] for step in zip(*by_rank)]
 
     @property
     def split(self) -> dict[int, StepSplit]:
@@ -72,6 +81,8 @@ def record(config: TrainConfig, fault: Fault | None = None) -> Recording:
 def one_process(config: TrainConfig) -> TrainConfig:
     """The same training without parallelism: the replicas' sequences in one batch."""
     rows = config.micro_batch * config.layout.dp
+    if config.model.experts:  # what stands together there is a micro-batch of one replica
+        return replace(config, layout="dp1", accumulate=config.accumulate * config.layout.dp)
     return replace(config, layout="dp1", micro_batch=rows)
 
 
@@ -94,6 +105,11 @@ class Keeper(Observer):
             dict(comm.mesh().coordinates),
             held(run.parallel.parameters()),
         )
+
+    def gradients(self, run) -> None:
+        layers = expert_layers(run.model)
+        if layers:
+            self._found.rows.append(sum(layer.router.counts_E for layer in layers).tolist())
 
     def end(self, run) -> None:
         self._found.end = held(run.parallel.parameters())

@@ -10,7 +10,6 @@ space bar or Enter presses, arrows choose a suspect (own_keys.py).
 import html
 
 from picolab.exercises.mystery import mystery, points
-from picolab.exercises.mystery_case import LOOKS
 from picolab.lab.own_keys import own_keys
 from picolab.show.front_end import Message, as_widget
 
@@ -23,10 +22,10 @@ def form(case):
 
     story = widgets.HTML(Message(case.story())._repr_html_())
     size = {"width": "8em", "flex": "0 0 auto"}
-    buttons = {name: widgets.Button(description=name, layout=size) for name in LOOKS}
+    buttons = {name: widgets.Button(description=name, layout=size) for name in case.about.looks}
     rows = [
         widgets.HBox([buttons[name], widgets.HTML(html.escape(words))])
-        for name, words in LOOKS.items()
+        for name, words in case.about.looks.items()
     ]
     status, seen = widgets.HTML(), widgets.VBox()
     suspects = widgets.RadioButtons(options=_choices(case), value=None)
@@ -94,7 +93,7 @@ def _status(case) -> str:
     """How many looks are left, and what the right name is worth now and after one more."""
     if case.closed:
         return f"Closed, score {case.score}. Looks are free now."
-    left = len(LOOKS) - len(case.looks)
+    left = len(case.about.looks) - len(case.looks)
     said = f"{left} look{'s' * (left != 1)} left; the right name is worth {case.worth()} points now"
     if left:
         said += f", {points(len(case.looks) + 1, len(case.wrong))} after another look"
