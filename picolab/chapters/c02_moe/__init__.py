@@ -6,9 +6,15 @@ from picolab.exercises.catalogue import About
 __all__ = ["CHAPTER"]
 
 _EXERCISES = {
-    "interview.moe.global-loss": About("interview_global_loss", "One balance for all replicas", 15, 3),
-    "interview.moe.room": About("interview_room", "Room for a pool that is spread over ranks", 15, 3),
-    "interview.moe.clip": About("interview_clip", "Clipping when a part of the model is elsewhere", 15, 3),
+    "interview.moe.global-loss": About(
+        "interview_global_loss", "One balance for all replicas", 15, 3
+    ),
+    "interview.moe.room": About(
+        "interview_room", "Room for a pool that is spread over ranks", 15, 3
+    ),
+    "interview.moe.clip": About(
+        "interview_clip", "Clipping when a part of the model is elsewhere", 15, 3
+    ),
 }
 
 CHAPTER = Chapter(
