@@ -129,7 +129,7 @@ EXERCISE = Exercise(
     goal="Clip all gradients by their global norm. Those in `dense` are whole and equal on every "
     "rank; those in `experts` are of this rank's experts, others on each rank of `axis`, and equal "
     "on ranks that hold the same experts. All are summed over tokens already. Scale each *in "
-    "place* by the same factor if the norm is above the limit, and return the norm before clipping.",
+    "place* by the same factor if the norm is above the limit; return the norm before clipping.",
     interface="`my_clip(dense, experts, axis, limit)` returns the norm, a tensor of shape (). "
     "`dense` and `experts` are lists of tensors, in fp64 here, which you change in place. The norm "
     "is that of all gradients of the model, each counted once. You may use "

@@ -42,7 +42,7 @@ def judge(learner, attempt: Attempt) -> None:
 
 def _drawn(attempt: Attempt, tokens: int, experts: int) -> torch.Tensor:
     """Two choices a token; the first experts are liked, and the last nobody's."""
-    liked = attempt.tensor(tokens, experts) - torch.arange(experts)
+    liked = attempt.tensor(tokens, experts) - torch.arange(experts) / 2
     asked = torch.zeros(tokens, experts, dtype=torch.bool)
     return asked.scatter_(1, liked.topk(2).indices, True)
 
@@ -98,7 +98,7 @@ def _known_mistakes(everyones: list[torch.Tensor], me: int, n: int, limit: int) 
 
 
 _SETTINGS = (
-    (5, 6, (4, 7, 2, 5)),
+    (6, 15, (15, 12, 14, 12)),
     (4, 3, (3, 0, 6, 4)),
     (6, 100, (5, 5, 5, 5)),
     (4, 1, (2, 3, 1, 2)),
