@@ -21,6 +21,13 @@ from picolab.costs.collectives import (
     ring_bytes,
 )
 from picolab.costs.compute import flops_per_token
+from picolab.costs.experts import (
+    distinct_groups,
+    dropped_share,
+    expert_capacity,
+    expert_parallel_bytes,
+    touched_experts,
+)
 from picolab.costs.failures import checkpoint_interval, checkpoint_waste
 from picolab.costs.ledger import Expected, step_ledger
 from picolab.costs.memory import (
@@ -84,9 +91,13 @@ __all__ = [
     "checkpoint_waste",
     "collective_time",
     "data_parallel_bytes",
+    "distinct_groups",
+    "dropped_share",
     "dtype_bytes",
     "end_activation_bytes",
     "even_slices",
+    "expert_capacity",
+    "expert_parallel_bytes",
     "fit_alpha_beta",
     "flops_per_token",
     "gathered_bytes",
@@ -110,6 +121,7 @@ __all__ = [
     "step_ledger",
     "tensor_parallel_layer_bytes",
     "token_bytes",
+    "touched_experts",
     "zero3_uses",
     "zero_bytes",
     "zero_shards",

@@ -16,10 +16,12 @@ LAYERS, RANKS = 256, 8192
 _COSTS = (
     *("BYTES_16_BF16", "BYTES_16_FP32", "BYTES_18_FP32_GRADIENTS", "BYTES_20_FP16"),
     *("bubble_of_ideal", "bubble_of_total", "buckets", "causal_share", "checkpoint_interval"),
-    *("checkpoint_waste", "collective_time", "data_parallel_bytes", "dtype_bytes", "even_slices"),
-    *("end_activation_bytes", "flops_per_token", "group_bandwidth", "half_bandwidth_bytes"),
-    *("in_flight", "layer_activation_bytes", "local_parameters", "parameters", "ring_bytes"),
-    *("stage_layers", "state_bytes", "step_ledger", "tensor_parallel_layer_bytes", "zero_bytes"),
+    *("checkpoint_waste", "collective_time", "data_parallel_bytes", "distinct_groups"),
+    *("dropped_share", "dtype_bytes", "end_activation_bytes", "even_slices", "expert_capacity"),
+    *("expert_parallel_bytes", "flops_per_token", "group_bandwidth", "half_bandwidth_bytes"),
+    *("held_parameters", "in_flight", "layer_activation_bytes", "local_parameters", "parameters"),
+    *("ring_bytes", "stage_layers", "state_bytes", "step_ledger", "tensor_parallel_layer_bytes"),
+    *("touched_experts", "zero_bytes"),
 )
 PLAIN: dict[str, Callable] = {
     **{function.__name__: function for function in (min, max, round, abs, sum, len)},
@@ -27,6 +29,8 @@ PLAIN: dict[str, Callable] = {
 }
 # What a call builds in a loop: the argument that says how often, and the most it may be.
 MOST = {
+    "costs.distinct_groups": {"experts": 4096},
+    "costs.dropped_share": {"tokens": 2**16},
     "costs.even_slices": {"n": 4096},
     "costs.stage_layers": {"stages": 4096},
     "costs.step_ledger": {"accumulate": 256},
@@ -68,6 +72,7 @@ def types() -> tuple[dict[type, set[str]], dict[type, set[str]]]:
         costs.ParameterCount: {field.name for field in fields(costs.ParameterCount)},
         costs.StateBytes: {field.name for field in fields(costs.StateBytes)}
         | {"optimizer", "total"},
+        costs.HeldParameters: {"dense", "experts", "total"},
         costs.LocalParameter: {"name", "numel", "sharded"},
         costs.Expected: set(costs.Expected._fields),
         Hardware: {field.name for field in fields(Hardware)},
