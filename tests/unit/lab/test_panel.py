@@ -109,7 +109,7 @@ def test_a_schedule_with_more_stages_than_layers_shortens_the_pipeline():
     shown.layout.check(shown.config)
 
 
-MOE = dict(model="tiny-moe", hidden=32, heads=2, kv_heads=2, expert_ffn=16, ffn=32, capacity=1.0)
+MOE = dict(model="tiny-moe", hidden=32, heads=4, kv_heads=4, expert_ffn=16, ffn=32, capacity=1.0)
 SHAPES = {"experts": (4, 8), "experts_per_token": (1, 2, 8), "capacity": (1.0, 2.0)}
 
 
