@@ -36,14 +36,18 @@ def drawn(history: ExpertHistory) -> Drawn:
     steps = history.steps
     if not steps:
         return Drawn([{"x": _array([]), "y": _array([])} for _ in traces()], [""] * AXES, {})
-    layers = {layer: len(loads) for layer, loads in history.shares(steps[-1]).items()}
-    columns = [history.shares(step) for step in steps]
-    whole = [[share for layer in layers for share in column.get(layer, ())] for column in columns]
-    rows = sum(layers.values())
+    layers = {}
+    for told in history.loads.values():
+        layers |= {layer: len(loads) for layer, loads in told.items()}
+    layers = dict(sorted(layers.items()))
+    rows = sum(layers.values()) + len(layers) - 1  # an empty one between two layers
     shares = numpy.full((rows, len(steps)), numpy.nan)
-    for place, column in enumerate(whole):
-        if len(column) == rows:  # all stages of the pipeline have told
-            shares[:, place] = column
+    for place, step in enumerate(steps):
+        told, first = history.shares(step), 0
+        for layer, size in layers.items():
+            if layer in told:  # a later stage of a pipeline may not have told its own
+                shares[first : first + size, place] = told[layer]
+            first += size + 1
     slow = sorted(history.slow_downs)
     lines = [
         (steps, [100 * history.dropped_share(step) for step in steps]),
@@ -113,14 +117,15 @@ def traces() -> list[tuple[int, dict]]:
 def axes(layers: dict[int, int]) -> list[tuple[dict, dict]]:
     """The x and y axis of each panel. layers: `Drawn.layers`."""
     step = {"title": {"text": "step"}, "tickformat": ",~r", "nticks": 6, "showgrid": False}
+    step["zeroline"] = False
     ticks, at = [], 0
     for size in layers.values():
         ticks.append(at + (size - 1) / 2)
-        at += size
+        at += size + 1
     experts = {
         "tickvals": ticks,
         "ticktext": [f"layer {layer}" for layer in layers],
-        "range": [max(at, 1) - 0.5, -0.5],
+        "range": [max(at - 1, 1) - 0.5, -0.5],
         "showgrid": False,
         "zeroline": False,
     }
