@@ -22,6 +22,7 @@ What is kept is thinned out, every second step at a time, once there are more th
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from picolab.monitoring.ledger import Entry
@@ -44,22 +45,21 @@ class SlowDown(NamedTuple):
     """By seconds."""
 
 
+@dataclass
 class ExpertHistory:
-    def __init__(self) -> None:
-        self.loads: dict[int, dict[int, list[int]]] = {}  # step -> layer -> choices of each expert
-        self.dropped: dict[int, int] = {}  # step -> choices, of all layers
-        self.slow_downs: dict[int, SlowDown] = {}
-        self._every = 1
+    loads: dict[int, dict[int, list[int]]] = field(default_factory=dict)
+    """step -> layer -> choices of each expert"""
+    dropped: dict[int, int] = field(default_factory=dict)
+    """step -> choices, of all layers"""
+    slow_downs: dict[int, SlowDown] = field(default_factory=dict)
+    _every: int = 1
 
     def __bool__(self) -> bool:
         return bool(self.loads)
 
     def copy(self) -> "ExpertHistory":
-        made = ExpertHistory()
-        made.loads = {step: dict(layers) for step, layers in self.loads.items()}
-        made.dropped, made.slow_downs = dict(self.dropped), dict(self.slow_downs)
-        made._every = self._every
-        return made
+        loads = {step: dict(layers) for step, layers in self.loads.items()}
+        return ExpertHistory(loads, dict(self.dropped), dict(self.slow_downs), self._every)
 
     def add(self, data: dict) -> None:
         """An event "experts". Each stage of a pipeline tells of its own layers."""

@@ -105,7 +105,7 @@ class RunState:
             self._seconds[step][rank] = seconds
             if data.get("began") is not None:
                 self._began[step][rank] = data["began"]
-            if self.experts and len(self._seconds[step]) == self._world():
+            if self.experts and len(self._seconds[step]) == Layout.parse(self.layout).world:
                 self.experts.add_step(step, self._entries[step])
             while len(self._seconds) > WINDOW + 1:
                 oldest = min(self._seconds)
@@ -129,12 +129,8 @@ class RunState:
 
     def complete_steps(self) -> list[int]:
         """The steps of the window that every rank has told everything about, oldest first."""
-        world = self._world()
+        world = self.world_size or len(self.ranks)
         return sorted(s for s, seconds in self._seconds.items() if len(seconds) >= world)[-WINDOW:]
-
-    def _world(self) -> int:
-        """How many ranks there are: as was said, else as many as have been heard."""
-        return self.world_size or len(self.ranks)
 
     def split(self) -> dict[int, StepSplit]:
         """The mean step of each rank over the window; without the first step, which is all warm-
