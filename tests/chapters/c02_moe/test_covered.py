@@ -54,7 +54,7 @@ def test_no_output_gives_an_answer_away(executed):
     [
         ("rank 0 sends 524,288 bytes", "moe.a2a.bytes"),
         ("dropped 4.7 %", "moe.drop.fair"),
-        ("zero", "moe.route.renorm"),
+        ("zero: it learns nothing", "moe.route.renorm"),
         ("12.9 billion", "moe.scale.active"),
         ("5.3 nodes", "moe.scale.nodes"),
         ("loss right, norm wrong", "moe.break.undivided"),
