@@ -17,7 +17,7 @@ from picolab.debug.faults import patched
 from picolab.moe import SwiGLUExperts, expert_layers
 from picolab.monitoring import Observer
 
-LONGER = 4.0
+LONGER = 3.0
 
 
 class Planted(Observer):
