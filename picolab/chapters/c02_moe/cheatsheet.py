@@ -7,7 +7,6 @@ from picolab.interview.cheatsheet import Line, Section, Sheet
 _SETUP = {
     "tiny": 'pico.ModelConfig.preset("tiny-moe")',
     "mixtral": 'pico.ModelConfig.preset("mixtral-8x7b")',
-    "h100": 'pico.Hardware.preset("h100-sxm")',
 }
 _COSTS = "tests/unit/costs/test_experts.py"
 _PARAMETERS = "tests/unit/costs/test_parameters.py"
@@ -62,7 +61,7 @@ _SECTIONS = [
                 "share of choices beyond it, where a fair router has a mean load of Tk/E",
                 "",
                 "c=1, T=512, k=1, E=8",
-                "100 * pico.costs.dropped_share(512, 8, 1, 1.0)",
+                "pico.costs.dropped_share(512, 8, 1, 1.0)",
                 "%",
                 "drop-guess-compare",
             ),
