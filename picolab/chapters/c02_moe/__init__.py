@@ -45,7 +45,7 @@ CHAPTER = Chapter(
     notebook="02_moe",
     key="moe",
     title="mixture of experts",
-    evenings=(("02_moe", 63, "routing, balance, capacity; experts on ranks, and what they send"),),
+    evenings=(("02_moe", 64, "routing, balance, capacity; experts on ranks, and what they send"),),
     topic="moe",
     areas={
         "routing": "Routing",
