@@ -81,7 +81,8 @@ class Dashboard(Shown):
     @property
     def figure(self) -> LabFigure:
         """The panels as they are now: a static figure, with `.save(path)`. Of a run with a
-        pipeline there are five: the newest step in time, with its messages, is below the four."""
+        pipeline there are five: the newest step in time, with its messages, is below the four. Of a
+        model with experts come three more: who is asked, what is dropped, what it costs."""
         return training_figure(self._state, self._cover())
 
     def activity(self, step: int | None = None) -> LabFigure:

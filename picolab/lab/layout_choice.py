@@ -7,6 +7,7 @@ divide evenly, and with which four pipeline stages are busy most of the time.
 
 import itertools
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from picolab import costs, schedules
@@ -21,20 +22,25 @@ MICRO_BATCHES = 12
 
 
 def working_layouts(
-    config: ModelConfig, max_world: int, like: Layout | str = "dp1"
+    config: ModelConfig,
+    max_world: int,
+    like: Layout | str = "dp1",
+    axes: Sequence[str] = CHOSEN,
 ) -> dict[tuple[int, ...], Layout]:
     """(dp, tp, pp, cp) -> every layout of at most max_world ranks that can split the model.
 
-    like: where schedule, sp and ZeRO's stage come from (sp only where tp is more than 1).
+    like: where schedule, sp, ep and ZeRO's stage come from (sp only where tp is more than 1).
+    axes: those that may be more than 1.
     """
     if isinstance(max_world, bool) or not isinstance(max_world, int) or max_world < 1:
         raise ValueError(f"max_world is a number of ranks, 1 or more, not {max_world!r}")
     like, found = Layout.parse(like), {}
-    for sizes in itertools.product(range(1, max_world + 1), repeat=len(CHOSEN)):
+    ranges = [range(1, max_world + 1) if axis in axes else (1,) for axis in CHOSEN]
+    for sizes in itertools.product(*ranges):
         if math.prod(sizes) > max_world:
             continue
-        layout = like.resized(**dict(zip(CHOSEN, sizes)))
         try:
+            layout = like.resized(**dict(zip(CHOSEN, sizes)))
             layout.check(config)
         except ValueError:
             continue
@@ -43,21 +49,24 @@ def working_layouts(
 
 
 def nearest(
-    layouts: dict[tuple[int, ...], Layout], now: Layout, axis: str, size: int
+    layouts: dict[tuple[int, ...], Layout],
+    now: Layout,
+    axis: str | None = None,
+    size: int | None = None,
 ) -> Layout | None:
-    """The layout with that size of the axis that is nearest to the present one; None if none has
-    it.
+    """The layout with that size of the axis (None: any) that is nearest to the present one; None if
+    none has it.
 
     Nearest as `Layout.check` has it: the smallest sum of |log(new / old)| over the axes, and of two
     equally near ones the one with more of what comes first.
     """
-    place, old = CHOSEN.index(axis), [getattr(now, name) for name in CHOSEN]
+    old = [getattr(now, name) for name in CHOSEN]
 
     def distance(sizes: tuple[int, ...]) -> tuple:
         moved = sum(abs(math.log2(new / was)) for new, was in zip(sizes, old))
         return round(moved, 9), *(-new for new in sizes)
 
-    fitting = [sizes for sizes in layouts if sizes[place] == size]
+    fitting = [sizes for sizes in layouts if axis is None or sizes[CHOSEN.index(axis)] == size]
     return layouts[min(fitting, key=distance)] if fitting else None
 
 

@@ -129,10 +129,11 @@ def sentence_html(text: str, before: str = "") -> str:
     )
 
 
-def _shape(drawn: Panels) -> tuple[int, int]:
-    """What the layout depends on, besides titles: reasons of the ledger, and ranks of the fifth
-    panel."""
-    return len(drawn.traces[-1]["y"]), len(drawn.activity.bounds) if drawn.activity else 0
+def _shape(drawn: Panels) -> tuple:
+    """What the layout depends on, besides titles: reasons of the ledger, ranks of the fifth panel,
+    layers of experts."""
+    ranks = len(drawn.activity.bounds) if drawn.activity else 0
+    return len(drawn.traces[-1]["y"]), ranks, tuple(drawn.experts.layers.items())
 
 
 def _same(old, new) -> bool:
@@ -140,4 +141,6 @@ def _same(old, new) -> bool:
         return old == new
     if old is None or len(old) != len(new):
         return False
+    if getattr(new, "ndim", 1) > 1:
+        return old.shape == new.shape and all(map(_same, old, new))
     return all(a == b or (a != a and b != b) for a, b in zip(old, new))  # NaN: a gap in a line

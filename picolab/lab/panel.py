@@ -17,10 +17,11 @@ table of its choices, and with autorun=True it runs its first layout once.
 import dataclasses
 import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from picolab.lab.follower import Follower
 from picolab.lab.layout_choice import (
+    CHOSEN,
     ZERO_STAGES,
     accumulated,
     choices_table,
@@ -46,7 +47,10 @@ _COMPARED = 20  # first losses of two runs; later ones drift apart by rounding
 def panel(
     *,
     max_world: int = 4,
+    axes: Sequence[str] = CHOSEN,
     zero: bool = False,
+    ep: Sequence[int] = (),
+    shapes: Mapping[str, Sequence] | None = None,
     schedules: Sequence[str] = (),
     micro_batches: Sequence[int] = (),
     autorun: bool = False,
@@ -57,7 +61,11 @@ def panel(
     """Buttons for dp, tp, pp and cp, formulas, Run and Stop, progress, and the live dashboard.
 
     max_world   the most ranks it will start
+    axes        the axes that have buttons; the others stay 1
     zero        True: buttons for ZeRO's stage, too
+    ep          buttons for these numbers of ranks that share a layer's experts, too
+    shapes      buttons for fields of the model, too: {"experts": (4, 8), "capacity": (1.0, 2.0)};
+                runs of other shapes are other runs, and are not held against each other
     schedules   buttons for these schedules of a pipeline, too
     micro_batches  buttons for these numbers of micro-batches a replica, too; a schedule that needs
                 more takes the next that it can have
@@ -74,13 +82,14 @@ def panel(
         accumulate = micro_batches[0]
     if accumulate is not None:
         settings["accumulate"] = accumulate
-    offered = {"zero": ZERO_STAGES if zero else (), "schedule": tuple(schedules)}
+    offered = {"ep": tuple(ep), "zero": ZERO_STAGES if zero else (), "schedule": tuple(schedules)}
     offered["micro_batches"] = tuple(micro_batches)
-    return Panel(settings, max_world, offered, has_front_end() if live is None else live, autorun)
+    live = has_front_end() if live is None else live
+    return Panel(settings, max_world, tuple(axes), offered, dict(shapes or {}), live, autorun)
 
 
 class Panel(Shown):
-    def __init__(self, settings, max_world, offered, live, autorun):
+    def __init__(self, settings, max_world, axes, offered, shapes, live, autorun):
         from picolab.training import train
 
         of_config, _ = split(settings)
@@ -94,9 +103,10 @@ class Panel(Shown):
             "bucket_bytes": config.bucket_bytes,
             "sp_inputs": config.sp_inputs,
         }
-        self._choices = working_layouts(self.config, max_world, like=self.layout)
-        self._max_world = max_world
+        self._max_world, self.axes, self._shapes = max_world, axes, shapes
+        self._choices = self._working(self.layout)
         self.offered = {name: values for name, values in offered.items() if values}
+        self.offered |= {name: tuple(values) for name, values in shapes.items()}
         for name, values in self.offered.items():
             if self.chosen(name) not in values:
                 raise ValueError(
@@ -110,8 +120,9 @@ class Panel(Shown):
         self._run_layout = self.layout
         self.message = "choose a layout and press Run"
         self._starting = ""  # what was said at the start of the run, until its first step
-        self._measured: dict[str, dict] = {}  # layout -> reason -> (operations, payload bytes)
-        self._losses: dict[str, dict[int, float]] = {}  # layout -> step -> loss, of its last run
+        self._measured: dict[str, dict] = {}  # name -> reason -> (operations, payload bytes)
+        self._losses: dict[str, dict[int, float]] = {}  # name -> step -> loss, of its last run
+        self._ran: dict[str, tuple[Layout, dict]] = {}  # name -> its layout and shape
         self.earlier: dict[str, dict[int, float]] = {}  # those drawn in grey behind this run's
         self._lock = threading.Lock()
         self._busy = False
@@ -132,11 +143,14 @@ class Panel(Shown):
             if self._busy:
                 return self._say(f"{self._run_layout} is still running; press Stop to end it")
             self._busy, self._run_layout = True, self.layout
+            self._run_name = self.name
+            self._ran[self._run_name] = self.layout, self._shape()
         self.earlier = dict(list(self._losses.items())[-_GHOSTS:])
         self._starting = f"starting {_ranks(self.layout)} for {self.layout}"
         self._say(self._starting)
         try:
             chosen = {"layout": self.layout, "accumulate": self._accumulated(self.layout)}
+            chosen |= self._shape()
             self.job = self._train(**{**self._settings, **chosen}, wait=False, progress=False)
         except Exception as error:
             self._busy = False
@@ -177,7 +191,7 @@ class Panel(Shown):
         said = state.sentence() + (f"\n{state.error}" if state.error else "")
         try:
             said = self._against_others(said, state)
-            self._measured[str(self._run_layout)] = state.traffic()
+            self._measured[self._run_name] = state.traffic()
             picture = Message(state.sentence())
             if not state.is_empty:
                 picture = training_figure(state, beside=self.earlier)
@@ -197,31 +211,32 @@ class Panel(Shown):
         """How far the first losses are from those of one process, or of another layout that ran on
         the same batches.
         """
-        mine = self._run_layout
-        others = [
-            name
-            for name in self._losses
-            if name != str(mine) and self._batch(name) == self._batch(mine)
-        ]
+        mine = self._run_name
+        layout, shape = self._ran[mine]
+        alike = {
+            name: of
+            for name, (of, other) in self._ran.items()
+            if name in self._losses and name != mine and other == shape
+        }
+        others = [n for n, of in alike.items() if self._batch(of) == self._batch(layout)]
         if state.losses:
-            self._losses.pop(str(mine), None)  # the newest is last
-            self._losses[str(mine)] = dict(state.losses)
+            self._losses.pop(mine, None)  # the newest is last
+            self._losses[mine] = dict(state.losses)
         if not others or not state.losses:
             return said
-        other = "dp1" if "dp1" in others else others[0]
+        other = next((name for name in others if alike[name].world == 1), others[0])
         steps = sorted(state.losses.keys() & self._losses[other].keys())[:_COMPARED]
         if not steps:
             return said
         apart = max(abs(state.losses[step] - self._losses[other][step]) for step in steps)
-        of = "one process" if other == "dp1" else other
+        of = "one process" if alike[other].world == 1 else other
         return f"{said}\nthe first {len(steps)} losses are those of {of}, {apart:.1e} apart at most"
 
     def _accumulated(self, layout: Layout) -> int:
         return accumulated(layout, self._step["accumulate"])
 
-    def _batch(self, layout: Layout | str) -> int:
+    def _batch(self, layout: Layout) -> int:
         """Micro-batches of all replicas in a step."""
-        layout = Layout.parse(layout)
         return layout.dp * self._accumulated(layout)
 
     # -- what is to be seen --
@@ -231,15 +246,25 @@ class Panel(Shown):
         """The last run's `TrainResult`; None if there is none (yet)."""
         return self.job.result() if self.job is not None and self.job.state == "done" else None
 
+    @property
+    def name(self) -> str:
+        """Of what is chosen: the layout, and the shape as far as it has buttons."""
+        shape = [f"{name.replace('_', ' ')} {value:g}" for name, value in self._shape().items()]
+        return ", ".join([str(self.layout), *shape])
+
+    def _shape(self) -> dict:
+        return {name: getattr(self.config, name) for name in self._shapes}
+
+    def _working(self, like: Layout) -> dict[tuple[int, ...], Layout]:
+        return working_layouts(self.config, self._max_world, like, self.axes)
+
     def table(self) -> Table:
         """The formulas for the chosen layout, and what its last run in this panel measured."""
-        return formula_table(
-            self.config, self.layout, self._measured.get(str(self.layout)), **self._step
-        )
+        return formula_table(self.config, self.layout, self._measured.get(self.name), **self._step)
 
     def bars(self) -> str:
         """The same as `table`, as HTML with bars."""
-        measured = self._measured.get(str(self.layout))
+        measured = self._measured.get(self.name)
         return traffic_bars(self.config, self.layout, measured, **self._step)
 
     def placement(self) -> Placement:
@@ -251,47 +276,76 @@ class Panel(Shown):
     def choose(self, **axis: int) -> Layout:
         """Press a button: `choose(pp=2)`. If that is too many ranks, the other axes give way.
         `choose(zero=2)`, `choose(schedule="zb-v")` and `choose(micro_batches=8)` keep them, and
-        say so where they change nothing."""
+        say so where they change nothing; `choose(ep=4)` takes as many replicas as it needs, and
+        `choose(experts=16)` is another model."""
         [(name, size)] = axis.items()
         if name == "micro_batches":
             self._step["accumulate"] = size
             self._refresh()
             return self.layout
-        if name in ("zero", "schedule"):
+        if name in self._shapes:
+            return self._choose_shape(name, size)
+        if name in ("zero", "schedule", "ep"):
             return self._choose_way(name, size)
-        layout = nearest(self._choices, self.layout, name, size) or self._rescheduled(name, size)
+        layout = nearest(self._choices, self.layout, name, size) or self._otherwise(name, size)
         if layout is None:
             raise ValueError(f"this panel has no layout with {name}={size}")
-        if layout.schedule != self.layout.schedule:
+        if layout.ep != self.layout.ep:
+            self._say(f"ep {self.layout.ep} does not divide dp * cp there: {layout}")
+        elif layout.schedule != self.layout.schedule:
             self._say(f"{name} {size} has no layers for {self.layout.schedule}: {layout}")
-        elif layout != dataclasses.replace(self.layout.resized(**axis), sp=layout.sp):
+        elif self._more_than_asked(layout, axis):
             self._say(f"the most this panel starts is {self._max_world} ranks: {layout}")
         self.layout = layout
         self._refresh()
         return layout
 
-    def _rescheduled(self, name: str, size: int) -> Layout | None:
-        """With the first schedule of this panel under which the axis can be so long."""
-        for schedule in self.offered.get("schedule", ()):
-            like = dataclasses.replace(self.layout, schedule=schedule)
-            choices = working_layouts(self.config, self._max_world, like=like)
-            if layout := nearest(choices, like, name, size):
+    def _more_than_asked(self, layout: Layout, axis: dict[str, int]) -> bool:
+        """Whether other axes than the one that was touched have changed."""
+        return any(
+            getattr(layout, other) != getattr(self.layout, other)
+            for other in CHOSEN
+            if other not in axis
+        )
+
+    def _otherwise(self, name: str, size: int) -> Layout | None:
+        """With the first schedule of this panel, or the largest ep, under which the axis can be so
+        long."""
+        for like in self._other_ways():
+            choices = self._working(like)
+            if layout := nearest(choices, self.layout, name, size):
                 self._choices = choices
                 return layout
         return None
 
+    def _other_ways(self) -> Iterator[Layout]:
+        for schedule in self.offered.get("schedule", ()):
+            yield dataclasses.replace(self.layout, schedule=schedule)
+        for ep in sorted(self.offered.get("ep", ()), reverse=True):
+            yield self.layout.resized(dp=ep, ep=ep)
+
     def chosen(self, name: str):
         """What is chosen of it: `chosen("pp")`, `chosen("schedule")`, `chosen("micro_batches")`."""
+        if name in self._shapes:
+            return getattr(self.config, name)
         return self._step["accumulate"] if name == "micro_batches" else getattr(self.layout, name)
 
     def _choose_way(self, name: str, value: int | str) -> Layout:
-        """ZeRO's stage or the schedule; of an axis that is too long for it, the nearest that
-        works."""
-        changes = {name: value}
-        if name == "zero" and not value:
-            changes["shard"] = None
-        layout = dataclasses.replace(self.layout, **changes)
-        self._choices = working_layouts(self.config, self._max_world, like=layout)
+        """ZeRO's stage, the schedule or ep; of an axis that does not go with it, the nearest that
+        does."""
+        if name == "ep":
+            like = self.layout.resized(dp=value, ep=value)
+            self._choices = self._working(like)
+            sizes = tuple(getattr(self.layout, axis) for axis in CHOSEN)
+            layout = self._choices.get(sizes) or nearest(self._choices, self.layout)
+            if layout is None:
+                raise ValueError(f"this panel has no layout with ep={value}")
+        else:
+            changes = {name: value}
+            if name == "zero" and not value:
+                changes["shard"] = None
+            layout = dataclasses.replace(self.layout, **changes)
+            self._choices = self._working(layout)
         if layout not in self._choices.values():
             layout = nearest(self._choices, layout, "tp", layout.tp)
             self._say(f"{value} needs more layers than {self.layout} leaves a rank: {layout}")
@@ -300,6 +354,19 @@ class Panel(Shown):
             self._say(remark)
         self._refresh()
         return layout
+
+    def _choose_shape(self, name: str, value) -> Layout:
+        """Another model; one that cannot be, or that the layout cannot split, is refused."""
+        try:
+            config = self.config.replace(**{name: value})
+            self.layout.check(config)
+        except ValueError as error:
+            self._say(str(error))
+            return self.layout
+        self.config = config
+        self._choices = self._working(self.layout)
+        self._refresh()
+        return self.layout
 
     def _refresh(self) -> None:
         if self._widgets:

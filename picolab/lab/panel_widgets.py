@@ -18,9 +18,13 @@ _NAMES = {
     "tp": "tensor parallel",
     "pp": "pipeline stages",
     "cp": "context parallel",
+    "ep": "expert parallel",
     "zero": "what replicas shard",
     "schedule": "order of the pipeline",
     "micro_batches": "of a replica in a step",
+    "experts": "of a layer",
+    "experts_per_token": "how many a token passes",
+    "capacity": "of an expert, in even shares",
 }
 _STAGES = ("nothing", "the optimizer", "gradients too", "parameters too")
 # The theme tells the chosen button from the others by a shade of grey only.
@@ -42,7 +46,7 @@ class PanelWidgets:
                 sorted({getattr(layout, axis) for layout in choices}),
                 getattr(panel.layout, axis),
             )
-            for axis in CHOSEN
+            for axis in panel.axes
         }
         for name, values in panel.offered.items():
             self.choices[name] = _buttons(name, list(values), panel.chosen(name))
@@ -133,7 +137,10 @@ def _buttons(axis: str, sizes: list, size):
         options=sizes,
         value=size,
         description=axis.replace("_", "-"),
-        tooltips=[f"{axis} {size}: {_NAMES[axis]}, {_said(axis, size)}" for size in sizes],
+        tooltips=[
+            f"{axis} {size}: {_NAMES.get(axis, 'of the model')}, {_said(axis, size)}"
+            for size in sizes
+        ],
         style={"description_width": width, "button_width": "auto" if words else "40px"},
         layout={"width": "auto", "margin": "2px 20px 2px 0"},
     )
@@ -144,6 +151,6 @@ def _buttons(axis: str, sizes: list, size):
 def _said(axis: str, size) -> str:
     if axis == "zero":
         return _STAGES[size]
-    if axis in ("schedule", "micro_batches"):
+    if axis not in (*CHOSEN, "ep"):
         return str(size)
     return "not split" if size == 1 else f"over {size} ranks"

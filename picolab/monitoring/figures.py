@@ -4,7 +4,8 @@ four together.
 Each builder takes a list of events, a `RunState`, or anything with `.events` (a result, a job),
 and returns a `LabFigure`. A figure's title is what it found, not what it shows. `panels` gives
 the same four panels as plain arrays, in a fixed order of traces, which is what the live dashboard
-assigns at each paint.
+assigns at each paint. Below them come more where a run has told of them: the newest step in time
+(activity_figure.py, a pipeline), and the experts (experts_figure.py).
 
 The figures of a schedule (`gantt`, `schedule_slider`, `schedule_figure`) live beside this file and
 are offered here too.
@@ -14,6 +15,7 @@ import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from picolab.monitoring import experts_figure
 from picolab.monitoring.activity import Activity
 from picolab.monitoring.activity_figure import (
     MAX_BARS,
@@ -45,6 +47,7 @@ __all__ = [
     "LabFigure",
     "Panels",
     "activity_figure",
+    "experts",
     "gantt",
     "ledger_figure",
     "loss_figure",
@@ -75,6 +78,8 @@ class Panels(NamedTuple):
     """The newest step in time, of a run with a pipeline: a fifth panel below the four."""
     ghosts: dict
     """Losses of earlier runs, one trace behind the loss."""
+    experts: experts_figure.Drawn
+    """Of a model with experts three more panels, below all others; else empty ones."""
 
 
 def panels(source, covers: str = "", beside: Losses | None = None) -> Panels:
@@ -92,7 +97,7 @@ def panels(source, covers: str = "", beside: Losses | None = None) -> Panels:
     titles = [title for _, title in drawn]
     titles += [activity.sentence()] if activity else []
     traces = [trace for traces, _ in drawn for trace in traces]
-    return Panels(traces, titles, activity, _ghosts(beside))
+    return Panels(traces, titles, activity, _ghosts(beside), experts_figure.drawn(shown.experts))
 
 
 def loss_figure(source) -> LabFigure:
@@ -115,6 +120,11 @@ def ledger_figure(source) -> LabFigure:
     """Payload bytes of one rank in one step, by reason."""
     state = run_state(source)
     return _single(state, 3, traffic_table)
+
+
+def experts(source) -> LabFigure:
+    """Who is asked, what is dropped, what unevenness costs. ValueError without experts."""
+    return experts_figure.experts_figure(run_state(source).experts)
 
 
 def training_figure(source, covers: str = "", beside: Losses | None = None) -> LabFigure:
@@ -179,6 +189,8 @@ def training_text(state: RunState, covers: str = "", beside: Losses | None = Non
         parts.append(f"{title}{body}")
     if drawn.activity:
         parts.append(f"{drawn.titles[-1]}\n{drawn.activity.text()}")
+    if state.experts and not covers:
+        parts.append(experts_figure.text(state.experts))
     if beside:
         rows = [[name, len(losses), losses[max(losses)]] for name, losses in beside.items()]
         parts.append(f"earlier runs\n{Table(['layout', 'steps', 'last loss'], rows)}")
@@ -456,6 +468,7 @@ _LEFT, _RIGHT = [0.0, 0.42], [0.52, 1.0]  # of the width
 # of the ledger has two lines and its bar), their axes, the fifth panel with its title and axis.
 _TOP, _TOP_HEADED, _BOTTOM = 56, 104, 44
 _UPPER, _BETWEEN, _REASON, _LEAST_ROWS, _BELOW, _FIFTH = 200, 112, 46, 4, 40, 100
+_EXPERTS_ABOVE = 64
 _TITLE = 32  # letters in a line of a panel's title
 
 
@@ -466,17 +479,23 @@ def training_layout(drawn: Panels, heading: str = "") -> dict:
     fifth = ROW * ranks + _FIFTH if ranks else 0
     rows = len(drawn.traces[-1]["y"])
     lower = _REASON * max(rows, _LEAST_ROWS)
-    whole = _UPPER + _BETWEEN + lower + _BELOW + fifth
+    experts = _EXPERTS_ABOVE + experts_figure.HEIGHT + _BELOW if drawn.experts.layers else 0
+    whole = _UPPER + _BETWEEN + lower + _BELOW + fifth + experts
     height = top + whole + _BOTTOM
 
     def share(*pixels: int) -> list[float]:
         return [edge / whole for edge in pixels]
 
-    base = _BELOW + fifth
+    base = _BELOW + fifth + experts
     upper, below = share(whole - _UPPER, whole), share(base, base + lower)
     domains = [(_LEFT, upper), (_RIGHT, upper), (_LEFT, below), (_RIGHT, below)]
-    domains.append(([0.0, 1.0], share(_BELOW, _BELOW + ROW * ranks)))
+    domains.append(([0.0, 1.0], share(_BELOW + experts, _BELOW + experts + ROW * ranks)))
+    of_experts = share(_BELOW, _BELOW + experts_figure.HEIGHT)
+    domains += experts_figure.domains(*of_experts, _LEFT, _RIGHT)
     titles = [broken(title, LETTERS if i == 4 else _TITLE) for i, title in enumerate(drawn.titles)]
+    headed = list(zip(titles, domains))
+    if experts:
+        headed += zip((broken(t, _TITLE) for t in drawn.experts.titles), domains[5:])
     layout: dict = {
         "template": template(),
         "height": height,
@@ -507,23 +526,26 @@ def training_layout(drawn: Panels, heading: str = "") -> dict:
                 "align": "left",
                 "font": {"size": 13},
             }
-            for title, (x, y) in zip(titles, domains)
+            for title, (x, y) in headed
         ],
     }
     pairs = [*(_axes(panel, rows) for panel in range(4)), activity_axes(drawn.activity)]
+    pairs += experts_figure.axes(drawn.experts.layers)
     for panel, ((x, y), (x_domain, y_domain)) in enumerate(zip(pairs, domains)):
         number = "" if panel == 0 else str(panel + 1)
-        shown = {"visible": bool(ranks)} if panel == 4 else {}
+        shown = {} if panel < 4 else {"visible": bool(ranks if panel == 4 else experts)}
         layout[f"xaxis{number}"] = {**x, **shown, "domain": x_domain, "anchor": f"y{number}"}
         layout[f"yaxis{number}"] = {**y, **shown, "domain": y_domain, "anchor": f"x{number}"}
     return layout
 
 
 def training_traces(drawn: Panels) -> list[dict]:
-    """The ten traces of the four panels, the five of the fifth, and the earlier runs' losses, with
-    their data, each on its panel's axes."""
+    """The ten traces of the four panels, the five of the fifth, those of experts and the earlier
+    runs' losses, with their data, each on its panel's axes."""
     traces = []
-    placed = [*_traces(), *((4, trace) for trace in activity_traces()), (0, _GHOSTS)]
+    placed = [*_traces(), *((4, trace) for trace in activity_traces())]
+    placed += [(5 + panel, trace) for panel, trace in experts_figure.traces()]
+    placed.append((0, _GHOSTS))
     for (panel, trace), data in zip(placed, training_arrays(drawn), strict=True):
         number = "" if panel == 0 else str(panel + 1)
         traces.append({**trace, **data, "xaxis": f"x{number}", "yaxis": f"y{number}"})
@@ -532,7 +554,8 @@ def training_traces(drawn: Panels) -> list[dict]:
 
 def training_arrays(drawn: Panels) -> list[dict]:
     """The data of `training_traces`, in their order."""
-    return [*drawn.traces, *activity_arrays(drawn.activity), drawn.ghosts]
+    fifth = activity_arrays(drawn.activity)
+    return [*drawn.traces, *fifth, *drawn.experts.traces, drawn.ghosts]
 
 
 def _training(state: RunState, covers: str = "", beside: Losses | None = None):
@@ -541,8 +564,11 @@ def _training(state: RunState, covers: str = "", beside: Losses | None = None):
     drawn = panels(state, covers, beside)
     traces, layout = training_traces(drawn), training_layout(drawn, state.sentence(bool(covers)))
     # A live view needs a place for what is not there yet; what is finished does not.
+    there = {"x", "x2", "x3", "x4"}
+    there |= {"x5"} if drawn.activity else set()
+    there |= {"x6", "x7", "x8"} if drawn.experts.layers else set()
+    for number in {"x5", "x6", "x7", "x8"} - there:
+        del layout[f"xaxis{number[1:]}"], layout[f"yaxis{number[1:]}"]
     *traces, ghosts = traces
-    if drawn.activity is None:
-        traces = traces[: len(drawn.traces)]
-        del layout["xaxis5"], layout["yaxis5"]
+    traces = [trace for trace in traces if trace["xaxis"] in there]
     return go.Figure(data=[*traces, ghosts] if beside else traces, layout=layout)

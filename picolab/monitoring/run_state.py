@@ -17,6 +17,7 @@ from functools import cache
 
 from picolab.monitoring.activity import Activity, activity
 from picolab.monitoring.events import Event
+from picolab.monitoring.experts import ExpertHistory
 from picolab.monitoring.ledger import Entry, Totals
 from picolab.monitoring.step_split import StepSplit, mean_split, step_split
 from picolab.schedules import make, simulate
@@ -45,6 +46,7 @@ class RunState:
         self._began: dict[int, dict[int, float]] = defaultdict(dict)  # step -> rank -> its start
         self._entries: dict[int, list[Entry]] = defaultdict(list)  # step -> entries of all ranks
         self._loose: dict[str, Totals] = defaultdict(Totals)  # outside steps, by reason
+        self.experts = ExpertHistory()
         self.heard = 0
         for event in events:
             self.add(event)
@@ -59,6 +61,7 @@ class RunState:
         began = {step: dict(of_rank) for step, of_rank in other._began.items()}
         kept["_seconds"], kept["_entries"] = defaultdict(dict, seconds), defaultdict(list, entries)
         kept["_began"] = defaultdict(dict, began)
+        kept["experts"] = other.experts.copy()
         vars(self).update(kept)
 
     def add(self, event: Event) -> None:
@@ -81,6 +84,8 @@ class RunState:
         elif event.kind == "spans":
             micro_batches = {span[2] for span in data["spans"]}
             self.pipeline = data["schedule"], len(micro_batches)
+        elif event.kind == "experts":
+            self.experts.add(data)
         elif event.kind == "values":
             self._add_values(data)
         elif event.kind == "ledger":
@@ -100,6 +105,8 @@ class RunState:
             self._seconds[step][rank] = seconds
             if data.get("began") is not None:
                 self._began[step][rank] = data["began"]
+            if self.experts and len(self._seconds[step]) == Layout.parse(self.layout).world:
+                self.experts.add_step(step, self._entries[step])
             while len(self._seconds) > WINDOW + 1:
                 oldest = min(self._seconds)
                 self._seconds.pop(oldest)

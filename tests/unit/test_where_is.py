@@ -33,6 +33,7 @@ class Row(NamedTuple):
 
 BASICS = "01_4d_basics"
 THREE_D = "03_3d_parallel"
+MOE = "02_moe"
 ROWS = [
     Row("rank grid, process groups", "picolab.comm.mesh:Mesh", f"{BASICS}#axes-grid",
         f"{DIST}.device_mesh:init_device_mesh"),
@@ -87,14 +88,18 @@ ROWS = [
     Row("attention over gathered keys", "picolab.parallel.gathered:gathered_attention", "", ""),
     Row("zig-zag split", "picolab.parallel.sequence_split:split_sequence",
         f"{BASICS}_exercises#ex-cp-zigzag-stub", ""),
-    Row("router: scores, choice, capacity", "picolab.moe.router:Router", "", ""),
-    Row("experts as one product", "picolab.moe.experts:grouped_linear", "", "torch:_grouped_mm"),
-    Row("rows to experts and back", "picolab.moe.dispatch:Travelling", "",
+    Row("router: scores, choice, capacity", "picolab.moe.router:Router", f"{MOE}#route-by-hand",
+        ""),
+    Row("experts as one product", "picolab.moe.experts:grouped_linear", f"{MOE}#route-source",
+        "torch:_grouped_mm"),
+    Row("rows to experts and back", "picolab.moe.dispatch:Travelling", f"{MOE}#a2a-raw",
         f"{DIST}:all_to_all_single"),
-    Row("balance: loss", "picolab.moe.balance:aux_loss", "", ""),
-    Row("balance: bias", "picolab.moe.balance:move_bias", "", ""),
-    Row("balance: experts that move", "picolab.moe.placement:LoadBalancer", "", ""),
-    Row("experts on ranks", "picolab.moe.strategy:MoEParallelStrategy", "", ""),
+    Row("balance: loss", "picolab.moe.balance:aux_loss", f"{MOE}#aux-gradient", ""),
+    Row("balance: bias", "picolab.moe.balance:move_bias", f"{MOE}#bias-work", ""),
+    Row("balance: experts that move", "picolab.moe.placement:LoadBalancer", f"{MOE}#cures-run",
+        ""),
+    Row("experts on ranks", "picolab.moe.strategy:MoEParallelStrategy", f"{MOE}#axes-run",
+        ""),
     Row("experts under tp and cp", "picolab.parallel.experts:split_experts", "", ""),
     Row("the composition", "picolab.parallel.three_d:placements", f"{BASICS}#close-layout-run", ""),
     Row("one training step", "picolab.training.trainer:train_step", "", ""),

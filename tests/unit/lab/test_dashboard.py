@@ -149,12 +149,45 @@ def test_a_live_view_draws_each_step_of_a_pipeline_in_time():
         assert [note.text for note in view.figure.layout.annotations] == [
             note.text for note in final.layout.annotations
         ]
-        for shown, right in zip(view.figure.data[:-1], final.data, strict=True):
+        drawn = panels_without_experts(view.figure)
+        for shown, right in zip(drawn, final.data, strict=True):
             assert list(shown.x) == pytest.approx(list(right.x), nan_ok=True)
             assert list(shown.y) == pytest.approx(list(right.y), nan_ok=True)
             if shown.type == "bar" and right.base is not None:
                 assert list(shown.base) == list(right.base)
-        assert list(view.figure.data[-2].marker.size) == [0, 8, 0] * (step + 1)
+        assert list(drawn[-1].marker.size) == [0, 8, 0] * (step + 1)
+
+
+def panels_without_experts(figure) -> list:
+    """Nor the earlier runs, which are last."""
+    return [trace for trace in figure.data[:-1] if trace.xaxis not in ("x6", "x7", "x8")]
+
+
+def test_a_live_view_draws_experts_once_a_run_has_told_of_some():
+    def events(step):
+        data = {"step": step, "loads": {0: [6, 2], 1: [4, 4]}, "dropped": [1, 0], "imbalance": []}
+        yield Event("experts", 0, 0.0, data)
+        yield Event("step", 0, 0.0, {"step": step, "loss": 1.0, "seconds": 1.0, "layout": "dp1"})
+
+    state, view = RunState(world_size=1), LiveView()
+    view.paint(state)
+    four = view.figure.layout.height
+    assert not view.figure.layout.yaxis6.visible and not view.figure.layout.yaxis8.visible
+    for step in range(3):
+        for event in events(step):
+            state.add(event)
+        view.paint(state)
+        final, live = training_figure(state).figure, view.figure.layout
+        assert live.height > four and live.yaxis6.visible and live.yaxis8.visible
+        assert live.height - live.margin.t == final.layout.height - final.layout.margin.t
+        assert [note.text for note in live.annotations] == [
+            note.text for note in final.layout.annotations
+        ]
+        [shown] = [trace for trace in view.figure.data if trace.type == "heatmap"]
+        [right] = [trace for trace in final.data if trace.type == "heatmap"]
+        for one, other in zip(shown.z, right.z, strict=True):
+            assert list(one) == pytest.approx(list(other), nan_ok=True)
+        assert len(shown.z[0]) == step + 1
 
 
 def test_any_of_the_newest_steps_can_be_asked_for():

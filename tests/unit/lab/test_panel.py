@@ -109,6 +109,60 @@ def test_a_schedule_with_more_stages_than_layers_shortens_the_pipeline():
     shown.layout.check(shown.config)
 
 
+MOE = dict(model="tiny-moe", hidden=32, heads=4, kv_heads=4, expert_ffn=16, ffn=32, capacity=1.0)
+SHAPES = {"experts": (4, 8), "experts_per_token": (1, 2, 8), "capacity": (1.0, 2.0)}
+
+
+def test_ep_and_the_shape_are_choices_where_they_are_asked_for():
+    shown, widgets = live(steps=2, axes=("dp", "tp"), ep=(1, 2, 4), shapes=SHAPES, **MOE)
+    assert [*widgets.choices] == ["dp", "tp", "ep", *SHAPES]
+    choices = widgets.choices
+    assert "ep 4: expert parallel, over 4 ranks" in choices["ep"].tooltips
+    choices["ep"].value = 4  # of one replica: it takes as many as it needs
+    assert str(shown.layout) == "dp4ep4" and choices["dp"].value == 4
+    choices["dp"].value = 2
+    assert str(shown.layout) == "dp2ep2" and choices["ep"].value == 2
+    assert "ep 4 does not divide dp * cp there: dp2ep2" in widgets.message.value
+    choices["tp"].value = 4
+    assert str(shown.layout) == "tp4" and choices["ep"].value == 1
+    choices["experts"].value = 4
+    assert shown.config.experts == 4 and shown.name == (
+        "tp4, experts 4, experts per token 2, capacity 1"
+    )
+    choices["experts_per_token"].value = 8  # of four: refused, and the button goes back
+    assert shown.config.experts_per_token == 2 and choices["experts_per_token"].value == 2
+    assert "must be between 1 and experts (4)" in widgets.message.value
+    choices["capacity"].value = 2.0
+    assert shown.config.capacity == 2.0
+
+
+def test_every_way_to_ep_ends_in_a_layout_that_works():
+    shown, widgets = live(steps=2, ep=(1, 2, 4), **MOE)
+    for one, other in itertools.permutations(("dp", "tp", "cp", "ep"), 2):
+        for a, b in itertools.product(*(widgets.choices[n].options for n in (one, other))):
+            widgets.choices[one].value = a
+            widgets.choices[other].value = b
+            assert getattr(shown.layout, other) == b and shown.layout.world <= 4
+            standing = {name: row.value for name, row in widgets.choices.items()}
+            assert standing == {name: getattr(shown.layout, name) for name in standing}
+            shown.layout.check(shown.config)
+
+
+def test_runs_of_another_shape_are_not_compared():
+    shown = panel(steps=2, accumulate=1, ep=(1, 2), shapes=SHAPES, live=False, **FAST | MOE)
+    shown.run()
+    shown.wait()
+    assert shown.result.config.model.experts == 8
+    shown.choose(experts=4)
+    shown.run()
+    shown.wait()
+    assert shown.result.config.model.experts == 4 and "losses are those of" not in shown.message
+    assert len(shown._losses) == 2  # one of each shape, and the first is still there
+    shown.run()
+    shown.wait()
+    assert len(shown._losses) == 2 and "losses are those of" not in shown.message
+
+
 def test_a_panel_opens_with_what_it_offers():
     with pytest.raises(ValueError, match=r"opens with schedule '1f1b', which is none of zb-h1"):
         live(steps=2, layers=2, schedules=("zb-h1",), layout="pp2")
