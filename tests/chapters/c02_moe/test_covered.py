@@ -16,12 +16,12 @@ pytestmark = [pytest.mark.notebook, pytest.mark.timeout(600)]
 def executed(tmp_path_factory) -> dict:
     folder = tmp_path_factory.mktemp("chapter") / "here"
     # Short of training and with half of the ranks, that the runs of a push stay short.
-    asked = {"WORLD_SIZE": 2, "SEEDS": 1, "TWIN_STEPS": 10, "LAYOUT": "dp2tp2", "STEPS": 20}
+    asked = {"WORLD_SIZE": 2, "SEEDS": 1, "TWIN_STEPS": 10, "LAYOUT": "dp2tp2ep2", "STEPS": 20}
     return search.run("02_moe.ipynb", folder, **asked)
 
 
 def test_it_runs_with_the_layout_that_was_asked_for(executed):
-    assert "dp2tp2" in text_of(executed)
+    assert "dp2tp2ep2" in text_of(executed)
     assert search.open_questions(executed) == []
 
 
