@@ -74,7 +74,7 @@ def _questions(attempt: Attempt):
 
     yield "one sequence of 6 tokens, 3 experts", drawn(1, 6, 3), 1, 1.0
     yield "3 sequences of 5 tokens, 4 experts", skewed(3, 5, 4), 2, 0.75
-    yield "7 sequences of 6 tokens, 5 experts", skewed(7, 6, 5), 3, 0.75
+    yield "13 sequences of 9 tokens, 5 experts", skewed(13, 9, 5), 3, 0.5
     yield "5 sequences of one token, 2 experts", skewed(5, 1, 2), 1, 0.5
     yield "one sequence of 4 tokens, 2 experts", drawn(1, 4, 2), 1, 4.0
     for batch, seq, experts in ((3, 7, 5), (4, 3, 6), (1, 11, 3), (7, 2, 9), (2, 13, 4)):

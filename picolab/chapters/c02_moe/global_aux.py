@@ -161,7 +161,7 @@ def _compare(attempt: Attempt, result, ranks: list[list[torch.Tensor]], me: int,
 def _last(ranks, k: int, sums, tokens) -> torch.Tensor:
     rows = torch.cat([of for rank in ranks for of in rank]).flip(-1)
     chosen = rows.shape[1] - 1 - rows.sort(dim=-1, descending=True, stable=True).indices[:, :k]
-    return _loss(chosen.flatten().bincount(minlength=rows.shape[1]), sums, tokens, k)
+    return _loss(chosen.flatten().bincount(minlength=rows.shape[1]).double(), sums, tokens, k)
 
 
 def _of_means(each, k: int) -> tuple[torch.Tensor, ...]:

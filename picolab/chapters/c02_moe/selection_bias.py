@@ -44,8 +44,8 @@ def judge(learner, attempt: Attempt) -> None:
     ranks = list(mesh.ranks(axis))
     for about, sizes, experts, k, kind, steps in attempt.case.values["settings"]:
         bias = torch.zeros(experts, dtype=torch.float64)
-        if kind == "strong":
-            bias = 2.0 * attempt.tensor(experts)
+        if kind in ("mild", "strong"):
+            bias = (2.0 if kind == "strong" else 0.4) * attempt.tensor(experts)
             bias -= bias.mean()
         skew = attempt.tensor(experts)
         for step in range(steps):
@@ -150,7 +150,6 @@ def _compare(attempt: Attempt, result, lines, mine: int, bias, k: int, rate: flo
         right,
         mistakes={
             "it did not move": bias,
-            "it is the change alone, and asked for is the new bias": right - bias,
             "the largest of the replicas' loads was taken, and asked for is their sum": _moved(
                 bias, torch.stack([_loads(line, bias, k) for line in lines]).amax(0), rate
             ),
@@ -160,6 +159,10 @@ def _compare(attempt: Attempt, result, lines, mine: int, bias, k: int, rate: flo
             "it moved by this replica's own loads: replicas would choose by different biases": (
                 _moved(bias, own_loads, rate)
             ),
+            "replicas moved their own biases, and these were averaged: add up loads": sum(
+                _moved(bias, _loads(line, bias, k), rate) for line in lines
+            )
+            / len(lines),
             "the mean was not taken off after the move": bias + rate * torch.sign(raw.mean() - raw),
             "it moved by the distance to the mean, and should by its sign alone": (
                 _minus_mean(bias + rate * (raw.mean() - raw)),
@@ -179,19 +182,21 @@ def _compare(attempt: Attempt, result, lines, mine: int, bias, k: int, rate: flo
             "it moved by first choices alone: each of the k counts": _moved(
                 bias, _loads(every, bias, 1), rate
             ),
-            "loads were compared with their median": _minus_mean(
-                bias + rate * torch.sign(raw.median() - raw)
+            "it is the change alone: the bias that comes in is what moves": _moved(
+                bias * 0, loads, rate
             ),
-            "it begins at zero: the bias that comes in is moved": _moved(bias * 0, loads, rate),
             "it moved by sums of scores, and loads are counted": _moved(
                 bias, sum(of.sum(0) for of in every), rate
             ),
             "loads above the mean lower it, and those below do not raise it": _minus_mean(
                 bias - rate * (raw > raw.mean()).double()
             ),
+            "loads were compared with their median": _minus_mean(
+                bias + rate * torch.sign(raw.median() - raw)
+            ),
             "a load that is exactly the mean moves nothing: sign(0) is 0": (
-                _minus_mean(bias + torch.where(raw > raw.mean(), -rate, rate)),
-                _minus_mean(bias + torch.where(raw >= raw.mean(), -rate, rate)),
+                _minus_mean(bias + rate * (1 - 2 * (raw > raw.mean()).double())),
+                _minus_mean(bias + rate * (1 - 2 * (raw >= raw.mean()).double())),
             ),
         },
     )
@@ -291,7 +296,7 @@ EXERCISE = Exercise(
                 "axis": "dp",
                 "settings": (
                     # (Many experts first: a wrong rule moves another set of them.)
-                    ("11 experts, one micro-batch", ((13,), (17,)), 11, 3, "strong", 1),
+                    ("11 experts, one micro-batch", ((13,), (17,)), 11, 3, "mild", 1),
                     ("a bias of zeros", ((6,), (6,)), 4, 2, "", 1),
                     ("a load that is the mean", ((3, 6), (9, 3)), 3, 1, "stairs", 1),
                     ("2 micro-batches", ((6, 5), (4, 9)), 5, 2, "strong", 4),

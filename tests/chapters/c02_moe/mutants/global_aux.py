@@ -323,7 +323,7 @@ MUTANTS = {
     gathers: "it uses all-gathers; allowed are all-reduces",
     one_tensor: "dlogits is one thing",
     loss_alone: "it returns one thing",
-    topk_ties: "of equal ones the lower number",
+    topk_ties: "the lower number goes first",
     in_fp32: "fp32",
     with_a_dim: "has the shape (1,)",
     mean_all_reduce: "divided by the number of replicas",

@@ -302,7 +302,7 @@ MUTANTS = {
     loads_without_the_bias: "the loads of the choice without the bias",
     first_choices: "it moved by first choices alone",
     sums_scores: "it moved by sums of scores",
-    begins_at_zero: "it begins at zero",
+    begins_at_zero: "it is the change alone",
     never_moves: "it did not move",
     no_zero_of_sign: "sign(0) is 0",
     only_down: "those below do not raise it",
