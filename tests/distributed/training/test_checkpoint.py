@@ -58,7 +58,9 @@ def own_runs(tmp_path_factory):
 
 def train(layout, dtype="fp64", **settings):
     micro_batch, accumulate = BATCH[layout]
-    settings = {**SHAPE, **RUN, "micro_batch": micro_batch, "accumulate": accumulate, **settings}
+    biases = {"qkv_bias": settings.get("tied", False)}  # the tied model has biases as well
+    settings = {**SHAPE, **RUN, **biases, **settings}
+    settings |= {"micro_batch": micro_batch, "accumulate": accumulate}
     return pico.train(layout=layout, dtype=dtype, progress=False, **settings)
 
 
