@@ -78,7 +78,7 @@ class Piece:
     """The global, unfused name: "layers.0.mlp.gate.weight"."""
     shape: tuple[int, ...]
     """The global shape."""
-    init: Literal["normal", "ones", "zeros"] = "normal"
+    init: Literal["normal", "ones"] = "normal"
     std: float = 1.0
     """Standard deviation of the initial values, where init is "normal" (mean 0)."""
     cuts: tuple[Cut, ...] = ()
@@ -214,8 +214,6 @@ def draw(piece: Piece, seed: int) -> torch.Tensor:
     """The whole global tensor, from a generator that knows only the seed and the name."""
     if piece.init == "ones":
         return torch.ones(piece.shape)
-    if piece.init == "zeros":
-        return torch.zeros(piece.shape)
     digest = hashlib.sha256(f"{seed}/{piece.name}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
     return torch.empty(piece.shape).normal_(0.0, piece.std, generator=generator)

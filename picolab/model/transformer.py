@@ -12,8 +12,10 @@ Initial values: normal with mean 0. Matrices that read have std 1/sqrt(fan-in), 
 the size of what they read; the two that write to the residual stream are divided by sqrt(2 *
 layers) in addition, so that the stream's variance does not grow with depth (GPT-2's rule, section
 2.3 of its report). The head reads too; the first loss is therefore about ln(vocabulary) + 1/2. The
-embedding has std 1, or, where it is tied to the head, the head's. Norm weights are 1, biases (of
-queries, keys and values, if the config has them) 0.
+embedding has std 1, or, where it is tied to the head, the head's. Norm weights are 1. Biases of
+queries, keys and values, if the config has them, are drawn like the weights of their matrices, as
+`torch.nn.Linear` does. (Zero would do; but what then is there after a step is one update, of which
+AdamW makes small gradients' rounding visible, and a bias that is added twice does not show.)
 
 Letters in names: B batch, S sequence, D hidden, N query heads, K key-value heads, E size of a head,
 F ffn, V vocabulary. Twin: `transformers.LlamaForCausalLM` (same names of its parts in other words;
@@ -186,7 +188,7 @@ class Attention(nn.Module):
 def bias_of(matrix: Piece) -> Piece:
     """The bias of a matrix's outputs, which is cut where its rows are cut."""
     name = f"{matrix.name.removesuffix('.weight')}.bias"
-    return replace(matrix, name=name, shape=matrix.shape[:1], init="zeros")
+    return replace(matrix, name=name, shape=matrix.shape[:1])
 
 
 def causal_attention(
