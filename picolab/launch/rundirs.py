@@ -14,7 +14,6 @@ others can write to is refused."""
 
 import contextlib
 import errno
-import fcntl
 import json
 import os
 import re
@@ -25,7 +24,7 @@ from pathlib import Path
 
 import psutil
 
-from picolab.show.files import private, write_beside
+from picolab.show.files import hold, is_held, private, write_beside
 
 KEEP = 20
 _GOING_ON = ("waiting", "running")
@@ -86,33 +85,18 @@ _held: dict[Path, int] = {}  # of runs of this process that go on: an open descr
 
 
 def _hold(directory: Path) -> bool:
-    """Lock the folder until `finish`, or until this process ends in whatever way: a number of a
-    process says nothing in another container, nor a time after the clock was set. False where the
-    file system knows no locks."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    """Until `finish`: the number of a process says nothing in another container, nor a time after
+    the clock was set. False where the file system knows no locks."""
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(descriptor)
-        if not isinstance(error, BlockingIOError):
-            return False
+        _held[directory] = hold(directory)
+    except BlockingIOError:
         raise RunDirectoryError(
             f"{directory} is the run directory of a run that is going on; take another one, or "
             "stop that run"
         ) from None
-    _held[directory] = descriptor
+    except OSError:
+        return False
     return True
-
-
-def _is_held(directory: Path) -> bool:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(descriptor)
-    return False
 
 
 def _refuse_what_others_prepared(directory: Path) -> None:
@@ -194,7 +178,7 @@ def is_running(directory: Path) -> bool:
     if about.get("state") not in (None, *_GOING_ON):
         return False
     with contextlib.suppress(OSError):
-        held = _is_held(directory)
+        held = is_held(directory)
         if held or about.get("held"):
             return held
     try:

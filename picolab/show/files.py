@@ -2,6 +2,7 @@
 have been before: no link is followed, no pipe waited for.
 """
 
+import fcntl
 import os
 import stat
 from pathlib import Path
@@ -29,6 +30,30 @@ def private(path: str, flags: int) -> int:
         os.close(descriptor)
         raise OSError(f"{path} is not a regular file; take it away")
     return descriptor
+
+
+def hold(folder: Path) -> int:
+    """Lock a folder, until the returned descriptor is closed or this process ends in whatever way.
+    BlockingIOError while somebody holds it; another OSError where there are no locks."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def is_held(folder: Path) -> bool:
+    """Whether somebody holds a folder. OSError where there are no locks, or it is none."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def append_line(path: Path, line: str) -> None:

@@ -115,7 +115,7 @@ def one(draw: random.Random) -> tuple[str, str, float]:
 def soak(launches: int, seed: int, limit_s: float) -> dict:
     """Raises AssertionError if something was told wrongly or left behind."""
     draw, began = random.Random(seed), time.monotonic()
-    pico.run(int, world_size=2, quiet=True)  # what is loaded once is loaded
+    pico.run(steps, "large", 0, 0, world_size=2, quiet=True)  # what is loaded once is loaded
     me = psutil.Process()
     before = state(me)
     times, wrong = collections.defaultdict(list), []

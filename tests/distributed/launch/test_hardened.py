@@ -281,7 +281,7 @@ def test_a_live_run_is_known_by_its_lock(monkeypatch, tmp_path):
         pico.run(print, world_size=1, quiet=True, run_dir=tmp_path / "run")
     with monkeypatch.context() as mutant:
         mutant.setattr(rundirs, "describe", lambda directory: {**about, "pid": 1, "started": 0.0})
-        mutant.setattr(rundirs, "_is_held", lambda directory: False)
+        mutant.setattr(rundirs, "is_held", lambda directory: False)
         assert not rundirs.is_running(job.run_dir)
     job.stop()
     assert not rundirs.is_running(job.run_dir)

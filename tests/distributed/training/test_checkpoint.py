@@ -633,3 +633,25 @@ def test_reading_while_it_is_written(tmp_path):
     assert whole > 0
     known = ("there is no", "is gone:", "no complete checkpoint yet")
     assert all(any(text in said for text in known) for said in sentences), set(sentences)
+
+
+class Waiting(pico.Observer):
+    """Stays in the first step until the job is stopped."""
+
+    def step(self, run, report):
+        pico.emit(here=report.step)
+        time.sleep(600)
+
+
+def test_two_runs_do_not_write_to_one_folder(tmp_path, monkeypatch):
+    job = train("dp1", checkpoint=tmp_path, observers=[Waiting()], wait=False)
+    while not any(event.kind == "values" for event in job.events):
+        assert not job.done, job.result()
+        time.sleep(0.02)
+    with pytest.raises(ValueError, match="another run that is going on writes its checkpoints to"):
+        train("dp1", checkpoint=tmp_path)
+    monkeypatch.setattr(checkpoint, "is_held", lambda folder: False)  # both began at once
+    with pytest.raises(pico.RankFailure, match="another run that is going on"):
+        train("dp1", checkpoint=tmp_path)
+    job.stop()
+    assert len(train("dp1", checkpoint=tmp_path, steps=1).losses) == 1
