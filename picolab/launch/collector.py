@@ -145,6 +145,8 @@ class Collector:
         for rank in self.ranks:
             if rank.process.pid:
                 orphans.end_group(rank.process.pid)
+                if not rank.ended:
+                    rank.process.kill()
 
     # -- the thread --
 

@@ -42,10 +42,9 @@ def lead_a_group() -> None:
 
 
 def end_group(pid: int) -> None:
-    """Kill a rank and what it started, whether or not the rank itself still lives."""
-    for kill in (os.killpg, os.kill):  # it may not lead a group yet
-        with contextlib.suppress(ProcessLookupError):
-            kill(pid, signal.SIGKILL)
+    """Kill a rank's group: what it started lives on in it when the rank itself is gone."""
+    with contextlib.suppress(ProcessLookupError):  # nobody is left, or it does not lead one yet
+        os.killpg(pid, signal.SIGKILL)
 
 
 def watch_kernel() -> None:

@@ -61,8 +61,10 @@ def create(name: str, about: dict, path: str | Path | None = None) -> Path:
     try:
         # Absolute: a rank may be elsewhere by the time it is asked for.
         directory = _claim(name) if path is None else Path(path).expanduser().absolute()
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _refuse_what_others_prepared(directory)
+        try:
+            directory.mkdir(mode=0o700, parents=True)
+        except FileExistsError:
+            _refuse_what_others_prepared(directory)
         mine = {"pid": os.getpid(), "started": time.time()}
         if about.get("state") in _GOING_ON:
             mine["held"] = _hold(directory)
