@@ -117,6 +117,13 @@ def _greet_kernel():
         threading.Thread(target=_warm_kernel, name="picolab-warm", daemon=True).start()
 
 
+def load_ipython_extension(shell):
+    """`%load_ext picolab`: the magic, where no kernel registers it (IPython in a terminal)."""
+    from picolab.launch import magic
+
+    magic.load(shell)
+
+
 def _warm_kernel():
     """What figures need, while the reader reads; plotly's script and the rule for their text are
     sent to the page as well. Each import enters by one door, so that a cell that imports the same

@@ -24,6 +24,7 @@ import tyro
 from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, Positional, arg, subcommand
 
 import picolab
+from picolab.show.plain import say_everything, visible
 from picolab.specs import ModelConfig, TrainConfig
 from picolab.specs.settings import HEADINGS, RunOptions, Setting, settings
 
@@ -112,6 +113,7 @@ class Train:
 
     def run(self) -> int:
         from picolab import training
+        from picolab.launch.worker import started
         from picolab.show.terminal import say
 
         if self.explain and self.training.steps < 2:
@@ -120,7 +122,7 @@ class Train:
         # Whatever a rank or the launcher prints is for the person who watches; stdout holds the
         # result alone.
         with contextlib.redirect_stdout(sys.stderr):
-            result = (training.train_here if training.is_rank() else training.train)(**given)
+            result = (training.train_here if started() else training.train)(**given)
         if result is None:  # under torchrun, rank 0 has it
             return 0
         explanation = result.explain() if self.explain else None
@@ -730,6 +732,7 @@ def parse(words: list[str]):
 
 def main(arguments: list[str] | None = None) -> int:
     """Parse, run, and turn what went wrong into one sentence and an exit status."""
+    say_everything()
     if os.environ.get("NO_COLOR"):  # tyro asks TERM only; older ones have no such option
         getattr(tyro, "_experimental_options", {})["ansi_codes"] = False
     words = list(sys.argv[1:] if arguments is None else arguments)
@@ -762,7 +765,7 @@ def _faults() -> str:
 
 
 def _say(sentence: str, status: int) -> int:
-    print(f"picolab: {sentence}", file=sys.stderr)
+    print(f"picolab: {visible(sentence)}", file=sys.stderr)
     return status
 
 

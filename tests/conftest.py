@@ -4,6 +4,7 @@ leave in the temporary folder can be counted while other programs use it too."""
 import fcntl
 import os
 import shutil
+import signal
 import tempfile
 from contextlib import ExitStack
 from multiprocessing.util import Finalize
@@ -17,6 +18,10 @@ from picolab import chapters
 # How long an example takes is nobody's promise: on a busy machine one took twice the default.
 hypothesis.settings.register_profile("no deadline", deadline=None)
 hypothesis.settings.load_profile("no deadline")
+
+# Under `nohup ... &`, cron or a service interrupts are ignored, and what tests start inherits that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 chapters.register()  # the tests of the engines ask for exercises by id, as a reader does
 

@@ -7,13 +7,12 @@
 With torch missing, importing this room says what to install.
 """
 
+from picolab.specs.needed import torch_needed
+
 try:
     import torch  # noqa: F401
 except ImportError as error:
-    raise ImportError(
-        "picolab.comm needs PyTorch, which is not installed here: "
-        "pip install -e '.[torch]' in the checkout"
-    ) from error
+    raise torch_needed("picolab.comm needs", error) from error
 
 from picolab.comm.collectives import (
     Pending,

@@ -213,11 +213,12 @@ class _Step:
         config, layout = self.config, self.layout
         copies = layout.head_copies(config)
         queries, keys = (len(held) * config.head_dim for held in self.heads)
+        width = config.hidden + config.qkv_bias  # matrix and bias are cut by the same rows
         rows = range(queries + 2 * keys)
         if layout.zero and layout.size(layout.shard_axis) > 1:
             (line,) = (line for line in layout.lines(layout.shard_axis) if rank in line)
             rows = even_slices(len(rows), len(line))[line.index(rank)]
-        kept = self.layers * len(range(max(rows.start, queries), rows.stop)) * config.hidden
+        kept = self.layers * len(range(max(rows.start, queries), rows.stop)) * width
         if copies > 1 and kept:
             axis = f"tp_copies{copies}"
             reason = "tp: gradients of shared heads"

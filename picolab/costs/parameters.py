@@ -64,6 +64,7 @@ def parameters(config: ModelConfig) -> ParameterCount:
     hidden, gpt = config.hidden, config.family == "gpt"
     bias = 1 if gpt else 0
     attention = attention_weights(config) + bias * (3 * config.heads * config.head_dim + hidden)
+    attention += (config.heads + 2 * config.kv_heads) * config.head_dim if config.qkv_bias else 0
     norm = 2 * hidden * (1 + bias) + _inner_norms(config)
     mlps = [mlp_weights(config, layer) for layer in range(config.layers)]
     mlp_bias = bias * (config.ffn + hidden)
@@ -179,7 +180,7 @@ def local_parameters(
     stages = rank_stages(config.layers, layout, place["pp"])
     first, last = 0 in stages, layout.stage_count - 1 in stages
     cut, whole = frozenset({"tp"}), frozenset()
-    q_k_v = (queries + 2 * keys) * hidden
+    q_k_v = queries + 2 * keys
     found = [LocalParameter("embed.weight", table, cut, hidden)] if first else []
 
     def dense(name: str, ffn: int) -> list[LocalParameter]:
@@ -202,7 +203,11 @@ def local_parameters(
     for i in (layer for layers in stages.values() for layer in layers):
         found += [
             LocalParameter(f"layers.{i}.attention_norm.weight", hidden, whole),
-            LocalParameter(f"layers.{i}.attention.qkv.weight", q_k_v, cut, hidden),
+            LocalParameter(f"layers.{i}.attention.qkv.weight", q_k_v * hidden, cut, hidden),
+        ]
+        if config.qkv_bias:
+            found.append(LocalParameter(f"layers.{i}.attention.qkv.bias", q_k_v, cut))
+        found += [
             LocalParameter(f"layers.{i}.attention.o.weight", hidden * queries, cut, queries),
         ]
         if config.qk_norm:
@@ -262,6 +267,7 @@ def held_parameters(
         queries, keys = (len(held) * config.head_dim for held in of_rank)
         rows = queries + 2 * keys
         attention += hidden * (rows + queries) + (rows + hidden if gpt else 0)
+        attention += rows if config.qkv_bias else 0
     else:
         low, heads = config.latent, share(config.heads)
         attention += hidden * (low.q_rank + low.kv_rank + low.rope_dim)
@@ -286,7 +292,7 @@ def held_parameters(
 
 
 # What a model of ours may have beyond a plain Llama decoder.
-BUILT = ("experts", "normalised queries and keys")
+BUILT = ("experts", "normalised queries and keys", "biases of queries, keys and values")
 
 
 def require_llama(config: ModelConfig, but: tuple[str, ...] = ()) -> None:

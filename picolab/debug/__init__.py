@@ -15,13 +15,12 @@
 With torch missing, importing this room says what to install.
 """
 
+from picolab.specs.needed import torch_needed
+
 try:
     import torch  # noqa: F401
 except ImportError as error:
-    raise ImportError(
-        "picolab.debug needs PyTorch, which is not installed here: "
-        "pip install -e '.[torch]' in the checkout"
-    ) from error
+    raise torch_needed("picolab.debug needs", error) from error
 
 from picolab.debug import (  # noqa: F401 (they fill the catalogue)
     expert_faults,

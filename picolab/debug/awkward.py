@@ -14,7 +14,11 @@ Each inconvenience is there because some bug is invisible without it:
                                 tensors moves every parameter
     a second model              untied, with a table of so many rows that its gradient is a bucket
                                 above 512 KB: large messages go another way than small ones, and an
-                                untied head is a parameter of its own on the last stage
+                                untied head is a parameter of its own on the last stage;
+                                in fp64 queries, keys and values have biases, cut as rows are
+                                (a softmax does not see what is added to all keys, so the gradient
+                                of keys' biases is what rotation leaves of a sum that would be 0:
+                                in fp32 its rounding is above what is allowed elsewhere)
     experts, where ep is split  as many as three times ep; 2 a token, so that its rows go to two
                                 places. In the tied model with all that looks at other tokens or
                                 moves by itself: a capacity that drops, groups, a bias, a shared
@@ -87,6 +91,7 @@ class Recipe:
             vocab=VOCABULARY if self.tied else LARGE,
             seq=chunk * -(-SHORTEST // chunk),
             tied=self.tied,
+            qkv_bias=not self.tied and self.dtype == "fp64",
             **experts,
         )
 

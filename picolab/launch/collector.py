@@ -9,11 +9,13 @@ descriptor closed before the thread ends."""
 import os
 import pickle
 import selectors
+import struct
 import time
+from collections.abc import Iterator
 from multiprocessing import Pipe, reduction
 from pathlib import Path
 
-from picolab.launch import blame, failures, stacks
+from picolab.launch import blame, failures, orphans, server, stacks
 from picolab.launch.display import Display
 from picolab.launch.failures import RankFailure, RankHang, RankReport
 from picolab.launch.payload import unpack_result
@@ -38,8 +40,49 @@ class Rank:
         self.rank, self.process, self.connection, self.output = rank, process, connection, output
         self.result: bytes | None = None
         self.report: RankReport | None = None
+        self.inbox = _Inbox()
         self.started = self.ended = False
         self.exitcode: int | None = None
+
+
+class _Inbox:
+    """What a multiprocessing connection sends, put together again from pieces: a length (four
+    bytes, or -1 and then eight) and so many bytes."""
+
+    def __init__(self):
+        self._data = bytearray()
+
+    def feed(self, data: bytes) -> None:
+        self._data += data
+
+    def __iter__(self) -> Iterator[bytes]:
+        """The messages that are complete; they are taken out."""
+        while len(self._data) >= 4:
+            start, (length,) = 4, struct.unpack_from("!i", self._data)
+            if length == -1:
+                if len(self._data) < 12:
+                    return
+                start, (length,) = 12, struct.unpack_from("!Q", self._data, 4)
+            if len(self._data) < start + length:
+                return
+            message = bytes(memoryview(self._data)[start : start + length])
+            del self._data[: start + length]
+            yield message
+
+
+class _Clock:
+    """Seconds in which this process ran: while it was stopped (^Z) nobody could see progress, and
+    so they do not count as idle."""
+
+    MOST_S = 0.5  # that a tick counts
+
+    def __init__(self):
+        self.now, self._last = 0.0, time.monotonic()
+
+    def tick(self) -> None:
+        now = time.monotonic()
+        self.now += min(now - self._last, self.MOST_S)
+        self._last = now
 
 
 class Collector:
@@ -67,7 +110,8 @@ class Collector:
         self._pretend = pretend
         self._answers, self._asked = answers, 0  # a World's calls: see `ask`
         self._failed_at: float | None = None
-        self._progress_at = time.monotonic()
+        self._clock = _Clock()
+        self._progress_at = self._clock.now
         self._beacons: dict[int, Reading] = {}
 
     # -- what the job calls, from any thread --
@@ -89,7 +133,7 @@ class Collector:
                 return
             time.sleep(0.005)
         self._asked = len(self.ranks)
-        self._progress_at = time.monotonic()
+        self._progress_at = self._clock.now
         for rank in self.ranks:
             try:
                 rank.connection.send_bytes(blob)
@@ -97,9 +141,12 @@ class Collector:
                 return  # it has just failed; the thread will say so
 
     def kill(self) -> None:
+        """Every rank, and what it has started, which may outlive it."""
         for rank in self.ranks:
-            if not rank.ended and rank.process.pid:
-                rank.process.kill()
+            if rank.process.pid:
+                orphans.end_group(rank.process.pid)
+                if not rank.ended:
+                    rank.process.kill()
 
     # -- the thread --
 
@@ -158,7 +205,8 @@ class Collector:
             self._listen(read_end, lambda rank=rank: self._printed(rank))
             self._listen(process.sentinel, lambda rank=rank: self._exited(rank))
         self._listen(self._wake_r, lambda: os.read(self._wake_r, 64))
-        self._progress_at = time.monotonic()
+        self._clock.tick()
+        self._progress_at = self._clock.now
 
     def _listen(self, descriptor: int, callback) -> None:
         self._selector.register(descriptor, selectors.EVENT_READ, callback)
@@ -171,12 +219,21 @@ class Collector:
         return self._failed_at is not None and time.monotonic() - self._failed_at > GRACE_S
 
     def _message(self, rank: Rank) -> None:
+        """Read what there is, and act on the messages that are complete. (To wait for the rest of
+        one would be to wait for a rank that may have been stopped in the middle of it.)"""
         try:
-            kind, t, *values = pickle.loads(rank.connection.recv_bytes())
-        except (EOFError, OSError):
+            data = os.read(rank.connection.fileno(), 1 << 20)
+        except OSError:
+            data = b""
+        if not data:
             self._forget(rank.connection.fileno())
             return
-        self._progress_at = time.monotonic()
+        self._progress_at = self._clock.now
+        rank.inbox.feed(data)
+        for message in rank.inbox:
+            self._act(rank, *pickle.loads(message))
+
+    def _act(self, rank: Rank, kind: str, t: float, *values) -> None:
         if kind == "event":
             self._on_event(values[0])
         elif kind == "started":
@@ -201,7 +258,7 @@ class Collector:
         if not data:
             self._forget(rank.output)
             return
-        self._progress_at = time.monotonic()
+        self._progress_at = self._clock.now
         self._display.feed(rank.rank, data)
 
     def _exited(self, rank: Rank) -> None:
@@ -220,6 +277,9 @@ class Collector:
         if code is not None and code < 0:
             text = stacks.crash(self._run_dir, rank.rank)
             self._fail(rank, "signal", failures.signal_in_words(-code), time.time(), text)
+        elif server.killed():
+            self._fail(rank, "signal", failures.SERVER_KILLED, time.time())
+            rank.report.rank = None
         else:
             what = f"exited with code {code} before its function returned"
             self._fail(rank, "exit", what, time.time())
@@ -230,7 +290,8 @@ class Collector:
             self._failed_at = time.monotonic()
 
     def _check_progress(self) -> None:
-        now = time.monotonic()
+        self._clock.tick()
+        now = self._clock.now
         for rank in self.ranks:
             reading = read_beacon(self._run_dir / f"beacon.{rank.rank}")
             if reading != self._beacons.get(rank.rank):
@@ -310,6 +371,12 @@ class Collector:
                 where = "has entered no collective"
             lines.append(f"rank {rank.rank}: {where}")
             lines += [texts[rank.rank]] if rank.rank in texts else []
+        free = [n for n in pids if n not in stopped and not self._beacons[n].inside]
+        if free:
+            lines.append(
+                f"{blame.ranks(free).capitalize()} may still be computing, in silence: then wait "
+                f"longer with timeout=..., which is {self._timeout:g} s now."
+            )
         what = stacks.name_cells("\n".join(lines))
         entered = {n: reading for n, reading in self._beacons.items() if reading.inside}
         notes = failures.disagreement(entered)
@@ -362,8 +429,9 @@ class Collector:
             while self._known(rank.output) and _readable(rank.output):
                 self._printed(rank)
         self._selector.close()
+        self._blob = b""
         for rank in self.ranks:
-            rank.ended = True
+            rank.ended, rank.result = True, None
             rank.connection.close()
             os.close(rank.output)
             if rank.process.pid:

@@ -4,23 +4,28 @@ directory.
 
 from pathlib import Path
 
+from picolab.show.files import private
+from picolab.show.plain import put
+
 SHOWN_LINES = 300
+LINE_BYTES = 4_000
 
 
 class Display:
     """Takes raw bytes of each rank, writes them to `rank.RANK.log`, and prints complete lines as
-    `[RANK] line`.
+    `[RANK] line`. Of a line that never ends no more than its beginning is kept here.
     """
 
     def __init__(self, run_dir: Path, world_size: int, quiet: bool = False):
         self._run_dir, self._quiet = run_dir, quiet
-        self._partial = [b""] * world_size
+        self._lines = [_Line() for _ in range(world_size)]
         self._tail: list[list[str]] = [[] for _ in range(world_size)]
         self._shown = self._hidden = 0
         self._files: list | None = []
         try:
             for rank in range(world_size):
-                self._files.append(open(run_dir / f"rank.{rank}.log", "wb", buffering=0))  # noqa: SIM115
+                path = run_dir / f"rank.{rank}.log"
+                self._files.append(open(path, "wb", buffering=0, opener=private))  # noqa: SIM115
         except OSError as error:
             self._give_up(error)
 
@@ -32,23 +37,20 @@ class Display:
                     view = view[self._files[rank].write(view) :]
             except OSError as error:
                 self._give_up(error)
-        *lines, rest = (self._partial[rank] + data).split(b"\n")
-        # A line that never ends (a progress bar) is kept short: only what follows its last
-        # carriage return.
-        self._partial[rank] = rest.rsplit(b"\r", 1)[-1] if len(rest) > 65_536 else rest
-        for line in lines:
-            self._line(rank, line)
+        *ended, rest = data.split(b"\n")
+        for part in ended:
+            self._lines[rank].add(part)
+            self._show(rank)
+        self._lines[rank].add(rest)
 
     def close(self) -> None:
         """Print what was not ended by a newline, and how much was not shown."""
-        for rank, rest in enumerate(self._partial):
-            if rest.strip():
-                self._line(rank, rest)
-            self._partial[rank] = b""
+        for rank, line in enumerate(self._lines):
+            if line.text().strip():
+                self._show(rank)
         if self._hidden:
-            self._print(
-                f"... {self._hidden} more lines, all in {self._run_dir}/rank.*.log", always=True
-            )
+            kept = "not kept" if self._files is None else f"all in {self._run_dir}/rank.*.log"
+            self._print(f"... {self._hidden} more lines, {kept}", always=True)
             self._hidden = 0
         for file in self._files or ():
             file.close()
@@ -62,8 +64,9 @@ class Display:
         """A sentence of the launcher's own."""
         self._print(sentence)
 
-    def _line(self, rank: int, line: bytes) -> None:
-        text = line.rstrip(b"\r").rsplit(b"\r", 1)[-1].decode(errors="replace")
+    def _show(self, rank: int) -> None:
+        text = self._lines[rank].text()
+        self._lines[rank] = _Line()
         self._tail[rank] = [*self._tail[rank][-19:], text]
         if self._shown < SHOWN_LINES:
             self._shown += 1
@@ -73,12 +76,36 @@ class Display:
 
     def _print(self, text: str, always: bool = False) -> None:
         if always or not self._quiet:
-            print(text, flush=True)
+            put(text)
 
     def _give_up(self, error: OSError) -> None:
         for file in self._files or ():
             file.close()
         self._files = None
         self._print(
-            f"what ranks print is no longer kept in {self._run_dir}: {error.strerror}", always=True
+            f"what ranks print is no longer kept in {self._run_dir}: {error.strerror or error}",
+            always=True,
         )
+
+
+class _Line:
+    """A line as it grows: what follows its last carriage return (a progress bar writes itself over
+    and over), and of that the first bytes."""
+
+    def __init__(self):
+        self._kept, self._more, self._turned = b"", 0, False
+
+    def add(self, part: bytes) -> None:
+        body = part.rstrip(b"\r")  # a carriage return begins anew only if something follows it
+        if body:
+            _, inside, rest = body.rpartition(b"\r")
+            if inside or self._turned:
+                self._kept, self._more = b"", 0
+            room = LINE_BYTES - len(self._kept)
+            self._kept += rest[:room]
+            self._more += len(rest[room:])
+        self._turned = part.endswith(b"\r") or (self._turned and not body)
+
+    def text(self) -> str:
+        text = self._kept.decode(errors="replace")
+        return f"{text} ... ({self._more:,} more bytes)" if self._more else text

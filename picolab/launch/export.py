@@ -8,6 +8,10 @@ The run directory (on a shared disk, if there are several machines) carries the 
 events, results and errors out, in the format of a run at home: `pico.dashboard("runs/x")` watches
 it, and a failure is attributed by the same rules, where elastic alone names whichever rank it heard
 of first.
+
+The payload is the function, its arguments, what it uses, and the cells in which it was written; no
+environment. Payload and results are pickles, which run code when they are read: both are written
+for this account alone, and refused where another one could have written them.
 """
 
 import json
@@ -18,6 +22,7 @@ from picolab.launch import payload as payloads
 from picolab.launch.failures import RankFailure, RankReport
 from picolab.launch.result import RunResult
 from picolab.monitoring import History
+from picolab.show.files import write_beside
 
 
 def export(fn, run_dir: str | Path, *args, **kwargs) -> str:
@@ -28,9 +33,7 @@ def export(fn, run_dir: str | Path, *args, **kwargs) -> str:
     """
     blob = payloads.pack(fn, args, kwargs)
     directory = rundirs.create(getattr(fn, "__name__", "run"), {"state": "exported"}, run_dir)
-    beside = directory / ".payload.pkl"
-    beside.write_bytes(blob)
-    beside.replace(directory / "payload.pkl")
+    write_beside(directory / "payload.pkl", blob, mode=0o600)
     for old in [*directory.glob("result.*.pkl"), *directory.glob("error.*.json")]:
         old.unlink()
     for old in directory.glob("events.*.jsonl"):
@@ -59,7 +62,7 @@ def collect(run_dir: str | Path) -> RunResult:
     if missing:
         raise ValueError(f"of {world} ranks, {missing} have left no result in {directory} yet")
     values = [
-        payloads.unpack_result((directory / f"result.{rank}.pkl").read_bytes())
+        payloads.unpack_result(rundirs.read_pickle(directory / f"result.{rank}.pkl"))
         for rank in range(world)
     ]
     return RunResult(values, History.read(directory), run_dir=directory, backend="torchrun")

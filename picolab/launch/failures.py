@@ -33,6 +33,10 @@ _CONSEQUENCES = (
     "Application timeout caused pair closure",
 )
 _VERBS = ("exit", "early return", "mismatch")  # kinds whose `what` continues "rank 3 ..."
+SERVER_KILLED = (
+    "the rank server, the process that starts ranks, was killed, and its ranks with it; the next "
+    "run starts a new one"
+)
 _SIGNALS = {
     "SIGKILL": "killed (SIGKILL): by hand, or by the system because memory ran out",
     "SIGSEGV": "a segmentation fault (SIGSEGV): it touched memory that is not its own",

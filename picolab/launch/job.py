@@ -10,11 +10,15 @@ through this file."""
 
 import atexit
 import contextvars
+import errno
 import importlib.util
 import multiprocessing
 import os
+import resource
+import signal
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
@@ -30,15 +34,19 @@ from picolab.launch.surroundings import Surroundings
 from picolab.launch.turns import Turns
 from picolab.monitoring import Event, History, Table
 from picolab.monitoring.history import lengths
+from picolab.show.files import private
+from picolab.show.plain import put
 
 State = Literal["waiting", "running", "done", "failed", "stopped"]
 Backend = Literal["auto", "gloo", "nccl"]
 
 _numbers = count(1)
 _turns = Turns()
-_jobs: list["Job"] = []
-_told_backends: set[tuple[str, str]] = set()
+_jobs: list["Job"] = []  # that have not ended
+_past: list["Past"] = []
+_told: set = set()  # what is said once
 _KEPT_JOBS = 20
+FILES_A_RANK = 6
 
 
 def run(
@@ -76,25 +84,43 @@ def run(
     rank's stack), ValueError for arguments that cannot work, RunDirectoryError if nothing can be
     written."""
     _refuse_nonsense(fn, world_size, backend, timeout)
-    job = Job(
-        payload.pack(fn, args, kwargs),
-        world_size=world_size,
-        backend=backend,
-        timeout=timeout,
-        name=name or getattr(fn, "__name__", "run").strip("<>"),
-        run_dir=run_dir,
-        quiet=quiet,
-        progress=progress,
-        transform=transform,
-        answers=answers,
-        pretend=pretend,
-    )
-    return job.result() if wait else job
+    call = object()
+    try:
+        job = Job(
+            payload.pack(fn, args, kwargs),
+            call=call,
+            world_size=world_size,
+            backend=backend,
+            timeout=timeout,
+            name=name or getattr(fn, "__name__", "run").strip("<>"),
+            run_dir=run_dir,
+            quiet=quiet,
+            progress=progress,
+            transform=transform,
+            answers=answers,
+            pretend=pretend,
+        )
+        return job.result() if wait else job
+    except KeyboardInterrupt:
+        # It may come when the job runs already and nobody has it in hand yet.
+        for begun in [job for job in _jobs if job.call is call and not job._stop_asked]:
+            begun._interrupted()
+        raise
+    except OSError as error:
+        if error.errno != errno.EMFILE:
+            raise
+        may, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        raise OSError(
+            errno.EMFILE,
+            f"this process may have {may} files open, which is too few for {world_size} ranks "
+            f"(about {FILES_A_RANK} each); allow more before it starts: ulimit -n 1024",
+        ) from error
 
 
 def jobs() -> "JobList":
     """The jobs of this session, newest last: what runs, what waits, what has ended."""
-    return JobList(_jobs)
+    ended = [past.job() or past for past in _past]
+    return JobList(sorted([*ended, *_jobs], key=lambda job: job.id))
 
 
 class Job:
@@ -104,6 +130,7 @@ class Job:
         self,
         blob,
         *,
+        call,
         world_size,
         backend,
         timeout,
@@ -116,38 +143,46 @@ class Job:
         pretend,
     ):
         self.id, self.name, self.world_size = next(_numbers), name, world_size
+        self.call = call  # of `run`, whose it is
         self.state: State = "waiting"
         self.seconds = 0.0
         self._called = time.monotonic()
         surroundings = Surroundings.now()
         about = {"world_size": world_size, "backend": backend, "state": "waiting"}
         self.run_dir = rundirs.create(name, about, run_dir)
-        self.events = History(self.run_dir, lengths(self.run_dir))
-        self._collector = Collector(
-            blob=blob,
-            surroundings=surroundings,
-            world_size=world_size,
-            backend=backend,
-            timeout=timeout,
-            run_dir=self.run_dir,
-            answers=answers,
-            pretend=pretend,
-        )
-        self.backend = backend
-        self._quiet, self._transform = quiet, transform
-        self._callbacks: list[Callable[[Event], None]] = [progress] if progress else []
-        self._outcome: RunResult | None = None
-        self._transformed: Any = None
-        self._error: BaseException | None = None
-        self._stop_asked = False
-        self._ended = threading.Event()
-        _remember(self)
-        # The context makes what the thread prints appear under the cell that started the job.
-        context = contextvars.copy_context()
-        self._thread = threading.Thread(
-            target=context.run, args=(self._live,), name=f"picolab-job-{self.id}", daemon=True
-        )
-        self._thread.start()
+        try:
+            self.events = History(self.run_dir, lengths(self.run_dir))
+            self._collector = Collector(
+                blob=blob,
+                surroundings=surroundings,
+                world_size=world_size,
+                backend=backend,
+                timeout=timeout,
+                run_dir=self.run_dir,
+                answers=answers,
+                pretend=pretend,
+            )
+            self.backend = backend
+            self._quiet, self._transform = quiet, transform
+            self._callbacks: list[Callable[[Event], None]] = [progress] if progress else []
+            self._outcome: RunResult | None = None
+            self._transformed: Any = None
+            self._error: BaseException | None = None
+            self._stop_asked = False
+            self._ended = threading.Event()
+            # The context makes what the thread prints appear under the cell that started the job.
+            context = contextvars.copy_context()
+            self._thread = threading.Thread(
+                target=context.run, args=(self._live,), name=f"picolab-job-{self.id}", daemon=True
+            )
+            _jobs.append(self)
+            self._thread.start()
+        except BaseException:
+            # An interrupt, or no file left to open: a job that never lived holds nothing.
+            if not hasattr(self, "_thread") or not self._thread.is_alive():
+                rundirs.finish(self.run_dir, "failed")
+                _jobs[:] = [job for job in _jobs if job is not self]
+            raise
 
     @property
     def done(self) -> bool:
@@ -162,9 +197,7 @@ class Job:
             while not self._ended.wait(0.2):
                 pass
         except KeyboardInterrupt:
-            # Ranks that exist are gone when this returns. If there are none yet (the server is
-            # still loading torch), the thread will start none, and nobody need wait for it.
-            self._stop(patience=10 if self._collector.pids() else 0.5)
+            self._interrupted()
             raise
         if self._error is not None:
             raise self._error
@@ -184,7 +217,7 @@ class Job:
         still being built misses no step. No rank waits longer than 5 s, nor does this call.
         """
         held = self.run_dir / HELD
-        held.touch()
+        open(held, "w", opener=private).close()
 
         def let_go() -> None:
             while not (ready.wait(0.2) or self.done):
@@ -219,7 +252,7 @@ class Job:
         return lambda: callback in self._callbacks and self._callbacks.remove(callback)
 
     def __repr__(self) -> str:
-        about = f"{self.state}, {self.world_size} rank(s), {self._age():.1f} s"
+        about = f"{self.state}, {self.world_size} rank(s), {_age(self):.1f} s"
         return f"Job {self.id} ({self.name}): {about}"
 
     # -- the job's thread --
@@ -231,6 +264,7 @@ class Job:
                 self._end("stopped")
                 return
             self._set_state("running")
+            self._say_how_to_stop()
             server.warm()
             values = self._collector.collect(
                 display, self._event, self._say_backend, self._say_slow_start
@@ -243,7 +277,7 @@ class Job:
         else:
             if values is not None:
                 self._outcome = RunResult(
-                    values, self.events, self._age(), self.run_dir, self._collector.backend
+                    values, self.events, _age(self), self.run_dir, self._collector.backend
                 )
             self._finish(display, "done" if values is not None else "stopped")
 
@@ -253,13 +287,13 @@ class Job:
         self._end(state)
 
     def _end(self, state: State) -> None:
-        self.seconds = self._age()
+        self.seconds = _age(self)
         rundirs.finish(self.run_dir, state)
         self._set_state(state)
+        _jobs.remove(self)
+        _past.append(Past(self))
+        del _past[:-_KEPT_JOBS]
         self._ended.set()
-
-    def _age(self) -> float:
-        return self.seconds if self.seconds else time.monotonic() - self._called
 
     def _set_state(self, state: State) -> None:
         self.state = state
@@ -277,6 +311,11 @@ class Job:
                 self._callbacks.remove(callback)
                 print(f"an observer of job {self.id} failed and was removed: {error!r}")
 
+    def _interrupted(self) -> None:
+        """Ranks that exist are gone when this returns. If there are none yet (the server is still
+        loading torch), the thread will start none, and nobody need wait for it."""
+        self._stop(patience=10 if self._collector.pids() else 0.5)
+
     def _stop(self, patience: float = 10) -> None:
         self._stop_asked = True
         self._collector.stop()
@@ -284,7 +323,7 @@ class Job:
 
     def _say(self, sentence: str) -> None:
         if not self._quiet:
-            print(sentence, flush=True)
+            put(sentence)
 
     def _say_waiting(self, others: list["Job"]) -> None:
         names = ", ".join(f"job {job.id} ({job.name}, {job.world_size} ranks)" for job in others)
@@ -294,10 +333,16 @@ class Job:
             "pico.jobs() lists them, job.stop() ends one"
         )
 
+    def _say_how_to_stop(self) -> None:
+        """Shells and nohup start what runs in the background with interrupts ignored."""
+        if signal.getsignal(signal.SIGINT) is signal.SIG_IGN and "SIGINT" not in _told:
+            _told.add("SIGINT")
+            self._say(f"interrupts (SIGINT) are ignored here; to stop: kill {os.getpid()}")
+
     def _say_backend(self, backend: str, why: str) -> None:
         self.backend = backend
-        if why and (backend, why) not in _told_backends:
-            _told_backends.add((backend, why))
+        if why and (backend, why) not in _told:
+            _told.add((backend, why))
             self._say(f"backend {backend}: {why}")
 
     def _say_slow_start(self) -> None:
@@ -305,6 +350,30 @@ class Job:
             self._say("starting ranks one by one (macOS): this takes some seconds each time")
         else:
             self._say("loading torch for the ranks: this takes some seconds the first time only")
+
+
+class Past:
+    """A job that has ended, as the list remembers it: not what it returned, which may be large and
+    is its owner's."""
+
+    done = True
+
+    def __init__(self, job: Job):
+        self.job = weakref.ref(job)
+        self.id, self.name, self.state = job.id, job.name, job.state
+        self.world_size, self.seconds, self.run_dir = job.world_size, job.seconds, job.run_dir
+
+    def result(self):
+        raise ValueError(
+            f"job {self.id} ({self.name}) has ended ({self.state}), and nobody kept what it "
+            f"returned; its events are in {self.run_dir}"
+        )
+
+    def stop(self) -> str:
+        return f"job {self.id} ({self.name}) has already ended: {self.state}"
+
+    def __repr__(self) -> str:
+        return f"Job {self.id} ({self.name}): {self.state}, {self.world_size} rank(s)"
 
 
 class JobList(list):
@@ -318,7 +387,7 @@ class JobList(list):
 
     def _table(self) -> Table:
         rows = [
-            [j.id, j.name, j.state, j.world_size, round(j._age(), 1), str(j.run_dir)] for j in self
+            [j.id, j.name, j.state, j.world_size, round(_age(j), 1), str(j.run_dir)] for j in self
         ]
         return Table(["job", "name", "state", "ranks", "seconds", "run directory"], rows)
 
@@ -375,14 +444,11 @@ def _wrap(error: BaseException) -> BaseException:
     return error
 
 
-def _remember(job: Job) -> None:
-    _jobs.append(job)
-    for old in [job for job in _jobs if job.done][: max(0, len(_jobs) - _KEPT_JOBS)]:
-        _jobs.remove(old)
+def _age(job: Job | Past) -> float:
+    return job.seconds if job.seconds else time.monotonic() - job._called
 
 
 @atexit.register
 def _stop_everything() -> None:
-    for job in _jobs:
-        if not job.done:
-            job._collector.kill()
+    for job in list(_jobs):
+        job._collector.kill()

@@ -14,6 +14,7 @@ import argparse
 import ast
 import linecache
 import shlex
+import subprocess
 
 from picolab.launch.job import run
 from picolab.launch.payload import _travels
@@ -42,9 +43,10 @@ def ranks(line: str, cell: str):
 
     shell = get_ipython()
     # Names of variables may be given for N: `%%ranks WORLD_SIZE`.
-    words = [str(shell.user_ns.get(word, word)) for word in shlex.split(line)]
+    words = [str(shell.user_ns.get(word, word)) for word in shlex.split(line, comments=True)]
     try:
         options = _parser.parse_args(words)
+        cell = shell.transform_cell(cell)  # `!ls` becomes a call
         tree = ast.parse(cell)
     except (ValueError, SyntaxError) as error:
         shell.showtraceback((type(error), error, None), exception_only=True)
@@ -53,10 +55,9 @@ def ranks(line: str, cell: str):
     source = f"%%ranks {line}\n{cell}"
     linecache.cache[name] = (len(source), None, source.splitlines(keepends=True), name)
     used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    here = {key for key in used & shell.user_ns.keys() if not key.startswith("__")}
     namespace = {
-        key: shell.user_ns[key]
-        for key in used
-        if key in shell.user_ns and not key.startswith("__") and _travels(shell.user_ns[key])
+        key: shell.user_ns[key] for key in here - {"get_ipython"} if _travels(shell.user_ns[key])
     }
     result = run(
         cell_on_rank,
@@ -70,6 +71,20 @@ def ranks(line: str, cell: str):
     )
     if options.output:
         shell.user_ns[options.output] = result
+
+
+class _Shell:
+    """What a cell's `!ls` asks for, in a rank. There are no magics."""
+
+    def system(self, command: str) -> None:
+        subprocess.run(command, shell=True)
+
+    def getoutput(self, command: str) -> list[str]:
+        run = subprocess.run(command, shell=True, stdout=subprocess.PIPE, text=True)
+        return run.stdout.splitlines()
+
+    def __getattr__(self, name: str):
+        raise ValueError(f"a rank has no notebook, and so no {name}; do it in a cell of its own")
 
 
 class _Shown(Exception):
@@ -93,6 +108,7 @@ def cell_on_rank(cell: str, name: str, namespace: dict):
         "torch": torch,
         "dist": dist,
         "pico": sys.modules["picolab"],
+        "get_ipython": _Shell,
         **namespace,
         "rank": dist.get_rank(),
         "world_size": dist.get_world_size(),

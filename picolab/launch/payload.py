@@ -20,14 +20,11 @@ import cloudpickle
 
 @dataclass
 class Payload:
-    """What a rank is given. `sources` are files that exist only in the kernel: file name ->
-    text.
-    """
+    """What a rank is given to call."""
 
     fn: object
     args: tuple
     kwargs: dict
-    sources: dict[str, str]
 
 
 def pack(fn, args: tuple, kwargs: dict) -> bytes:
@@ -37,7 +34,9 @@ def pack(fn, args: tuple, kwargs: dict) -> bytes:
     if by_value:
         cloudpickle.register_pickle_by_value(module)
     try:
-        return _dumps(Payload(fn, args, kwargs, _cell_sources()))
+        blob = _dumps(Payload(fn, args, kwargs))
+        # Of the notebook's cells only those whose code is in it: others may hold anything.
+        return blob + _dumps({n: t for n, t in _cell_sources().items() if n.encode() in blob})
     except Exception as error:
         raise ValueError(_what_cannot_travel(fn, args, kwargs, error)) from error
     finally:
@@ -65,8 +64,16 @@ class _PayloadPickler(cloudpickle.Pickler):
 
 
 def unpack(blob: bytes) -> Payload:
-    payload = cloudpickle.loads(blob)
-    for name, text in payload.sources.items():
+    file = io.BytesIO(blob)
+    try:
+        payload, sources = cloudpickle.load(file), cloudpickle.load(file)
+    except (AttributeError, ImportError) as error:
+        raise ValueError(
+            "the function cannot be sent to the ranks: what it uses travels by its name, and a "
+            f"rank does not have it ({error}). So it is with decorated functions (lru_cache) of a "
+            "cell and with modules loaded by path: decorate or load inside the function"
+        ) from None
+    for name, text in sources.items():
         linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)
     return payload
 

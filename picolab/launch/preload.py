@@ -13,6 +13,7 @@ import gc
 import importlib
 import os
 import signal
+import sys
 
 from picolab.launch.orphans import die_with_parent
 
@@ -33,6 +34,11 @@ def load() -> None:
     # The kernel starts the server: when the kernel dies, even by SIGKILL, so does the server, and
     # with it its ranks.
     die_with_parent()
+    # A rank that is asked for its stack before it can give one shall not die of the question.
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    # Newer Pythons give the kernel's path, in which "" is the folder of the moment: nothing there
+    # is meant to be loaded here. (Ranks get the kernel's path when they begin.)
+    sys.path[:] = [place for place in sys.path if place]
     _import(MODULES)
     if os.environ["_PICOLAB_RANK_SERVER"] != "watched":
         _import(LATER)

@@ -9,6 +9,7 @@ once (`os._exit`): its peers then get "connection closed" and end too, instead o
 collective for ever. What a rank shares with the kernel and what it has of its own is said in
 surroundings.py, how ranks find each other in rendezvous.py."""
 
+import builtins
 import contextlib
 import ctypes
 import faulthandler
@@ -27,10 +28,12 @@ from datetime import timedelta
 from pathlib import Path
 
 from picolab.launch import payload as payloads
-from picolab.launch.orphans import die_with_parent, watch_kernel
+from picolab.launch.orphans import die_with_parent, lead_a_group, watch_kernel
 from picolab.launch.surroundings import Surroundings, draw_anew
 from picolab.monitoring import events, ledger
 from picolab.monitoring.beacon import Beacon
+from picolab.show.files import private
+from picolab.specs.needed import torch_needed
 
 # Called, if there, before the rank's function: rooms that `launch` does not know may prepare the
 # rank here.
@@ -56,9 +59,10 @@ def main(
 ) -> None:
     """The rank's whole life. `store` is the file through which ranks find each other,
     `connection` carries messages, `output` is the pipe for prints."""
+    lead_a_group()
     die_with_parent()
     watch_kernel()
-    # The stop button reaches the whole process group; what it means is the kernel's to decide.
+    # Nobody interrupts a rank alone: what the stop button means is the kernel's to decide.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _redirect(output.detach())
     _report_stacks(spec)
@@ -68,6 +72,7 @@ def main(
         with recorded(spec, send):
             surroundings.take_over()
             draw_anew()
+            _without_notebook()
             payload = payloads.unpack(blob)
             _join(spec, store, send)
             _wait_while_held(spec.run_dir)
@@ -79,6 +84,20 @@ def main(
         send("error", *describe(error))
         _end(1 if not isinstance(error, SystemExit) else _exit_code(error))
     _end(0)
+
+
+def _without_notebook() -> None:
+    """A cell's habits: `display` shows text, and nobody answers `input`."""
+
+    def display(*things, **_) -> None:
+        print(*map(repr, things), sep="\n")
+
+    def no_keyboard(prompt="", /):
+        raise EOFError(
+            "a rank has no keyboard: ask before the run, and give the answer as an argument"
+        )
+
+    builtins.display, builtins.input = display, no_keyboard
 
 
 def _wait_while_held(run_dir: Path) -> None:
@@ -120,10 +139,7 @@ def _join(spec: RankSpec, store: Path, send) -> None:
         import torch
         import torch.distributed as dist
     except ImportError as error:
-        raise ImportError(
-            "ranks need PyTorch, which is not installed here: "
-            "pip install -e '.[torch]' in the checkout"
-        ) from error
+        raise torch_needed("ranks need", error) from error
     world, rank = spec.world_size, spec.rank
     os.environ.update(
         RANK=str(rank),
@@ -201,7 +217,7 @@ def recorded(spec: RankSpec, send):
     and that is said.
     """
     path = spec.run_dir / f"events.{spec.rank}.jsonl"
-    file = open(path, "a", buffering=1)  # noqa: SIM115 - closed below, or by the end of the process
+    file = open(path, "a", buffering=1, opener=private)  # noqa: SIM115 - closed below, or by the end of the process
 
     def sink(event: events.Event) -> None:
         nonlocal file
@@ -255,7 +271,8 @@ def _report_stacks(spec: RankSpec) -> None:
     """On a crash, and when the kernel asks by SIGUSR1, C code writes this rank's stacks to a
     file: it needs no GIL.
     """
-    file = open(spec.run_dir / f"stack.{spec.rank}", "w")  # noqa: SIM115 - open as long as the rank lives
+    path = spec.run_dir / f"stack.{spec.rank}"
+    file = open(path, "w", opener=private)  # noqa: SIM115 - open as long as the rank lives
     faulthandler.enable(file, all_threads=True)
     faulthandler.register(signal.SIGUSR1, file, all_threads=True)
 

@@ -8,20 +8,31 @@
         rank.RANK.log         everything the rank printed
 
 `picolab runs ls` lists them, `picolab runs rm NAME...` removes them. A run that is still going is
-never removed."""
+never removed. Nobody else may look: folders are made with mode 0700, files with 0600. A folder that
+is given (`run_dir=`) may have been prepared by somebody, so no link in it is followed, and one that
+others can write to is refused."""
 
+import contextlib
+import errno
 import json
 import os
 import re
 import shutil
+import stat
 import time
 from pathlib import Path
 
 import psutil
 
-from picolab.show.files import write_beside
+from picolab.show.files import hold, is_held, private, write_beside
 
 KEEP = 20
+_GOING_ON = ("waiting", "running")
+_CURES = {
+    errno.ENOSPC: "Free some space there, or choose another place",
+    errno.EDQUOT: "Free some space there, or choose another place",
+    errno.ENAMETOOLONG: "Choose a shorter name",
+}
 
 
 class RunDirectoryError(OSError):
@@ -30,7 +41,15 @@ class RunDirectoryError(OSError):
 
 def root() -> Path:
     """Where run directories live. The folder may not exist yet."""
-    state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    state = os.environ.get("XDG_STATE_HOME")
+    if not state:
+        try:
+            state = Path.home() / ".local" / "state"
+        except RuntimeError:
+            raise RunDirectoryError(
+                "HOME is not set and this account has no home, so there is no place for runs; set "
+                "XDG_STATE_HOME to a folder"
+            ) from None
     return Path(state) / "picolab" / "runs"
 
 
@@ -42,22 +61,87 @@ def create(name: str, about: dict, path: str | Path | None = None) -> Path:
     try:
         # Absolute: a rank may be elsewhere by the time it is asked for.
         directory = _claim(name) if path is None else Path(path).expanduser().absolute()
-        directory.mkdir(parents=True, exist_ok=True)
-        write(directory, {**about, "name": name, "pid": os.getpid(), "started": time.time()})
+        try:
+            directory.mkdir(mode=0o700, parents=True)
+        except FileExistsError:
+            _refuse_what_others_prepared(directory)
+        mine = {"pid": os.getpid(), "started": time.time()}
+        if about.get("state") in _GOING_ON:
+            mine["held"] = _hold(directory)
+        write(directory, {**about, "name": name, **mine})
+    except RunDirectoryError:
+        raise
     except OSError as error:
         place = path or root()
         raise RunDirectoryError(
             error.errno or 0,
             f"cannot write the run directory in {place}: {error.strerror or error}. "
-            "Free some space there, or choose another place with run_dir=... or XDG_STATE_HOME",
+            f"{_CURES.get(error.errno, 'Choose another place')} with run_dir=... or XDG_STATE_HOME",
         ) from error
     if path is None:
         _prune()
     return directory
 
 
+_held: dict[Path, int] = {}  # of runs of this process that go on: an open descriptor, locked
+
+
+def _hold(directory: Path) -> bool:
+    """Until `finish`: the number of a process says nothing in another container, nor a time after
+    the clock was set. False where the file system knows no locks."""
+    try:
+        _held[directory] = hold(directory)
+    except BlockingIOError:
+        raise RunDirectoryError(
+            f"{directory} is the run directory of a run that is going on; take another one, or "
+            "stop that run"
+        ) from None
+    except OSError:
+        return False
+    return True
+
+
+def _refuse_what_others_prepared(directory: Path) -> None:
+    why = _of_others(directory)
+    if why:
+        raise RunDirectoryError(
+            f"the run directory {directory} {why}, so what is read and written there could be "
+            "theirs; take a new folder, which is made for you alone"
+        )
+    for path in directory.iterdir():
+        if _OURS.match(path.name) and not stat.S_ISREG(path.lstat().st_mode):
+            raise RunDirectoryError(
+                f"{path} is not a file, but a link or the like that somebody has put there; take "
+                "it away, or take a new folder"
+            )
+
+
+def _of_others(path: Path) -> str:
+    """Why somebody else decides what is in it; "" if nobody does."""
+    about = path.stat()
+    if about.st_uid != os.getuid():
+        return "belongs to another account"
+    return "can be written by every account" if about.st_mode & stat.S_IWOTH else ""
+
+
+def read_pickle(path: Path) -> bytes:
+    """The bytes of a pickle in a run directory, which run code when they are unpickled. ValueError
+    if somebody else could have written them."""
+    for place in (path.parent, path):
+        why = _of_others(place)
+        if why:
+            raise ValueError(
+                f"{place} {why}, and {path.name} is a pickle, which runs code when it is read; "
+                "copy it to a folder of your own if you trust whoever wrote it"
+            )
+    with open(path, "rb", opener=private) as file:
+        return file.read()
+
+
 def finish(directory: Path, state: str) -> None:
     """Note how the run ended. A full disk at this point loses the note, not the result."""
+    if directory in _held:
+        os.close(_held.pop(directory))
     try:
         about = describe(directory)
         write(directory, {**about, "state": state, "ended": time.time()})
@@ -72,22 +156,33 @@ def finish(directory: Path, state: str) -> None:
 def describe(directory: Path) -> dict:
     """The run.json of a run; {} if it is missing or unreadable."""
     try:
-        return json.loads((directory / "run.json").read_text())
+        with open(directory / "run.json", opener=private) as file:
+            about = json.load(file)
     except (OSError, ValueError):
         return {}
+    return about if isinstance(about, dict) else {}
 
 
 def ls() -> list[Path]:
     """All run directories, oldest first."""
     if not root().is_dir():
         return []
-    return sorted(path for path in root().iterdir() if _NAME.match(path.name) and path.is_dir())
+    return sorted(path for path in root().iterdir() if _NAME.match(path.name) and _is_folder(path))
+
+
+def _is_folder(path: Path) -> bool:
+    """And no link to one."""
+    return stat.S_ISDIR(path.lstat().st_mode)
 
 
 def is_running(directory: Path) -> bool:
     about = describe(directory)
-    if about.get("state") not in (None, "running", "waiting"):
+    if about.get("state") not in (None, *_GOING_ON):
         return False
+    with contextlib.suppress(OSError):
+        held = is_held(directory)
+        if held or about.get("held"):
+            return held
     try:
         return psutil.Process(about["pid"]).create_time() <= about["started"] + 1
     except (KeyError, TypeError, psutil.Error):
@@ -96,7 +191,8 @@ def is_running(directory: Path) -> bool:
 
 def size(directory: Path) -> int:
     """Bytes of the files in it."""
-    return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
+    found = [path.lstat() for path in directory.rglob("*")]
+    return sum(about.st_size for about in found if stat.S_ISREG(about.st_mode))
 
 
 def remove(names: list[str]) -> list[Path]:
@@ -115,19 +211,23 @@ def remove(names: list[str]) -> list[Path]:
 
 
 _NAME = re.compile(r"\d{8}-\d{6}-\d{4}-")
+# What is written into a run directory.
+_OURS = re.compile(
+    r"(rank|events|beacon|stack|result|error)\.\d+(\.\w+)?$|(run\.json|payload\.pkl|held)$"
+)
 
 
 def _claim(name: str) -> Path:
     """A folder of our own: mkdir decides between two runs that start in the same second."""
-    root().mkdir(parents=True, exist_ok=True)
+    root().mkdir(mode=0o700, parents=True, exist_ok=True)
     stamp = time.strftime("%Y%m%d-%H%M%S")
-    label = re.sub(r"[^A-Za-z0-9_.-]+", "-", name) or "run"
+    label = re.sub(r"[^A-Za-z0-9_.-]+", "-", name)[:80] or "run"
     # Numbered within the second, above what is there: names then sort in the order of their making.
     taken = [int(path.name[16:20]) for path in ls() if path.name.startswith(stamp)]
     for number in range(max(taken, default=-1) + 1, 10_000):
         directory = root() / f"{stamp}-{number:04d}-{label}"
         try:
-            directory.mkdir()
+            directory.mkdir(mode=0o700)
             return directory
         except FileExistsError:
             continue
@@ -143,4 +243,4 @@ def _prune() -> None:
 
 def write(directory: Path, about: dict) -> None:
     """Beside and renamed, so that a reader never sees half a file."""
-    write_beside(directory / "run.json", json.dumps(about, indent=1, default=str))
+    write_beside(directory / "run.json", json.dumps(about, indent=1, default=str), mode=0o600)

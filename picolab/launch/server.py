@@ -15,11 +15,14 @@ import importlib.util
 import io
 import os
 import sys
+import tempfile
 import threading
 from contextlib import contextmanager
 from multiprocessing import context, forkserver, popen_forkserver, popen_spawn_posix, spawn, util
 from multiprocessing.context import reduction, set_spawning_popen
 from pathlib import Path
+
+import psutil
 
 from picolab.show.front_end import has_front_end
 
@@ -53,8 +56,16 @@ class _Server:
             _Keeper.call(lambda: self._start(watched))
 
     def _start(self, watched: bool) -> None:
-        with _environment(watched):
-            self._forkserver.ensure_running()
+        try:
+            with _environment(watched):
+                self._forkserver.ensure_running()
+        except OSError as error:
+            if "AF_UNIX path too long" not in str(error):
+                raise
+            raise OSError(
+                f"TMPDIR is {tempfile.gettempdir()!r}, and the path of a socket in it is longer "
+                "than the system allows (about 100 characters); set TMPDIR to a shorter one"
+            ) from None
 
     def connect(self, fds: list[int]) -> tuple[int, int]:
         self.ensure()
@@ -119,6 +130,16 @@ def pid() -> int | None:
     return _server.pid
 
 
+def killed() -> bool:
+    """Whether it was started and has ended, as nothing of ours makes it do while ranks live."""
+    try:
+        return _server.pid is not None and (
+            psutil.Process(_server.pid).status() == psutil.STATUS_ZOMBIE
+        )
+    except psutil.NoSuchProcess:
+        return True
+
+
 def _newest_file() -> int:
     return max(entry.stat().st_mtime_ns for entry in _PACKAGE.rglob("*.py"))
 
@@ -139,6 +160,7 @@ def _environment(watched: bool):
         "PYTHONPATH": os.pathsep.join(
             [str(_PACKAGE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
         ),
+        "PYTHONSAFEPATH": "1",  # a torch.py in the working folder is not torch
         "OPENBLAS_NUM_THREADS": "1",  # numpy would leave a thread behind
         "OMP_NUM_THREADS": "1",
     }

@@ -30,6 +30,9 @@ def ask(pids: dict[int, int], run_dir: Path, patience: float = 1.5) -> dict[int,
                     "  stopped by a signal (SIGSTOP): it can give no stack until it continues"
                 )
                 continue
+            if not (run_dir / f"stack.{rank}").exists():
+                answers[rank] = "  has only just begun: it can give no stack yet"
+                continue
             marks[rank] = _size(run_dir / f"stack.{rank}")
             os.kill(pid, signal.SIGUSR1)
         except ProcessLookupError:

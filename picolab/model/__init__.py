@@ -6,13 +6,12 @@
 With torch missing, importing this room says what to install.
 """
 
+from picolab.specs.needed import torch_needed
+
 try:
     import torch  # noqa: F401
 except ImportError as error:
-    raise ImportError(
-        "picolab.model needs PyTorch, which is not installed here: "
-        "pip install -e '.[torch]' in the checkout"
-    ) from error
+    raise torch_needed("picolab.model needs", error) from error
 
 from picolab.model.generate import generate
 from picolab.model.hugging_face import hf_config, load_hf, save_hf

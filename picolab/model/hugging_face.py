@@ -23,9 +23,9 @@ shape, a file that ends early. Of config.json every key must be understood: it i
 one value that a plain Llama computes with, or is known to change no number. Whatever else stands
 there is refused by its name and value, since a model that computes something else gives other
 logits without a word. Nothing here uses the network. Families: Llama (with Llama 3's stretched
-rotary positions) and Qwen3, and with experts Mixtral and Qwen3-MoE (hugging_face_families.py),
-whose experts are separate matrices there and one tensor here. Leaves out: other rope scaling,
-biases (Qwen2), sliding windows, quantised weights, tokenizers.
+rotary positions), Qwen2 and Qwen3, and with experts Mixtral and Qwen3-MoE
+(hugging_face_families.py), whose experts are separate matrices there and one tensor here. Leaves
+out: other rope scaling, other biases, sliding windows, quantised weights, tokenizers.
 """
 
 import json
@@ -40,17 +40,16 @@ from picolab.model.hugging_face_families import FAMILIES, LLAMA, Family, family_
 from picolab.model.parameters import Piece, fill, global_tensors
 from picolab.model.transformer import Transformer
 from picolab.specs import ModelConfig
-from picolab.specs.hugging_face_config import FIELDS
+from picolab.specs.hugging_face_config import FIELDS, POINTER, json_object
 from picolab.specs.model_config import Llama3Rope
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 FILE_BYTES = 5_000_000_000
-_POINTER = b"version https://git-lfs"  # how a file begins that git-lfs has not fetched
 
 _OUTSIDE = {"embed": "model.embed_tokens", "norm": "model.norm", "head": "lm_head"}
 Build = Callable[[ModelConfig], Transformer]
 
-# What Hugging Face's LlamaConfig takes where config.json is silent.
+# What Hugging Face's LlamaConfig takes where config.json is silent; families have their own.
 _DEFAULTS = {"max_position_embeddings": 2048, "rms_norm_eps": 1e-6, "tie_word_embeddings": False}
 # Where the base of the rotary positions may stand; the first that is there holds (see `_flat`).
 _THETA = ("rope_scaling.rope_theta", "rope_parameters.rope_theta", "rope_theta")
@@ -111,10 +110,9 @@ def hf_config(folder: str | Path) -> ModelConfig:
     path = Path(folder).expanduser() / "config.json"
     if not path.is_file():
         raise ValueError(f"there is no config.json in {path.parent}, so it holds no model")
-    try:
-        there = dict(json.loads(path.read_text()))
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path} is not a JSON object ({error}); copy it again") from None
+    there = json_object(path)
+    if there.get("num_key_value_heads", "silent") is None:  # null is not the family's default
+        there["num_key_value_heads"] = there.get("num_attention_heads")
     there = _flat(there)
     scaling = _llama3_rope(path, there)
     family = FAMILIES.get(there.get("model_type"))
@@ -123,6 +121,7 @@ def hf_config(folder: str | Path) -> ModelConfig:
             f"{path} says model_type: {_json(there.get('model_type'))}; what is read here is "
             f"{', '.join(FAMILIES)}"
         )
+    _refuse_other_types(path, there)
     _refuse_what_is_not_computed(path, there, family)
     there = {**_DEFAULTS, **family.defaults, **there}
     there.setdefault("num_key_value_heads", there.get("num_attention_heads"))
@@ -135,11 +134,7 @@ def hf_config(folder: str | Path) -> ModelConfig:
         if not said:
             raise ValueError(f"{path} does not say {keys[0]}, which a {family.model_type} needs")
         shape[field] = there[said[0]]
-    shape["rope_theta"] = next((there[key] for key in _THETA if key in there), 10_000.0)
-    for field, kind in (("tied", bool), ("norm_eps", int | float), ("rope_theta", int | float)):
-        if not isinstance(shape[field], kind):
-            key = FIELDS.get(field, field)
-            raise ValueError(f"{path} says {key}: {_json(shape[field])}, which is of another type")
+    shape["rope_theta"] = next((there[key] for key in _THETA if key in there), family.theta)
     return ModelConfig(name=path.parent.name or "custom", rope_scaling=scaling, **shape)
 
 
@@ -247,13 +242,14 @@ Names = str | list["Names"]  # of one tensor, or of those that are stacked in it
 def hf_names(piece: Piece, config: ModelConfig) -> Names:
     """Hugging Face's name of one of our global tensors, or of all that are stacked in it: of
     experts, [expert] or [expert][gate, up]."""
-    part = piece.name.removesuffix(".weight")
+    kind = "bias" if piece.name.endswith(".bias") else "weight"
+    part = piece.name.removesuffix(f".{kind}")
     if part in _OUTSIDE:
         return f"{_OUTSIDE[part]}.weight"
     _, layer, inside = part.split(".", 2)
     theirs, prefix = family_of(config).in_layer[inside], f"model.layers.{layer}"
     if isinstance(theirs, str):
-        return f"{prefix}.{theirs}.weight"
+        return f"{prefix}.{theirs}.{kind}"
     names: list[Names] = []
     for e in range(config.experts):
         of_one = [f"{prefix}.{name.format(e=e)}.weight" for name in theirs]
@@ -405,7 +401,7 @@ class _Files:
             self._open[name] = safetensors.safe_open(self.folder / name, framework="pt").__enter__()
         except safetensors.SafetensorError as error:
             with (self.folder / name).open("rb") as file:
-                if file.read(len(_POINTER)) == _POINTER:
+                if file.read(len(POINTER)) == POINTER:
                     raise ValueError(
                         f"{self.folder / name} is a pointer of git-lfs and not the weights "
                         "themselves; `git lfs pull` in the clone fetches them"
@@ -470,6 +466,14 @@ def _llama3_rope(path: Path, there: dict) -> Llama3Rope | None:
     return None
 
 
+def _refuse_other_types(path: Path, there: dict) -> None:
+    kinds = {FIELDS["tied"]: bool, **dict.fromkeys((FIELDS["norm_eps"], *_THETA), int | float)}
+    for key in {*FIELDS.values(), *_THETA} & there.keys():
+        kind, value = kinds.get(key, int), there[key]
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            raise ValueError(f"{path} says {key}: {_json(value)}, which is of another type")
+
+
 def _refuse_what_is_not_computed(path: Path, there: dict, family: Family) -> None:
     harmless = [key for keys in _HARMLESS.values() for key in keys.split()]
     read = [key for keys in family.fields.values() for key in keys]
@@ -486,7 +490,7 @@ def _refuse_what_is_not_computed(path: Path, there: dict, family: Family) -> Non
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise ValueError(
             f"{path} says {', '.join(wrong[:3])}{more}; what is read here is a plain "
-            f"{family.model_type.capitalize()}: silu, no biases, no sliding window, rotary "
+            f"{family.model_type.capitalize()}: silu, no other biases, no sliding window, rotary "
             "positions that are not scaled but as Llama 3's, and nothing that is not known"
         )
 
@@ -507,8 +511,7 @@ def _to_hf(config: ModelConfig, family: Family, dtype: str) -> dict:
         "architectures": [family.architecture],
         "model_type": family.model_type,
         "hidden_act": "silu",
-        "attention_bias": False,
-        "mlp_bias": False,
+        **({} if config.qkv_bias else {"attention_bias": False, "mlp_bias": False}),
         **{key: getattr(config, field) for field, key in FIELDS.items()},
         **{keys[0]: getattr(config, field) for field, keys in family.fields.items()},
         **family.only,
@@ -521,8 +524,8 @@ def _to_hf(config: ModelConfig, family: Family, dtype: str) -> dict:
 
 def _check_same_shape(folder: Path, there: ModelConfig, here: ModelConfig) -> None:
     """All that the weights depend on; the longest sequence is not among it."""
-    of_experts = ("experts", "experts_per_token", "expert_ffn", "router_renormalise", "qk_norm")
-    for field in (*FIELDS, "rope_theta", "rope_scaling", *of_experts):
+    of_experts = ("experts", "experts_per_token", "expert_ffn", "router_renormalise")
+    for field in (*FIELDS, "rope_theta", "rope_scaling", "qk_norm", "qkv_bias", *of_experts):
         one, other = getattr(there, field), getattr(here, field)
         if field != "seq" and one != other:
             raise ValueError(

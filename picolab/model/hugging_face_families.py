@@ -5,6 +5,7 @@ config.json that it has beyond a plain Llama's, and the values that it computes 
 are separate matrices there, and one tensor of ours: `{e}` stands for the number of an expert.
 
     llama       as it is
+    qwen2       the same with biases of queries, keys and values
     qwen3       the same with normalised queries and keys
     mixtral     a router and experts w1 (gate), w3 (up), w2 (down); weights add up to 1
     qwen3_moe   the same under other names, a width of their own, normalised queries and keys; only
@@ -27,6 +28,7 @@ _HEAD_NORMS = {
     "attention.q_norm": "self_attn.q_norm",
     "attention.k_norm": "self_attn.k_norm",
 }
+_WINDOW = ("max_window_layers", "sliding_window")  # read only with use_sliding_window
 _DENSE = {
     "mlp.gate": "mlp.gate_proj",
     "mlp.up": "mlp.up_proj",
@@ -49,16 +51,26 @@ class Family:
     harmless: tuple[str, ...] = ()
     fixed: dict[str, object] = field(default_factory=dict)
     """Fields of ModelConfig that every model of the family has so."""
+    theta: float = 10_000.0
+    """Base of the rotary positions where config.json is silent."""
 
 
 _OF_ROUTERS = ("router_aux_loss_coef", "output_router_logits")
 LLAMA = Family("llama", "LlamaForCausalLM", _ATTENTION | _DENSE)
+QWEN2 = Family(
+    "qwen2",
+    "Qwen2ForCausalLM",
+    _ATTENTION | _DENSE,
+    defaults={"num_key_value_heads": 32, "max_position_embeddings": 32_768},
+    harmless=_WINDOW,
+    fixed={"qkv_bias": True},
+)
 QWEN3 = Family(
     "qwen3",
     "Qwen3ForCausalLM",
     _ATTENTION | _HEAD_NORMS | _DENSE,
-    defaults={"head_dim": 128, "max_position_embeddings": 32_768},
-    harmless=("max_window_layers",),
+    defaults={"num_key_value_heads": 32, "head_dim": 128, "max_position_embeddings": 32_768},
+    harmless=_WINDOW,
     fixed={"qk_norm": True},
 )
 MIXTRAL = Family(
@@ -78,7 +90,14 @@ MIXTRAL = Family(
         "experts_per_token": ("num_experts_per_tok",),
         "expert_ffn": ("intermediate_size",),
     },
-    defaults={"num_local_experts": 8, "num_experts_per_tok": 2},
+    defaults={
+        "num_local_experts": 8,
+        "num_experts_per_tok": 2,
+        "num_key_value_heads": 8,
+        "max_position_embeddings": 131_072,
+        "rms_norm_eps": 1e-5,
+    },
+    theta=1_000_000.0,
     only={"router_jitter_noise": 0.0},
     harmless=_OF_ROUTERS,
     fixed={"router_renormalise": True},
@@ -99,19 +118,26 @@ QWEN3_MOE = Family(
         "expert_ffn": ("moe_intermediate_size",),
         "router_renormalise": ("norm_topk_prob",),
     },
-    defaults={"norm_topk_prob": False},
+    defaults={
+        "norm_topk_prob": False,
+        "num_key_value_heads": 4,
+        "max_position_embeddings": 32_768,
+    },
     only={"decoder_sparse_step": 1, "mlp_only_layers": []},
-    harmless=(*_OF_ROUTERS, "max_window_layers"),
+    harmless=(*_OF_ROUTERS, *_WINDOW),
     fixed={"qk_norm": True},
 )
-FAMILIES = {family.model_type: family for family in (LLAMA, QWEN3, MIXTRAL, QWEN3_MOE)}
+FAMILIES = {family.model_type: family for family in (LLAMA, QWEN2, QWEN3, MIXTRAL, QWEN3_MOE)}
 
 
 def family_of(config: ModelConfig) -> Family:
     """Which family has this shape; ValueError, with what is not in any, for another."""
     dense, sparse = (QWEN3, QWEN3_MOE) if config.qk_norm else (LLAMA, MIXTRAL)
     family = sparse if config.experts else dense
+    if config.qkv_bias and family is LLAMA:
+        family = QWEN2
     unlike = {
+        "qkv_bias": config.qkv_bias and family is not QWEN2,
         "shared_experts": config.shared_experts > 0,
         "dense_layers": config.dense_layers > 0,
         "router_score": config.router_score != "softmax",

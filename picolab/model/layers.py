@@ -19,16 +19,22 @@ Product = Callable[[torch.Tensor, nn.Parameter], torch.Tensor]
 
 
 class Linear(nn.Module):
-    """y = x W^T, without bias. W holds one matrix, or several that read the same x, stacked (q, k,
-    v; gate, up).
+    """y = x W^T (+ b). W holds one matrix, or several that read the same x, stacked (q, k, v; gate,
+    up); where there are biases, b holds theirs, in the same order.
 
     x: (..., in), y: (..., sum of the parts' outputs). `sizes` are the rows of each part held here;
     split y by them.
     """
 
-    def __init__(self, pieces: Sequence[Piece], dtype: torch.dtype = torch.float32):
+    def __init__(
+        self,
+        pieces: Sequence[Piece],
+        dtype: torch.dtype = torch.float32,
+        biases: Sequence[Piece] = (),
+    ):
         super().__init__()
         self.weight = meta_parameter(tuple(pieces), dtype)
+        self.bias = meta_parameter(tuple(biases), dtype) if biases else None
         # How x W^T is computed: replaced by whoever splits its backward.
         self.product: Product = F.linear
 
@@ -37,7 +43,10 @@ class Linear(nn.Module):
         return tuple(piece.local_shape[0] for piece in self.weight.pieces)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.product(x, self.weight)
+        return self.biased(self.product(x, self.weight))
+
+    def biased(self, y: torch.Tensor) -> torch.Tensor:
+        return y if self.bias is None else y + self.bias
 
 
 class Embedding(nn.Module):

@@ -12,20 +12,25 @@ Initial values: normal with mean 0. Matrices that read have std 1/sqrt(fan-in), 
 the size of what they read; the two that write to the residual stream are divided by sqrt(2 *
 layers) in addition, so that the stream's variance does not grow with depth (GPT-2's rule, section
 2.3 of its report). The head reads too; the first loss is therefore about ln(vocabulary) + 1/2. The
-embedding has std 1, or, where it is tied to the head, the head's. Norm weights are 1.
+embedding has std 1, or, where it is tied to the head, the head's. Norm weights are 1. Biases of
+queries, keys and values, if the config has them, are drawn like the weights of their matrices, as
+`torch.nn.Linear` does. (Zero would do; but what then is there after a step is one update, of which
+AdamW makes small gradients' rounding visible, and a bias that is added twice does not show.)
 
 Letters in names: B batch, S sequence, D hidden, N query heads, K key-value heads, E size of a head,
 F ffn, V vocabulary. Twin: `transformers.LlamaForCausalLM` (same names of its parts in other words;
-tests/unit/model compares with an independent implementation). Leaves out: biases, a key-value
-cache, rope scaling but Llama 3's.
+tests/unit/model compares with an independent implementation). Leaves out: other biases, a
+key-value cache, rope scaling but Llama 3's.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from picolab.costs.parameters import BUILT
 from picolab.model.layers import Dropout, Embedding, Linear, RMSNorm, RotaryTables, rotate
 from picolab.model.parameters import Piece, initialise
 from picolab.specs import ModelConfig
@@ -144,14 +149,12 @@ class Attention(nn.Module):
         std = size**-0.5
         # Where these are cut, a key-value head and the queries that read it stay together.
         groups, heads = config.kv_heads, config.heads
-        self.qkv = Linear(
-            [
-                Piece(f"{name}.q.weight", (queries, size), std=std, blocks=groups, finer=heads),
-                Piece(f"{name}.k.weight", (keys, size), std=std, blocks=groups, shared=True),
-                Piece(f"{name}.v.weight", (keys, size), std=std, blocks=groups, shared=True),
-            ],
-            dtype,
-        )
+        q_k_v = [
+            Piece(f"{name}.q.weight", (queries, size), std=std, blocks=groups, finer=heads),
+            Piece(f"{name}.k.weight", (keys, size), std=std, blocks=groups, shared=True),
+            Piece(f"{name}.v.weight", (keys, size), std=std, blocks=groups, shared=True),
+        ]
+        self.qkv = Linear(q_k_v, dtype, [bias_of(p) for p in q_k_v] if config.qkv_bias else ())
         # Replaced where a sequence is split over ranks: (q_BNSE, k_BKSE, v_BKSE) -> out_BNSE.
         self.attend: Attend = causal_attention
         std = (queries * 2 * config.layers) ** -0.5
@@ -180,6 +183,12 @@ class Attention(nn.Module):
             q_BSNE.transpose(1, 2), k_BSKE.transpose(1, 2), v_BSKE.transpose(1, 2)
         )
         return self.o(self.drop(out_BNSE.transpose(1, 2).flatten(2)))
+
+
+def bias_of(matrix: Piece) -> Piece:
+    """The bias of a matrix's outputs, which is cut where its rows are cut."""
+    name = f"{matrix.name.removesuffix('.weight')}.bias"
+    return replace(matrix, name=name, shape=matrix.shape[:1])
 
 
 def causal_attention(
@@ -248,7 +257,7 @@ def cross_entropy(logits_BSV: torch.Tensor, labels_BS: torch.Tensor) -> torch.Te
 
 def _check_family(config: ModelConfig, feed_forward: FeedForward | None) -> None:
     """Some published shapes are there to calculate with; say so rather than build another model."""
-    supplied = {"normalised queries and keys", *(["experts"] if feed_forward else [])}
+    supplied = {name for name in BUILT if name != "experts" or feed_forward}
     missing = [name for name in config.extensions if name not in supplied]
     if missing:
         hint = "; experts come from moe.feed_forward" if "experts" in missing else ""

@@ -11,13 +11,12 @@
 says what to install.
 """
 
+from picolab.specs.needed import torch_needed
+
 try:
     import torch  # noqa: F401
 except ImportError as error:
-    raise ImportError(
-        "picolab.moe needs PyTorch, which is not installed here: "
-        "pip install -e '.[torch]' in the checkout"
-    ) from error
+    raise torch_needed("picolab.moe needs", error) from error
 
 from picolab.moe.dispatch import ExpertCommunication
 from picolab.moe.experts import (

@@ -15,6 +15,8 @@ import struct
 from pathlib import Path
 from typing import NamedTuple
 
+from picolab.show.files import private
+
 _SIZE = 512
 _TEXT = _SIZE - 17
 _COUNTER = struct.Struct("<Q")
@@ -34,8 +36,10 @@ class Beacon:
     """The writer's side, in the rank."""
 
     def __init__(self, path: Path | str):
-        with open(path, "w+b") as file:
-            file.truncate(_SIZE)
+        with open(path, "w+b", opener=private) as file:
+            # Written, not only made longer: on a full disk that says so here, and not by SIGBUS.
+            file.write(bytes(_SIZE))
+            file.flush()
             self._map = mmap.mmap(file.fileno(), _SIZE)
         self._entered = self._left = 0
 

@@ -25,13 +25,12 @@ The classes are called optimizers because they optimise where a model is placed;
 `torch.optim` optimizers. With torch missing, importing this room says what to install.
 """
 
+from picolab.specs.needed import torch_needed
+
 try:
     import torch  # noqa: F401
 except ImportError as error:
-    raise ImportError(
-        "picolab.parallel needs PyTorch, which is not installed here: "
-        "pip install -e '.[torch]' in the checkout"
-    ) from error
+    raise torch_needed("picolab.parallel needs", error) from error
 
 from picolab.parallel.data import DataParallelOptimizer, naive_sync
 from picolab.parallel.gathered import gathered_attention

@@ -45,7 +45,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from picolab import comm
-from picolab.model import Attention, Dropout, Linear, RMSNorm, SwiGLU, Transformer, slices
+from picolab.model import Attention, Dropout, Linear, Piece, RMSNorm, SwiGLU, Transformer, slices
 from picolab.model.placement import Placement
 from picolab.parallel.tensor_comm import (
     Inputs,
@@ -78,11 +78,17 @@ class ColumnParallelLinear(Linear):
     """With `sequence`: whether the gathered x is kept for backward, or gathered again."""
 
     def __init__(self, linear: Linear, axis: str = "tp", sequence: bool = False):
-        super().__init__(*_shard(linear, 0, axis))
-        self.weight.requires_grad_(linear.weight.requires_grad)
+        biases = () if linear.bias is None else _pieces(linear.bias, 0, axis)
+        super().__init__(_pieces(linear.weight, 0, axis), linear.weight.dtype, biases)
+        for mine, whole in zip(self.parameters(), linear.parameters(), strict=True):
+            mine.requires_grad_(whole.requires_grad)
         self.axis, self.sequence = axis, sequence
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        # A bias is of this rank's outputs, for all tokens: its gradient is complete here.
+        return self.biased(self._exchanged(x))
+
+    def _exchanged(self, x: torch.Tensor) -> torch.Tensor:
         if self.product is not F.linear:  # the exchange and the product apart
             whole = gather(x, self.axis) if self.sequence else f(x, self.axis)
             return self.product(whole, self.weight)
@@ -97,7 +103,8 @@ class RowParallelLinear(Linear):
     """
 
     def __init__(self, linear: Linear, axis: str = "tp", sequence: bool = False):
-        super().__init__(*_shard(linear, 1, axis))
+        assert linear.bias is None, "each rank would add it to its summand"
+        super().__init__(_pieces(linear.weight, 1, axis), linear.weight.dtype)
         self.weight.requires_grad_(linear.weight.requires_grad)
         self.axis, self.sequence = axis, sequence
 
@@ -248,7 +255,6 @@ def _sum_together(gradients: list[torch.Tensor], axis: str, reason: str) -> None
         gradient.copy_(total.view_as(gradient))
 
 
-def _shard(linear: Linear, dim: int, axis: str):
-    """The pieces of this rank, and their dtype."""
-    pieces = [shard(piece, dim, axis) for piece in linear.weight.pieces]
-    return pieces, linear.weight.dtype
+def _pieces(parameter: nn.Parameter, dim: int, axis: str) -> list[Piece]:
+    """What this rank has of a parameter that is split along a dim."""
+    return [shard(piece, dim, axis) for piece in parameter.pieces]

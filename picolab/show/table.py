@@ -12,6 +12,8 @@ import html
 import math
 from collections.abc import Collection, Sequence
 
+from picolab.show.plain import visible
+
 _EDGE = "box-shadow:inset 3px 0 #d6424b;"  # red is "now wrong" and nothing else, see picture.py
 _MOST_DECIMALS = 6
 
@@ -24,7 +26,11 @@ class Table:
         title: str = "",
         wrong: Collection[int] = (),
     ):
-        self.columns, self.rows, self.title = list(columns), [list(row) for row in rows], title
+        self.columns, self.rows, self.title = (
+            list(columns),
+            [list(row) for row in rows],
+            visible(title),
+        )
         self.wrong = frozenset(wrong)
 
     def texts(self) -> list[list[str]]:
@@ -105,7 +111,7 @@ def show(value) -> str:
         return f"{value:,}"
     if isinstance(value, float):
         return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
-    return str(value)
+    return visible(str(value))
 
 
 def bytes_text(count: float) -> str:

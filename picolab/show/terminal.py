@@ -10,21 +10,31 @@ from collections.abc import Iterable
 
 from rich.console import Console, RenderableType
 from rich.markdown import Markdown
+from rich.segment import Segment
 from rich.table import Table
 from rich.theme import Theme
 
 from picolab.show.markdown import mended
+from picolab.show.plain import put, visible
 
 WIDEST = 100
 """cells of a line of prose: longer ones are hard to follow"""
 _STYLES = Theme({"markdown.code": "bold", "markdown.item.number": "none", "repr.number": "none"})
 
 
+class _Console(Console):
+    """What is shown is text: escape codes are rich's own, and none comes from a title or a note."""
+
+    def render(self, renderable, options=None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=visible(segment.text))
+
+
 def console(**settings) -> Console:
     """A terminal as it is: rich, without its guesses at what a text means."""
     plain = {"color_system": None} if os.environ.get("NO_COLOR") else {}
     guesses = {"markup": False, "highlight": False, "emoji": False, "force_jupyter": False}
-    return Console(theme=_STYLES, **plain, **guesses, **settings)
+    return _Console(theme=_STYLES, **plain, **guesses, **settings)
 
 
 def say(shown) -> None:
@@ -34,7 +44,7 @@ def say(shown) -> None:
     if sys.stdout.isatty() and not isinstance(shown, str):
         console().print(shown)
     else:
-        print(shown)
+        put(visible(str(shown)))
 
 
 def text(*shown: RenderableType, to: Console | None = None) -> str:

@@ -2,7 +2,7 @@
 
 Costs need sizes only. So what changes no size (rope scaling, how to sample) is not looked at here;
 `model.hf_config`, which has to compute the same logits, understands every key or refuses.
-Families: Llama and Mistral, Mixtral, Qwen3 with and without experts, DeepSeek-V3.
+Families: Llama and Mistral, Mixtral, Qwen2, Qwen3 with and without experts, DeepSeek-V3.
 """
 
 import json
@@ -28,6 +28,7 @@ FIELDS = {
 _MORE = {
     "llama": {},
     "mistral": {},
+    "qwen2": {},
     "qwen3": {},
     "mixtral": {
         "experts": "num_local_experts",
@@ -64,6 +65,27 @@ _ONLY: dict[str, tuple] = {
 }
 
 
+POINTER = b"version https://git-lfs"  # how a file begins that git-lfs has not fetched
+
+
+def json_object(path: Path) -> dict[str, Any]:
+    """What a JSON file says. ValueError if it is no object, or not the file itself."""
+    try:
+        with path.open("rb") as file:
+            raw = file.read()
+        if raw.startswith(POINTER):
+            raise ValueError(
+                f"{path} is a pointer of git-lfs and not the file itself; `git lfs pull` in the "
+                "clone fetches it"
+            )
+        there = json.loads(raw)
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"{path} is not a JSON object ({error}); copy it again") from None
+    if not isinstance(there, dict):
+        raise ValueError(f"{path} is not a JSON object but {type(there).__name__}; copy it again")
+    return there
+
+
 def read_config(path: str | Path) -> ModelConfig:
     """The shape in a config.json, or in the folder that has one. ValueError, with the key, for what
     is missing or not described here."""
@@ -71,10 +93,7 @@ def read_config(path: str | Path) -> ModelConfig:
     path = path / "config.json" if path.is_dir() else path
     if not path.is_file():
         raise ValueError(f"there is no {path.name} in {path.parent}, so it holds no model")
-    try:
-        there = dict(json.loads(path.read_text()))
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path} is not a JSON object ({error}); copy it again") from None
+    there = json_object(path)
     family = there.get("model_type")
     if family not in _MORE:
         raise ValueError(
@@ -98,6 +117,8 @@ def read_config(path: str | Path) -> ModelConfig:
         shape |= {"latent": LatentAttention(**latent), "head_dim": None}
     if family.startswith("qwen3"):
         shape["qk_norm"] = True
+    if family == "qwen2":
+        shape["qkv_bias"] = True
     name = path.parent.absolute().name if path.name == "config.json" else path.stem
     return ModelConfig(name=name or "custom", **shape)
 

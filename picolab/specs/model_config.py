@@ -1,10 +1,10 @@
 """A decoder's shape: the numbers from which its weights, its memory and its traffic follow.
 
 The model that picolab trains is the Llama family's decoder (RMSNorm, rotary positions,
-grouped-query attention, SwiGLU), which may have experts (Mixtral) and normalised queries and keys
-(Qwen3). `ModelConfig` describes it, and with a few more fields the published models that the
-chapters calculate with: latent attention (DeepSeek-V3) and the older GPT block. `extensions` says
-what a config has beyond a plain Llama decoder.
+grouped-query attention, SwiGLU), which may have experts (Mixtral), normalised queries and keys
+(Qwen3), and biases of queries, keys and values (Qwen2). `ModelConfig` describes it, and with a few
+more fields the published models that the chapters calculate with: latent attention (DeepSeek-V3)
+and the older GPT block. `extensions` says what a config has beyond a plain Llama decoder.
 
 Not described: dropout, sliding windows, rope scaling but Llama 3's, multi-token prediction.
 """
@@ -152,6 +152,8 @@ class ModelConfig:
 
     qk_norm: bool = False
     """RMSNorm over each head's query and key (Qwen3)."""
+    qkv_bias: bool = False
+    """Queries, keys and values have a bias each (Qwen2); o has none."""
     latent: LatentAttention | None = None
     """Latent attention in place of grouped-query; kv_heads and head_dim are then not used."""
     family: Literal["llama", "gpt"] = "llama"
@@ -169,11 +171,16 @@ class ModelConfig:
             number = isinstance(value, int | float) and not isinstance(value, bool)
             if not number or not value > 0:
                 raise ValueError(f"{self.name}: {field} is {value!r}; it must be positive")
-        for field in ("tied", "qk_norm", "router_renormalise"):
+        for field in ("tied", "qk_norm", "qkv_bias", "router_renormalise"):
             if not isinstance(getattr(self, field), bool):
                 raise ValueError(
                     f"{self.name}: {field} is {getattr(self, field)!r}; it is True or False"
                 )
+        if self.qkv_bias and (self.family == "gpt" or self.latent):
+            raise ValueError(
+                f"{self.name}: qkv_bias is of the family 'llama' without latent attention ('gpt' "
+                "has its biases anyway); leave it out"
+            )
 
     def _check_heads(self) -> None:
         if self.head_dim is None:
@@ -289,6 +296,7 @@ class ModelConfig:
             "experts": self.experts > 0,
             "latent attention": self.latent is not None,
             "normalised queries and keys": self.qk_norm,
+            "biases of queries, keys and values": self.qkv_bias,
         }
         return tuple(name for name, there in present.items() if there)
 

@@ -42,7 +42,8 @@ class RunOptions:
     """How many checkpoints to keep, the newest."""
     resume: str | Path | None = None
     """A checkpoint to go on from, in this layout or another, or a folder of them, for the newest;
-    `steps` counts those before it too. None: begin at step 0."""
+    `steps` counts those before it too. Part of it is a pickle, which runs code: only one that you
+    trust. None: begin at step 0."""
     backend: Literal["auto", "gloo", "nccl"] = "auto"
     """"auto" is nccl where there is a GPU for every rank, else gloo."""
     timeout: float = 120

@@ -23,7 +23,11 @@ if TYPE_CHECKING:
 
 Dtype = Literal["fp32", "fp64", "bf16"]
 # Of what a model may have beyond a plain Llama decoder.
-TRAINED_EXTENSIONS = ("experts", "normalised queries and keys")
+TRAINED_EXTENSIONS = (
+    "experts",
+    "normalised queries and keys",
+    "biases of queries, keys and values",
+)
 # torch's DDP takes 25 MB (arXiv 2006.15704, section 3.2). A small model would be one bucket then,
 # and nothing of its communication could overlap with the backward pass.
 DEFAULT_BUCKET_BYTES = 1_000_000

@@ -30,7 +30,7 @@ except ImportError as error:
     ) from error
 
 from picolab.specs import TrainConfig
-from picolab.training.start import is_rank, train
+from picolab.training.start import train
 from picolab.training.text import Text
 
 _LAZY = {
@@ -42,7 +42,7 @@ _LAZY = {
     "train_rank": "trainer",
 }
 
-__all__ = ["Text", "TrainConfig", "is_rank", "train", *_LAZY]
+__all__ = ["Text", "TrainConfig", "train", *_LAZY]
 
 
 def __getattr__(name):

@@ -26,6 +26,7 @@ can run code: take checkpoints from people you trust. Leaves out: saving in the 
 training goes on, and disks that ranks do not share.
 """
 
+import contextlib
 import hashlib
 import os
 import re
@@ -40,9 +41,11 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 
 from picolab import comm
+from picolab.show.files import is_held
 from picolab.specs import TrainConfig
 from picolab.training.checkpoint_plan import LoadPlanner, SavePlanner, make_state, parts, whole
 from picolab.training.folder import (
+    ANOTHERS,
     Found,
     checkpoints,
     choose,
@@ -276,6 +279,9 @@ def _check_folder(folder: Path, found: Found | None = None) -> None:
         ) from None
     if not os.access(folder, os.W_OK):
         raise OSError(f"checkpoints cannot be written to {folder}; give another folder")
+    with contextlib.suppress(OSError):  # no locks here
+        if is_held(folder):
+            raise ValueError(ANOTHERS.format(folder))
 
 
 def _remove(path: Path) -> None:

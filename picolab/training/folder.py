@@ -19,6 +19,10 @@ from typing import Any
 from picolab.training.integrity import ABOUT, Damaged, damage, read_about
 
 _STEP = re.compile(r"step-(\d+)")
+ANOTHERS = (
+    "another run that is going on writes its checkpoints to {}, and each would remove what the "
+    "other has half written; give another folder"
+)
 _WRITING = re.compile(r"\.step-\d+\.writing")
 
 

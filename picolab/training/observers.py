@@ -1,9 +1,14 @@
 """The trainer's own observers: what is told, kept and tried out beside the steps themselves."""
 
+import os
+from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from picolab import comm
 from picolab.monitoring import Observer, StepReport, events
+from picolab.show.files import hold
+from picolab.training.folder import ANOTHERS
 from picolab.training.result import RankReport
 from picolab.training.text import HELD_OUT_BATCHES
 
@@ -83,6 +88,22 @@ class CheckpointWriter(Observer):
 
     def __init__(self, checkpoints: "Checkpoints"):
         self._checkpoints = checkpoints
+
+    def start(self, run) -> None:
+        """Rank 0 holds the folder as long as it writes there."""
+        folder = self._checkpoints.folder
+        if folder is None or comm.mesh().rank("world") != 0:
+            return
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        try:
+            held = hold(Path(folder))
+        except BlockingIOError:
+            raise ValueError(ANOTHERS.format(folder)) from None
+        except OSError:
+            return  # a file system without locks
+        let_go = ExitStack()
+        let_go.callback(os.close, held)
+        run.until_end(let_go)
 
     def step(self, run, report: StepReport) -> None:
         wanted, done = self._checkpoints, report.step + 1

@@ -5,8 +5,7 @@ ranks have it from their server. So the first cell of a notebook shows at once t
 started, and leaves the machine to the server that is loading torch for them.
 """
 
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import psutil
@@ -22,13 +21,6 @@ from picolab.training.text import open_text
 
 if TYPE_CHECKING:
     from picolab.training.result import TrainResult
-
-_SET_BY_LAUNCHERS = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-
-
-def is_rank(environment: Mapping[str, str] = os.environ) -> bool:
-    """Is this process one of several that torchrun or Slurm has started?"""
-    return all(name in environment for name in _SET_BY_LAUNCHERS)
 
 
 @takes_settings("model", "layout", "data", "steps")

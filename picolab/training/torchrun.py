@@ -1,4 +1,5 @@
-"""The same run under torchrun or Slurm: `torchrun --nproc-per-node 4 -m picolab train ...`.
+"""The same run under torchrun: `torchrun --nproc-per-node 4 -m picolab train ...`. (On a cluster,
+srun starts one torchrun on each node.)
 
 At home `train` starts the ranks; there they are started already, and each runs this. It does what
 the launcher does around `train_rank`, and nothing else:
@@ -75,7 +76,7 @@ def train_here(*, progress: bool = True, **settings) -> TrainResult | None:
         report = _recorded_rank(spec, bar, config, checkpoints)
         reports = [None] * world if rank == 0 else None
         dist.gather_object(report, reports)
-        write_beside(directory / f"result.{rank}.pkl", pack_result(report))
+        write_beside(directory / f"result.{rank}.pkl", pack_result(report), mode=0o600)
         dist.barrier()  # all events are in their files
         dist.destroy_process_group()
     if rank != 0:
@@ -95,7 +96,7 @@ def _recorded_rank(spec: RankSpec, bar: Progress | None, config, checkpoints):
         elif kind == "warning":
             print(*values, file=sys.stderr)
 
-    payload = Payload(train_rank, (config, checkpoints), {}, {})
+    payload = Payload(train_rank, (config, checkpoints), {})
     with recorded(spec, send):
         packed = call(spec, payload, send)
     if bar is not None:

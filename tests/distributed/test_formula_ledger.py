@@ -27,7 +27,7 @@ CASES = [
     dict(accumulate=1),
     dict(accumulate=3, bucket_bytes=4000, tied=True),
     dict(accumulate=2, micro_batch=3, seq=8, bucket_bytes=1),
-    dict(accumulate=2, dtype="fp64", bucket_bytes=20_000),
+    dict(accumulate=2, dtype="fp64", bucket_bytes=20_000, qkv_bias=True),
     dict(accumulate=5, dtype="bf16", bucket_bytes=2000),
     dict(accumulate=2, sp_inputs="gather"),
 ]
@@ -48,10 +48,20 @@ LAYOUTS = {
 }
 
 
-def one_step(layout, *, accumulate, micro_batch=2, seq=16, dtype="fp32", tied=False, **options):
+def one_step(
+    layout,
+    *,
+    accumulate,
+    micro_batch=2,
+    seq=16,
+    dtype="fp32",
+    tied=False,
+    qkv_bias=False,
+    **options,
+):
     """One optimizer step as the trainer does it; what the ledger gained, by (op, axis, reason)."""
     layout = Layout.parse(layout)
-    model = Transformer(CONFIG.replace(tied=tied), dtype=DTYPES[dtype])
+    model = Transformer(CONFIG.replace(tied=tied, qkv_bias=qkv_bias), dtype=DTYPES[dtype])
     parallel = parallelize(model, layout, **options)
     before = len(comm.ledger().snapshot())
     data_MBS = torch.randint(CONFIG.vocab, (accumulate, micro_batch, seq + 1))
@@ -114,7 +124,7 @@ def differing(found, formula):
 @pytest.mark.parametrize("layout, case", PAIRS)
 def test_formula_equals_measurement(measured, layout, case):
     options = dict(micro_batch=2) | CASES[case]
-    config = CONFIG.replace(tied=options.pop("tied", False))
+    config = CONFIG.replace(**{k: options.pop(k, False) for k in ("tied", "qkv_bias")})
     ranks = measured[layout, case]
     assert len(ranks) == Layout.parse(layout).world
     for rank, found in enumerate(ranks):

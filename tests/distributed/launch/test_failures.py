@@ -5,6 +5,7 @@ Wrong versions these catch: the first message to arrive taken as the cause (elas
 notebook_launcher do that), an exit code in place of a traceback, a crash without the signal's
 name, a hang without stacks."""
 
+import contextlib
 import os
 import pickle
 import signal
@@ -17,7 +18,7 @@ import torch
 import torch.distributed as dist
 
 import picolab as pico
-from picolab.launch import failures
+from picolab.launch import display, failures
 from picolab.launch.failures import RankReport
 from picolab.monitoring.beacon import Reading
 
@@ -252,12 +253,17 @@ def test_a_result_that_cannot_travel_is_that_ranks_failure():
     assert "cannot be sent back from the rank" in str(failure) and failure.rank == 0
 
 
-def test_a_full_disk_under_the_logs_loses_no_result(tmp_path, capfd):
+def test_a_full_disk_under_the_logs_loses_no_result(tmp_path, capfd, monkeypatch):
     """/dev/full refuses every byte, as a full disk does."""
-    (tmp_path / "rank.0.log").symlink_to("/dev/full")
-    (tmp_path / "events.0.jsonl").symlink_to("/dev/full")
+    full = os.open("/dev/full", os.O_WRONLY)
+    monkeypatch.setattr(display, "private", lambda *_: os.dup(full))
 
     def works():
+        full = os.open("/dev/full", os.O_WRONLY)
+        for number in map(int, os.listdir("/proc/self/fd")):
+            with contextlib.suppress(OSError):
+                if os.readlink(f"/proc/self/fd/{number}").endswith("events.0.jsonl"):
+                    os.dup2(full, number)
         print("still shown")
         pico.emit(x=1)
         return 42
@@ -266,6 +272,7 @@ def test_a_full_disk_under_the_logs_loses_no_result(tmp_path, capfd):
     out = capfd.readouterr().out
     assert result[0] == 42 and [e.data for e in result.events if e.kind == "values"] == [{"x": 1}]
     assert "[0] still shown" in out and "No space left on device" in out
+    os.close(full)
 
 
 def test_the_choice_of_the_cause():

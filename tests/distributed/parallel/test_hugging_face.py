@@ -26,11 +26,14 @@ def own_runs(tmp_path_factory):
         yield
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["untied", "tied"])
+@pytest.fixture(scope="module", params=[False, True], ids=["untied", "tied, biases"])
 def weights(request, tmp_path_factory):
     """A folder of weights in several files, and the loss they have in one process."""
-    config = ModelConfig(**SHAPE, tied=request.param)
+    config = ModelConfig(**SHAPE, tied=request.param, qkv_bias=request.param)
     model = initialise(Transformer(config, dtype=torch.float64), seed=4)
+    for bias in (block.attention.qkv.bias for block in model.layers):
+        if bias is not None:
+            torch.nn.init.normal_(bias, generator=torch.Generator().manual_seed(5))
     folder = tmp_path_factory.mktemp("weights") / "ours"
     save_hf(model, config, folder, file_bytes=20_000)
     return folder, float(model.loss(TOKENS, LABELS).detach()) / LABELS.numel()

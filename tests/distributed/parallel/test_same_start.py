@@ -1,7 +1,11 @@
 """Ranks that hold copies of a parameter start from the same numbers, or the first that does not is
-named. Wrong versions these catch: a checksum that is blind to the order of rows, of columns or to
-a sign, and an axis whose copies nobody compares.
+named. Wrong versions these catch, each run below: a check of the first parameter alone, a sum of
+values for a checksum, one that is blind to the order of rows, of columns or to a sign, an axis
+whose copies nobody compares, and a group whose ranks hold no copies (tp's of a matrix, all replicas
+of an expert that ep deals out).
 """
+
+import math
 
 import pytest
 import torch
@@ -9,19 +13,20 @@ import torch.distributed as dist
 
 import picolab as pico
 from picolab import comm
-from picolab.model import Transformer, initialise, slices
+from picolab.model import Transformer, slices
 from picolab.parallel import parallelize, same_start
 from picolab.parallel.same_start import check_same_start, checksum
-from picolab.parallel.tensor import TensorParallelOptimizer
 from picolab.specs import Layout, ModelConfig
+from picolab.training.build import build
 
 CONFIG = ModelConfig(hidden=16, ffn=24, layers=2, heads=4, kv_heads=2, vocab=20, seq=8)
+EXPERTS = dict(experts=4, experts_per_token=2, expert_ffn=8)
 
 
-def sentence(build, *args):
+def sentence(case, *args):
     """What a rank is told; the entries of the ledger where it is told nothing."""
     try:
-        build(*args)
+        case(*args)
     except ValueError as error:
         return str(error)
     entries = [e for e in comm.ledger().snapshot() if e.reason == same_start.REASON]
@@ -38,20 +43,19 @@ def seeded(layout, with_values, alike):
         parallelize(Transformer(CONFIG), layout, seed=seed)
 
 
-def changed(layout, name, rank):
-    """Alike, but for one number of one parameter on one rank. tp has cut before there were values,
-    so by hand."""
-    parsed = Layout.parse(layout)
-    comm.build_mesh(layout)
-    model = Transformer(CONFIG.replace(tied=True))
-    if parsed.tp > 1:
-        TensorParallelOptimizer(axis="tp").shard(model)
-    initialise(model, 3)
+def changed(layout, name, rank, change="one number"):
+    """Alike, but for one parameter on one rank."""
+    config = CONFIG if "ep" not in layout else CONFIG.replace(**EXPERTS)
+    model = parallelize(build(config), layout, seed=3).model
     for parameter in model.parameters():
         for piece, part in slices(parameter):
             if piece.name == name and dist.get_rank() == rank:
-                part.view(-1)[-1] += 1e-6
-    check_same_start(model, parsed.data_axis)
+                if change == "one number":
+                    part.view(-1)[-1] += 1e-6
+                else:
+                    part.copy_(part.flip(0).clone())
+    comm.ledger().flush()
+    check_same_start(model, Layout.parse(layout).data_axis)
 
 
 def all_cases(cases):
@@ -90,6 +94,66 @@ def test_copies_of_heads_and_the_rank_that_differs():
     told = pico.run(all_cases, cases, world_size=4)
     assert isinstance(told[0][0], list) and "alike on ranks 2, 3" in told[2][0] == told[3][0]
     assert all("on rank 2 it has other numbers than on rank 0" in of_rank[1] for of_rank in told)
+
+
+# -- wrong versions --
+
+
+def first_parameter_only(patch):
+    real = same_start._compare
+    patch.setattr(same_start, "_compare", lambda axis, names, c: real(axis, names[:2], c[:2]))
+
+
+def sum_of_values(patch):
+    patch.setattr(same_start, "checksum", lambda x: int(2**40 * math.fsum(x.flatten().tolist())))
+
+
+def nobody_compares_tp(patch):
+    patch.setattr(same_start, "_copies", lambda piece, data_axis: iter([data_axis]))
+
+
+def all_are_copies_over_tp(patch):
+    patch.setattr(same_start, "_copies", lambda piece, data_axis: iter(["tp"]))
+
+
+def experts_are_copies_everywhere(patch):
+    patch.setattr(same_start, "_copies", lambda piece, data_axis: iter([data_axis]))
+
+
+def everything_is_dealt_out_as_experts(patch):
+    patch.setattr(same_start, "_copies", lambda piece, data_axis: iter(["edp"]))
+
+
+K, NORM, EXPERT = (
+    f"layers.1.{part}" for part in ("attention.k.weight", "mlp_norm.weight", "mlp.experts.down")
+)
+# mutant -> the case that it gets wrong, and whether ranks should be told anything there
+MUTANTS = {
+    first_parameter_only: (("dp2", K, 1), True),
+    sum_of_values: (("dp2", K, 1, "rows in another order"), True),
+    nobody_compares_tp: (("tp2", NORM, 1), True),
+    all_are_copies_over_tp: (("tp2", K, 9), False),
+    experts_are_copies_everywhere: (("dp2ep2", EXPERT, 9), False),
+    everything_is_dealt_out_as_experts: (("dp2ep2", K, 1), True),
+}
+
+
+def right_and_wrong():
+    found = {}
+    for mutant, (case, _) in MUTANTS.items():
+        right = sentence(changed, *case)
+        with pytest.MonkeyPatch.context() as patch:
+            mutant(patch)
+            found[mutant.__name__] = (right, sentence(changed, *case))
+    return found
+
+
+def test_mutants_tell_the_wrong_thing():
+    for found in pico.run(right_and_wrong, world_size=2):
+        for mutant, (_, told) in MUTANTS.items():
+            right, wrong = found[mutant.__name__]
+            assert isinstance(right, str) == told, (mutant, right)
+            assert isinstance(wrong, str) != told, (mutant, wrong)
 
 
 def test_a_tied_embedding_on_two_stages():

@@ -18,7 +18,9 @@ from picolab.specs import Layout, ModelConfig
 
 CONFIGS = {
     2: ModelConfig(hidden=24, ffn=31, layers=2, heads=8, kv_heads=2, head_dim=4, vocab=29, seq=8),
-    1: ModelConfig(hidden=24, ffn=31, layers=2, heads=4, kv_heads=1, head_dim=4, vocab=29, seq=8),
+    1: ModelConfig(
+        hidden=24, ffn=31, layers=2, heads=4, kv_heads=1, head_dim=4, vocab=29, seq=8, qkv_bias=True
+    ),
 }
 CASES = [
     *(("tp4", 2), ("tp4sp", 2), ("tp4", 1), ("dp2tp2zero1", 1), ("dp2tp2zero3", 1)),

@@ -58,7 +58,9 @@ def own_runs(tmp_path_factory):
 
 def train(layout, dtype="fp64", **settings):
     micro_batch, accumulate = BATCH[layout]
-    settings = {**SHAPE, **RUN, "micro_batch": micro_batch, "accumulate": accumulate, **settings}
+    biases = {"qkv_bias": settings.get("tied", False)}  # the tied model has biases as well
+    settings = {**SHAPE, **RUN, **biases, **settings}
+    settings |= {"micro_batch": micro_batch, "accumulate": accumulate}
     return pico.train(layout=layout, dtype=dtype, progress=False, **settings)
 
 
@@ -631,3 +633,25 @@ def test_reading_while_it_is_written(tmp_path):
     assert whole > 0
     known = ("there is no", "is gone:", "no complete checkpoint yet")
     assert all(any(text in said for text in known) for said in sentences), set(sentences)
+
+
+class Waiting(pico.Observer):
+    """Stays in the first step until the job is stopped."""
+
+    def step(self, run, report):
+        pico.emit(here=report.step)
+        time.sleep(600)
+
+
+def test_two_runs_do_not_write_to_one_folder(tmp_path, monkeypatch):
+    job = train("dp1", checkpoint=tmp_path, observers=[Waiting()], wait=False)
+    while not any(event.kind == "values" for event in job.events):
+        assert not job.done, job.result()
+        time.sleep(0.02)
+    with pytest.raises(ValueError, match="another run that is going on writes its checkpoints to"):
+        train("dp1", checkpoint=tmp_path)
+    monkeypatch.setattr(checkpoint, "is_held", lambda folder: False)  # both began at once
+    with pytest.raises(pico.RankFailure, match="another run that is going on"):
+        train("dp1", checkpoint=tmp_path)
+    job.stop()
+    assert len(train("dp1", checkpoint=tmp_path, steps=1).losses) == 1

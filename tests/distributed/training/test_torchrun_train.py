@@ -6,7 +6,6 @@ by every rank, or by none because the others ended first; a resumed run that beg
 """
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -19,7 +18,6 @@ import pytest
 
 import picolab as pico
 from picolab.launch import rundirs
-from picolab.training import is_rank
 
 ROOT = Path(pico.__file__).resolve().parents[1]
 SHAPE = dict(hidden=32, ffn=48, layers=2, heads=4, kv_heads=2, seq=16)
@@ -111,9 +109,3 @@ def test_a_killed_rank_and_the_same_command_again(tmp_path):
     # And at home, in another layout, from a checkpoint that torchrun's ranks wrote.
     other = home("tp2", **settings, resume=folder / "step-140", micro_batch=8)
     assert other.losses == pytest.approx(whole.losses[140:], rel=1e-4)
-
-
-def test_is_rank():
-    launcher = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
-    assert is_rank(launcher) and not is_rank({}) and not is_rank({"WORLD_SIZE": "2"})
-    assert not is_rank(os.environ), "tests are no rank"

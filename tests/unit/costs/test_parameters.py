@@ -33,6 +33,7 @@ def llamas(draw):
         hidden=heads * 2 * draw(st.integers(1, 8)), ffn=draw(st.integers(1, 99)),
         layers=draw(st.integers(1, 5)), heads=heads, kv_heads=kv_heads,
         vocab=draw(st.sampled_from([1, 97, 256])), seq=8, tied=tied,
+        qkv_bias=draw(st.booleans()),
     )  # fmt: skip
 
 

@@ -37,7 +37,7 @@ def check_shares(shards, layout, config):
 
 @given(layouts, st.booleans())
 def test_shards_add_up(layout, tied):
-    check_shares(costs.zero_shards, layout, TINY.replace(tied=tied))
+    check_shares(costs.zero_shards, layout, TINY.replace(tied=tied, qkv_bias=tied))
 
 
 def test_of_a_group():

@@ -189,5 +189,8 @@ def test_a_containers_limits_count(tmp_path):
     limit.write_text("500000000\n")
     current.write_text("200000000\n")
     assert usable_memory(str(limit)) == (500_000_000, 300_000_000)
+    # What files are cached is given up when it is needed.
+    (tmp_path / "memory.stat").write_text("anon 1\ninactive_file 90000000\nactive_file 10000000\n")
+    assert usable_memory(str(limit)) == (500_000_000, 400_000_000)
     limit.write_text("max\n")
     assert usable_memory(str(limit))[0] == psutil.virtual_memory().total

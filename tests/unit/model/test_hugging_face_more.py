@@ -1,8 +1,9 @@
-"""What learners bring beyond a plain Llama: Llama 3's stretched positions and dense Qwen3, compared
-with `transformers`; what is like them and is not computed, refused by name.
+"""What learners bring beyond a plain Llama: Llama 3's stretched positions, Qwen2's biases and dense
+Qwen3, compared with `transformers`; what is like them and is not computed, refused by name.
 
 Wrong versions these catch: frequencies that are not stretched or not blended, heads' norms that are
-not read, a default of the family that is taken from another, folders that transformers refuses.
+not read, biases that are left out or swapped, a default that is another family's, folders that
+transformers refuses.
 """
 
 import json
@@ -16,6 +17,7 @@ import picolab as pico
 from picolab.model import Transformer, hf_config, initialise, layers, load_hf, save_hf
 from picolab.parallel import parallelize
 from picolab.specs import ModelConfig
+from picolab.specs.hugging_face_config import read_config
 from picolab.specs.model_config import Llama3Rope
 
 transformers = pytest.importorskip("transformers")
@@ -28,7 +30,11 @@ ROPE = dict(
     rope_type="llama3", rope_theta=100.0, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
     original_max_position_embeddings=16,
 )  # fmt: skip
-KINDS = {"Llama": dict(rope_parameters=ROPE), "Qwen3": dict(tie_word_embeddings=True)}
+KINDS = {
+    "Llama": dict(rope_parameters=ROPE),
+    "Qwen2": dict(use_sliding_window=False, sliding_window=16, max_window_layers=1),
+    "Qwen3": dict(tie_word_embeddings=True),
+}
 TOKENS = torch.randint(97, (2, 48), generator=torch.Generator().manual_seed(0))
 OURS = ModelConfig(hidden=48, ffn=80, layers=2, heads=6, kv_heads=2, vocab=97, seq=32)
 
@@ -69,6 +75,16 @@ def test_mutants_give_other_logits(theirs, monkeypatch):
         monkeypatch.setattr(layers.RMSNorm, "forward", unweighted)
         assert off(load_hf(folder)(TOKENS), logits) > 1e-2
         return
+    if hf_config(folder).qkv_bias:
+        biases = {
+            "none": lambda self, y: y,
+            "twice": lambda self, y: y if self.bias is None else y + 2 * self.bias,
+            "swapped": lambda self, y: y if self.bias is None else y + self.bias.flip(0),
+        }
+        for wrong in biases.values():
+            monkeypatch.setattr(layers.Linear, "biased", wrong)
+            assert off(load_hf(folder)(TOKENS), logits) > 1e-2
+        return
     for mutant in (
         lambda frequencies, scaling: frequencies,
         lambda frequencies, scaling: frequencies / scaling.factor,
@@ -80,6 +96,40 @@ def test_mutants_give_other_logits(theirs, monkeypatch):
 
 def unweighted(self, x):
     return torch.nn.functional.rms_norm(x, x.shape[-1:], None, self.eps)
+
+
+@pytest.mark.parametrize("kind", ["Llama", "Qwen2", "Qwen3", "Mixtral", "Qwen3Moe"])
+def test_where_config_json_is_silent_the_familys_own_defaults_hold(kind, tmp_path):
+    """Each key left out in turn; null for the key-value heads is not the same as silence."""
+    config = getattr(transformers, f"{kind}Config")(**SHAPE)
+    config.architectures = [f"{kind}ForCausalLM"]
+    config.save_pretrained(tmp_path)
+    path, full = tmp_path / "config.json", json.loads((tmp_path / "config.json").read_text())
+    needed = {*SHAPE, "model_type"} - {"num_key_value_heads", "max_position_embeddings"}
+    for key in full.keys() - needed:
+        path.write_text(json.dumps({k: v for k, v in full.items() if k != key}))
+        theirs, ours = transformers.AutoConfig.from_pretrained(tmp_path), None
+        try:
+            ours = hf_config(tmp_path)
+        except ValueError as error:
+            assert "does not say" in str(error) or "do not divide" in str(error), error
+            continue
+        assert ours.rope_theta == theirs.rope_parameters["rope_theta"], key
+        assert ours.norm_eps == theirs.rms_norm_eps and ours.kv_heads == theirs.num_key_value_heads
+        assert ours.seq == theirs.max_position_embeddings
+        assert ours.tied == theirs.tie_word_embeddings
+        assert ours.head_dim == (getattr(theirs, "head_dim", None) or 48 // 6), key
+        if ours.experts:
+            assert ours.experts_per_token == theirs.num_experts_per_tok
+    path.write_text(json.dumps({**full, "num_key_value_heads": None}))
+    assert hf_config(tmp_path).kv_heads == 6
+
+
+def test_a_bias_where_no_family_has_one_is_not_written(tmp_path):
+    for more in (dict(qk_norm=True), dict(experts=2, experts_per_token=1, expert_ffn=80)):
+        config = OURS.replace(qkv_bias=True, **more)
+        with pytest.raises(ValueError, match="has qkv_bias = True, which no model"):
+            save_hf({}, config, tmp_path / "no")
 
 
 def losses(folder, layouts):
@@ -98,13 +148,14 @@ def losses(folder, layouts):
 def test_in_every_layout(theirs):
     folder, _ = theirs
     right = float(load_hf(folder, dtype=torch.float64).loss(TOKENS, TOKENS).detach())
-    layouts = ["dp2", "tp2", "tp2sp", "pp2", "cp2", "dp2zero3"]
+    layouts = ["dp2", "tp2", "tp2sp", "pp2", "cp2", "dp2zero1", "dp2zero3"]
     for found in pico.run(losses, folder, layouts, world_size=2):
         assert found == pytest.approx([right / TOKENS.numel()] * len(layouts), rel=1e-12)
 
 
 REFUSED = {
-    'model_type: "qwen2"; what is read here is llama, qwen3': dict(model_type="qwen2"),
+    'model_type: "gemma"; what is read here is llama, qwen2, qwen3': dict(model_type="gemma"),
+    "use_sliding_window: true (read here: false)": dict(use_sliding_window=True),
     'model_type: "mistral"; what is read': dict(model_type="mistral", sliding_window=4096),
     "attention_bias: true (read here: false)": dict(attention_bias=True),
     "sliding_window: 4096 (read here: null)": dict(sliding_window=4096),
@@ -114,6 +165,8 @@ REFUSED = {
     "rope_interleaved: true (read here: false)": dict(rope_interleaved=True),
     "rope_scaling: [1] (not known here)": dict(rope_scaling=[1]),
     'rms_norm_eps: "1e-5", which is of another type': dict(rms_norm_eps="1e-5"),
+    'num_hidden_layers: "2", which is of another type': dict(num_hidden_layers="2"),
+    "vocab_size: true, which is of another type": dict(vocab_size=True),
     "llama3 and not rope_scaling.low_freq_factor": dict(
         rope_scaling={"rope_type": "llama3", "factor": 8.0}
     ),
@@ -141,6 +194,12 @@ def test_a_pointer_of_git_lfs_is_told(tmp_path):
     (folder / "model.safetensors").write_text(pointer)
     with pytest.raises(ValueError, match=r"pointer of git-lfs .* `git lfs pull`"):
         load_hf(folder)
+    kept = (folder / "config.json").read_text()
+    (folder / "config.json").write_text(pointer)
+    for read in (load_hf, read_config):
+        with pytest.raises(ValueError, match=r"config\.json is a pointer of git-lfs"):
+            read(folder)
+    (folder / "config.json").write_text(kept)
     save_file({}, folder / "model.safetensors")
     with pytest.raises(ValueError, match="lacks model"):
         load_hf(folder)

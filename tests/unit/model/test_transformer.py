@@ -11,7 +11,14 @@ import math
 import pytest
 import torch
 
-from picolab.model import RotaryTables, Transformer, cross_entropy, global_tensors
+from picolab.model import (
+    RotaryTables,
+    Transformer,
+    cross_entropy,
+    global_tensors,
+    slices,
+    transformer,
+)
 from picolab.specs import ModelConfig
 
 CONFIG = ModelConfig(hidden=24, ffn=40, layers=2, heads=4, kv_heads=2, vocab=29, seq=12)
@@ -262,3 +269,19 @@ def test_models_that_are_only_described_are_refused():
         Transformer(ModelConfig.preset("deepseek-v3"))
     with pytest.raises(ValueError, match="gpt-3-175b has the GPT block"):
         Transformer(ModelConfig.preset("gpt-3-175b"))
+
+
+def test_what_is_added_to_all_keys_is_seen_through_rotation_only(monkeypatch):
+    """Why the oracle has biases in fp64 alone: the gradient of keys' is a sum that would be 0."""
+    config = CONFIG.replace(qkv_bias=True)
+    sizes = []
+    for rotated in (True, False):
+        if not rotated:
+            monkeypatch.setattr(transformer, "rotate", lambda x, cos, sin: x)
+        model = Transformer(config, device="cpu", dtype=torch.float64)
+        tokens = torch.randint(config.vocab, (2, 12), generator=torch.Generator().manual_seed(0))
+        model.loss(tokens, tokens.roll(1)).backward()
+        bias = model.layers[0].attention.qkv.bias
+        q, k, _ = (part.norm() for _, part in slices(bias, bias.grad))
+        sizes.append(float(k / q))
+    assert sizes[0] > 1e-2 and sizes[1] < 1e-12

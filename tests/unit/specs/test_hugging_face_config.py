@@ -38,6 +38,12 @@ PUBLISHED = {
         moe_intermediate_size=2048, n_shared_experts=1, first_k_dense_replace=3, moe_layer_freq=1,
     ),
 }  # fmt: skip
+QWEN2 = dict(
+    model_type="qwen2", hidden_size=3584, intermediate_size=18_944, num_hidden_layers=28,
+    num_attention_heads=28, num_key_value_heads=4, vocab_size=152_064, rms_norm_eps=1e-6,
+    max_position_embeddings=131_072, tie_word_embeddings=False, use_sliding_window=False,
+    sliding_window=131_072, max_window_layers=28,
+)  # fmt: skip
 
 
 def written(folder, config):
@@ -52,6 +58,14 @@ def test_published_shapes_have_the_published_counts(name, tmp_path):
     assert costs.parameters(read).per_layer == costs.parameters(preset).per_layer
     assert costs.parameters(read).total == costs.parameters(preset).total
     assert read.name == tmp_path.name and read.extensions == preset.extensions
+
+
+def test_qwen2_has_its_biases(tmp_path):
+    """Qwen2-7B: 7,615,616,512 parameters, of which 28 * (3584 + 2 * 512) are biases."""
+    read = read_config(written(tmp_path, QWEN2))
+    assert read.qkv_bias and costs.parameters(read).total == 7_615_616_512
+    without = costs.parameters(read.replace(qkv_bias=False)).total
+    assert without == 7_615_616_512 - 28 * (3584 + 2 * 512)
 
 
 def test_the_file_itself_may_be_named(tmp_path):
