@@ -331,4 +331,4 @@ def _same(a, b) -> bool:
         return a.shape == b.shape and torch.equal(a.detach(), b.detach())
     if isinstance(a, list | tuple):
         return len(a) == len(b) and all(_same(x, y) for x, y in zip(a, b))
-    return True
+    return not isinstance(a, int | float | str) or a == b

@@ -102,7 +102,7 @@ def _ask(costing, gpus: int, asked: list[str]):
         """The planner's verdict on a layout of all the devices."""
         asked.append(str(layout))
         if len(asked) > QUESTIONS:
-            raise RuntimeError(f"that was the {len(asked)}th question, and there are {QUESTIONS}")
+            raise RuntimeError(f"that was question {len(asked)}, and there are {QUESTIONS}")
         found = verdict_on(costing, _parsed(layout, gpus))
         memory = found.memory_bytes if found.memory else None
         if not found.fits:
@@ -160,8 +160,9 @@ def _is_good(attempt: Attempt, costing, gpus: int, said, best: float, asked: lis
     attempt.counts(f"questions, {attempt.about}", len(asked), QUESTIONS)
     return attempt.require(
         found.step_s <= best * WITHIN,
-        f"{said} takes {found.step_s:.2f} s a step, {100 * (found.step_s / best - 1):.0f} % more "
-        f"than the best; {100 * (WITHIN - 1):.0f} % are allowed. It loses most to {found.lost_to}",
+        f"{found.candidate}: {found.step_s:.2f} s a step, {100 * (found.step_s / best - 1):.0f} % "
+        f"more than the best; {100 * (WITHIN - 1):.0f} % are allowed. It loses most to "
+        f"{found.lost_to}",
     )
 
 

@@ -11,6 +11,7 @@ import time
 
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
+from torch.nn.functional import pad
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -107,7 +108,7 @@ def judge(learner, attempt: Attempt) -> None:
     for weight in weights:
         part = costs.even_slices(len(weight), n)[me]
         shards.append(weight[part.start : part.stop].clone().requires_grad_())
-    x = inputs[attempt.rank].clone().requires_grad_()
+    x = inputs[attempt.rank].clone().requires_grad_(values.get("needs", True))
     wholes = [_Wholes(weight.nbytes) for weight in weights]
     y = x
     for layer, (weight, shard, seen) in enumerate(zip(weights, shards, wholes)):
@@ -118,7 +119,16 @@ def judge(learner, attempt: Attempt) -> None:
             f"the output of layer {layer}",
             out,
             (y.detach() @ weight.T),
-            mistakes={"it is x times this rank's rows alone": y.detach() @ _padded(shard, weight)},
+            mistakes={
+                "it is x times this rank's rows alone": y.detach() @ _padded(shard, weight),
+                "the weight was rounded on the way, to 2 or 4 bytes": tuple(
+                    y.detach() @ weight.to(low).to(weight.dtype).T
+                    for low in (torch.bfloat16, torch.float16, torch.float32)
+                ),
+                "padding was cut off at the end, and lies behind every rank's rows": (
+                    y.detach() @ _cut_at_the_end(weight, n).T
+                ),
+            },
         ):
             return
         if not attempt.require(
@@ -138,6 +148,8 @@ def judge(learner, attempt: Attempt) -> None:
         y.square().sum().backward()
     attempt.entries += comm.ledger().kept[before:]
     del y, given  # and with them the graph
+    attempt.only("all_gather", "reduce_scatter")
+    attempt.along(axis)
     _gradients(attempt, weights, shards, inputs, x, mesh.ranks(axis), me, n)
     left = _still_held(wholes[:1])
     attempt.require(
@@ -153,49 +165,85 @@ def _padded(shard: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     return found.T
 
 
+def _lines(weight: torch.Tensor, n: int) -> torch.Tensor:
+    """Every rank's rows, with padding behind them: what travels."""
+    parts = [weight[part.start : part.stop] for part in costs.even_slices(len(weight), n)]
+    return torch.cat([pad(part, (0, 0, 0, len(parts[0]) - len(part))) for part in parts])
+
+
+def _cut_at_the_end(weight: torch.Tensor, n: int) -> torch.Tensor:
+    return _lines(weight, n)[: len(weight)]
+
+
 def _dense(weights, x):
-    """Gradients of one process for one rank's input: of the weights, and of x."""
+    """Gradients of one process for one rank's input: of the weights, and of x; and what those of
+    the weights are if tokens are summed first."""
     leaves = [weight.clone().requires_grad_() for weight in weights]
     y = x = x.clone().requires_grad_()
+    inputs, outs = [], []
     for leaf in leaves:
-        y = torch.tanh(y @ leaf.T)
+        inputs.append(y.detach())
+        outs.append(y @ leaf.T)
+        outs[-1].retain_grad()
+        y = torch.tanh(outs[-1])
     y.square().sum().backward()
-    return [leaf.grad for leaf in leaves], x.grad
+    summed = [
+        torch.outer(out.grad.flatten(0, -2).sum(0), one.flatten(0, -2).sum(0))
+        for out, one in zip(outs, inputs)
+    ]
+    return [leaf.grad for leaf in leaves], x.grad, summed
 
 
 def _gradients(attempt: Attempt, weights, shards, inputs, x, ranks, me: int, n: int) -> None:
     each = {rank: _dense(weights, inputs[rank]) for rank in ranks}
-    if not attempt.require(x.grad is not None, "the gradient of x is None"):
-        return
-    attempt.equal("the gradient of x", x.grad, each[attempt.rank][1])
+    if x.requires_grad:
+        if not attempt.require(x.grad is not None, "the gradient of x is None"):
+            return
+        attempt.equal("the gradient of x", x.grad, each[attempt.rank][1])
     for layer, (weight, shard) in enumerate(zip(weights, shards)):
         part = costs.even_slices(len(weight), n)[me]
         name = f"the gradient of the shard of layer {layer}"
-        parts = torch.stack([grads[layer] for grads, _ in each.values()])
+        parts = torch.stack([grads[layer] for grads, *_ in each.values()])
+        summed = sum(of[layer] for *_, of in each.values())
         rows = parts[:, part.start : part.stop]
         if not len(part) and shard.grad is None:
             attempt.wrong(f"{name} is None, and should have no rows: this rank has none of them")
             return
-        if not attempt.require(shard.grad is not None, f"{name} is None"):
+        first = (
+            "" if layer or x.requires_grad else ": a first layer learns, too, although x does not"
+        )
+        if not attempt.require(shard.grad is not None, f"{name} is None{first}"):
             return
         own = rows[list(ranks).index(attempt.rank)]
+        most = -(-len(weight) // n)
+        shifted = pad(parts.sum(0), (0, 0, 0, n * most - len(weight)))[me * most :][: len(part)]
         mistakes = {
             "it is this rank's own: every rank's inputs have used these rows": own,
             "it is the mean over the ranks, and asked for is the sum": rows.mean(0),
+            "it is twice the sum: was it added by hand, and returned to autograd too?": 2
+            * rows.sum(0),
+            "tokens were summed before the product, and dW = dyᵀ x is a sum of products": summed[
+                part.start : part.stop
+            ],
+            "it is of other rows: before it is scattered, every rank's rows are padded, and not "
+            "the end": shifted,
         }
         if not attempt.equal(name, shard.grad, rows.sum(0), mistakes=mistakes):
             return
 
 
 def _budgets(attempt: Attempt, weights, axis: str, n: int) -> None:
-    attempt.only("all_gather", "reduce_scatter")
-    attempt.along(axis)
     padded = sum(n * -(-len(w) // n) * w.shape[1] * w.element_size() for w in weights)
     exact = sum(w.nbytes for w in weights)
     layers = len(weights)
     for op, times in (("all_gather", 2), ("reduce_scatter", 1)):
-        attempt.budget(op, count=times * layers, at_least=times * layers)
-        attempt.budget(op, payload_bytes=times * padded, least_bytes=times * exact)
+        # A first layer's backward has no dx, and may do without the weight.
+        spared = (
+            weights[:1] if op == "all_gather" and not attempt.case.values.get("needs", 1) else []
+        )
+        attempt.budget(op, count=times * layers, at_least=times * layers - len(spared))
+        least = times * exact - sum(w.nbytes for w in spared)
+        attempt.budget(op, payload_bytes=times * padded, least_bytes=least)
 
 
 EXERCISE = Exercise(
@@ -205,11 +253,12 @@ EXERCISE = Exercise(
     "the backward, freed. Every rank has inputs of its own (data parallel), so the gradient of a "
     "rank's rows is the *sum* over all ranks, and that of x is the rank's own.",
     interface="`my_sharded_linear(x, shard, rows, axis)` returns y, and autograd can go back "
-    "through it: afterwards `x.grad` and `shard.grad` are there. x: (..., in). W has `rows` rows, "
-    "dealt out as `pico.costs.even_slices(rows, n)` says (a list of ranges, the first ranks one "
-    "more; a rank may have none), and `shard` are this rank's, (its rows, in). You may use "
-    "`pico.comm.all_gather(t, axis, reason)` and `pico.comm.reduce_scatter(t, axis, reason)`, "
-    "which want as many rows from every rank, and a `torch.autograd.Function` of your own.",
+    "through it: afterwards `shard.grad` is there, and `x.grad` if x needs one. x: (..., in). W "
+    "has `rows` rows, dealt out as `pico.costs.even_slices(rows, n)` says (a list of ranges, the "
+    "first ranks one more; a rank may have none), and `shard` are this rank's, (its rows, in). You "
+    "may use `pico.comm.all_gather(t, axis, reason)` and "
+    "`pico.comm.reduce_scatter(t, axis, reason)`, which want as many rows from every rank, and a "
+    "`torch.autograd.Function` of your own.",
     budget="A layer: two all-gathers and one reduce-scatter of W, rounded up to a multiple of n "
     "rows. Between forward and backward, and after it, nothing as large as W has memory.",
     hints=(
@@ -239,6 +288,11 @@ EXERCISE = Exercise(
             "dp4", "3 rows: a rank has none", {"axis": "dp", "widths": (40, 3, 30), "leading": (2,)}
         ),
         Case("dp2tp2", "over dp", {"axis": "dp", "widths": (24, 9, 12), "leading": (2,)}),
+        Case(
+            "dp2",
+            "the first x needs no gradient",
+            {"axis": "dp", "widths": (40, 7, 5), "leading": (2,), "needs": False},
+        ),
     ),
     timeout=5.0,
 )

@@ -108,7 +108,24 @@ def _is_interleaved(attempt: Attempt, schedule: schedules.Schedule, p: int, v: i
     why = " That is what 1F1B with thick stages takes." if timeline.makespan == plain else ""
     return attempt.require(
         timeline.makespan <= best,
-        f"{case}: it takes {timeline.makespan} time units, and {best} are enough.{why}",
+        f"{case}: it takes {timeline.makespan} time units, and {best} are enough.{why}"
+        + _longest_wait(timeline),
+    )
+
+
+def _longest_wait(timeline: schedules.Simulation) -> str:
+    """After a rank's first action: at the start somebody has to wait."""
+    begins = {
+        rank: min(s.start for s in timeline.spans if s.rank == rank)
+        for rank in range(timeline.ranks)
+    }
+    waits = [w for w in timeline.waits() if w.action and w.start >= begins[w.rank]]
+    if not waits:
+        return ""
+    wait = max(waits, key=lambda wait: wait.end - wait.start)
+    return (
+        f" The longest wait: rank {wait.rank}, {wait.end - wait.start} units, until rank "
+        f"{wait.source} has done {wait.action}."
     )
 
 

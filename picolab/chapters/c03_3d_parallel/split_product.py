@@ -39,25 +39,31 @@ def solution(x, weight, later):
 
 
 _PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "matmul", "linear")
+_BY_NUMBERS = ("mul", "sum", "add", "outer", "ger", "addr")
 
 
 class _Products(TorchDispatchMode):
-    """The shapes of what matrix products give, while it is entered."""
+    """The shapes of what matrix products give, and of sums and products number by number, from
+    which a matrix product can be made, while it is entered."""
 
     def __init__(self):
         super().__init__()
         self.shapes: list[tuple[int, ...]] = []
+        self.others: list[tuple[int, ...]] = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
         if func.overloadpacket.__name__ in _PRODUCTS:
             self.shapes.append(tuple(out.shape))
+        elif func.overloadpacket.__name__ in _BY_NUMBERS:
+            self.others.append(tuple(out.shape))
         return out
 
     def like(self, weight: torch.Tensor) -> int:
         """How many gave a gradient of the weight's shape, or transposed."""
         wanted = (tuple(weight.shape), tuple(weight.shape)[::-1])
-        return sum(shape[-2:] in wanted for shape in self.shapes)
+        found = [shape[-2:] for shape in self.shapes] + self.others
+        return sum(shape in wanted for shape in found)
 
 
 def judge(learner, attempt: Attempt) -> None:
@@ -93,6 +99,9 @@ def judge(learner, attempt: Attempt) -> None:
             names = ("x", "weight", "later")
             y = attempt.call(learner, given, may_change=names)
             if isinstance(y, torch.Tensor):
+                if (x.requires_grad or weight.requires_grad) and not y.requires_grad:
+                    needs = "x" if x.requires_grad else "the weight"
+                    attempt.wrong(f"{needs} needs a gradient, and what it returns leads to none")
                 return y
             attempt.wrong(f"it returns {type(y).__name__}, and should return a tensor")
             return torch.nn.functional.linear(x, weight)
@@ -154,12 +163,14 @@ def _backward(attempt, outs, lists, leaves, weights, expected, heard, values) ->
             f"the gradient of x, micro-batch {i}", leaf.grad, dx
         ):
             return
+    frozen = not all(weight.requires_grad for weight in weights)
     wanted = uses - len(weights) + len(split) if split else 0
     for i, later in enumerate(lists):
         if len(later) != wanted or not all(map(callable, later)):
             attempt.wrong(
                 f"after B of micro-batch {i} `later` has {len(later)} entries, and {wanted} "
                 "products have left something: append a function for each"
+                + (", and none for a frozen weight" if len(later) > wanted and frozen else "")
             )
             return
     _weights(attempt, lists, weights, split, expected, heard, values)
@@ -167,12 +178,12 @@ def _backward(attempt, outs, lists, leaves, weights, expected, heard, values) ->
 
 def _weights(attempt, lists, weights, split, expected, heard, values) -> None:
     """W: the last micro-batch first."""
-    in_w, calls = _Products(), 0
+    in_w, calls, returned = _Products(), 0, 0
     before = len(heard)
     for later in reversed(lists):
         while later:
             with in_w:
-                later.pop()()
+                returned += later.pop()() is not None
             calls += 1
     for index, weight in enumerate(weights):
         name = f"the gradient of weight {index}"
@@ -180,7 +191,11 @@ def _weights(attempt, lists, weights, split, expected, heard, values) -> None:
         if not weight.requires_grad:
             attempt.require(weight.grad is None, f"{name} is not None, and the weight is frozen")
             continue
-        if not attempt.require(weight.grad is not None, f"{name} is still None after W"):
+        if not attempt.require(
+            weight.grad is not None,
+            f"{name} is still None after W"
+            + (": nobody looks at what the functions in `later` return" if returned else ""),
+        ):
             return
         mistakes = {
             "it is the last micro-batch's alone: gradients are added up": (grads[0], grads[-1]),
@@ -190,10 +205,11 @@ def _weights(attempt, lists, weights, split, expected, heard, values) -> None:
         if not attempt.equal(name, weight.grad, sum(grads), mistakes=mistakes):
             return
     told = len(heard) - before
+    so = "or buckets never leave" if told < calls else "and leave the hooks to it"
     attempt.require(
         told == calls,
         f"W gave {calls} gradients, and the hooks of the weights heard of {told}: let autograd add "
-        "them (`weight.backward(dw)`), or buckets never leave",
+        f"them (`weight.backward(dw)`), {so}",
     )
     products = len(in_w.shapes)
     attempt.counts("products in W", products, calls, calls)

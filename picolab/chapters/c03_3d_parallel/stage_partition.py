@@ -14,6 +14,7 @@ from picolab.exercises.case import Case
 from picolab.exercises.definition import Exercise
 
 SECONDS = 10.0  # for the largest: a search over all divisions takes years, dynamic programming 0.1
+SMALL = 8  # layers, of which every division is tried
 
 
 def my_stages(times, keeps, stages, first, last, room):
@@ -80,6 +81,16 @@ def _questions(attempt: Attempt):
     yield _question([1] * 8, [1] * 8, 4, 0, 0, 1)
     yield {"times": [1, 1, 1], "keeps": [9, 9, 9], "stages": 3, "first": 0, "last": 0, "room": 8}
     yield {"times": [2.5, 0.5], "keeps": [1, 1], "stages": 2, "first": 0.5, "last": 0, "room": 2}
+    # A layer may fit into a later stage and not into an earlier one: whoever fills stages from
+    # the front finds nothing.
+    yield {
+        "times": [5, 6, 3, 2, 1, 4], "keeps": [1, 1, 6, 5, 3, 4],
+        "stages": 4, "first": 2, "last": 3, "room": 14,
+    }  # fmt: skip
+    yield {
+        "times": [1.125, 4.375, 0.375, 3.875, 4.625], "keeps": [3, 3.125, 4.25, 0.75, 0.75],
+        "stages": 3, "first": 0.875, "last": 0.25, "room": 17.625,
+    }  # fmt: skip
     big = attempt.case.values["big"]
     times = [next(numbers) for _ in range(big)]
     keeps = [next(numbers) for _ in range(big)]
@@ -139,8 +150,30 @@ def _is_best(attempt: Attempt, q: dict, answer) -> bool:
     slowest = max(_times(q, answer))
     return attempt.require(
         slowest <= least * (1 + 1e-12),
-        f"{list(answer)}: the slowest stage takes {slowest:g}, and {least:g} is possible",
+        f"{list(answer)}: the slowest stage takes {slowest:g}, and {least:g} is possible"
+        + _of_another_question(q, answer),
     )
+
+
+def _of_another_question(q: dict, answer) -> str:
+    """What the learner may have left out, if with that left out the answer is the best one."""
+    stages = q["stages"]
+    others = {
+        "`first` and `last` cost nothing": {"first": 0, "last": 0},
+        "`last` costs nothing": {"last": 0},
+        "`first` costs nothing": {"first": 0},
+        "`first` and `last` are the other way round": {"first": q["last"], "last": q["first"]},
+        "every stage held as many micro-batches as the first": {"in_flight": [stages] * stages},
+        "stage s held s + 1 micro-batches": {"in_flight": range(1, stages + 1)},
+    }
+    if len(q["times"]) > SMALL:
+        return ""
+    found = []
+    for says, change in others.items():
+        other = {**q, **change}
+        if max(_held(other, answer)) <= q["room"] and max(_times(other, answer)) == _least(other):
+            found.append(says)
+    return f". It would be the best one if {', or if '.join(found)}" if found else ""
 
 
 def _bounds(counts) -> list[tuple[int, int]]:
@@ -156,14 +189,14 @@ def _times(q: dict, counts) -> list[float]:
 
 
 def _held(q: dict, counts) -> list[float]:
-    stages = q["stages"]
-    return [(stages - s) * sum(q["keeps"][a:b]) for s, (a, b) in enumerate(_bounds(counts))]
+    in_flight = q.get("in_flight", range(q["stages"], 0, -1))
+    return [count * sum(q["keeps"][a:b]) for count, (a, b) in zip(in_flight, _bounds(counts))]
 
 
 def _least(q: dict) -> float | None:
     """The least time of a slowest stage: a small case by all divisions, a large one by search."""
     n, stages = len(q["times"]), q["stages"]
-    if n <= 8:
+    if n <= SMALL:
         divisions = (
             [b - a for a, b in itertools.pairwise((0, *cuts, n))]
             for cuts in itertools.combinations(range(1, n), stages - 1)

@@ -61,6 +61,10 @@ def judge(learner, attempt: Attempt) -> None:
     seen: list[tuple[int, int, int]] = []
 
     def step(index, start, weight, gradient):
+        if index not in range(len(parameters)):
+            raise ValueError(
+                f"step was told parameter {index}; there are {len(parameters)}, from 0"
+            )
         seen.append((index, start, weight.numel()))
         if weight.shape != gradient.shape:
             raise ValueError(
@@ -95,13 +99,20 @@ def _compare(attempt: Attempt, result, parameters, parts, n: int) -> None:
         f"{len(parameters)} updated parameters",
     ):
         return
+    begins, share = 0, -(-sum(p.numel() for p in parameters) // n)
     for index, (got, old, of) in enumerate(zip(result, parameters, parts)):
         total = of.sum(0)
         mine = of[comm.mesh().rank(attempt.case.values["axis"])]
+        owner = (begins + torch.arange(old.numel())) // share  # whose range each number is in
+        owners = of.flatten(1).gather(0, owner.unsqueeze(0)).view_as(old)
+        begins += old.numel()
         mistakes = {
             "it is the old one: what `step` returns is the new one": old,
             "it was stepped with this rank's own gradient: nothing was summed": _step(
                 index, old, mine
+            ),
+            "each rank stepped its range with its own gradient: nothing was summed": _step(
+                index, old, owners
             ),
             "it was stepped with the mean of the gradients, and asked for is the sum": _step(
                 index, old, total / n
@@ -113,6 +124,14 @@ def _compare(attempt: Attempt, result, parameters, parts, n: int) -> None:
             "it was stepped as another parameter: `step` is told which one it is": tuple(
                 _step(other, old, total) for other in range(len(parameters)) if other != index
             ),
+            "`step` was given the gradient as the weight, and the weight as the gradient": _step(
+                index, total, old
+            ),
+            "gradients were rounded on the way, to 2 or 4 bytes": tuple(
+                _step(index, old, of.to(low).sum(0).double())
+                for low in (torch.bfloat16, torch.float16, torch.float32)
+            ),
+            "`step` was given zeros for the weight": _step(index, 0 * old, total),
             "it is the gradient, and asked for is the parameter": total,
         }
         if not attempt.equal(f"parameter {index}", got, _step(index, old, total), None, mistakes):
@@ -126,13 +145,23 @@ def _ranges(attempt: Attempt, seen, parameters, me: int, n: int) -> None:
         begins.append(total)
         total += p.numel()
     share = -(-total // n)
-    mine = set(range(me * share, min((me + 1) * share, total)))
+    first, end = me * share, min((me + 1) * share, total)
+    mine = set(range(first, end))
+    for i, start, count in seen:
+        if count and not 0 <= start <= start + count <= parameters[i].numel():
+            attempt.wrong(
+                f"on this rank `step` was given the numbers {start} to {start + count - 1} of "
+                f"parameter {i}, which has {parameters[i].numel()}"
+                + _counted_from(seen, begins, parameters, first, end)
+            )
+            return
     stepped = [begins[i] + start + k for i, start, count in seen for k in range(count)]
     others = len(set(stepped) - mine)
     if others:
         attempt.wrong(
             f"on this rank `step` was given {others} numbers of other ranks' ranges; its own are "
-            f"{me * share} to {min((me + 1) * share, total) - 1} of the buffer"
+            f"{first} to {end - 1} of the buffer"
+            + _counted_from(seen, begins, parameters, first, end)
             if mine
             else f"on this rank `step` was given {others} numbers, and its range is empty"
         )
@@ -142,6 +171,37 @@ def _ranges(attempt: Attempt, seen, parameters, me: int, n: int) -> None:
         attempt.wrong(
             f"on this rank `step` was given {len(stepped)} of the {len(mine)} numbers of its range"
         )
+
+
+def _counted_from(seen, begins, parameters, first: int, end: int) -> str:
+    """If the pieces are right and only `start` is not: from where it was counted."""
+    wanted = [
+        (i, max(first - begin, 0), min(end - begin, p.numel()))
+        for i, (begin, p) in enumerate(zip(begins, parameters))
+    ]
+    wanted = [(i, start, stop - start) for i, start, stop in wanted if start < stop]
+    got = [piece for piece in seen if piece[2]]
+    if len(got) != len(wanted) or not wanted:
+        return ""
+    if [piece[1:] for piece in got] == [piece[1:] for piece in wanted]:
+        told, pieces = ([piece[0] for piece in one] for one in (got, wanted))
+        return f": `step` was told that they are of the parameters {told}, and they are of {pieces}"
+    if got[:-1] == wanted[:-1] and got[-1][:2] == wanted[-1][:2]:
+        return ": padding is nobody's number, and is not stepped"
+    if [(i, count) for i, _, count in got] != [(i, count) for i, _, count in wanted]:
+        return ""
+    right = ", and is counted in the parameter: where in it the piece begins"
+    if all(start == 0 for _, start, _ in got):
+        return f": `start` is always 0{right}"
+    from_buffer = all(a[1] == begins[b[0]] + b[1] for a, b in zip(got, wanted))
+    from_range = all(a[1] == begins[b[0]] + b[1] - first for a, b in zip(got, wanted))
+    if from_buffer or from_range:
+        places = [
+            name for name, so in (("the buffer", from_buffer), ("the range", from_range)) if so
+        ]
+        whence = " or ".join(places)
+        return f": `start` was counted in {whence}{right}"
+    return ""
 
 
 _UNEVEN = [(3, 5), (7,), (2, 2, 2), (1,), (6, 4)]

@@ -1,6 +1,7 @@
 """Wrong answers to 3d.plan.budget, what each author must be told, and right ones."""
 
 import itertools
+import random
 
 from picolab.chapters.c03_3d_parallel.better_plan import solution
 
@@ -123,9 +124,83 @@ def best_of_dead_ones(gpus, node, ask):
     return min(names, key=lambda name: ask(name).step_s or 0)
 
 
+def _asked(ask, names):
+    """The fastest of these; what is refused or dies is passed over."""
+    steps = {}
+    for name in names:
+        try:
+            answer = ask(name)
+        except ValueError:
+            continue
+        if answer.fits:
+            steps[name] = answer.step_s
+    return min(steps, key=steps.get)
+
+
+def _cuts(gpus, node):
+    return [
+        (tp, pp) for tp in (1, 2, 4, 8) for pp in (1, 2, 4, 8)
+        if tp <= node and gpus % (tp * pp) == 0
+    ]  # fmt: skip
+
+
+def tp_of_a_node(gpus, node, ask):
+    return _asked(ask, [f"dp{gpus // node // pp}tp{node}spzero1pp{pp}" for pp in (1, 2)])
+
+
+def takes_nothing_for_0_seconds(gpus, node, ask):
+    names = [f"dp{gpus // tp // pp}tp{tp}zero2pp{pp}" for tp, pp in _cuts(gpus, node)]
+    return min(names, key=lambda name: ask(name).step_s or 0)
+
+
+def at_random(gpus, node, ask):
+    draw, cuts = random.Random(0), _cuts(gpus, node)
+    names = []
+    for _ in range(40):
+        tp, pp = draw.choice(cuts)
+        names.append(f"dp{gpus // tp // pp}tp{tp}zero{draw.randrange(4)}pp{pp}")
+    return _asked(ask, names)
+
+
+def counts_no_refusals(gpus, node, ask):
+    """Forty answers, and what is refused for nothing."""
+    answers, best = 0, None
+    for zero, tp, pp in itertools.product((2, 3, 1), range(1, node + 1), range(1, 17)):
+        name = f"dp{gpus // tp // pp}tp{tp}zero{zero}pp{pp}"
+        try:
+            answer = ask(name)
+        except ValueError:
+            continue
+        answers += 1
+        if answer.fits and (best is None or answer.step_s < best[0]):
+            best = answer.step_s, name
+        if answers == 40:
+            break
+    return best[1]
+
+
+def on_one_node(gpus, node, ask):
+    return f"dp{node}zero3"
+
+
+def with_its_time(gpus, node, ask):
+    name = f"dp{gpus}zero3"
+    return name, ask(name).step_s
+
+
+def there_and_back_over_two(gpus, node, ask):
+    return _asked(ask, [f"dp{gpus // tp // 2}tp{tp}spzero2pp2:zb-v" for tp in (2, 4, 8)])
+
+
+def as_llama_3(gpus, node, ask):
+    stages = 16 if gpus >= 16 * node else 1
+    pipeline = f"pp{stages}" if stages > 1 else ""
+    return f"dp{gpus // node // stages}tp{node}sp{pipeline}zero1"
+
+
 MUTANTS = {
-    zero_3_always: "% more",
-    asks_about_all: "that was the 41th question",
+    zero_3_always: "micro-batch 2, full recompute",
+    asks_about_all: "that was question 41, and there are 40",
     everything_is_dp: "does not live",
     as_always: "% more",
     tp_over_everything: "% more",
@@ -142,6 +217,14 @@ MUTANTS = {
     returns_nothing: "it returns None",
     learnt_by_heart: "% more",
     forgets_zero: "does not live",
+    tp_of_a_node: "% more",
+    takes_nothing_for_0_seconds: "does not live",
+    at_random: "% more",
+    counts_no_refusals: "that was question 41",
+    on_one_node: "is no layout of",
+    with_its_time: "it returns a tuple",
+    there_and_back_over_two: "% more",
+    as_llama_3: "% more",
 }
 
 
@@ -188,4 +271,33 @@ def in_two_loops(gpus, node, ask):
     return min(living, key=living.get)
 
 
-RIGHT = (a_beam, in_two_loops)
+def downhill(gpus, node, ask):
+    """One choice at a time from the middle, with what was asked remembered."""
+    seen = {}
+
+    def step(tp, pp, zero, schedule):
+        name = f"dp{gpus // tp // pp}" + (f"tp{tp}sp" if tp > 1 else "") + f"zero{zero}"
+        name += f"pp{pp}:{schedule}" if pp > 1 else ""
+        if name not in seen and len(seen) < 40:
+            answer = ask(name)
+            seen[name] = answer.step_s if answer.fits else 1e9 + answer.memory_bytes
+        return seen.get(name, float("inf"))
+
+    best = (2, 2, 2, "zb-v")
+    while True:
+        tp, pp, zero, schedule = best
+        near = [(tp // 2, pp, zero, schedule), (tp * 2, pp, zero, schedule)]
+        near += [(tp, pp // 2, zero, schedule), (tp, pp * 2, zero, schedule)]
+        near += [(tp // 2, pp * 2, zero, schedule), (tp * 2, pp // 2, zero, schedule)]
+        near += [(tp, pp, other, schedule) for other in (1, 2, 3) if other != zero]
+        near += [(tp, 1, 3, schedule), (tp, 1, 2, schedule)]
+        near += [(tp, pp, zero, other) for other in ("interleaved", "1f1b") if other != schedule]
+        near = [one for one in near if 1 <= one[0] <= node and one[1] >= 1]
+        near = [one for one in near if gpus % (one[0] * one[1]) == 0]
+        found = min([best, *near], key=lambda one: step(*one))
+        if found == best:
+            return min(seen, key=seen.get)
+        best = found
+
+
+RIGHT = (a_beam, in_two_loops, downhill)

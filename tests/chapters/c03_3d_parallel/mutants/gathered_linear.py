@@ -211,6 +211,107 @@ def gathers_objects(x, shard, rows, axis):
     return solution(x, shard, rows, axis)
 
 
+def _by_hand(x, shard, rows, axis, *, whole=_whole, dw=None, given=lambda mine, shard: mine):
+    """A layer of its own, with one thing to be done otherwise."""
+
+    class Linear(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x, shard):
+            ctx.save_for_backward(x, shard)
+            return x @ whole(shard, rows, axis).T
+
+        @staticmethod
+        def backward(ctx, dy):
+            x, shard = ctx.saved_tensors
+            made = (dw or _product)(dy, x)
+            return dy @ whole(shard, rows, axis), given(_scattered(made, rows, axis), shard)
+
+    return Linear.apply(x, shard)
+
+
+def _product(dy, x):
+    return dy.flatten(0, -2).T @ x.flatten(0, -2)
+
+
+def sums_tokens_first(x, shard, rows, axis):
+    def dw(dy, x):
+        return torch.outer(dy.flatten(0, -2).sum(0), x.flatten(0, -2).sum(0))
+
+    return _by_hand(x, shard, rows, axis, dw=dw)
+
+
+def gathers_bf16(x, shard, rows, axis):
+    def whole(shard, rows, axis):
+        return _whole(shard.bfloat16(), rows, axis).to(shard.dtype)
+
+    return _by_hand(x, shard, rows, axis, whole=whole)
+
+
+def scatters_bf16(x, shard, rows, axis):
+    def dw(dy, x):
+        return _product(dy, x).bfloat16()
+
+    return _by_hand(x, shard, rows, axis, dw=dw, given=lambda mine, shard: mine.to(shard.dtype))
+
+
+def adds_it_by_hand_too(x, shard, rows, axis):
+    def given(mine, shard):
+        shard.grad = mine.clone() if shard.grad is None else shard.grad + mine
+        return mine
+
+    return _by_hand(x, shard, rows, axis, given=given)
+
+
+def pads_the_gradient_at_the_end(x, shard, rows, axis):
+    counts, me = _parts(rows, axis), comm.mesh().rank(axis)
+
+    def scatter(dw, rows, axis):
+        mine = comm.reduce_scatter(pad(dw, (0, 0, 0, len(counts) * counts[0] - rows)), axis, "dw")
+        return mine[: counts[me]]
+
+    return _linear(x, shard, rows, axis, scatter=scatter)
+
+
+def nothing_for_a_first_layer(x, shard, rows, axis):
+    """Where x needs no gradient it computes none at all."""
+
+    class Linear(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x, shard):
+            ctx.save_for_backward(x, shard)
+            return x @ _whole(shard, rows, axis).T
+
+        @staticmethod
+        def backward(ctx, dy):
+            x, shard = ctx.saved_tensors
+            if not ctx.needs_input_grad[0]:
+                return None, None
+            return dy @ _whole(shard, rows, axis), _scattered(_product(dy, x), rows, axis)
+
+    return Linear.apply(x, shard)
+
+
+def sends_inputs(x, shard, rows, axis):
+    """Everybody's inputs go to the weights, and the outputs back: tensor parallelism's way."""
+    counts, me = _parts(rows, axis), comm.mesh().rank(axis)
+
+    class Linear(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x, shard):
+            ctx.save_for_backward(x, shard)
+            every = comm.all_gather(x.unsqueeze(0).contiguous(), axis, "x")
+            own = every @ pad(shard, (0, 0, 0, counts[0] - len(shard))).T
+            parts = comm.all_gather(own.unsqueeze(0).contiguous(), axis, "y")[:, me]
+            return torch.cat([part[..., :count] for part, count in zip(parts, counts)], -1)
+
+        @staticmethod
+        def backward(ctx, dy):
+            x, shard = ctx.saved_tensors
+            return dy @ _whole(shard, rows, axis), _scattered(_product(dy, x), rows, axis)
+
+    return Linear.apply(x, shard)
+
+
 MUTANTS = {
     lets_autograd_save_the_whole: "bytes of whole weights are still held",
     even_rows_only: "all_gather",
@@ -219,7 +320,7 @@ MUTANTS = {
     keeps_it_in_a_cache: "bytes of whole weights are still held",
     keeps_a_half: "what has to travel needs 4",
     keeps_the_padding: "has the shape",
-    cuts_the_padding_at_the_end: "is wrong",
+    cuts_the_padding_at_the_end: "padding was cut off at the end",
     does_not_sum: "it is this rank's own",
     averages: "it is the mean over the ranks",
     sums_dx: "it uses all-reduces",
@@ -230,6 +331,13 @@ MUTANTS = {
     no_gradient_of_x: "the gradient of x is None",
     gathers_three_times: "all-gathers, and the budget is 4",
     gathers_objects: "all_gather_object",
+    sums_tokens_first: "tokens were summed before the product",
+    gathers_bf16: "the weight was rounded on the way",
+    scatters_bf16: "its numbers are bf16 ones",
+    adds_it_by_hand_too: "it is twice the sum",
+    pads_the_gradient_at_the_end: "it is of other rows",
+    nothing_for_a_first_layer: "a first layer learns, too",
+    sends_inputs: "all-gathers, and the budget is 4",
 }
 
 
@@ -295,4 +403,34 @@ def in_raw_torch(x, shard, rows, axis):
     return Linear.apply(x, shard)
 
 
-RIGHT = (in_raw_torch, resizes_its_memory)
+def by_hooks_on_what_is_saved(x, shard, rows, axis):
+    """autograd's own product: of the whole it is given a note, and gathers when it asks."""
+
+    class Whole(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, shard):
+            return _whole(shard, rows, axis)
+
+        @staticmethod
+        def backward(ctx, dw):
+            return _scattered(dw, rows, axis)
+
+    whole = Whole.apply(shard)
+    place, shape = whole.data_ptr(), whole.shape
+
+    def pack(saved):
+        return saved.shape if saved.data_ptr() == place and saved.numel() else saved
+
+    def unpack(saved):
+        if isinstance(saved, torch.Size):
+            again = _whole(shard.detach(), rows, axis)
+            return again if saved == shape else again.T
+        return saved
+
+    tokens = x.flatten(0, -2)
+    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+        y = tokens @ whole.T
+    return y.unflatten(0, x.shape[:-1])
+
+
+RIGHT = (in_raw_torch, resizes_its_memory, by_hooks_on_what_is_saved)

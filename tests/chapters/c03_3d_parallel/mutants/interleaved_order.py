@@ -1,5 +1,7 @@
 """Wrong answers to 3d.pp.interleaved, what each author must be told, and right ones."""
 
+import re
+
 from picolab import comm, schedules
 from picolab.chapters.c03_3d_parallel.interleaved_order import solution
 
@@ -128,6 +130,85 @@ def sends_something(rank, ranks, micro_batches, v):
     return solution(rank, ranks, micro_batches, v)
 
 
+def _sorted(rank, ranks, micro_batches, v, *, forwards, backwards, stage=None, warm_up=None):
+    """Forwards and backwards in an order of their own, then warm-up, one and one, and the rest."""
+    stage = stage or (lambda chunk: chunk * ranks + rank)
+    every = [(chunk, i) for chunk in range(v) for i in range(micro_batches)]
+    f = [f"{stage(c)}F{i}" for c, i in sorted(every, key=lambda one: forwards(*one))]
+    b = [f"{stage(c)}B{i}" for c, i in sorted(every, key=lambda one: backwards(*one))]
+    warm = min((v - 1) * ranks + 2 * (ranks - 1 - rank), len(f))
+    steady = [action for pair in zip(f[warm:], b) for action in pair]
+    return f[:warm] + steady + b[len(f) - warm :]
+
+
+def rounds_of_v(rank, ranks, micro_batches, v):
+    """Rounds as long as there are stages a rank, and not as there are ranks."""
+    return _sorted(
+        rank, ranks, micro_batches, v,
+        forwards=lambda chunk, i: (i // v, chunk, i),
+        backwards=lambda chunk, i: (i // v, -chunk, i),
+    )  # fmt: skip
+
+
+def one_stage_after_the_other(rank, ranks, micro_batches, v):
+    """All micro-batches through a rank's first stage, then all through its second."""
+    return _sorted(
+        rank, ranks, micro_batches, v,
+        forwards=lambda chunk, i: (chunk, i),
+        backwards=lambda chunk, i: (-chunk, i),
+    )  # fmt: skip
+
+
+def last_in_first_out(rank, ranks, micro_batches, v):
+    return _sorted(
+        rank, ranks, micro_batches, v,
+        forwards=lambda chunk, i: (i // ranks, chunk, i),
+        backwards=lambda chunk, i: (i // ranks, -chunk, -i),
+    )  # fmt: skip
+
+
+def there_and_back(rank, ranks, micro_batches, v):
+    """As ZB-V deals its stages out."""
+    return _sorted(
+        rank, ranks, micro_batches, v,
+        forwards=lambda chunk, i: (i // ranks, chunk, i),
+        backwards=lambda chunk, i: (i // ranks, -chunk, i),
+        stage=lambda chunk: chunk * ranks + (ranks - 1 - rank if chunk % 2 else rank),
+    )  # fmt: skip
+
+
+def backward_before_forward(rank, ranks, micro_batches, v):
+    warm = min((v - 1) * ranks + 2 * (ranks - 1 - rank), v * micro_batches)
+    order = solution(rank, ranks, micro_batches, v)
+    steady = order[warm : len(order) - warm]
+    swapped = [action for f, b in zip(steady[::2], steady[1::2]) for action in (b, f)]
+    return order[:warm] + swapped + order[len(order) - warm :]
+
+
+def warm_up_without_an_end(rank, ranks, micro_batches, v):
+    """More forwards than there are, where micro-batches are few."""
+    warm = (v - 1) * ranks + 2 * (ranks - 1 - rank)
+
+    def action(kind, k):
+        turn, place = divmod(k, ranks * v)
+        chunk, i = divmod(place, ranks)
+        return f"{(v - 1 - chunk if kind == 'B' else chunk) * ranks + rank}{kind}{turn * ranks + i}"
+
+    order = [action("F", k) for k in range(warm)]
+    for k in range(warm, v * micro_batches):
+        order += [action("F", k), action("B", k - warm)]
+    return order + [action("B", k) for k in range(v * micro_batches - warm, v * micro_batches)]
+
+
+def everybodys_lists(rank, ranks, micro_batches, v):
+    return [solution(r, ranks, micro_batches, v) for r in range(ranks)]
+
+
+def triples(rank, ranks, micro_batches, v):
+    split = [re.split("([FB])", action) for action in solution(rank, ranks, micro_batches, v)]
+    return [(int(stage), kind, int(i)) for stage, kind, i in split]
+
+
 MUTANTS = {
     gpipe: "a backward has to come first",
     warm_up_of_1f1b: "comes before",
@@ -147,6 +228,14 @@ MUTANTS = {
     for_two_ranks_only: "a backward has to come first",
     for_two_stages_only: "a backward has to come first",
     sends_something: "it uses barriers",
+    rounds_of_v: "The longest wait: rank",
+    one_stage_after_the_other: "comes before its forward",
+    last_in_first_out: "comes before its forward",
+    there_and_back: "stage 3 is on rank 1",
+    backward_before_forward: "comes before its forward",
+    warm_up_without_an_end: "has '0B-1' in it",
+    everybodys_lists: "in it; an action is stage, F or B, micro-batch",
+    triples: "has (0, 'F', 0) in it",
 }
 
 
@@ -192,4 +281,20 @@ def a_shorter_warm_up(rank, ranks, micro_batches, v):
     return _order(rank, ranks, micro_batches, v, warm_up=(v - 1) * ranks + (ranks - 1 - rank))
 
 
-RIGHT = (by_sorting, by_a_generator, a_shorter_warm_up)
+def as_much_as_may_be_held(rank, ranks, micro_batches, v):
+    """A forward while there is room for its activations, else a backward."""
+    room, held, order = (v - 1) * ranks + 2 * (ranks - 1 - rank) + 1, 0, []
+    rounds = range(0, micro_batches, ranks)
+    forwards, backwards = (
+        [(turn + i, chunk) for turn in rounds for chunk in chunks for i in range(ranks)]
+        for chunks in (range(v), range(v)[::-1])
+    )
+    while backwards:
+        kind = "F" if forwards and held < room else "B"
+        i, chunk = (forwards if kind == "F" else backwards).pop(0)
+        held += 1 if kind == "F" else -1
+        order.append(f"{chunk * ranks + rank}{kind}{i}")
+    return order
+
+
+RIGHT = (by_sorting, by_a_generator, a_shorter_warm_up, as_much_as_may_be_held)

@@ -170,6 +170,123 @@ def forgets_earlier_micro_batches(x, weight, later):
     return _split(x, weight, later, left=does)
 
 
+def computes_it_in_b_number_by_number(x, weight, later):
+    """The product as a sum of outer products, and so no matrix product."""
+
+    def made(dy, x):
+        return (dy.flatten(0, -2).unsqueeze(2) * x.flatten(0, -2).unsqueeze(1)).sum(0)
+
+    return _split(x, weight, later, hold=made, left=lambda weight, dy, dw: weight.backward(dw))
+
+
+def calls_hooks_by_hand_too(x, weight, later):
+    def does(weight, dy, x):
+        weight.backward(dy.flatten(0, -2).T @ x.flatten(0, -2))
+        for hook in weight._post_accumulate_grad_hooks.values():
+            hook(weight)
+
+    return _split(x, weight, later, left=does)
+
+
+def returns_the_gradient(x, weight, later):
+    def made(weight, dy, x):
+        return dy.flatten(0, -2).T @ x.flatten(0, -2)
+
+    class Split(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.save_for_backward(x)
+            return x @ weight.detach().T
+
+        @staticmethod
+        def backward(ctx, dy):
+            (x,) = ctx.saved_tensors
+            if weight.requires_grad:
+                later.append(lambda: made(weight, dy, x))
+            return dy @ weight.detach()
+
+    return Split.apply(x) if x.requires_grad else x @ weight.T
+
+
+def nothing_where_x_needs_nothing(x, weight, later):
+    return solution(x, weight, later) if x.requires_grad else x @ weight.detach().T
+
+
+def weight_as_an_input_without_a_gradient(x, weight, later):
+    """None for the weight, and its hooks are called in B all the same."""
+
+    class Split(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x, weight):
+            ctx.save_for_backward(x, weight)
+            return torch.nn.functional.linear(x, weight)
+
+        @staticmethod
+        def backward(ctx, dy):
+            x, weight = ctx.saved_tensors
+            if ctx.needs_input_grad[1]:
+                later.append(lambda: weight.backward(dy.flatten(0, -2).T @ x.flatten(0, -2)))
+            return dy @ weight, None
+
+    return Split.apply(x, weight) if x.requires_grad else x @ weight.T
+
+
+def in_fp32(x, weight, later):
+    def does(weight, dy, x):
+        made = dy.flatten(0, -2).float().T @ x.flatten(0, -2).float()
+        weight.backward(made.to(weight.dtype))
+
+    return _split(x, weight, later, left=does)
+
+
+def one_entry_for_all(x, weight, later):
+    class Split(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.save_for_backward(x)
+            return x @ weight.detach().T
+
+        @staticmethod
+        def backward(ctx, dy):
+            (x,) = ctx.saved_tensors
+            before = later.pop() if later else lambda: None
+
+            def both():
+                before()
+                weight.backward(dy.flatten(0, -2).T @ x.flatten(0, -2))
+
+            later.append(both)
+            return dy @ weight.detach()
+
+    return Split.apply(x) if x.requires_grad else x @ weight.T
+
+
+def all_of_it_later(x, weight, later):
+    """B as well."""
+    leaf = x.detach().requires_grad_()
+    inner = leaf @ weight.T
+
+    class Split(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return inner.detach()
+
+        @staticmethod
+        def backward(ctx, dy):
+            later.append(lambda: inner.backward(dy))
+            return torch.zeros_like(leaf)
+
+    return Split.apply(x) if x.requires_grad else x @ weight.T
+
+
+def work_for_the_frozen_too(x, weight, later):
+    def does(weight, dy, x):
+        if weight.requires_grad:
+            weight.backward(dy.flatten(0, -2).T @ x.flatten(0, -2))
+
+    return _split(x, weight, later, left=does, needs=False)
+
+
 MUTANTS = {
     leaves_it_to_autograd: "B has already given a weight its gradient",
     computes_it_in_b: "products of a weight's shape",
@@ -179,7 +296,7 @@ MUTANTS = {
     adds_twice: "every micro-batch is in it twice",
     computes_twice: "something is computed twice",
     only_two_dims: "RuntimeError",
-    forgets_frozen: "entries, and 2 products have left something",
+    forgets_frozen: "and none for a frozen weight",
     transposed: "is wrong",
     wrong_dx: "is wrong",
     dx_is_zero: "all of it is zero",
@@ -190,6 +307,15 @@ MUTANTS = {
     returns_nothing: "it returns NoneType",
     the_other_way_round: "the output of micro-batch 0",
     sends_something: "it uses all-reduces",
+    computes_it_in_b_number_by_number: "products of a weight's shape",
+    calls_hooks_by_hand_too: "leave the hooks to it",
+    returns_the_gradient: "nobody looks at what the functions in `later` return",
+    nothing_where_x_needs_nothing: "the weight needs a gradient, and what it returns leads to none",
+    weight_as_an_input_without_a_gradient: "To autograd the weight must be no input",
+    in_fp32: "is something kept in fp32",
+    one_entry_for_all: "`later` has 1 entries, and 3 products",
+    all_of_it_later: "all of it is zero",
+    work_for_the_frozen_too: "and none for a frozen weight",
 }
 
 
@@ -234,4 +360,25 @@ def by_a_hook_on_the_output(x, weight, later):
     return y
 
 
-RIGHT = (by_closing_over_the_weight, by_a_hook_on_the_output)
+def with_two_graphs(x, weight, later):
+    """One product for B and its graph, and the graph of another for W, both of autograd's."""
+    if not (x.requires_grad and weight.requires_grad):
+        return x @ weight.T
+
+    class Split(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            with torch.enable_grad():
+                ctx.graph = x.detach() @ weight.T
+            return ctx.graph.detach()
+
+        @staticmethod
+        def backward(ctx, dy):
+            graph = ctx.graph
+            later.append(lambda: graph.backward(dy))
+            return dy @ weight.detach()
+
+    return Split.apply(x)
+
+
+RIGHT = (by_closing_over_the_weight, by_a_hook_on_the_output, with_two_graphs)

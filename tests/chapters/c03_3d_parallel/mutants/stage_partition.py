@@ -138,15 +138,128 @@ def returns_nothing(times, keeps, stages, first, last, room):
     solution(times, keeps, stages, first, last, room)
 
 
+def _least(times, keeps, stages, first, last, room, *, fits=lambda held, room: held <= room):
+    """A table over stages, with one thing to be done otherwise."""
+    best = {0: (0, [])}
+    for s in range(stages):
+        found = {}
+        for a, (slowest, counts) in best.items():
+            for b in range(a + 1, len(times) + 1):
+                if fits((stages - s) * sum(keeps[a:b]), room):
+                    took = sum(times[a:b]) + first * (s == 0) + last * (s == stages - 1)
+                    new = max(slowest, took), [*counts, b - a]
+                    found[b] = min(found.get(b, new), new)
+        best = found
+    return best.get(len(times), (None, None))[1]
+
+
+def fills_from_the_front(times, keeps, stages, first, last, room):
+    """The least time with which it works out if each stage takes all that it can."""
+    n = len(times)
+
+    def dealt(limit):
+        counts, at = [], 0
+        for s in range(stages):
+            took, held, start = first * (s == 0) + last * (s == stages - 1), 0, at
+            while (
+                at < n - (stages - 1 - s)
+                and took + times[at] <= limit
+                and (stages - s) * (held + keeps[at]) <= room
+            ):
+                took, held, at = took + times[at], held + keeps[at], at + 1
+            counts.append(at - start)
+        return counts if at == n and min(counts) else None
+
+    sums = {sum(times[a:b]) for a in range(n) for b in range(a + 1, n + 1)}
+    limits = sorted({t + e for t in sums for e in (0, first, last, first + last)})
+    low, high = 0, len(limits) - 1
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if dealt(limits[middle]) else (middle + 1, high)
+    return dealt(limits[low])
+
+
+def bisects_whole_numbers(times, keeps, stages, first, last, room):
+    """From the back, so that it is right, but times are whole only."""
+    n = len(times)
+
+    def dealt(limit):
+        counts, end = [], n
+        for s in reversed(range(stages)):
+            took, held, stop = first * (s == 0) + last * (s == stages - 1), 0, end
+            while (
+                end > s
+                and took + times[end - 1] <= limit
+                and (stages - s) * (held + keeps[end - 1]) <= room
+            ):
+                took, held, end = took + times[end - 1], held + keeps[end - 1], end - 1
+            counts.append(stop - end)
+        return counts[::-1] if end == 0 and min(counts) else None
+
+    low, high = 0, int(sum(times) + first + last) + 1
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if dealt(middle) else (middle + 1, high)
+    return dealt(low)
+
+
+def adds_the_ends_in_place(times, keeps, stages, first, last, room):
+    times[0] += first
+    times[-1] += last
+    return _least(times, keeps, stages, 0, 0, room)
+
+
+def wants_room_to_spare(times, keeps, stages, first, last, room):
+    return _least(times, keeps, stages, first, last, room, fits=lambda held, room: held < room)
+
+
+def one_fewer_in_flight(times, keeps, stages, first, last, room):
+    """The micro-batches behind it, and not itself."""
+    n = len(times)
+    for counts in sorted(
+        ([b - a for a, b in itertools.pairwise((0, *cuts, n))]
+         for cuts in itertools.combinations(range(1, n), stages - 1)),
+        key=lambda counts: _slowest(counts, times, first, last),
+    ):  # fmt: skip
+        ends = [0, *itertools.accumulate(counts)]
+        held = [sum(keeps[a:b]) for a, b in itertools.pairwise(ends)]
+        if all((stages - 1 - s) * one <= room for s, one in enumerate(held)):
+            return counts
+    return None
+
+
+def _slowest(counts, times, first, last):
+    ends = [0, *itertools.accumulate(counts)]
+    took = [sum(times[a:b]) for a, b in itertools.pairwise(ends)]
+    took[0] += first
+    took[-1] += last
+    return max(took)
+
+
+def looks_at_the_room_last(times, keeps, stages, first, last, room):
+    """The fastest of all, and None if that does not fit."""
+    counts = solution(times, keeps, stages, first, last, float("inf"))
+    ends = [0, *itertools.accumulate(counts)]
+    held = [(stages - s) * sum(keeps[a:b]) for s, (a, b) in enumerate(itertools.pairwise(ends))]
+    return counts if max(held) <= room else None
+
+
+def raises_for_nothing(times, keeps, stages, first, last, room):
+    found = solution(times, keeps, stages, first, last, room)
+    if found is None:
+        raise ValueError("no division fits")
+    return found
+
+
 MUTANTS = {
     as_even_as_they_go: "is possible",
     forgets_the_room: "and the room is",
     asks_the_package: "picolab",
-    forgets_the_ends: "is possible",
-    forgets_the_last: "is possible",
-    swaps_the_ends: "is possible",
+    forgets_the_ends: "the best one if `first` and `last` cost nothing",
+    forgets_the_last: "`last` costs nothing",
+    swaps_the_ends: "are the other way round",
     one_micro_batch_each: "and the room is",
-    as_many_everywhere: "is possible",
+    as_many_everywhere: "every stage held as many micro-batches as the first",
     greedily: "is possible",
     least_sum_of_squares: "is possible",
     borders: "does not deal out",
@@ -158,6 +271,13 @@ MUTANTS = {
     reversed_memory: "and the room is",
     returns_nothing: "it returns None, and there is a division",
     tries_everything: "it never returns",
+    fills_from_the_front: "it returns None, and there is a division",
+    bisects_whole_numbers: "is possible",
+    adds_the_ends_in_place: "it changed its input `times`",
+    wants_room_to_spare: "it returns None, and there is a division",
+    one_fewer_in_flight: "and the room is",
+    looks_at_the_room_last: "it returns None, and there is a division",
+    raises_for_nothing: "ValueError: no division fits",
 }
 
 

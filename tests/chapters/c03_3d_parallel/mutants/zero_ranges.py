@@ -5,7 +5,7 @@ import itertools
 import torch
 from torch.nn.functional import pad
 
-from picolab import comm
+from picolab import comm, costs
 from picolab.chapters.c03_3d_parallel.zero_ranges import solution
 
 
@@ -180,16 +180,105 @@ def own_gradient(parameters, gradients, axis, step):
     return [x.view_as(p) for x, p in zip(whole.split([p.numel() for p in parameters]), parameters)]
 
 
+def counts_in_its_range(parameters, gradients, axis, step):
+    return _answer(
+        parameters, gradients, axis, step, local=lambda start, begins, first: start - first
+    )
+
+
+def swaps_weight_and_gradient(parameters, gradients, axis, step):
+    def swapped(index, start, weight, gradient):
+        return step(index, start, gradient, weight)
+
+    return solution(parameters, gradients, axis, swapped)
+
+
+def numbers_its_own_pieces(parameters, gradients, axis, step):
+    pieces = itertools.count()
+    return _answer(parameters, gradients, axis, step, which=lambda index: next(pieces))
+
+
+def sends_bf16(parameters, gradients, axis, step):
+    old = parameters[0].dtype
+    low = [g.bfloat16() for g in gradients]
+    return _answer(parameters, low, axis, step, scale=lambda gradient, n: gradient.to(old))
+
+
+def zeroes_gradients(parameters, gradients, axis, step):
+    """As an optimizer's zero_grad(set_to_none=False) does."""
+    found = solution(parameters, gradients, axis, step)
+    for gradient in gradients:
+        gradient.zero_()
+    return found
+
+
+def _over_ranges(parameters, gradients, axis, step, ranges, length):
+    """Each rank steps its one of these ranges of a buffer that is padded to a length; all travel
+    in shares of one size."""
+    n, me = comm.mesh().size(axis), comm.mesh().rank(axis)
+    flat, weights = (torch.cat([t.reshape(-1) for t in of]) for of in (gradients, parameters))
+    flat, weights = (pad(t, (0, max(0, length - len(t)))) for t in (flat, weights))
+    size = max(map(len, ranges))
+    lines = [pad(flat[r.start : r.stop], (0, size - len(r))) for r in ranges]
+    gradient, first = comm.reduce_scatter(torch.cat(lines), axis, "g"), ranges[me].start
+    mine, begins = torch.zeros_like(gradient), 0
+    for index, p in enumerate(parameters):
+        longer = len(weights) - sum(p.numel() for p in parameters)
+        ends = begins + p.numel() + (longer if index == len(parameters) - 1 else 0)
+        start, stop = max(begins, first), min(ends, ranges[me].stop)
+        if start < stop:
+            here = slice(start - first, stop - first)
+            mine[here] = step(index, start - begins, weights[start:stop], gradient[here])
+        begins = ends
+    lines = comm.all_gather(mine, axis, "p").view(n, size)
+    whole = torch.cat([*(line[: len(r)] for line, r in zip(lines, ranges))])
+    whole = torch.cat([whole, weights[len(whole) :]])
+    pieces = whole[: sum(p.numel() for p in parameters)].split([p.numel() for p in parameters])
+    return [piece.view_as(p) for piece, p in zip(pieces, parameters)]
+
+
+def steps_padding(parameters, gradients, axis, step):
+    n, total = comm.mesh().size(axis), sum(p.numel() for p in parameters)
+    share = -(-total // n)
+    ranges = [range(r * share, (r + 1) * share) for r in range(n)]
+    return _over_ranges(parameters, gradients, axis, step, ranges, n * share)
+
+
+def ranges_as_even_as_they_go(parameters, gradients, axis, step):
+    total = sum(p.numel() for p in parameters)
+    ranges = costs.even_slices(total, comm.mesh().size(axis))
+    return _over_ranges(parameters, gradients, axis, step, ranges, total)
+
+
+def leaves_the_rest_alone(parameters, gradients, axis, step):
+    """total // n numbers a rank; the last total % n are nobody's."""
+    n, total = comm.mesh().size(axis), sum(p.numel() for p in parameters)
+    ranges = [range(r * (total // n), (r + 1) * (total // n)) for r in range(n)]
+    return _over_ranges(parameters, gradients, axis, step, ranges, total)
+
+
+def parameter_by_parameter(parameters, gradients, axis, step):
+    """A share of ceil(size / n) numbers of each, and two collectives for each."""
+    found = []
+    for index, (p, g) in enumerate(zip(parameters, gradients)):
+
+        def told(_, start, weight, gradient, index=index):
+            return step(index, start, weight, gradient)
+
+        found += _answer([p], [g], axis, told)
+    return found
+
+
 MUTANTS = {
     rows_of_every_parameter: "reduce_scatter",
     averages: "mean of the gradients",
     forgets_that_ranges_cut_parameters: "it uses all-reduces",
     steps_everything: "of other ranks' ranges",
     rounds_down: "RuntimeError",
-    counts_in_the_buffer: "of other ranks' ranges",
-    always_tells_zero: "of other ranks' ranges",
+    counts_in_the_buffer: "`start` was counted in the buffer",
+    always_tells_zero: "`start` is always 0",
     tells_the_wrong_parameter: "as another parameter",
-    steps_the_gradient_alone: "is wrong",
+    steps_the_gradient_alone: "zeros for the weight",
     forgets_to_return: "it returns None",
     returns_the_buffer: "asked for is a list of the 5 updated parameters",
     returns_them_flat: "only the shape is not",
@@ -199,7 +288,16 @@ MUTANTS = {
     over_all_ranks: "it communicates over the ranks",
     a_gather_for_each_parameter: "all-gathers, and the budget is 1",
     gathers_objects: "all_gather_object",
-    own_gradient: "is wrong",
+    own_gradient: "each rank stepped its range with its own gradient",
+    counts_in_its_range: "`start` was counted in the range",
+    swaps_weight_and_gradient: "the gradient as the weight",
+    numbers_its_own_pieces: "and they are of [2, 3, 4]",
+    sends_bf16: "rounded on the way",
+    zeroes_gradients: "it changed its input `gradients`",
+    steps_padding: "padding is nobody's number",
+    ranges_as_even_as_they_go: "18 of the 19 numbers of its range",
+    leaves_the_rest_alone: "of other ranks' ranges; its own are 28 to 54",
+    parameter_by_parameter: "5 reduce-scatters, and the budget is 1",
 }
 
 
@@ -245,4 +343,23 @@ def in_raw_torch(parameters, gradients, axis, step):
     return [whole[a:b].view(p.shape) for p, a, b in zip(parameters, ends, ends[1:])]
 
 
-RIGHT = (number_by_number, in_raw_torch)
+def with_empty_pieces_too(parameters, gradients, axis, step):
+    """Every parameter is stepped, also where the rank has nothing of it."""
+    n, me = comm.mesh().size(axis), comm.mesh().rank(axis)
+    flat = torch.nn.utils.parameters_to_vector(gradients)
+    share = -(-len(flat) // n)
+    mine = comm.reduce_scatter(pad(flat, (0, n * share - len(flat))), axis, "g")
+    found, begins = [], 0
+    for index, p in enumerate(parameters):
+        a, b = (min(max(edge * share - begins, 0), p.numel()) for edge in (me, me + 1))
+        at = begins + a - me * share
+        gradient = mine[at : at + b - a] if a < b else mine[:0]
+        found.append(step(index, a, p.reshape(-1)[a:b], gradient))
+        begins += p.numel()
+    new = torch.cat(found)
+    whole = comm.all_gather(pad(new, (0, share - len(new))), axis, "p")[: len(flat)]
+    pieces = whole.split([p.numel() for p in parameters])
+    return [piece.reshape(p.shape) for piece, p in zip(pieces, parameters)]
+
+
+RIGHT = (number_by_number, in_raw_torch, with_empty_pieces_too)
