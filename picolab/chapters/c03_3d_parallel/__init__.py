@@ -46,7 +46,7 @@ CHAPTER = Chapter(
     key="3d",
     title="3D parallelism",
     evenings=(
-        ("03_3d_parallel", 67, "ZeRO, schedules, why a step is slow, which layout to choose"),
+        ("03_3d_parallel", 69, "ZeRO, schedules, why a step is slow, which layout to choose"),
     ),
     topic="3d_parallel",
     areas={
