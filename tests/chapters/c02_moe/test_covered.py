@@ -15,6 +15,8 @@ from tests.chapters.c01_4d_basics import test_covered as search
 
 NOTEBOOK = Path(__file__).resolve().parents[3] / "notebooks" / "02_moe.ipynb"
 LONG = ("live-panel", "live-read", "close-quiz", "close-progress", "scale-imbalance")
+# The four runs of section 3 are shown under two comparisons at once, and ask nothing.
+LONG += ("cures-run", "cures-table", "cures-figure")
 
 pytestmark = [pytest.mark.notebook, pytest.mark.timeout(600)]
 
