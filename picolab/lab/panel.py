@@ -126,7 +126,7 @@ class Panel(Shown):
         self.earlier: dict[str, dict[int, float]] = {}  # those drawn in grey behind this run's
         self._lock = threading.Lock()
         self._busy = False
-        self._widgets = PanelWidgets(self, self._choices.values(), config.steps) if live else None
+        self._widgets = PanelWidgets(self, self._every_way(), config.steps) if live else None
         self.show()
         self._picture = Shown()  # under the panel: the last run
         if live or autorun:
@@ -254,6 +254,14 @@ class Panel(Shown):
 
     def _shape(self) -> dict:
         return {name: getattr(self.config, name) for name in self._shapes}
+
+    def _every_way(self) -> list[Layout]:
+        """Whatever ep: there is a button for each size of an axis that some ep goes with."""
+        likes = [
+            self.layout,
+            *(self.layout.resized(dp=n, ep=n) for n in self.offered.get("ep", ())),
+        ]
+        return [layout for like in likes for layout in self._working(like).values()]
 
     def _working(self, like: Layout) -> dict[tuple[int, ...], Layout]:
         return working_layouts(self.config, self._max_world, like, self.axes)

@@ -131,7 +131,7 @@ def _buttons(axis: str, sizes: list, size):
     """One button for each size. A button's tooltip is also what a screen reader says of it."""
     import ipywidgets as widgets
 
-    words = any(isinstance(size, str) for size in sizes)
+    words = any(len(str(size)) > 2 for size in sizes)
     width = f"{(12 if len(axis) < 5 else 8) * len(axis)}px"
     row = widgets.ToggleButtons(
         options=sizes,

@@ -8,7 +8,7 @@ at home, and what a rank is sent, the column, is what its experts compute.
 from collections.abc import Sequence
 
 from picolab.costs import dtype_bytes
-from picolab.show.picture import BLUE, LETTERS, LabFigure, broken, ink, template
+from picolab.show.picture import LETTERS, LabFigure, broken, template
 from picolab.show.table import Table, bytes_text
 
 EVENT = "rows sent"
@@ -68,7 +68,8 @@ def _build(matrix, title: str):
         "z": [list(row) for row in matrix],
         "zmin": 0,
         "zmax": most,
-        "colorscale": [[0, "rgba(42,114,238,0.04)"], [1, BLUE]],
+        # The page shows through, so that text in its own colour can be read on every place.
+        "colorscale": [[0, "rgba(42,114,238,0.04)"], [1, "rgba(42,114,238,0.55)"]],
         "showscale": False,
         "xgap": 2,
         "ygap": 2,
@@ -80,8 +81,6 @@ def _build(matrix, title: str):
             "y": names[rank],
             "text": bytes_text(value),
             "showarrow": False,
-            # On a dark place white; on a pale one the page shows through, and so its own colour.
-            **({"font": {"color": ink(BLUE), "size": 12}} if value > 0.6 * most else {}),
         }
         for rank, row in enumerate(matrix)
         for to, value in enumerate(row)

@@ -136,6 +136,14 @@ def test_ep_and_the_shape_are_choices_where_they_are_asked_for():
     assert shown.config.capacity == 2.0
 
 
+def test_a_panel_that_opens_with_ep_offers_what_goes_without():
+    _, widgets = live(steps=2, axes=("dp", "tp"), ep=(1, 2, 4), layout="dp2ep2", **MOE)
+    assert widgets.choices["dp"].options == (1, 2, 3, 4)
+    assert widgets.choices["tp"].options == (1, 2, 3, 4)
+    widgets.choices["dp"].value = 1
+    assert widgets.choices["ep"].value == 1
+
+
 def test_every_way_to_ep_ends_in_a_layout_that_works():
     shown, widgets = live(steps=2, ep=(1, 2, 4), **MOE)
     for one, other in itertools.permutations(("dp", "tp", "cp", "ep"), 2):
