@@ -144,7 +144,7 @@ def _one(learner, attempt: Attempt, axis: str, ranks, tokens, k: int, how: str) 
     mine = ranks.index(own)
     attempt.only("all_to_all")
     attempt.along(axis)
-    if not _called(attempt, run, experts, [(x[r], chosen[r]) for r in ranks], here):
+    if not _called(attempt, run, [(x[r], chosen[r], weights[r]) for r in ranks], here):
         return
     if not _output(attempt, y, expected, mine, x, chosen, weights, experts, own):
         return
@@ -184,7 +184,7 @@ def _dense(experts: _Experts, ranks) -> list[dict]:
     return found
 
 
-def _called(attempt: Attempt, run: _Run, experts: _Experts, everyones, here: range) -> bool:
+def _called(attempt: Attempt, run: _Run, everyones, here: range) -> bool:
     if not attempt.require(
         run.calls > 0,
         "on this rank `run` was not called: without rows too it has to be, so that the experts "
@@ -194,7 +194,7 @@ def _called(attempt: Attempt, run: _Run, experts: _Experts, everyones, here: ran
     if run.calls > 1:
         attempt.wrong(f"`run` was called {run.calls} times: once, with the rows of all ranks")
         return False
-    counts = [sum(int((chosen == e).sum()) for _, chosen in everyones) for e in here]
+    counts = [sum(int((chosen == e).sum()) for _, chosen, _ in everyones) for e in here]
     if run.counts != counts:
         if sorted(run.counts) == sorted(counts) and sum(counts):
             why = "the same numbers in another order"
@@ -205,7 +205,18 @@ def _called(attempt: Attempt, run: _Run, experts: _Experts, everyones, here: ran
         return attempt.require(
             False, f"`run` was given the counts {run.counts}, and they should be {counts}: {why}"
         )
-    wanted = [x[(chosen == e).any(1)] for e in here for x, chosen in everyones]
+    wanted = [x[(chosen == e).any(1)] for e in here for x, chosen, _ in everyones]
+    weighed = [
+        x[(chosen == e).any(1)] * weights[chosen == e].unsqueeze(1)
+        for e in here
+        for x, chosen, weights in everyones
+    ]
+    if not _same_rows(run.rows, torch.cat(wanted)) and _same_rows(run.rows, torch.cat(weighed)):
+        return attempt.require(
+            False,
+            "rows were multiplied by their weights before the experts, which are not linear: "
+            "weights belong to what comes back",
+        )
     for expert, got, right in zip(
         here, run.rows.split(counts), torch.cat(wanted).split(counts), strict=True
     ):
@@ -242,10 +253,6 @@ def _output(attempt, y, expected, mine: int, x, chosen, weights, experts, own: i
         "rows came home in the order of their experts, and were not brought back to their tokens": (
             lambda: _not_home(rows, chosen[own], weights[own])
         ),
-        "they were multiplied into the rows before the experts, which are not linear: weights "
-        "belong to what comes back": lambda: _weighed_before(
-            experts, x[own], chosen[own], weights[own]
-        ),
         "the weights were renormalised once more; take them as they are": y_of(
             weights[own] / weights[own].sum(-1, keepdim=True).clamp(min=1e-20)
         ),
@@ -261,12 +268,6 @@ def _one_each(rows, chosen, weights) -> tuple[torch.Tensor, ...]:
     weighted = rows * weights.unsqueeze(-1)
     token = torch.arange(len(rows))
     return weighted[token, chosen.argmax(1)], weighted[token, chosen.argmin(1)]
-
-
-def _weighed_before(experts: _Experts, x, chosen, weights) -> torch.Tensor:
-    rows = x.unsqueeze(1) * weights.unsqueeze(-1)  # (T, k, D)
-    made = torch.einsum("tkd,tkdo->tko", rows, experts.matrices[chosen]).tanh()
-    return (made + experts.offsets[chosen]).sum(1)
 
 
 def _weights_unsorted(rows, chosen, weights):

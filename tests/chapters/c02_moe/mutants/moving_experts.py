@@ -390,7 +390,7 @@ MUTANTS = {
     swaps_pairs: "is wrong",
     the_router_twice: "the router is wrong",
     columns_of_the_router: "the router is wrong",
-    moves_within_ranks_alone: "did not come",
+    moves_within_ranks_alone: "nothing moved",
     scaled_moments: "times what it should be",
     halves_the_rate: "steps after the move",
 }

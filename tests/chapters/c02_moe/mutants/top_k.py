@@ -319,7 +319,7 @@ MUTANTS = {
     changes_dweights: "it changed its input `dweights`",
     a_share_of_the_batch: "divided by a sum over the whole batch",
     gradients_by_rank_of_the_logit: "dweights stand by place",
-    the_gradient_of_log_shares: "the logarithm",
+    the_gradient_of_log_shares: "the weights' logarithm",
     finite_for_barred: "barred",
 }
 
