@@ -41,6 +41,7 @@ class Rank:
         self.result: bytes | None = None
         self.report: RankReport | None = None
         self.inbox = _Inbox()
+        self.pid: int | None = None
         self.started = self.ended = False
         self.exitcode: int | None = None
 
@@ -143,8 +144,8 @@ class Collector:
     def kill(self) -> None:
         """Every rank, and what it has started, which may outlive it."""
         for rank in self.ranks:
-            if rank.process.pid:
-                orphans.end_group(rank.process.pid)
+            if rank.pid:
+                orphans.end_group(rank.pid)
                 if not rank.ended:
                     rank.process.kill()
 
@@ -200,6 +201,7 @@ class Collector:
             finally:
                 theirs.close()
                 os.close(write_end)
+            rank.pid = process.pid
             process._args = ()  # the payload's bytes are not needed twice
             self._listen(ours.fileno(), lambda rank=rank: self._message(rank))
             self._listen(read_end, lambda rank=rank: self._printed(rank))
