@@ -98,7 +98,7 @@ def _known_mistakes(everyones: list[torch.Tensor], me: int, n: int, limit: int) 
 
 
 _SETTINGS = (
-    (6, 15, (15, 12, 14, 12)),
+    (5, 12, (9, 20, 11, 13)),
     (4, 3, (3, 0, 6, 4)),
     (6, 100, (5, 5, 5, 5)),
     (4, 1, (2, 3, 1, 2)),

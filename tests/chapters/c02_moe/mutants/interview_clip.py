@@ -176,7 +176,7 @@ MUTANTS = {
     returns_nothing: "the norm is None",
     reduces_each_expert: "it takes 2 all-reduces",
     gathers_squares: "it uses all-gathers",
-    stays_away_without_rows: "takes part as well",
+    stays_away_without_rows: "still waits for it in all_reduce",
     sums_in_bf16: "the norm is wrong",
 }
 RIGHT = (flattens_first, multiplies_always)
