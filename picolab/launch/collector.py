@@ -279,7 +279,7 @@ class Collector:
         if code is not None and code < 0:
             text = stacks.crash(self._run_dir, rank.rank)
             self._fail(rank, "signal", failures.signal_in_words(-code), time.time(), text)
-        elif server.killed():
+        elif code == 255 and server.killed():  # what multiprocessing says where it heard nothing
             self._fail(rank, "signal", failures.SERVER_KILLED, time.time())
             rank.report.rank = None
         else:

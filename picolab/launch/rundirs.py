@@ -68,7 +68,11 @@ def create(name: str, about: dict, path: str | Path | None = None) -> Path:
         mine = {"pid": os.getpid(), "started": time.time()}
         if about.get("state") in _GOING_ON:
             mine["held"] = _hold(directory)
-        write(directory, {**about, "name": name, **mine})
+        try:
+            write(directory, {**about, "name": name, **mine})
+        except OSError:
+            _let_go(directory)
+            raise
     except RunDirectoryError:
         raise
     except OSError as error:
@@ -99,6 +103,11 @@ def _hold(directory: Path) -> bool:
     except OSError:
         return False
     return True
+
+
+def _let_go(directory: Path) -> None:
+    if directory in _held:
+        os.close(_held.pop(directory))
 
 
 def _refuse_what_others_prepared(directory: Path) -> None:
@@ -140,8 +149,7 @@ def read_pickle(path: Path) -> bytes:
 
 def finish(directory: Path, state: str) -> None:
     """Note how the run ended. A full disk at this point loses the note, not the result."""
-    if directory in _held:
-        os.close(_held.pop(directory))
+    _let_go(directory)
     try:
         about = describe(directory)
         write(directory, {**about, "state": state, "ended": time.time()})

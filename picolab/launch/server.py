@@ -17,6 +17,7 @@ import os
 import sys
 import tempfile
 import threading
+import time
 from contextlib import contextmanager
 from multiprocessing import context, forkserver, popen_forkserver, popen_spawn_posix, spawn, util
 from multiprocessing.context import reduction, set_spawning_popen
@@ -130,14 +131,20 @@ def pid() -> int | None:
     return _server.pid
 
 
-def killed() -> bool:
-    """Whether it was started and has ended, as nothing of ours makes it do while ranks live."""
-    try:
-        return _server.pid is not None and (
-            psutil.Process(_server.pid).status() == psutil.STATUS_ZOMBIE
-        )
-    except psutil.NoSuchProcess:
-        return True
+def killed(patience: float = 0.5) -> bool:
+    """Whether it was started and has ended, as nothing of ours makes it do while ranks live. Its
+    pipes close some time before the system calls it ended."""
+    until = time.monotonic() + patience
+    while _server.pid is not None:
+        try:
+            if psutil.Process(_server.pid).status() == psutil.STATUS_ZOMBIE:
+                return True
+        except psutil.NoSuchProcess:
+            return True
+        if time.monotonic() > until:
+            break
+        time.sleep(0.01)
+    return False
 
 
 def _newest_file() -> int:
