@@ -15,6 +15,7 @@ answer, and a run the same numbers, from then on.
 Twin: `torchao.float8`'s thresholds on N and K, which are a table of H100 measurements.
 """
 
+import functools
 import json
 import platform
 import time
@@ -106,15 +107,13 @@ class HardwareDetector:
 
     def products(self, format: str, *, tokens: int, inputs: int, outputs: int) -> dict[str, Timed]:
         """y, dx and dw of a linear, timed in fp32 and, by both ways, in bf16 or fp16."""
-        dtype = find(format).dtype
+        dtype, sizes = find(format).dtype, (tokens, inputs, outputs)
         shape = f"{format} {tokens}x{inputs}x{outputs}"
-        ways = {
-            (which, way): (lambda which=which, way=way: self._product(which, way, dtype, sizes))
-            for sizes in [(tokens, inputs, outputs)]
+        named = {
+            f"{shape} {which} {way}": functools.partial(self._product, which, way, dtype, sizes)
             for which in PRODUCTS
             for way in Timed._fields
         }
-        named = {f"{shape} {which} {way}": make for (which, way), make in ways.items()}
         seconds = iter(self._seconds(named).values())
         return {which: Timed(*(next(seconds) for _ in Timed._fields)) for which in PRODUCTS}
 

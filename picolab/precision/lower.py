@@ -32,15 +32,20 @@ def lower(
     attention: Way = "rounded",
     experts: Way = "rounded",
     keep: bool = True,
+    make: Callable[[str, Ways], LowProduct] | None = None,
 ) -> list[LowProduct]:
     """Let the model compute in `dtype`. ways: how each linear's products are computed; attention,
-    experts: those of other products. keep: whether working copies outlive a product."""
+    experts: those of other products. keep: whether working copies outlive a product. make: the
+    product of a linear, by its (first) weight's name; None: one in `dtype`."""
     model.activations = dtype
     if model.embed is not None:
         model.embed.gives = dtype
     products = []
     for linear in linears(model):
-        linear.product = LowProduct(dtype, ways(linear), keep)
+        if make is None:
+            linear.product = LowProduct(dtype, ways(linear), keep)
+        else:
+            linear.product = make(linear.weight.pieces[0].name, ways(linear))
         products.append(linear.product)
     for module in model.modules():
         # Where a sequence is split, what is sent is what attention is given: it stays short.

@@ -48,13 +48,16 @@ class Ways(NamedTuple):
     dw: Way = "rounded"
 
 
+ROUNDED = Ways()
+
+
 class LowProduct(Product):
     """The products of one linear in a short format: bf16 or fp16.
 
     keep: whether the working copy lives until `forget`.
     """
 
-    def __init__(self, dtype: torch.dtype, ways: Ways = Ways(), keep: bool = True):
+    def __init__(self, dtype: torch.dtype, ways: Ways = ROUNDED, keep: bool = True):
         self.dtype, self.ways, self.keep = dtype, ways, keep
         self._copies: dict[torch.dtype, torch.Tensor] = {}
 

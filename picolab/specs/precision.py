@@ -7,6 +7,7 @@
     bf16        fp32                     bf16                  no            16
     bf16-pure   bf16                     bf16                  no            8
     fp16        fp32                     fp16                  yes           16
+    fp8         fp32                     bf16; e4m3, e5m2      no            16
 
 In the mixed ones the parameters *are* the fp32 masters: what the optimizer steps, what is reduced,
 saved and gathered. A product makes its working copy of them, and whoever looks at the model sees no
@@ -17,7 +18,7 @@ activations and time.
 from dataclasses import dataclass
 from typing import Literal
 
-PrecisionName = Literal["fp64", "fp32", "bf16", "bf16-pure", "fp16"]
+PrecisionName = Literal["fp64", "fp32", "bf16", "bf16-pure", "fp16", "fp8"]
 Dtype = Literal["fp32", "fp64", "bf16"]
 OLDER_SPELLING = {"fp32": "fp32", "fp64": "fp64", "bf16": "bf16-pure"}
 """What `dtype=` says, as a precision."""
@@ -50,4 +51,5 @@ PRECISIONS: dict[str, Numbers] = {
     "bf16": Numbers("fp32", "bf16"),
     "bf16-pure": Numbers("bf16", "bf16"),
     "fp16": Numbers("fp32", "fp16", scaled=True),
+    "fp8": Numbers("fp32", "bf16"),
 }

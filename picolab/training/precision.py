@@ -8,17 +8,20 @@ All ranks must skip the same steps, or replicas drift apart and the next collect
 with another; so a rank that objects is agreed with, by `agreed`.
 """
 
+import functools
+
 import torch
 
 from picolab import comm
 from picolab.model import Linear, Transformer
 from picolab.monitoring import events
 from picolab.parallel import ThreeDParallelOptimizer
+from picolab.precision.fp8 import Fp8Product, Fp8Scaling
 from picolab.precision.hardware import HardwareDetector
 from picolab.precision.lower import forget, linears, lower, shape_of
-from picolab.precision.products import Ways
+from picolab.precision.products import LowProduct, Ways
 from picolab.precision.scaler import LossScaler, finite
-from picolab.specs import TrainConfig
+from picolab.specs import Layout, TrainConfig
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -69,7 +72,12 @@ class LowPrecision(Precision):
             attention=ways["attention"],
             experts=ways["experts"],
             keep=keep,
+            make=functools.partial(self.product, keep),
         )
+
+    def product(self, keep: bool, name: str, ways: Ways) -> LowProduct:
+        """That of the linear whose (first) weight has this name."""
+        return LowProduct(DTYPES[self.format], ways, keep)
 
     def after_step(self, taken: bool) -> None:
         forget(self.products)
@@ -164,11 +172,46 @@ class ScaledPrecision(LowPrecision):
         self.scaler.load_state_dict(state)
 
 
+class Fp8Precision(LowPrecision):
+    """fp8 operands, bf16 between layers; the head stays in bf16, since the loss takes its output's
+    exponential. Delayed scaling is agreed on once a step."""
+
+    def __init__(self, config: TrainConfig, scaling: Fp8Scaling = "current"):
+        super().__init__(config)
+        self.scaling = scaling
+
+    def product(self, keep: bool, name: str, ways: Ways) -> LowProduct:
+        if name in ("head.weight", "embed.weight"):  # (a tied head is the embedding)
+            return super().product(keep, name, ways)
+        return Fp8Product(self.scaling, ways, keep)
+
+    @property
+    def fp8_products(self) -> list[Fp8Product]:
+        return [product for product in self.products if isinstance(product, Fp8Product)]
+
+    def after_step(self, taken: bool) -> None:
+        super().after_step(taken)
+        if self.scaling == "delayed" and self.fp8_products:
+            amax = torch.stack([product.amax for product in self.fp8_products]).to(comm.device())
+            for axis in amax_axes(self.config.layout):
+                comm.all_reduce(amax, axis, f"{axis}: largest of each operand", op="max")
+            for product, mine in zip(self.fp8_products, amax.cpu()):
+                product.remember(mine)
+
+
+def amax_axes(layout: Layout) -> list[str]:
+    """Over which ranks the largest element of one tensor of the model is spread: tokens over
+    replicas and cp, columns over tp."""
+    return [axis for axis in (layout.data_axis, "tp") if layout.size(axis) > 1]
+
+
 def of_config(config: TrainConfig) -> Precision:
     """What the settings name."""
     numbers = config.numbers
     if numbers.activations not in DTYPES:
         return Precision()
+    if config.precision == "fp8":
+        return Fp8Precision(config)
     return ScaledPrecision(config) if numbers.scaled else LowPrecision(config)
 
 

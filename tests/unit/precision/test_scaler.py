@@ -30,7 +30,8 @@ def torchs(overflows, interval):
     return found
 
 
-SCRIPT = [random.Random(3).random() < 0.15 for _ in range(300)]
+DRAW = random.Random(3)
+SCRIPT = [DRAW.random() < 0.15 for _ in range(300)]
 
 
 @pytest.mark.parametrize("interval", [1, 3, 7])
