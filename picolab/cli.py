@@ -365,7 +365,7 @@ class Verify:
 
     layout: str = "dp2tp2"
     """which layout; its ranks run here"""
-    dtype: Literal["fp64", "fp32"] = "fp64"
+    precision: Literal["fp64", "fp32", "bf16", "fp16"] = "fp64"
     """fp64 tells a bug from rounding: rounding shrinks, a bug does not"""
     fault: Annotated[str | None, arg(metavar="FAULT", help_behavior_hint="(default: none)")] = None
     """switch on a fault of the catalogue (listed below), and see it named"""
@@ -375,7 +375,7 @@ class Verify:
     def run(self) -> int:
         from picolab.debug import main_verify
 
-        text, status = main_verify(self.layout, self.dtype, self.fault, self.json)
+        text, status = main_verify(self.layout, self.precision, self.fault, self.json)
         print(text)
         return status
 

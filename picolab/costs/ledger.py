@@ -22,6 +22,7 @@ from picolab.costs.stages import rank_stages
 from picolab.costs.traffic import buckets
 from picolab.costs.zero import apart, shard_of, zero3_uses, zero_shards
 from picolab.specs import DEFAULT_BUCKET_BYTES, Layout, ModelConfig
+from picolab.specs.precision import PRECISIONS, Numbers, PrecisionName
 
 TABLES = ("embed.weight", "head.weight")
 
@@ -42,6 +43,7 @@ def step_ledger(
     accumulate: int = 1,
     seq: int | None = None,
     dtype: object = "fp32",
+    precision: PrecisionName | None = None,
     bucket_bytes: int = DEFAULT_BUCKET_BYTES,
     sp_inputs: Literal["keep", "gather"] = "keep",
     rank: int = 0,
@@ -116,6 +118,11 @@ def step_ledger(
         zero of experts: ...                                            as of zero, over edp
         tp: gradients of heads' norms        1              their bytes with qk_norm; not with sp
 
+    dtype: of everything; precision, which goes before it: of activations one, and of gradients and
+    parameters perhaps another (specs/precision.py). With fp16 all ranks agree whether to skip:
+
+        precision: does any rank object?     1              8 bytes     all-reduce over all ranks
+
     routed: rank -> expert -> the rows that it sends in the step, over all layers of its stage and
     its micro-batches; None: nothing is dropped, and loads are even.
 
@@ -134,14 +141,16 @@ def step_ledger(
     config = config.replace(seq=seq)
     layout.check(config)
 
-    step = _Step(config, layout, rank, micro_batch, accumulate, dtype_bytes(dtype))
+    numbers = PRECISIONS.get(precision)
+    sizes = [dtype_bytes(of) for of in (numbers or Numbers(dtype, dtype)).travelling]
+    step = _Step(config, layout, rank, micro_batch, accumulate, *sizes)
     parameters, kept = (of(config, layout, rank) for of in (local_parameters, zero_shards))
 
     step.add("all_reduce", "dp", "dp: count of valid tokens", [8])
     if layout.sp:
         step.sequence_parallel(sp_inputs)
         norms = sum(parameter.numel for parameter in kept if "tp" not in parameter.axes)
-        step.add("all_reduce", "tp", "sp: gradients of the norms", [norms * step.size])
+        step.add("all_reduce", "tp", "sp: gradients of the norms", [norms * step.of_parameters])
     else:
         step.tensor_parallel()
     step.shared_heads(rank)
@@ -157,18 +166,20 @@ def step_ledger(
         (dense, layout.shard_axis, "zero"),
         (of_experts, "edp", "zero of experts"),
     ):
-        sizes = [parameter.numel * step.size for parameter in mine]
+        sizes = [parameter.numel * step.of_parameters for parameter in mine]
         together = [[mine[i] for i in group] for group in buckets(sizes, bucket_bytes)]
         if layout.zero:
             own = [[p for p in use if p in mine] for use in uses]
             step.zero(together, [use for use in own if use], axis, of)
         else:
-            filled = [step.size * sum(p.numel for p in group) for group in together]
+            filled = [step.of_parameters * sum(p.numel for p in group) for group in together]
             axis, of = ("edp", "ep") if mine is of_experts else (layout.data_axis, "dp")
             step.add("all_reduce", axis, f"{of}: gradient bucket", filled)
     step.add("all_reduce", layout.data_axis, "dp: loss", [8])
     step.add("all_reduce", "pp", "pp: loss", [8])
     step.gradient_norm({parameter.axes for parameter in kept})
+    if numbers is not None and numbers.scaled:
+        step.add("all_reduce", "world", "precision: does any rank object?", [8], layout.world)
     return step.expected
 
 
@@ -183,9 +194,12 @@ class _Step:
         micro_batch: int,
         accumulate: int,
         size: int,
+        of_parameters: int,
     ):
         place = layout.coordinates(rank)
-        self.config, self.layout, self.accumulate, self.size = config, layout, accumulate, size
+        self.config, self.layout, self.accumulate = config, layout, accumulate
+        # Of an activation, and of a parameter and its gradient.
+        self.size, self.of_parameters = size, of_parameters
         self.heads = head_slices(config.heads, config.kv_heads, layout.tp, place["tp"])
         self.stages = rank_stages(config.layers, layout, place["pp"])
         self.first, self.last = 0 in self.stages, layout.stage_count - 1 in self.stages
@@ -222,12 +236,13 @@ class _Step:
         if copies > 1 and kept:
             axis = f"tp_copies{copies}"
             reason = "tp: gradients of shared heads"
-            self.add("all_reduce", axis, reason, [kept * self.size], copies)
+            self.add("all_reduce", axis, reason, [kept * self.of_parameters], copies)
 
     def head_norms(self, kept: list[LocalParameter]) -> None:
         mine = sum(p.numel for p in kept if ".q_norm." in p.name or ".k_norm." in p.name)
         if mine and not self.layout.sp:
-            self.add("all_reduce", "tp", "tp: gradients of heads' norms", [mine * self.size])
+            payload = mine * self.of_parameters
+            self.add("all_reduce", "tp", "tp: gradients of heads' norms", [payload])
 
     def experts(self, rank: int, routed: Sequence[Sequence[int]] | None) -> None:
         config, layout = self.config, self.layout
@@ -319,7 +334,7 @@ class _Step:
 
         def lines(groups: list[list[LocalParameter]]) -> list[int]:
             first = [sum(shard_of(p, self.layout, 0).numel for p in group) for group in groups]
-            return [n * numel * self.size for numel in first]
+            return [n * numel * self.of_parameters for numel in first]
 
         filled = lines(together)
         self.add("reduce_scatter", axis, f"{of}: gradient bucket", filled)
@@ -348,7 +363,7 @@ class _Step:
             self.add(op, "pp", "pp: activations", boundary * crossed)
             self.add(back, "pp", "pp: gradients of activations", boundary * crossed)
         if self.config.tied and self.first != self.last:
-            table = [numel * self.size for numel in tables]
+            table = [numel * self.of_parameters for numel in tables]
             self.add("send", "pp", "pp: tied embedding gradient", table)
             self.add("recv", "pp", "pp: tied embedding gradient", table)
 

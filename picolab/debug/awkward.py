@@ -61,7 +61,7 @@ class Recipe:
     """Everything that one process and the ranks of the layout have to agree on."""
 
     layout: Layout
-    dtype: str
+    precision: str
     steps: int
     seed: int
     tied: bool = True
@@ -113,13 +113,14 @@ class Recipe:
             steps=self.steps,
             micro_batch=self.rows // self.layout.dp,
             accumulate=self.accumulate,
-            dtype=self.dtype,
+            precision=self.precision,
+            products="rounded",  # as every machine does it
             lr=1e-2,
             warmup=0,
             eps=1e-5,
             clip=0.1,
             seed=self.seed,
-            bucket_bytes=5_000 * (8 if self.dtype == "fp64" else 4),
+            bucket_bytes=5_000 * (8 if self.precision == "fp64" else 4),
         )
 
     @property

@@ -30,8 +30,8 @@ from picolab.debug.observe import Held, Observation, Reference
 
 # Two results of the same sums in another order agree to this, relatively (see oracle.py); and this
 # is how well a ratio or a fit must do to be called exact. Far above rounding, far below any bug.
-TOLERANCE = {"fp64": 1e-12, "fp32": 2e-6}
-EXACT = {"fp64": 1e-8, "fp32": 2e-4}
+TOLERANCE = {"fp64": 1e-12, "fp32": 2e-6, "bf16": 16 * 2.0**-8, "fp16": 16 * 2.0**-11}
+EXACT = {"fp64": 1e-8, "fp32": 2e-4, "bf16": 0.1, "fp16": 0.02}
 
 
 @dataclass
@@ -44,11 +44,11 @@ class Evidence:
 
     @property
     def tolerance(self) -> float:
-        return TOLERANCE[self.recipe.dtype]
+        return TOLERANCE[self.recipe.precision]
 
     @property
     def exact(self) -> float:
-        return EXACT[self.recipe.dtype]
+        return EXACT[self.recipe.precision]
 
     def size(self, axis: str) -> int:
         """Ranks of an axis, derived ones included."""
@@ -105,7 +105,7 @@ class Evidence:
                         settings.layout,
                         micro_batch=settings.micro_batch,
                         accumulate=settings.accumulate,
-                        dtype=settings.dtype,
+                        precision=settings.precision,
                         bucket_bytes=settings.bucket_bytes,
                         sp_inputs=settings.sp_inputs,
                         rank=seen.rank,

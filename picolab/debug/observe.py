@@ -32,6 +32,7 @@ from picolab.monitoring import Observer, StepReport
 from picolab.training import trainer
 from picolab.training.build import build
 from picolab.training.one_thread import one_thread
+from picolab.training.precision import of_config
 
 Held = dict[str, tuple[Piece, torch.Tensor]]  # global name -> which slice, and its values
 # Where the residual stream or what is added to it can be looked at, in the names of the model.
@@ -117,12 +118,14 @@ def one_process(recipe: Recipe, device: str = "cpu") -> Reference:
     so that each one's share of the gradient is known; that sum is the gradient of all samples."""
     settings = recipe.training
     model = initialise(build(recipe.config, settings.torch_dtype), recipe.seed, device)
+    precision = of_config(settings)
+    precision.prepare(model, None)
     optimizer = trainer.adamw(model.parameters(), settings)
     found = Reference(start=_whole(model, lambda p: p), count=sum(recipe.counts()))
     parameters = [p for p in model.parameters() if p.requires_grad]
     # A replica's micro-batch is what a router looks at together.
     apart = bool(recipe.config.experts)
-    share_loss(model, recipe.layout.dp * recipe.accumulate)
+    share_loss(model, recipe.layout.dp * recipe.accumulate, precision.scale)
     for step in range(recipe.steps):
         replicas = recipe.layout.dp if step == 0 or apart else 1
         found.routed.append({})
@@ -143,10 +146,12 @@ def one_process(recipe: Recipe, device: str = "cpu") -> Reference:
                     routed = open_.enter_context(_routed(model))
                     logits = model(tokens)
                     if step == 0 and routed:
-                        _add_balance(found, model, routed, parameters)
-                    each = cross_entropy(logits.transpose(1, 2), labels, reduction="none")
+                        _add_balance(found, model, routed, parameters, precision.scale)
+                    exact = logits.to(torch.promote_types(logits.dtype, torch.float32))
+                    each = cross_entropy(exact.transpose(1, 2), labels, reduction="none")
                     loss = each.sum()
-                    summands = torch.autograd.grad(loss / count, parameters)
+                    summands = torch.autograd.grad(loss / (count / precision.scale), parameters)
+                    summands = [summand / precision.scale for summand in summands]
                 total += float(loss.detach())
                 for layer, of in routed.items():
                     admitted = of.admitted_TE.view(*tokens.shape, -1).cpu()
@@ -169,6 +174,7 @@ def one_process(recipe: Recipe, device: str = "cpu") -> Reference:
         for group in optimizer.param_groups:
             group["lr"] = settings.learning_rate(step)
         optimizer.step()
+        precision.after_step(taken=True)
         for layer in expert_layers(model):
             update_bias(layer, layer.router.counts_E)
             forget_counts(layer)
@@ -302,10 +308,14 @@ def _routed(model: nn.Module) -> Iterator[dict[int, Routed]]:
 
 
 def _add_balance(
-    found: Reference, model: nn.Module, routed: dict[int, Routed], parameters: list[nn.Parameter]
+    found: Reference,
+    model: nn.Module,
+    routed: dict[int, Routed],
+    parameters: list[nn.Parameter],
+    scale: float,
 ) -> None:
     """The gradients of this pool's balance losses, by themselves."""
-    share = expert_layers(model)[0].loss_share
+    share = expert_layers(model)[0].loss_share / scale
     total = share * sum(of.loss for of in routed.values())
     gradients = torch.autograd.grad(total, parameters, retain_graph=True, allow_unused=True)
     of = dict(zip(parameters, gradients))

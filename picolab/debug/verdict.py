@@ -86,7 +86,7 @@ class Verdict:
         equal = "equals one process" if self.ok else "does NOT equal one process"
         if self.numbers_ok and not self.ok:
             equal = "equals one process in its numbers, but NOT in its collectives"
-        return f"{recipe.layout} in {recipe.dtype} {equal}"
+        return f"{recipe.layout} in {recipe.precision} {equal}"
 
     def table(self) -> Table:
         """Every comparison; what differs first."""
@@ -199,7 +199,7 @@ class Verdict:
         return json.dumps(
             {
                 "layout": str(recipe.layout),
-                "dtype": recipe.dtype,
+                "precision": recipe.precision,
                 "steps": recipe.steps,
                 "ok": self.ok,
                 "cause": asdict(self.cause) if self.cause else None,

@@ -191,7 +191,7 @@ def lines(run: Recording) -> list[Line]:
                     config.layout,
                     micro_batch=config.micro_batch,
                     accumulate=config.accumulate,
-                    dtype=config.dtype,
+                    precision=config.precision,
                     bucket_bytes=config.bucket_bytes,
                     rank=rank,
                     routed=[of.rows[step] for of in run.ranks] if config.model.experts else None,

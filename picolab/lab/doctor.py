@@ -153,6 +153,7 @@ def doctor() -> DoctorReport:
             torch_build(torch),
             backends(torch),
             gpus(torch, _nvidia_gpus()),
+            short_products(torch),
             cores(usable_cores()),
             memory(*usable_memory()),
             shared_memory("/dev/shm"),
@@ -232,6 +233,21 @@ def gpus(torch: dict, driver: list[str] | None) -> Check:
     return Check(
         "GPUs", "ok", "none; ranks run on the CPU over gloo, which every chapter is made for"
     )
+
+
+def short_products(torch: dict) -> Check:
+    """How fast bf16 is multiplied on one core, each product of a linear by itself."""
+    timed = torch.get("bf16", {})
+    if not timed:
+        return Check("bf16", "ok", "not measured without torch")
+    said = []
+    for which, (fp32_s, native_s, rounded_s) in timed.items():
+        native = native_s < rounded_s
+        speed = fp32_s / min(native_s, rounded_s)
+        said.append(f"{which} {speed:.1f} ({'native' if native else 'rounded'})")
+    slow = all(min(native, rounded) > fp32 for fp32, native, rounded in timed.values())
+    note = "; here it saves memory and no time" if slow else ""
+    return Check("bf16", "ok", f"times fp32's speed: {', '.join(said)}{note}")
 
 
 def cores(count: float) -> Check:
@@ -357,12 +373,16 @@ def widgets(versions: dict[str, str | None]) -> Check:
 _ASK = """
 import json
 import torch, torch.distributed as dist
+from picolab.precision.hardware import HardwareDetector
 there = dist.is_available()
+torch.set_num_threads(1)
+bf16 = HardwareDetector().products("bf16", tokens=512, inputs=256, outputs=688)
 print(json.dumps({
     "version": torch.__version__, "cuda": torch.version.cuda,
     "gloo": there and dist.is_gloo_available(),
     "nccl": there and dist.is_nccl_available(),
     "mpi": there and dist.is_mpi_available(),
+    "bf16": bf16,
     "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
 }))
 """

@@ -99,7 +99,7 @@ class Panel(Shown):
         self._step = {
             "micro_batch": config.micro_batch,
             "accumulate": settings.get("accumulate"),
-            "dtype": config.dtype,
+            "precision": config.precision,
             "bucket_bytes": config.bucket_bytes,
             "sp_inputs": config.sp_inputs,
         }

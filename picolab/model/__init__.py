@@ -15,7 +15,7 @@ except ImportError as error:
 
 from picolab.model.generate import generate
 from picolab.model.hugging_face import hf_config, load_hf, save_hf
-from picolab.model.layers import Dropout, Embedding, Linear, RMSNorm, RotaryTables
+from picolab.model.layers import PLAIN, Dropout, Embedding, Linear, Product, RMSNorm, RotaryTables
 from picolab.model.parameters import (
     Piece,
     fill,
@@ -28,12 +28,14 @@ from picolab.model.parameters import (
 from picolab.model.transformer import Attention, Block, SwiGLU, Transformer, cross_entropy
 
 __all__ = [
+    "PLAIN",
     "Attention",
     "Block",
     "Dropout",
     "Embedding",
     "Linear",
     "Piece",
+    "Product",
     "RMSNorm",
     "RotaryTables",
     "SwiGLU",

@@ -6,7 +6,7 @@ F ffn, V vocabulary.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,32 @@ from torch import nn
 from picolab.model.parameters import Piece, meta_parameter
 from picolab.specs.model_config import Llama3Rope
 
-Product = Callable[[torch.Tensor, nn.Parameter], torch.Tensor]
+
+class Product:
+    """The three products of a linear: called, it is y = x W^T for autograd; `y`, `dx` and `dw` are
+    what it consists of, for whoever differentiates by hand. A precision replaces all of them."""
+
+    splits = False
+    """Whether its backward leaves the weight's gradient for later."""
+
+    def __call__(self, x: torch.Tensor, weight: nn.Parameter) -> torch.Tensor:
+        return F.linear(x, weight)
+
+    def y(self, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        """(..., in), (out, in) -> (..., out)."""
+        return F.linear(x, w)
+
+    def dx(self, dy: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        """The gradient of x: (..., out), (out, in) -> (..., in)."""
+        return dy @ w
+
+    def dw(self, dy: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """The gradient of W, summed over tokens: (..., out), (..., in) -> (out, in)."""
+        return dy.flatten(0, -2).T @ x.flatten(0, -2)
+
+
+PLAIN = Product()
+"""In the dtype that x and W have."""
 
 
 class Linear(nn.Module):
@@ -35,8 +60,8 @@ class Linear(nn.Module):
         super().__init__()
         self.weight = meta_parameter(tuple(pieces), dtype)
         self.bias = meta_parameter(tuple(biases), dtype) if biases else None
-        # How x W^T is computed: replaced by whoever splits its backward.
-        self.product: Product = F.linear
+        # How x W^T is computed: replaced by a precision, and by whoever splits its backward.
+        self.product = PLAIN
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -50,18 +75,25 @@ class Linear(nn.Module):
 
 
 class Embedding(nn.Module):
-    """Row `token` of a (V, D) matrix for each token."""
+    """Row `token` of a (V, D) matrix for each token. What it gives is the residual stream's first
+    value, so its dtype is that of all that follows."""
 
     def __init__(self, piece: Piece, dtype: torch.dtype = torch.float32):
         super().__init__()
         self.weight = meta_parameter((piece,), dtype)
+        # Of what it gives; None: the weight's. A precision lowers it.
+        self.gives: torch.dtype | None = None
 
     def forward(self, tokens_BS: torch.Tensor) -> torch.Tensor:
-        return F.embedding(tokens_BS, self.weight)
+        return self.rows(tokens_BS)
+
+    def rows(self, tokens_BS: torch.Tensor) -> torch.Tensor:
+        return F.embedding(tokens_BS, self.weight).to(self.gives or self.weight.dtype)
 
 
 class RMSNorm(nn.Module):
-    """y = x / sqrt(mean(x^2) + eps) * w over the last dim (arXiv 1910.07467)."""
+    """y = x / sqrt(mean(x^2) + eps) * w over the last dim (arXiv 1910.07467); computed in the dtype
+    of w, which a precision leaves high, and given in that of x."""
 
     def __init__(self, name: str, size: int, eps: float, dtype: torch.dtype = torch.float32):
         super().__init__()
@@ -69,7 +101,8 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x_BSD: torch.Tensor) -> torch.Tensor:
-        return F.rms_norm(x_BSD, self.weight.shape, self.weight, self.eps)
+        x_exact = x_BSD.to(self.weight.dtype)
+        return F.rms_norm(x_exact, self.weight.shape, self.weight, self.eps).to(x_BSD.dtype)
 
 
 class Dropout(nn.Module):

@@ -26,6 +26,8 @@ class Batch(NamedTuple):
     labels_MBS: torch.Tensor
     positions_S: torch.Tensor | None = None
     """Each token's place in its sequence, where that is not 0 ... S-1."""
+    scale: float = 1.0
+    """Gradients are those of so many times the loss."""
 
 
 class Placement:

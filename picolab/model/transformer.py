@@ -83,6 +83,8 @@ class Transformer(nn.Module):
         self.cross_entropy: nn.Module = CrossEntropy()
         # Ranks that share what lies between the layers, along the sequence (sequence parallelism).
         self.sequence_shares = 1
+        # The dtype of what flows between layers, where it is not that of the parameters.
+        self.activations: torch.dtype | None = None
         # How a block is run: replaced by whoever recomputes it or moves what it keeps.
         self.run_block: RunBlock = run_block
         if torch.device(device).type != "meta":

@@ -59,11 +59,13 @@ class SwiGLUExperts(nn.Module):
             (Piece(f"{name}.gate_up.weight", gate_up, std=size**-0.5),), dtype
         )
         self.down = meta_parameter((Piece(f"{name}.down.weight", down, std=std),), dtype)
+        # Replaced by a precision.
+        self.product: Callable[..., torch.Tensor] = grouped_linear
 
     def forward(self, x_AD: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
-        both = grouped_linear(x_AD, rows, self.gate_up.flatten(1, 2))
+        both = self.product(x_AD, rows, self.gate_up.flatten(1, 2))
         gate_AF, up_AF = both.chunk(2, dim=-1)
-        return grouped_linear(F.silu(gate_AF) * up_AF, rows, self.down)
+        return self.product(F.silu(gate_AF) * up_AF, rows, self.down)
 
 
 Experts = Callable[[ModelConfig, int, torch.dtype], nn.Module]

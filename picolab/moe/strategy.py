@@ -86,7 +86,7 @@ class MoEParallelStrategy(Placement):
 
     def split(self, batch: Batch) -> Batch:
         """The step's pools are its micro-batches, of every replica."""
-        share_loss(self.model, len(batch.tokens_MBS) * comm.axis_size("dp"))
+        share_loss(self.model, len(batch.tokens_MBS) * comm.axis_size("dp"), batch.scale)
         for layer in self.layers:
             layer.router.over_batch.begin()
         return batch
@@ -149,10 +149,10 @@ def expert_layers(model: Transformer) -> list[ExpertLayer]:
     return [block.mlp for block in model.layers if isinstance(block.mlp, ExpertLayer)]
 
 
-def share_loss(model: Transformer, pools: int) -> None:
-    """Let each pool's balance loss be 1 / pools of the step's."""
+def share_loss(model: Transformer, pools: int, scale: float = 1.0) -> None:
+    """Let each pool's balance loss be 1 / pools of the step's, which is scaled like the other."""
     for layer in expert_layers(model):
-        layer.loss_share = 1 / pools
+        layer.loss_share = scale / pools
 
 
 @torch.no_grad()

@@ -22,7 +22,7 @@ from picolab.model.transformer import IGNORED
 def run(
     model: Transformer,
     batch: Batch,
-    count: int,
+    count: float,
     no_sync: Callable[[], AbstractContextManager] = nullcontext,
 ) -> torch.Tensor:
     """The sum of the divided losses (fp64 scalar); gradients are left in the parameters. no_sync

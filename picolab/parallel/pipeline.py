@@ -114,7 +114,7 @@ class PipelineParallelOptimizer(Placement):
         schedule: schedules.Schedule,
         tokens_MBS: torch.Tensor,
         labels_MBS: torch.Tensor,
-        count: int,
+        count: float,
         *,
         no_sync: Callable[[], AbstractContextManager] = nullcontext,
         positions_S: torch.Tensor | None = None,
@@ -285,7 +285,8 @@ class PipelineParallelOptimizer(Placement):
         """For what two stages exchange: (B, S, D), of which a rank of sp has its share."""
         rows, length = tokens_BS.shape
         shape = (rows, length // self.model.sequence_shares, self.model.config.hidden)
-        return next(self.model.parameters()).new_empty(shape)
+        parameter = next(self.model.parameters())
+        return parameter.new_empty(shape, dtype=self.model.activations)
 
     def _free_what_was_sent(self, wait: bool = False) -> None:
         still = []

@@ -19,11 +19,10 @@ split any autograd graph.
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-from picolab.model import Linear
+from picolab.model import PLAIN, Linear, Product
 
 
 class Left(NamedTuple):
@@ -32,6 +31,7 @@ class Left(NamedTuple):
     weight: nn.Parameter
     x: torch.Tensor
     dy: torch.Tensor
+    product: Product = PLAIN
 
 
 class LaterWeightGradients:
@@ -40,12 +40,14 @@ class LaterWeightGradients:
     def __init__(self) -> None:
         self._left: list[Left] = []
 
-    def product(self, x: torch.Tensor, weight: nn.Parameter) -> torch.Tensor:
-        """F.linear(x, weight), whose backward leaves the weight's gradient for later. Where x needs
+    def product(
+        self, x: torch.Tensor, weight: nn.Parameter, product: Product = PLAIN
+    ) -> torch.Tensor:
+        """product(x, weight), whose backward leaves the weight's gradient for later. Where x needs
         no gradient there is no B, and autograd does as usual."""
         if not x.requires_grad:
-            return F.linear(x, weight)
-        return _SplitLinear.apply(x, (weight,), self._left)
+            return product(x, weight)
+        return _SplitLinear.apply(x, (weight,), self._left, product)
 
     def take(self) -> list[Left]:
         """What was left; it is the caller's from now on."""
@@ -61,15 +63,28 @@ def compute(left: list[Left]) -> None:
     (buckets) hears of this one too.
     """
     while left:
-        weight, x, dy = left.pop()
-        weight.backward(dy.flatten(0, -2).T @ x.flatten(0, -2))
+        weight, x, dy, product = left.pop()
+        weight.backward(product.dw(dy, x).to(weight.dtype))
 
 
 def split_products(model: nn.Module, later: LaterWeightGradients | None) -> None:
     """Make every linear of the model compute its product so; None: as usual."""
     for module in model.modules():
         if isinstance(module, Linear):
-            module.product = F.linear if later is None else later.product
+            whole = module.product.whole if module.product.splits else module.product
+            module.product = whole if later is None else SplitProduct(whole, later)
+
+
+class SplitProduct(Product):
+    """A product that computes the same as another, and leaves dw for later."""
+
+    splits = True
+
+    def __init__(self, whole: Product, later: LaterWeightGradients):
+        self.whole, self._later = whole, later
+
+    def __call__(self, x: torch.Tensor, weight: nn.Parameter) -> torch.Tensor:
+        return self._later.product(x, weight, self.whole)
 
 
 class _SplitLinear(torch.autograd.Function):
@@ -77,15 +92,15 @@ class _SplitLinear(torch.autograd.Function):
     its gradient has arrived, with B, although it got none."""
 
     @staticmethod
-    def forward(ctx, x, wrapped, left):
+    def forward(ctx, x, wrapped, left, product):
         ctx.save_for_backward(x)
-        (ctx.weight,), ctx.left = wrapped, left
-        return F.linear(x, ctx.weight)
+        (ctx.weight,), ctx.left, ctx.product = wrapped, left, product
+        return product.y(x, ctx.weight)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dy):
         (x,) = ctx.saved_tensors
         if ctx.weight.requires_grad:
-            ctx.left.append(Left(ctx.weight, x, dy))
-        return dy @ ctx.weight, None, None
+            ctx.left.append(Left(ctx.weight, x, dy, ctx.product))
+        return ctx.product.dx(dy, ctx.weight), None, None, None

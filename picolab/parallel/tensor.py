@@ -41,7 +41,6 @@ import re
 from collections.abc import Callable, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from picolab import comm
@@ -89,12 +88,12 @@ class ColumnParallelLinear(Linear):
         return self.biased(self._exchanged(x))
 
     def _exchanged(self, x: torch.Tensor) -> torch.Tensor:
-        if self.product is not F.linear:  # the exchange and the product apart
+        if self.product.splits:  # the exchange and the product apart
             whole = gather(x, self.axis) if self.sequence else f(x, self.axis)
             return self.product(whole, self.weight)
         if self.sequence:
-            return gather_linear(x, self.weight, self.axis, self.inputs)
-        return column_linear(x, self.weight, self.axis)
+            return gather_linear(x, self.weight, self.axis, self.inputs, self.product)
+        return column_linear(x, self.weight, self.axis, self.product)
 
 
 class RowParallelLinear(Linear):

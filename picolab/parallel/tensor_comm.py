@@ -48,10 +48,10 @@ beside a product does:
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
 from picolab import comm
+from picolab.model import PLAIN, Product
 
 INPUT_GRADIENT = "tp: column-parallel input gradient"
 ROW_OUTPUT = "tp: row-parallel output"
@@ -84,12 +84,15 @@ def g_(x: torch.Tensor, axis: str = "tp", reason: str = ROW_OUTPUT) -> torch.Ten
     return _GInPlace.apply(x, axis, reason)
 
 
-def column_linear(x: torch.Tensor, w_local: torch.Tensor, axis: str = "tp") -> torch.Tensor:
-    """F.linear(f(x), w_local), with the all-reduce of dx under way while dw is computed.
+def column_linear(
+    x: torch.Tensor, w_local: torch.Tensor, axis: str = "tp", product: Product = PLAIN
+) -> torch.Tensor:
+    """product(f(x), w_local), with the all-reduce of dx under way while dw is computed.
 
     x: (..., in), the same on every rank of the axis; w_local: (out / n, in); result (..., out / n).
+    product: F.linear and its gradients, or what a precision makes of them.
     """
-    return _ColumnLinear.apply(x, w_local, axis)
+    return _ColumnLinear.apply(x, w_local, axis, product)
 
 
 def gather(x: torch.Tensor, axis: str = "tp") -> torch.Tensor:
@@ -117,14 +120,18 @@ def scatter_sum(x: torch.Tensor, axis: str = "tp", reason: str = SCATTER_OUTPUT)
 
 
 def gather_linear(
-    x: torch.Tensor, w_local: torch.Tensor, axis: str = "tp", inputs: Inputs = "keep"
+    x: torch.Tensor,
+    w_local: torch.Tensor,
+    axis: str = "tp",
+    inputs: Inputs = "keep",
+    product: Product = PLAIN,
 ) -> torch.Tensor:
-    """F.linear(gather(x), w_local). x: (B, S/n, in), w_local: (out / n, in); result (B, S, out/n).
+    """product(gather(x), w_local). x: (B, S/n, in), w_local: (out / n, in); result (B, S, out/n).
 
     inputs: whether the gathered x is kept for backward, or gathered again there.
     tests/distributed/parallel/test_sequence.py holds all equal.
     """
-    return _GatherLinear.apply(x, w_local, axis, inputs)
+    return _GatherLinear.apply(x, w_local, axis, inputs, product)
 
 
 class _F(torch.autograd.Function):
@@ -165,10 +172,10 @@ class _GInPlace(torch.autograd.Function):
 
 class _ColumnLinear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, w_local, axis):
+    def forward(ctx, x, w_local, axis, product):
         ctx.save_for_backward(x, w_local)
-        ctx.axis = axis
-        return F.linear(x, w_local)
+        ctx.axis, ctx.product = axis, product
+        return product.y(x, w_local)
 
     @staticmethod
     @once_differentiable
@@ -177,13 +184,13 @@ class _ColumnLinear(torch.autograd.Function):
         dx = dw_local = pending = None
         # Every rank of the axis agrees on whether x needs a gradient, so all call this or none.
         if ctx.needs_input_grad[0]:
-            dx = dy_local @ w_local
+            dx = ctx.product.dx(dy_local, w_local)
             pending = comm.all_reduce(dx, ctx.axis, INPUT_GRADIENT, async_op=True)
         if ctx.needs_input_grad[1]:
-            dw_local = dy_local.flatten(0, -2).T @ x.flatten(0, -2)
+            dw_local = ctx.product.dw(dy_local, x).to(w_local.dtype)
         if pending is not None:
             pending.wait()
-        return dx, dw_local, None
+        return dx, dw_local, None, None
 
 
 class _Gather(torch.autograd.Function):
@@ -212,11 +219,11 @@ class _ScatterSum(torch.autograd.Function):
 
 class _GatherLinear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, w_local, axis, inputs):
+    def forward(ctx, x, w_local, axis, inputs, product):
         whole = comm.all_gather(x, axis, GATHER_INPUT, dim=SEQUENCE)
         ctx.save_for_backward(whole if inputs == "keep" else x, w_local)
-        ctx.axis, ctx.again = axis, inputs == "gather"
-        return F.linear(whole, w_local)
+        ctx.axis, ctx.again, ctx.product = axis, inputs == "gather", product
+        return product.y(whole, w_local)
 
     @staticmethod
     @once_differentiable
@@ -226,14 +233,14 @@ class _GatherLinear(torch.autograd.Function):
         if ctx.again and ctx.needs_input_grad[1]:
             gathering = comm.all_gather(x, ctx.axis, GATHER_AGAIN, async_op=True)
         if ctx.needs_input_grad[0]:
-            dx = dy_local @ w_local
+            dx = ctx.product.dx(dy_local, w_local)
             scattering = comm.reduce_scatter(
                 dx, ctx.axis, SCATTER_INPUT_GRADIENT, dim=SEQUENCE, async_op=True
             )
         if ctx.needs_input_grad[1]:
             if gathering is not None:  # along dim 0, rank by rank
                 x = torch.cat(gathering.wait().chunk(comm.mesh().size(ctx.axis)), dim=SEQUENCE)
-            dw_local = dy_local.flatten(0, -2).T @ x.flatten(0, -2)
+            dw_local = ctx.product.dw(dy_local, x).to(w_local.dtype)
         if scattering is not None:
             dx = scattering.wait()
-        return dx, dw_local, None, None
+        return dx, dw_local, None, None, None

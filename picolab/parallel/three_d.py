@@ -188,15 +188,17 @@ class ThreeDParallelOptimizer:
         labels_MBS: torch.Tensor,
         count: int | None = None,
         stage_cost_s: tuple[float, float] = (0.0, 0.0),
+        scale: float = 1.0,
     ) -> torch.Tensor:
         """All micro-batches of a step, in the layout's way; gradients are complete afterwards.
 
         tokens and labels: (M, B, S), this replica's whole sequences. count: the global number of
         valid tokens, None to sum it. Returns the mean loss of the global batch (fp64 scalar), the
-        same on every rank. stage_cost_s: see `PipelineParallelOptimizer.run`.
+        same on every rank. stage_cost_s: see `PipelineParallelOptimizer.run`. scale: gradients are
+        those of so many times the loss (and the loss is returned as it is).
         """
-        count = count_valid(labels_MBS) if count is None else count
-        batch = self._split(tokens_MBS, labels_MBS)
+        count = (count_valid(labels_MBS) if count is None else count) / scale
+        batch = self._split(tokens_MBS, labels_MBS, scale)
         if self.pipeline is None:
             total = micro_batches.run(self.model, batch, count, self.no_sync)
         else:
@@ -210,7 +212,7 @@ class ThreeDParallelOptimizer:
                 stage_cost_s=stage_cost_s,
             )
         self.finish_gradients()
-        return self._over_all_ranks(total)
+        return self._over_all_ranks(total) / scale
 
     def evaluate(self, tokens_MBS: torch.Tensor, labels_MBS: torch.Tensor) -> torch.Tensor:
         """The mean loss of the global batch, as `forward_backward` returns it, and no gradients."""
@@ -221,8 +223,10 @@ class ThreeDParallelOptimizer:
             total = self.pipeline.forward_only(batch, count)
         return self._over_all_ranks(total)
 
-    def _split(self, tokens_MBS: torch.Tensor, labels_MBS: torch.Tensor) -> Batch:
-        batch = Batch(tokens_MBS, labels_MBS)
+    def _split(
+        self, tokens_MBS: torch.Tensor, labels_MBS: torch.Tensor, scale: float = 1.0
+    ) -> Batch:
+        batch = Batch(tokens_MBS, labels_MBS, scale=scale)
         for placement in self.placements:
             batch = placement.split(batch)
         return batch

@@ -19,7 +19,6 @@ compares with the whole-vocabulary functions.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from torch.autograd.function import once_differentiable
 
@@ -45,7 +44,7 @@ class VocabularyParallelEmbedding(Embedding):
         # Out of range, no rank would claim the token and it would silently be the zero vector.
         _check_range(tokens_BS, (tokens_BS >= 0) & (tokens_BS < piece.shape[0]), piece.shape[0])
         row_BS, mine_BS = _mine(tokens_BS, piece.ranges[0])
-        x_BSD = F.embedding(row_BS, self.weight).masked_fill(~mine_BS.unsqueeze(-1), 0)
+        x_BSD = self.rows(row_BS).masked_fill(~mine_BS.unsqueeze(-1), 0)
         if self.sequence:
             return scatter_sum(x_BSD, self.axis, "sp: embedding output")
         return g_(x_BSD, self.axis, "tp: embedding output")

@@ -12,16 +12,22 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal
 
 from picolab.specs.layout import Layout
 from picolab.specs.model_config import ModelConfig
+from picolab.specs.precision import (
+    OLDER_SPELLING,
+    PRECISIONS,
+    Dtype,
+    Numbers,
+    PrecisionName,
+)
 from picolab.specs.schedule_name import ScheduleName
 
 if TYPE_CHECKING:
     import torch
 
-Dtype = Literal["fp32", "fp64", "bf16"]
 # Of what a model may have beyond a plain Llama decoder.
 TRAINED_EXTENSIONS = (
     "experts",
@@ -52,8 +58,15 @@ class TrainConfig:
     """Sequences in one forward pass of one replica."""
     accumulate: int = 1
     """Micro-batches of one replica in one step: their gradients are added up."""
-    dtype: Dtype = "fp32"
-    """Of parameters, gradients and optimizer state. bf16 is plain bf16, without an fp32 copy."""
+    precision: PrecisionName | None = None
+    """Which numbers are computed with. "bf16", "fp16" and "fp8" keep fp32 parameters, gradients and
+    moments, and compute in the short format; "bf16-pure" is bf16 alone. None: what dtype says."""
+    dtype: Dtype | None = None
+    """The older spelling, for "fp32", "fp64" and "bf16" (which is "bf16-pure"). None: the dtype of
+    the parameters that `precision` has."""
+    products: Literal["auto", "native", "rounded"] = "auto"
+    """How matrices are multiplied in a short format: by the processor's own instructions, or with
+    rounded inputs in fp32. "auto" times both, at the shapes of the model, and takes the faster."""
     lr: float = 3e-3
     """The peak of the learning rate, reached after the warm-up; then it falls, half a cosine, to a
     tenth."""
@@ -93,6 +106,7 @@ class TrainConfig:
         object.__setattr__(self, "betas", _pair("betas", self.betas, "AdamW takes two numbers"))
         cost = _pair("stage_cost_s", self.stage_cost_s, "give seconds of a forward and a backward")
         object.__setattr__(self, "stage_cost_s", cost)
+        self._choose_precision()
         self._check_numbers()
         others = [name for name in model.extensions if name not in TRAINED_EXTENSIONS]
         if others:
@@ -111,6 +125,27 @@ class TrainConfig:
                     "1f1b"
                 )
 
+    def _choose_precision(self) -> None:
+        """Both spellings are known afterwards, and agree."""
+        if self.dtype is not None and self.dtype not in OLDER_SPELLING:
+            raise ValueError(
+                f"dtype is {self.dtype!r}; it is the older spelling of precision and takes "
+                f"{', '.join(OLDER_SPELLING)}; precision takes {', '.join(PRECISIONS)}"
+            )
+        precision = self.precision
+        if precision is None:
+            precision = OLDER_SPELLING[self.dtype or "fp32"]
+        if precision not in PRECISIONS:
+            raise ValueError(f"precision is {precision!r}; training takes {', '.join(PRECISIONS)}")
+        dtype = PRECISIONS[precision].parameters
+        if self.dtype not in (None, dtype):
+            raise ValueError(
+                f"precision {precision!r} has parameters in {dtype}, and dtype is {self.dtype!r}; "
+                "give precision alone"
+            )
+        object.__setattr__(self, "precision", precision)
+        object.__setattr__(self, "dtype", dtype)
+
     def _check_numbers(self) -> None:
         for name in ("steps", "micro_batch", "accumulate", "bucket_bytes"):
             _check_integer(name, getattr(self, name), least=1)
@@ -118,10 +153,8 @@ class TrainConfig:
         for name, least in (("warmup", 0), ("eval_every", 1)):
             if getattr(self, name) is not None:
                 _check_integer(name, getattr(self, name), least)
-        if self.dtype not in get_args(Dtype):
-            raise ValueError(
-                f"dtype is {self.dtype!r}; training takes {', '.join(get_args(Dtype))}"
-            )
+        if self.products not in ("auto", "native", "rounded"):
+            raise ValueError(f"products is {self.products!r}; it is 'auto', 'native' or 'rounded'")
         if self.sp_inputs not in ("keep", "gather"):
             raise ValueError(f"sp_inputs is {self.sp_inputs!r}; it is 'keep' or 'gather'")
         for name in ("lr", "eps") if self.clip is None else ("lr", "eps", "clip"):
@@ -142,7 +175,13 @@ class TrainConfig:
         return self.sequences_per_step * self.model.seq
 
     @property
+    def numbers(self) -> Numbers:
+        """The dtypes of the precision."""
+        return PRECISIONS[self.precision]
+
+    @property
     def torch_dtype(self) -> "torch.dtype":
+        """Of the parameters."""
         import torch
 
         return {"fp32": torch.float32, "fp64": torch.float64, "bf16": torch.bfloat16}[self.dtype]

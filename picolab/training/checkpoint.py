@@ -57,6 +57,7 @@ from picolab.training.folder import (
 )
 from picolab.training.hashing_writer import HashingWriter
 from picolab.training.integrity import ABOUT, FORMAT, seal
+from picolab.training.precision import Precision
 from picolab.training.resume import adapt, check, record
 from picolab.training.text import Text
 
@@ -131,6 +132,7 @@ def save(
     text: Text,
     config: TrainConfig,
     keep: int = 2,
+    precision: Precision | None = None,
 ) -> Path:
     """Write folder/step-N, N the number of steps that are done. All ranks call it.
 
@@ -160,6 +162,7 @@ def save(
             "layout": str(config.layout),
             "world": dist.get_world_size(),
             "text": text.state_dict(),
+            "precision": {} if precision is None else precision.state_dict(),
             "config": record(config),
             "files": {path.name: path.stat().st_size for path in sorted(beside.iterdir())},
             "hashes": dict(sorted(writer.hashes.items())),
@@ -176,10 +179,15 @@ def save(
 
 
 def restore(
-    path: str | Path, optimizer: torch.optim.Optimizer, text: Text, config: TrainConfig
+    path: str | Path,
+    optimizer: torch.optim.Optimizer,
+    text: Text,
+    config: TrainConfig,
+    precision: Precision | None = None,
 ) -> int:
-    """Fill the parameters, the optimizer's state, the place in the data and the random generators
-    from a checkpoint of any layout; returns the number of steps that were done. All ranks call it.
+    """Fill the parameters, the optimizer's state, the place in the data, the random generators and
+    what the precision remembers from a checkpoint of any layout; returns the number of steps that
+    were done. All ranks call it.
 
     Raises ValueError for a checkpoint of another run (another model, batch or text), and for one
     that is not complete or disappears while it is read. That its bytes are those that were written
@@ -189,6 +197,8 @@ def restore(
     about = describe(path)
     check(path, about, config)
     text.load_state_dict(about["text"])
+    if precision is not None and about.get("precision"):
+        precision.load_state_dict(about["precision"])
     rank = dist.get_rank()
     same_ranks = about["layout"] == str(config.layout)
     _read(path, optimizer, rank if same_ranks else None)

@@ -110,4 +110,12 @@ class CheckpointWriter(Observer):
         if wanted.due(done, run.config.steps):
             from picolab.training import checkpoint
 
-            checkpoint.save(wanted.folder, done, run.optimizer, run.text, run.config, wanted.keep)
+            checkpoint.save(
+                wanted.folder,
+                done,
+                run.optimizer,
+                run.text,
+                run.config,
+                wanted.keep,
+                run.precision,
+            )

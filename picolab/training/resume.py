@@ -2,9 +2,9 @@
 
     must be the same    the model (but for its name), dtype, the text and its order (so data and
                         seed, which the text itself checks: see text.py), sequences in a step
-    how a step is cut   layout, micro_batch, accumulate, bucket_bytes, sp_inputs, stage_cost_s: they
-                        change rounding and speed, nothing is said; of another stage of ZeRO,
-                        that the shards are cut anew
+    how a step is cut   layout, micro_batch, accumulate, bucket_bytes, sp_inputs, stage_cost_s,
+                        products: they change rounding and speed, nothing is said; of another stage
+                        of ZeRO, that the shards are cut anew
     may be changed      all else (lr, warmup, steps, betas, clip, ...): one line for each that is
 
 A *step* belongs to the run: so many sequences, then one update. On another number of replicas the
@@ -21,8 +21,11 @@ import json
 from pathlib import Path
 
 from picolab.specs import Layout, ModelConfig, TrainConfig
+from picolab.specs.precision import OLDER_SPELLING
 
-CUTS = {"layout", "micro_batch", "accumulate", "bucket_bytes", "sp_inputs", "stage_cost_s"}
+CUTS = {
+    "layout", "micro_batch", "accumulate", "bucket_bytes", "sp_inputs", "stage_cost_s", "products"
+}  # fmt: skip
 CHECKED = {"model", "dtype", "seed"}
 SCHEDULE = ("lr", "warmup", "steps")
 
@@ -106,6 +109,7 @@ def _nearest(wanted: int, config: TrainConfig) -> str:
 
 def _differences(about: dict, config: TrainConfig) -> list[str]:
     there, here = {**_defaults(TrainConfig), **about["config"]}, record(config)
+    there["precision"] = there["precision"] or OLDER_SPELLING[there["dtype"]]
     changed = [name for name in here.keys() - CUTS - CHECKED if there[name] != here[name]]
     lines = [f"resume: {name} {there[name]} -> {here[name]}" for name in sorted(changed)]
     if set(SCHEDULE) & set(changed):

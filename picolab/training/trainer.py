@@ -15,8 +15,8 @@ as one process would; tests/distributed/training asserts it for each layout, wit
 clipping active.
 
 The loop exists once. Whoever wants to see a run (events, checkpoints, evaluation, the oracle,
-mystery runs, a reader) is an observer (monitoring/observer.py), and not another loop. Leaves out:
-loss scaling.
+mystery runs, a reader) is an observer (monitoring/observer.py), and not another loop. Which numbers
+are computed with is asked of one object (precision.py).
 """
 
 import math
@@ -38,7 +38,7 @@ from picolab.specs import TrainConfig
 from picolab.training.build import build
 from picolab.training.eager_adamw import EagerAdamW
 from picolab.training.observers import CheckpointWriter, Evaluation, EventWriter, Recorder
-from picolab.training.precision import Precision
+from picolab.training.precision import Precision, of_config
 from picolab.training.result import RankReport
 from picolab.training.text import Text, open_text
 
@@ -69,12 +69,14 @@ def train_rank(
         own.append(Evaluation(config.eval_every, report.eval_losses))
     if checkpoints is not None:
         own.append(CheckpointWriter(checkpoints))
-    with Run(config, [*own, *observers], precision or Precision()) as run:
+    with Run(config, [*own, *observers], precision or of_config(config)) as run:
         run.prepare(text)
         if checkpoints is not None and checkpoints.resume is not None:
             from picolab.training.checkpoint import restore
 
-            run.first_step = restore(checkpoints.resume, run.optimizer, run.text, config)
+            run.first_step = restore(
+                checkpoints.resume, run.optimizer, run.text, config, run.precision
+            )
             run.parallel.after_load()
             if dist.get_rank() == 0:
                 events.write("resume", step=run.first_step, notes=list(checkpoints.notes))
@@ -100,7 +102,10 @@ def train_step(run: "Run", step: int) -> StepReport:
     run.tokens_MBS, run.labels_MBS = next_batch(run.text, config, run.device)
     count = global_count(run.labels_MBS)
     parallel.zero_grad()
-    loss = parallel.forward_backward(run.tokens_MBS, run.labels_MBS, count, config.stage_cost_s)
+    loss = parallel.forward_backward(
+        run.tokens_MBS, run.labels_MBS, count, config.stage_cost_s, run.precision.scale
+    )
+    run.precision.unscale(parallel)
     run.tell("gradients")
     lr, taken = config.learning_rate(step), run.precision.ready(parallel)
     norm = parallel.clip(config.clip) if taken and config.clip else parallel.grad_norm()
@@ -148,6 +153,7 @@ class Run:
             bucket_bytes=config.bucket_bytes,
             sp_inputs=config.sp_inputs,
         )
+        self.precision.prepare(self.model, self.parallel)
         # After parallelize, which replaces the parameters by the shards that this rank holds.
         self.optimizer = adamw(self.parallel.parameters(), config)
         self.device = next(self.model.parameters()).device

@@ -158,7 +158,7 @@ def test_a_gradient_that_is_a_multiple_is_told_so():
 def test_fp32_is_enough_to_name_a_cause():
     for name in ("tp-row-output-missing", "tp-loss-sums-doubled", "tp-norm-missing"):
         _, where, what = EXPECTED[name]
-        cause = verify("tp2", dtype="fp32", fault=name).cause
+        cause = verify("tp2", precision="fp32", fault=name).cause
         assert (cause.where, cause.what) == (where, what)
 
 

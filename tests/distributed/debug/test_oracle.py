@@ -71,7 +71,7 @@ MORE_FP32 = [
 )
 def test_a_layout_equals_one_process(layout, dtype):
     # Three: an update of what was updated. The five of a reader are looked at below.
-    verdict = verify(layout, dtype=dtype, steps=3)
+    verdict = verify(layout, precision=dtype, steps=3)
     assert verdict.ok and verdict.cause is None, str(verdict)
     assert verdict.worst.allowed == {"fp64": 1e-12, "fp32": 2e-6}[dtype]
     assert {row.kind for row in verdict.rows} == {
@@ -122,7 +122,7 @@ def test_a_verdict_can_be_read_and_parsed():
 
 
 def test_the_commands_function():
-    text, status = main_verify("dp2", dtype="fp32")
+    text, status = main_verify("dp2", precision="fp32")
     assert status == 0 and "equals one process" in text
     told, status = main_verify("dp2", fault="dp-gradients-averaged", as_json=True)
     cause = json.loads(told)["cause"]

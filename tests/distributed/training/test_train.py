@@ -94,7 +94,7 @@ def formula(config):
         config.layout,
         micro_batch=config.micro_batch,
         accumulate=config.accumulate,
-        dtype=config.dtype,
+        precision=config.precision,
         bucket_bytes=config.bucket_bytes,
     )
     return {key: tuple(expected) for key, expected in step.items()}

@@ -149,7 +149,11 @@ def test_the_diagnosis_cannot_see_the_faults():
         ("tp2sp", dict(fault="tp-row-output-missing"), "without sp.*try tp2"),
         ("dp2cp2", dict(fault="cp-not-synchronised"), "cp of 2 or more and dp of 1.*try cp2"),
         ("dp64tp8", {}, "dp64tp8 is 512 ranks.*16 at most.*: dp2tp2"),
-        ("dp2", dict(dtype="bf16"), "dtype is 'bf16'; the oracle compares in fp64 or fp32"),
+        (
+            "dp2",
+            dict(precision="fp8"),
+            "precision is 'fp8'; the oracle compares in fp64 or fp32 or bf16",
+        ),
         ("dp2", dict(steps=0), "steps is 0; it must be an integer of at least 1"),
         ("dp2shard2", {}, "zero is 0; give a stage too"),
         ("dp2xx3", {}, "'xx' is not an axis"),

@@ -27,6 +27,7 @@ from picolab.lab.doctor import (
     python,
     run_directory,
     shared_memory,
+    short_products,
     torch_build,
     usable_cores,
     usable_memory,
@@ -153,6 +154,15 @@ def test_judges(check, status, word):
     assert check.status == status, check
     assert word in check.cure
     assert bool(check.cure) == (status != "ok")
+
+
+def test_bf16_is_said_to_be_as_fast_as_it_was_seen_to_be():
+    """Each product has its own speed, and its own way."""
+    fast, slow = {"y": (3, 1, 4), "dx": (3, 90, 2)}, {"y": (3, 90, 4)}
+    finding = short_products({"bf16": fast}).finding
+    assert finding == "times fp32's speed: y 3.0 (native), dx 1.5 (rounded)"
+    assert short_products({"bf16": slow}).finding.endswith("here it saves memory and no time")
+    assert short_products({}).finding == "not measured without torch"
 
 
 def test_run_directory_that_cannot_be_written(tmp_path):

@@ -73,7 +73,7 @@ def test_mutant_a_signature_written_by_hand():
 def another(name: str, default):
     """A value of a TrainConfig field that is not its default."""
     special = {"model": "tiny", "layout": "dp2", "data": "random", "dtype": "fp64"}
-    special["sp_inputs"] = "gather"
+    special |= {"sp_inputs": "gather", "precision": "fp64", "products": "native"}
     if name in special:
         return special[name]
     if isinstance(default, tuple):

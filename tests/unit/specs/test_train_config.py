@@ -8,7 +8,7 @@ settings that are misspelt and ignored, a setting that its JSON lacks.
 import itertools
 import json
 import math
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 
 import pytest
 
@@ -83,7 +83,10 @@ def test_a_run_is_told_whole_in_json():
         (dict(accumulate=1.5), r"accumulate is 1.5"),
         (dict(seed=-1), r"seed is -1"),
         (dict(warmup=-1), r"warmup is -1"),
-        (dict(dtype="fp16"), r"dtype is 'fp16'; training takes fp32, fp64, bf16"),
+        (dict(precision="fp12"), r"precision is 'fp12'; training takes fp64, fp32, bf16"),
+        (dict(precision="bf16", dtype="fp64"), r"parameters in fp32, and dtype is 'fp64'"),
+        (dict(products="fast"), r"products is 'fast'; it is 'auto', 'native' or 'rounded'"),
+        (dict(dtype="fp16"), r"dtype is 'fp16'; it is the older spelling of precision"),
         (dict(lr=0), r"lr is 0; it must be a number above 0"),
         (dict(lr=math.nan), r"lr is nan"),
         (dict(clip=-1.0), r"clip is -1.0"),
@@ -106,3 +109,22 @@ def test_what_cannot_be_trained_is_a_sentence(settings, says):
     with pytest.raises(ValueError, match=says) as error:
         assemble(**settings)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "precision", "dtype", "activations"),
+    [
+        ({}, "fp32", "fp32", "fp32"),
+        (dict(dtype="fp64"), "fp64", "fp64", "fp64"),
+        (dict(dtype="bf16"), "bf16-pure", "bf16", "bf16"),
+        (dict(precision="bf16"), "bf16", "fp32", "bf16"),
+        (dict(precision="fp16"), "fp16", "fp32", "fp16"),
+        (dict(precision="fp64", dtype="fp64"), "fp64", "fp64", "fp64"),
+    ],
+)
+def test_dtype_is_the_older_spelling_of_precision(settings, precision, dtype, activations):
+    config = TrainConfig(**settings)
+    assert (config.precision, config.dtype) == (precision, dtype)
+    assert config.numbers.activations == activations and config.numbers.parameters == dtype
+    again = replace(config, steps=3)  # both spellings are known by then, and agree
+    assert (again.precision, again.dtype) == (precision, dtype)

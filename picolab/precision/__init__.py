@@ -1,0 +1,47 @@
+"""Precision: which numbers a training computes with, what that costs, and who decides.
+
+    formats.py    what a format can hold, and how a number is rounded to it
+    products.py   a linear's products in a short format, native or rounded
+    hardware.py   which of the two is faster here, and what a format is worth: timed
+    fp8.py        the same with operands of 8 bits, and their scales
+    lower.py      a model whose products are short, and all else where it belongs
+    scaler.py     the loss scale of fp16
+    analyzer.py   what a format would do to each layer
+    selector.py   which layer in which format, by what was measured
+
+With torch missing, importing this room says what to install.
+"""
+
+try:
+    import torch  # noqa: F401
+except ImportError as error:
+    raise ImportError(
+        "picolab.precision needs PyTorch, which is not installed here: "
+        "pip install -e '.[torch]' in the checkout"
+    ) from error
+
+from picolab.precision.analyzer import PrecisionAnalyzer
+from picolab.precision.formats import FORMATS, Format, Lost, cast, lost, round_to
+from picolab.precision.fp8 import Fp8Product
+from picolab.precision.hardware import HardwareDetector
+from picolab.precision.products import LowProduct, Ways
+from picolab.precision.scaler import LossScaler
+from picolab.precision.selector import AdaptivePrecisionSelector, Choice, Cost
+
+__all__ = [
+    "FORMATS",
+    "AdaptivePrecisionSelector",
+    "Choice",
+    "Cost",
+    "Format",
+    "Fp8Product",
+    "HardwareDetector",
+    "LossScaler",
+    "Lost",
+    "LowProduct",
+    "PrecisionAnalyzer",
+    "Ways",
+    "cast",
+    "lost",
+    "round_to",
+]
