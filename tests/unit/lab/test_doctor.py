@@ -47,11 +47,12 @@ def test_this_machine(report):
     assert report.ok, repr(report)
     found = {check.name: check for check in report.checks}
     assert list(found) == [
-        *("Python", "torch", "backends", "GPUs", "cores", "memory"),
+        *("Python", "torch", "backends", "GPUs", "bf16", "cores", "memory"),
         *("shared memory", "loopback", "run directory", "widgets"),
     ]
     assert metadata.version("torch") in found["torch"].finding
     assert "gloo" in found["backends"].finding
+    assert found["bf16"].finding.startswith("times fp32's speed: y ")
     assert "127.0.0.1" in found["loopback"].finding
     assert metadata.version("plotly") in found["widgets"].finding
     assert all(check.cure for check in report.checks if check.status != "ok")
