@@ -91,7 +91,7 @@ class Recipe:
             vocab=VOCABULARY if self.tied else LARGE,
             seq=chunk * -(-SHORTEST // chunk),
             tied=self.tied,
-            qkv_bias=not self.tied and self.dtype == "fp64",
+            qkv_bias=not self.tied and self.precision == "fp64",
             **experts,
         )
 
