@@ -80,8 +80,8 @@ def _times_tp(layout):
 def _on_each_rank(layout):
     real = strategy.share_loss
 
-    def share_loss(model, pools):
-        real(model, pools / layout.cp)
+    def share_loss(model, pools, scale):
+        real(model, pools / layout.cp, scale)
 
     with patched(strategy, "share_loss", share_loss):
         yield

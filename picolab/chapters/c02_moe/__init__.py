@@ -44,6 +44,11 @@ _EXERCISES = {
 }
 
 _COVERED = {
+    "picolab.moe.router.choose": "moe.router.topk",
+    "picolab.moe.router.weigh": "moe.router.topk",
+    "picolab.moe.router.admit": "moe.router.capacity",
+    "picolab.moe.balance.aux_loss": "moe.balance.aux",
+    "picolab.moe.placement._exchanged": "moe.placement.move",
     "picolab.moe.dispatch.Travelling": "moe.dispatch.combine",
     "picolab.moe.dispatch.Exchange": "moe.dispatch.combine",
     "picolab.moe.balance.move_bias": "moe.balance.bias",

@@ -236,8 +236,8 @@ def RING_STUB(x):
 def test_unknown_ids_name_the_nearest():
     with pytest.raises(ValueError, match=r"did you mean '4d\.ring\.all-reduce'"):
         pico.exercise("4d.ring.allreduce")
-    with pytest.raises(ValueError, match="no chapter 'moe' has exercises"):
-        pico.progress("moe")
+    with pytest.raises(ValueError, match="no chapter 'moee' has exercises"):
+        pico.progress("moee")
 
 
 def test_progress_is_kept_for_a_front_end_only(monkeypatch, tmp_path, capsys):

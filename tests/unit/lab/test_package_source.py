@@ -118,6 +118,7 @@ def test_what_is_covered_is_there(chapter):
 # Blocked in an exercise since it would do the work, but it does not tell how: it hands on to an
 # autograd function, or does the same by other means.
 TELLS_NOTHING = {
+    "picolab.moe.dispatch.ExpertCommunication.dispatch",
     "picolab.parallel.data.naive_sync",
     "picolab.parallel.gathered.gathered_attention",
     "picolab.parallel.ring.ring_attention",
@@ -135,6 +136,8 @@ def test_what_cannot_be_handed_in_is_not_shown_either(chapter):
 
     for exercise in ids(chapter.key):
         for name in set(find(exercise).blocked) - TELLS_NOTHING:
+            if not name.startswith("picolab."):
+                continue  # of torch, which `source` does not show
             assert source(name).covered_by, f"{name}: {exercise} asks for it, and source shows it"
 
 

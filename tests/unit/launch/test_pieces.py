@@ -46,7 +46,7 @@ def test_lines_arrive_whole_however_the_bytes_are_cut(chunks):
         display.close()
         assert (Path(folder) / "rank.0.log").read_bytes() == b"".join(chunks)
     lines = b"".join(chunks).split(b"\n")
-    last = [lines[-1]] if lines[-1].strip() else []
+    last = [lines[-1]] if lines[-1].decode(errors="replace").strip() else []
     expected = [
         "[0] " + line.rstrip(b"\r").rsplit(b"\r", 1)[-1].decode(errors="replace")
         for line in [*lines[:-1], *last]
