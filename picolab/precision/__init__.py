@@ -1,6 +1,7 @@
 """Precision: which numbers a training computes with, what that costs, and who decides.
 
     formats.py    what a format can hold, and how a number is rounded to it
+    blocks.py     fp8 numbers with a scale for every 32 of them
     products.py   a linear's products in a short format, native or rounded
     hardware.py   which of the two is faster here, and what a format is worth: timed
     fp8.py        the same with operands of 8 bits, and their scales
@@ -21,6 +22,7 @@ except ImportError as error:
     ) from error
 
 from picolab.precision.analyzer import PrecisionAnalyzer
+from picolab.precision.blocks import Blocks, to_blocks
 from picolab.precision.formats import FORMATS, Format, Lost, cast, lost, round_to
 from picolab.precision.fp8 import Fp8Product
 from picolab.precision.hardware import HardwareDetector
@@ -31,6 +33,7 @@ from picolab.precision.selector import AdaptivePrecisionSelector, Choice, Cost
 __all__ = [
     "FORMATS",
     "AdaptivePrecisionSelector",
+    "Blocks",
     "Choice",
     "Cost",
     "Format",
@@ -44,4 +47,5 @@ __all__ = [
     "cast",
     "lost",
     "round_to",
+    "to_blocks",
 ]

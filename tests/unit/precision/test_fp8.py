@@ -64,10 +64,13 @@ def test_products_are_torchs_scaled_ones(spread):
 
 
 MUTANTS = {
-    "not scaled": ("quantised", lambda t, format, how: fp8.cast(t, format, saturate=True).float()),
+    "not scaled": (
+        "quantised",
+        lambda t, format, how, dim: fp8.cast(t, format, saturate=True).float(),
+    ),
     "divided twice": (
         "quantised",
-        lambda t, format, how: (
+        lambda t, format, how, dim: (
             fp8.cast(t * scale_of(t, format, how), format).float() / scale_of(t, format, how) ** 2
         ),
     ),
@@ -120,5 +123,7 @@ def test_rows_keep_an_outlier_to_themselves():
 
 
 def test_an_unknown_scaling():
-    with pytest.raises(ValueError, match="scaling is 'none'; it is 'current', 'delayed' or 'rows'"):
+    with pytest.raises(
+        ValueError, match="scaling is 'none'; it is 'current', 'delayed', 'rows' or"
+    ):
         Fp8Product("none")
