@@ -9,6 +9,7 @@
     scaler.py     the loss scale of fp16
     analyzer.py   what a format would do to each layer
     selector.py   which layer in which format, by what was measured
+    adjuster.py   whether a step may be taken, and whose precision is raised if not
 
 With torch missing, importing this room says what to install.
 """
@@ -21,6 +22,7 @@ except ImportError as error:
         "pip install -e '.[torch]' in the checkout"
     ) from error
 
+from picolab.precision.adjuster import DynamicPrecisionAdjuster
 from picolab.precision.analyzer import PrecisionAnalyzer
 from picolab.precision.blocks import Blocks, to_blocks
 from picolab.precision.formats import FORMATS, Format, Lost, cast, lost, round_to
@@ -36,6 +38,7 @@ __all__ = [
     "Blocks",
     "Choice",
     "Cost",
+    "DynamicPrecisionAdjuster",
     "Format",
     "Fp8Product",
     "HardwareDetector",
