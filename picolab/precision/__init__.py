@@ -10,6 +10,7 @@
     analyzer.py   what a format would do to each layer
     selector.py   which layer in which format, by what was measured
     adjuster.py   whether a step may be taken, and whose precision is raised if not
+    adaptive.py   these four on one model
 
 With torch missing, importing this room says what to install.
 """
@@ -22,6 +23,7 @@ except ImportError as error:
         "pip install -e '.[torch]' in the checkout"
     ) from error
 
+from picolab.precision.adaptive import AdaptiveMixedPrecision
 from picolab.precision.adjuster import DynamicPrecisionAdjuster
 from picolab.precision.analyzer import PrecisionAnalyzer
 from picolab.precision.blocks import Blocks, to_blocks
@@ -34,6 +36,7 @@ from picolab.precision.selector import AdaptivePrecisionSelector, Choice, Cost
 
 __all__ = [
     "FORMATS",
+    "AdaptiveMixedPrecision",
     "AdaptivePrecisionSelector",
     "Blocks",
     "Choice",
