@@ -285,7 +285,7 @@ class Plan:
     practice: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: today)")] = (
         None
     )
-    """how the code is written: today, megatron-2021, picolab"""
+    """how the code is written: today, megatron-2021, picolab, picolab-PRECISION"""
     imbalance: float = 1.0
     """of routing: the rows of the rank of ep with the most, over the mean"""
     all: bool = False

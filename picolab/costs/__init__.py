@@ -37,9 +37,11 @@ from picolab.costs.memory import (
     BYTES_20_FP16,
     RECIPES,
     StateBytes,
+    copy_bytes,
     dtype_bytes,
     sp_input_bytes,
     state_bytes,
+    trained_bytes,
 )
 from picolab.costs.parameters import (
     HeldParameters,
@@ -90,6 +92,7 @@ __all__ = [
     "checkpoint_interval",
     "checkpoint_waste",
     "collective_time",
+    "copy_bytes",
     "data_parallel_bytes",
     "distinct_groups",
     "dropped_share",
@@ -122,6 +125,7 @@ __all__ = [
     "tensor_parallel_layer_bytes",
     "token_bytes",
     "touched_experts",
+    "trained_bytes",
     "zero3_uses",
     "zero_bytes",
     "zero_shards",

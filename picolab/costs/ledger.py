@@ -119,7 +119,9 @@ def step_ledger(
         tp: gradients of heads' norms        1              their bytes with qk_norm; not with sp
 
     dtype: of everything; precision, which goes before it: of activations one, and of gradients and
-    parameters perhaps another (specs/precision.py). With fp16 all ranks agree whether to skip:
+    parameters perhaps another (specs/precision.py). With fp16 all ranks agree whether to skip, with
+    adaptive precision whether to go back (what is agreed on in the first step, which layer gets
+    which format, is not in here):
 
         precision: does any rank object?     1              8 bytes     all-reduce over all ranks
 
@@ -178,7 +180,7 @@ def step_ledger(
     step.add("all_reduce", layout.data_axis, "dp: loss", [8])
     step.add("all_reduce", "pp", "pp: loss", [8])
     step.gradient_norm({parameter.axes for parameter in kept})
-    if numbers is not None and numbers.scaled:
+    if numbers is not None and numbers.agreed:
         step.add("all_reduce", "world", "precision: does any rank object?", [8], layout.world)
     return step.expected
 

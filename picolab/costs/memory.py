@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Literal
 
 from picolab.specs import ModelConfig
+from picolab.specs.precision import PRECISIONS, PrecisionName
 
 # Set-ups for state_bytes(params, **BYTES_...). Each is what one parameter takes, in bytes.
 
@@ -43,6 +44,33 @@ RECIPES: Mapping[str, Mapping[str, int]] = MappingProxyType(
         "fp32": BYTES_16_FP32,
     }
 )
+
+
+def trained_bytes(precision: PrecisionName) -> Mapping[str, int]:
+    """What `picolab.training` keeps of one parameter, in bytes: no second copy of the masters, and,
+    where steps may be taken back, one of what the optimizer steps and of its moments, which stands
+    with the master because it is sharded with it. Working copies come on top, see `copy_bytes`."""
+    numbers = PRECISIONS[precision]
+    size = dtype_bytes(numbers.parameters)
+    return MappingProxyType(
+        {
+            "param_bytes": size,
+            "grad_bytes": size,
+            "master_bytes": 3 * size if numbers.watched else 0,
+            "moment_bytes": 2 * size,
+        }
+    )
+
+
+def copy_bytes(precision: PrecisionName, products: Literal["native", "rounded"] = "native") -> int:
+    """Of one number of a linear's weight, of its working copy in the short format, which is there
+    from a step's first product to its end (with ZeRO 3 only during a product). As bf16 or fp16,
+    which the numbers of fp8 are kept in too; rounded ones as fp32, in which they are multiplied.
+
+    "adaptive": the most it can be, where no layer is in fp32 or, for blocks, copied twice."""
+    if precision not in ("bf16", "fp16", "fp8", "adaptive"):
+        return 0
+    return 2 if products == "native" else 4
 
 
 @dataclass(frozen=True)

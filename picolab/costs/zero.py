@@ -10,6 +10,7 @@ from picolab.costs.memory import dtype_bytes
 from picolab.costs.parameters import LocalParameter, local_parameters
 from picolab.costs.slices import even_slices
 from picolab.specs import Layout, ModelConfig
+from picolab.specs.precision import PRECISIONS, Numbers, PrecisionName
 
 STEP_BYTES = 4  # torch's AdamW counts each parameter's steps in an fp32 scalar
 
@@ -50,7 +51,12 @@ def shard_of(parameter: LocalParameter, layout: Layout, index: int) -> LocalPara
 
 
 def rank_states(
-    config: ModelConfig, layout: Layout | str, rank: int = 0, *, dtype: object = "fp32"
+    config: ModelConfig,
+    layout: Layout | str,
+    rank: int = 0,
+    *,
+    dtype: object = "fp32",
+    precision: PrecisionName | None = None,
 ) -> dict[str, int]:
     """Bytes of one rank's parameters, gradients and AdamW state between two steps, to the byte: all
     of one dtype, no master copy, and a step count a parameter.
@@ -61,16 +67,23 @@ def rank_states(
         0, 1    W b          W b         2 K b + 4 P
         2       W b          K b         2 K b + 4 P
         3       K b          K b         2 K b + 4 P
+
+    precision: goes before dtype; with one that may take steps back there is a snapshot, of what the
+    optimizer steps and its state: K b + 2 K b + 4 P.
     """
-    layout, size = Layout.parse(layout), dtype_bytes(dtype)
+    numbers = PRECISIONS.get(precision, Numbers(dtype, dtype))
+    layout, size = Layout.parse(layout), dtype_bytes(numbers.parameters)
     whole = sum(parameter.numel for parameter in local_parameters(config, layout, rank))
     kept = zero_shards(config, layout, rank)
     mine = sum(parameter.numel for parameter in kept)
-    return {
+    found = {
         "parameters": size * (mine if layout.zero == 3 else whole),
         "gradients": size * (mine if layout.zero >= 2 else whole),
         "optimizer": 2 * size * mine + STEP_BYTES * len(kept),
     }
+    if numbers.watched:
+        found["snapshot"] = size * mine + found["optimizer"]
+    return found
 
 
 def zero3_uses(

@@ -13,6 +13,7 @@ Every rank gets a copy of each observer and calls it at the same places, in the 
     start      model, optimizer and data are ready, nothing has been computed
     gradients  of a step are complete, and not clipped yet
     step       the step is over
+    back       it was bad, and is undone: the run is where it was at the beginning of an earlier one
     end        after the last step
 
 Events, checkpoints, evaluation, the oracle, fault injection and mystery runs are observers. All
@@ -45,10 +46,12 @@ class StepReport:
     """On this machine's monotonic clock, as the ledger's times are."""
     queued_s: float | None = None
     """Seconds in which this rank was ready to run and no core was free; None: not told here."""
+    back_to: int | None = None
+    """The step that the run goes on from, if this one was undone."""
 
 
 class Observer:
-    """Does nothing, five times. `run` is the trainer's `Run`: config, model, parallel, optimizer,
+    """Does nothing, six times. `run` is the trainer's `Run`: config, model, parallel, optimizer,
     text, step, tokens_MBS, labels_MBS, and after a step its ledger."""
 
     def begin(self, run: Any) -> None:
@@ -63,6 +66,9 @@ class Observer:
 
     def step(self, run: Any, report: StepReport) -> None:
         """The step is over. What an observer sends now is not booked as part of a step."""
+
+    def back(self, run: Any, report: StepReport) -> None:
+        """In place of `step`, of a step that is undone: `report.back_to` is the next one."""
 
     def end(self, run: Any) -> None:
         """After the last step, if the run did not fail."""

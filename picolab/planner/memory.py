@@ -1,7 +1,8 @@
 """Bytes of a candidate, by category, on the rank that needs most.
 
 parameters, gradients, optimizer   by the practice's dtypes and the stage of ZeRO; experts are
-              sharded over the replicas that hold the same ones
+              sharded over the replicas that hold the same ones. With the parameters, the working
+              copies that products in a short format make of them
 activations   what layers keep, as often as micro-batches are in flight, and while it is
               recomputed one layer as a whole
 loss          the last norm, the head and the logits of one micro-batch
@@ -123,8 +124,12 @@ class Memory(Parts):
                 if part[n]
             )
             gathered = 2.0 * largest * recipe["param_bytes"]
+        copies = 0.0
+        if self.practice.copies and zero < 3:  # (not of the table that rows are looked up in)
+            copied = self.parameters(part._replace(first=False), tp, ep).dense
+            copies = self.practice.copies * copied
         return {
-            "parameters": dense.parameters + experts.parameters,
+            "parameters": dense.parameters + experts.parameters + copies,
             "gradients": gradients,
             "optimizer": dense.optimizer + experts.optimizer,
             "gathered": gathered,

@@ -13,7 +13,9 @@ from types import MappingProxyType
 
 from picolab.costs import RECIPES
 from picolab.costs.activations import Attention
+from picolab.costs.memory import copy_bytes, trained_bytes
 from picolab.specs import Hardware
+from picolab.specs.precision import PRECISIONS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +46,11 @@ class Practice:
     """What the code does, where codes differ."""
 
     states: str = "bf16, fp32 gradients and master"
-    """in which dtypes parameters, gradients and optimizer are kept: a name of costs.RECIPES"""
+    """in which dtypes parameters, gradients and optimizer are kept: a name of costs.RECIPES, or of
+    a precision that `picolab.training` has"""
+    copies: int = 0
+    """bytes of a number of a linear's weight, of a working copy that is there while a step is
+    computed (with ZeRO 3, only while a product is)"""
     dtype: str = "bf16"
     """of activations"""
     attention: Attention = "flash"
@@ -63,7 +69,7 @@ class Practice:
 
     @property
     def recipe(self) -> Mapping[str, int]:
-        return RECIPES[self.states]
+        return RECIPES[self.states] if self.states in RECIPES else trained_bytes(self.states)
 
 
 PRACTICES = MappingProxyType(
@@ -82,5 +88,18 @@ PRACTICES = MappingProxyType(
         "picolab": Practice(
             states="fp32", dtype="fp32", overlap=False, whole_gradients=True, reserved=0.0
         ),
+        # the same with the bytes of another precision; how fast its products are, hardware says
+        **{
+            f"picolab-{name}": Practice(
+                states=name,
+                dtype=numbers.activations,
+                copies=copy_bytes(name),
+                overlap=False,
+                whole_gradients=True,
+                reserved=0.0,
+            )
+            for name, numbers in PRECISIONS.items()
+            if name != "fp32"
+        },
     }
 )

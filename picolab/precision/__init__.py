@@ -1,6 +1,7 @@
 """Precision: which numbers a training computes with, what that costs, and who decides.
 
     formats.py    what a format can hold, and how a number is rounded to it
+    blocks.py     fp8 numbers with a scale for every 32 of them
     products.py   a linear's products in a short format, native or rounded
     hardware.py   which of the two is faster here, and what a format is worth: timed
     fp8.py        the same with operands of 8 bits, and their scales
@@ -8,6 +9,8 @@
     scaler.py     the loss scale of fp16
     analyzer.py   what a format would do to each layer
     selector.py   which layer in which format, by what was measured
+    adjuster.py   whether a step may be taken, and whose precision is raised if not
+    adaptive.py   these four on one model
 
 With torch missing, importing this room says what to install.
 """
@@ -20,7 +23,10 @@ except ImportError as error:
         "pip install -e '.[torch]' in the checkout"
     ) from error
 
+from picolab.precision.adaptive import AdaptiveMixedPrecision
+from picolab.precision.adjuster import DynamicPrecisionAdjuster
 from picolab.precision.analyzer import PrecisionAnalyzer
+from picolab.precision.blocks import Blocks, to_blocks
 from picolab.precision.formats import FORMATS, Format, Lost, cast, lost, round_to
 from picolab.precision.fp8 import Fp8Product
 from picolab.precision.hardware import HardwareDetector
@@ -30,9 +36,12 @@ from picolab.precision.selector import AdaptivePrecisionSelector, Choice, Cost
 
 __all__ = [
     "FORMATS",
+    "AdaptiveMixedPrecision",
     "AdaptivePrecisionSelector",
+    "Blocks",
     "Choice",
     "Cost",
+    "DynamicPrecisionAdjuster",
     "Format",
     "Fp8Product",
     "HardwareDetector",
@@ -44,4 +53,5 @@ __all__ = [
     "cast",
     "lost",
     "round_to",
+    "to_blocks",
 ]

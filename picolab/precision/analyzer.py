@@ -17,7 +17,8 @@ three products of the layer with quantised operands:
 
 By tokens, because a single one that is a thousand times as large makes up dW, and hides that the
 others' x has vanished beside it. Scaling comes first, as it will in use: a tensor (or each of its
-rows, "rows") is brought to where the format is widest (`scale_of`).
+rows, "rows", or every 32 of its numbers, "blocks") is brought to where the format is widest
+(`scale_of`).
 
 The cheap mode looks at a sample of rows and at one format's amax and shares, every so many steps;
 the full one at everything. The analyzer listens by hooks, changes nothing, and sends nothing: it
@@ -35,10 +36,11 @@ import torch
 from torch import nn
 
 from picolab.model import PLAIN, Linear
-from picolab.precision.formats import Format, cast, find, lost
+from picolab.precision.blocks import block_scales, exponents
+from picolab.precision.formats import Format, cast, lost
 
 Role = Literal["x", "w", "dy"]
-Scaling = Literal["none", "tensor", "rows"]
+Scaling = Literal["none", "tensor", "rows", "blocks"]
 
 
 class Statistics(NamedTuple):
@@ -51,26 +53,27 @@ class Statistics(NamedTuple):
     saturated: float
 
 
-def scale_of(t: torch.Tensor, format: Format | str, scaling: Scaling) -> torch.Tensor:
-    """A power of two by which t (or each of its rows) is multiplied before the cast, so that its
-    largest element is near the format's largest number; 1 for what is all zero. What is not finite
-    has no scale: ValueError."""
-    format, size = find(format), t.detach().abs().float()
+def scale_of(
+    t: torch.Tensor, format: Format | str, scaling: Scaling, dim: int = -1
+) -> torch.Tensor:
+    """A power of two by which t (or each of its rows, or blocks along dim) is multiplied before the
+    cast, so that its largest element is near the format's largest number; 1 for what is all zero.
+    What is not finite has no scale: ValueError."""
     if scaling == "none" or not t.numel():
         return torch.ones((), device=t.device)
+    if scaling == "blocks":
+        return block_scales(t, format, dim)
+    size = t.detach().abs().float()
     amax = size.amax(-1, keepdim=True) if scaling == "rows" else size.amax()
-    if not bool(amax.isfinite().all()):
-        raise ValueError(
-            "a tensor with NaN or infinite elements has no scale; look where they are from"
-        )
-    # (the mantissa of frexp is below 1: the product stays at or below the largest number)
-    exponent = torch.frexp(format.largest / amax.clamp(min=torch.finfo(torch.float32).tiny))[1] - 1
-    return torch.where(amax > 0, torch.ldexp(torch.ones_like(amax), exponent), 1.0)
+    return torch.ldexp(torch.ones_like(amax), -exponents(amax, format))
 
 
-def quantised(t: torch.Tensor, format: Format | str, scaling: Scaling = "tensor") -> torch.Tensor:
-    """t as the format has it: scaled, rounded (saturated at the ends), and scaled back; fp32."""
-    scale = scale_of(t, format, scaling)
+def quantised(
+    t: torch.Tensor, format: Format | str, scaling: Scaling = "tensor", dim: int = -1
+) -> torch.Tensor:
+    """t as the format has it: scaled, rounded (saturated at the ends), and scaled back; fp32. dim:
+    along which blocks run."""
+    scale = scale_of(t, format, scaling, dim)
     return cast(t.float() * scale, format, saturate=True).float() / scale
 
 
@@ -99,13 +102,16 @@ def damage(
 ) -> float:
     """Of a linear's three products, 0 to 2: 1 - cosine with those of quantised operands, of dW as a
     whole, of y and dx by tokens. formats: of x and W, and of dy."""
-    exact = [t.detach().float().flatten(0, -2) for t in (x, w, dy)]
-    rough = [
-        quantised(t, of, scaling) for t, of in zip(exact, (formats[0], formats[0], formats[1]))
-    ]
-    (y, dx, dw), (y_, dx_, dw_) = (
-        (PLAIN.y(x, w), PLAIN.dx(dy, w), PLAIN.dw(dy, x)) for x, w, dy in (exact, rough)
-    )
+    x, w, dy = (t.detach().float().flatten(0, -2) for t in (x, w, dy))
+    forward, backward = formats
+
+    def q(t: torch.Tensor, format: Format | str, over: int) -> torch.Tensor:
+        return quantised(t, format, scaling, dim=over)  # what the product sums over
+
+    y, dx, dw = PLAIN.y(x, w), PLAIN.dx(dy, w), PLAIN.dw(dy, x)
+    y_ = PLAIN.y(q(x, forward, -1), q(w, forward, -1))
+    dx_ = PLAIN.dx(q(dy, backward, -1), q(w, forward, 0))
+    dw_ = PLAIN.dw(q(dy, backward, 0), q(x, forward, 0))
     return max(_apart(y, y_), _apart(dx, dx_), _apart(dw.view(1, -1), dw_.view(1, -1)))
 
 

@@ -23,7 +23,9 @@ pattern. *Stochastic* rounding goes up with the probability of what is left over
 floor(x / ulp): then the expectation is x, and a sum of many small updates is right on average,
 where rounding to nearest loses every one that is below half an ulp.
 
-Sources: arXiv 2209.05433 (fp8), OCP MX 1.0 (blocks; scaling.py). Leaves out: fp4, fp6.
+In all of these a number stands for itself; where a block of them has a scale, see blocks.py.
+
+Source: arXiv 2209.05433 (fp8). Leaves out: fp4, fp6.
 """
 
 import math

@@ -7,6 +7,7 @@ element to where the format ends.
     delayed   the largest amax of the last `HISTORY` steps: known beforehand. What grows meanwhile
               is saturated, once
     rows      an amax for each row: an outlier costs its own row only
+    blocks    an amax for every 32 numbers along what is summed over (blocks.py): its block only
 
 Gradients have the wider format (e5m2: 32 powers of two) since their sizes differ more, and x and W
 the finer one. A number of fp8 times a power of two is a number of bf16, so the product of quantised
@@ -26,15 +27,17 @@ that is 0 or not finite leaves the scale as it was.
 
 import math
 from collections import deque
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 
-from picolab.precision.analyzer import quantised
+from picolab.precision.analyzer import Scaling, quantised
 from picolab.precision.formats import cast, find
 from picolab.precision.products import ROUNDED, LowProduct, Way, Ways, multiply
 
-Fp8Scaling = Literal["current", "delayed", "rows"]
+Fp8Scaling = Literal["current", "delayed", "rows", "blocks"]
+SCALED: dict[str, Scaling] = {"rows": "rows", "blocks": "blocks"}
+"""What is scaled together; else the tensor."""
 OPERANDS = {"x": "e4m3", "w": "e4m3", "dy": "e5m2"}
 HISTORY = 16
 
@@ -46,8 +49,10 @@ class Fp8Product(LowProduct):
     """
 
     def __init__(self, scaling: Fp8Scaling = "current", ways: Ways = ROUNDED, keep: bool = True):
-        if scaling not in ("current", "delayed", "rows"):
-            raise ValueError(f"scaling is {scaling!r}; it is 'current', 'delayed' or 'rows'")
+        if scaling not in get_args(Fp8Scaling):
+            raise ValueError(
+                f"scaling is {scaling!r}; it is 'current', 'delayed', 'rows' or 'blocks'"
+            )
         super().__init__(torch.bfloat16, ways, keep)
         self.scaling = scaling
         self.amax = torch.zeros(len(OPERANDS))
@@ -55,8 +60,9 @@ class Fp8Product(LowProduct):
         self.scales = dict.fromkeys(OPERANDS, 0.0)
         """Of delayed scaling; 0: not known yet."""
 
-    def quantise(self, operand: str, t: torch.Tensor) -> torch.Tensor:
-        """As the format has it, scaled back: numbers that bf16 has, too."""
+    def quantise(self, operand: str, t: torch.Tensor, dim: int = -1) -> torch.Tensor:
+        """As the format has it, scaled back: numbers that bf16 has, too. dim: what the product sums
+        over."""
         format = OPERANDS[operand]
         if self.scaling == "delayed":
             place = list(OPERANDS).index(operand)
@@ -64,7 +70,7 @@ class Fp8Product(LowProduct):
             self.amax[place] = torch.maximum(self.amax[place], amax)
             if scale := self.scales[operand]:
                 return cast(t.float() * scale, format, saturate=True).float() / scale
-        return quantised(t, format, "rows" if self.scaling == "rows" else "tensor")
+        return quantised(t, format, SCALED.get(self.scaling, "tensor"), dim)
 
     def remember(self, amax: torch.Tensor) -> None:
         """A step is over, in which the operands' amaxes over all ranks were these."""
@@ -75,19 +81,25 @@ class Fp8Product(LowProduct):
             if 0 < most < float("inf"):
                 self.scales[operand] = 2.0 ** (_exponent(find(format).largest / most))
 
-    def copy(self, w: torch.Tensor, way: Way) -> torch.Tensor:
+    def dx(self, dy: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        return self._multiply("dx", dy, self.copy(w, self.ways.dx, dim=0))
+
+    def copy(self, w: torch.Tensor, way: Way, dim: int = -1) -> torch.Tensor:
         held = self.dtype if way == "native" else torch.float32
-        if held not in self._copies:
-            made = self.quantise("w", w.detach()).to(held)
+        key = held, dim if self.scaling == "blocks" else -1
+        if key not in self._copies:
+            made = self.quantise("w", w.detach(), dim).to(held)
             if not self.keep:
                 return made
-            self._copies[held] = made
-        return self._copies[held]
+            self._copies[key] = made
+        return self._copies[key]
 
     def _multiply(self, which: str, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        a = self.quantise("x" if which == "y" else "dy", a)
         if which == "dw":
-            b = self.quantise("x", b)
+            a = self.quantise("dy", a.flatten(0, -2), dim=0)
+            b = self.quantise("x", b.flatten(0, -2), dim=0)
+        else:
+            a = self.quantise("x" if which == "y" else "dy", a)
         return multiply(which, a.to(self.dtype), b, self.dtype, getattr(self.ways, which))
 
 

@@ -60,7 +60,8 @@ class TrainConfig:
     """Micro-batches of one replica in one step: their gradients are added up."""
     precision: PrecisionName | None = None
     """Which numbers are computed with. "bf16", "fp16" and "fp8" keep fp32 parameters, gradients and
-    moments, and compute in the short format; "bf16-pure" is bf16 alone. None: what dtype says."""
+    moments, and compute in the short format; "bf16-pure" is bf16 alone; "adaptive" chooses a format
+    for each layer, by what was measured. None: what dtype says."""
     dtype: Dtype | None = None
     """The older spelling, for "fp32", "fp64" and "bf16" (which is "bf16-pure"). None: the dtype of
     the parameters that `precision` has."""

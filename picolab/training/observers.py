@@ -33,6 +33,17 @@ class Recorder(Observer):
         if report.skipped:
             mine.skipped.append(report.step)
 
+    def back(self, run, report: StepReport) -> None:
+        """What is done again is told again."""
+        mine, kept = self._report, report.back_to - run.first_step
+        for of_steps in (
+            mine.losses, mine.grad_norms, mine.learning_rates, mine.tokens, mine.seconds
+        ):  # fmt: skip
+            del of_steps[kept:]
+        mine.skipped = [step for step in mine.skipped if step < report.back_to]
+        mine.cpu_s += report.cpu_s
+        mine.went_back.append((report.step, report.back_to))
+
 
 class EventWriter(Observer):
     """Says each step to whoever watches: the notebook, the run directory. (The step's collectives

@@ -35,6 +35,9 @@ class Precision:
     def prepare(self, model: Transformer, parallel: ThreeDParallelOptimizer | None) -> None:
         """The model has values, and nothing has been computed. parallel: None in one process."""
 
+    def before_step(self, run) -> None:
+        """Before the step's batch is read. run: the trainer's `Run`."""
+
     def unscale(self, parallel: ThreeDParallelOptimizer) -> None:
         """Gradients are complete: make them those of the loss."""
 
@@ -42,8 +45,17 @@ class Precision:
         """Everybody has seen the gradients. May the step be taken? All ranks say the same."""
         return True
 
+    def judge(self, run, loss: float, norm: float) -> int | None:
+        """The step would be taken, and these are its loss and its gradient's norm: None, or, the
+        state having been put back to its beginning, the step to go on from. All ranks say the
+        same."""
+
     def after_step(self, taken: bool) -> None:
-        """The step was taken, or skipped."""
+        """The step was taken, or not."""
+
+    def memory(self) -> dict[str, int]:
+        """Bytes that it keeps from one step to the next, by category."""
+        return {}
 
     def state_dict(self) -> dict:
         """What it remembers from one step to the next, as JSON can say it."""
@@ -169,7 +181,8 @@ class ScaledPrecision(LowPrecision):
 
     def load_state_dict(self, state: dict) -> None:
         super().load_state_dict(state)
-        self.scaler.load_state_dict(state)
+        if "scale" in state:  # (else the checkpoint is of another precision's run)
+            self.scaler.load_state_dict(state)
 
 
 class Fp8Precision(LowPrecision):
@@ -208,6 +221,10 @@ def amax_axes(layout: Layout) -> list[str]:
 def of_config(config: TrainConfig) -> Precision:
     """What the settings name."""
     numbers = config.numbers
+    if numbers.watched:
+        from picolab.training.adaptive import AdaptivePrecision
+
+        return AdaptivePrecision(config)
     if numbers.activations not in DTYPES:
         return Precision()
     if config.precision == "fp8":

@@ -41,6 +41,8 @@ class RankReport:
     seconds: list[float] = field(default_factory=list)
     skipped: list[int] = field(default_factory=list)
     """Steps whose update all ranks agreed not to make."""
+    went_back: list[tuple[int, int]] = field(default_factory=list)
+    """(step, the earlier one that the run went on from) of steps that were bad."""
     eval_losses: dict[int, float] = field(default_factory=dict)
     """Steps done -> the loss on held-out text."""
     cpu_s: float = 0.0
@@ -82,6 +84,9 @@ class TrainResult:
     """Steps done -> the loss on held-out text, the same sequences each time; with `eval_every`."""
     skipped: list[int] = field(default_factory=list)
     """Steps whose update all ranks agreed not to make."""
+    went_back: list[tuple[int, int]] = field(default_factory=list)
+    """(step, the earlier one that the run went on from) of steps that were bad; the lists have what
+    came of them in the end."""
     _state: dict[str, torch.Tensor] = field(default_factory=dict)
 
     @classmethod
@@ -103,6 +108,7 @@ class TrainResult:
             first_step=first.first_step,
             eval_losses=first.eval_losses,
             skipped=first.skipped,
+            went_back=first.went_back,
             _state=first.state,
         )
 
@@ -243,6 +249,7 @@ class TrainResult:
             "grad_norms": self.grad_norms,
             "eval_losses": self.eval_losses,
             "skipped": self.skipped,
+            "went_back": self.went_back,
             "tokens_per_s": self.tokens_per_s,
             "step_s": self.step_s,
             "cpu_s": self.cpu_s,
@@ -286,6 +293,8 @@ class TrainResult:
         if self.eval_losses:
             done, held_out = list(self.eval_losses.items())[-1]
             rows["held-out loss"] = f"{held_out:.3f} after {done} steps"
+        if self.went_back:
+            rows["went back"] = ", ".join(f"from step {k} to {s}" for k, s in self.went_back)
         return rows | {
             "speed": f"{speed:,.0f} tokens/s, {seconds * 1e3:.0f} ms a step (medians)",
             "parameters": f"{self.params:,}, of which rank 0 held {bytes_text(held['parameters'])}",

@@ -90,14 +90,10 @@ def _result(config: TrainConfig, run: launch.RunResult) -> "TrainResult":
 
 def _refuse_too_large(config: TrainConfig) -> None:
     """Say it before the machine swaps: parameters, gradients and AdamW's moments of all ranks."""
-    size = costs.dtype_bytes(config.dtype)
     held = costs.parameters(config.model).total / (config.layout.tp * config.layout.pp)
     each = costs.state_bytes(
         held,
-        param_bytes=size,
-        grad_bytes=size,
-        master_bytes=0,
-        moment_bytes=2 * size,
+        **costs.trained_bytes(config.precision),
         zero=config.layout.zero,
         dp=config.layout.size(config.layout.shard_axis),
     ).total

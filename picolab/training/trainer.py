@@ -82,10 +82,13 @@ def train_rank(
                 events.write("resume", step=run.first_step, notes=list(checkpoints.notes))
         report.first_step = run.first_step
         run.tell("start")
-        for step in range(run.first_step, config.steps):
-            run.tell("step", train_step(run, step))
+        step = run.first_step
+        while step < config.steps:
+            done = train_step(run, step)
+            run.tell("step" if done.back_to is None else "back", done)
+            step = step + 1 if done.back_to is None else done.back_to
         run.tell("end")
-        report.memory = memory_bytes(run.parallel, run.optimizer)
+        report.memory = memory_bytes(run.parallel, run.optimizer) | run.precision.memory()
         # (the hash would cost more than opening the text)
         report.text = run.text.state_dict(hashed=False)
         state = run.parallel.state_dict()  # all ranks gather, one is enough to tell
@@ -94,11 +97,12 @@ def train_rank(
 
 
 def train_step(run: "Run", step: int) -> StepReport:
-    """One optimizer step, or one that all ranks agree to skip."""
+    """One optimizer step, or one that all ranks agree to skip, or to go back from."""
     config, parallel, ledger = run.config, run.parallel, comm.ledger()
     run.step = ledger.step = step
     began, cpu_began = time.monotonic(), time.process_time()  # the clock of the ledger
     queued = ledger.queued()
+    run.precision.before_step(run)
     run.tokens_MBS, run.labels_MBS = next_batch(run.text, config, run.device)
     count = global_count(run.labels_MBS)
     parallel.zero_grad()
@@ -109,6 +113,8 @@ def train_step(run: "Run", step: int) -> StepReport:
     run.tell("gradients")
     lr, taken = config.learning_rate(step), run.precision.ready(parallel)
     norm = parallel.clip(config.clip) if taken and config.clip else parallel.grad_norm()
+    back_to = run.precision.judge(run, loss.item(), norm) if taken else None
+    taken = taken and back_to is None
     if taken:
         for group in run.optimizer.param_groups:
             group["lr"] = lr
@@ -117,7 +123,10 @@ def train_step(run: "Run", step: int) -> StepReport:
     run.precision.after_step(taken)
     times = time.monotonic() - began, time.process_time() - cpu_began
     queued_s = None if queued is None else ledger.queued() - queued
-    report = StepReport(step, loss.item(), norm, count, lr, *times, not taken, began, queued_s)
+    skipped = not taken and back_to is None
+    report = StepReport(
+        step, loss.item(), norm, count, lr, *times, skipped, began, queued_s, back_to
+    )
     run.ledger = Ledger(entry for entry in ledger.flush() if entry.step == step)
     ledger.step = None  # whatever observers send is no part of the step
     if taken:

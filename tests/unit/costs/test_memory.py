@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from picolab import costs
+from picolab.specs.precision import PRECISIONS
 
 
 def check_figure_1(total):
@@ -69,6 +70,16 @@ def test_the_recipes_have_names_and_cannot_be_changed():
     assert sorted(sum(recipe.values()) for recipe in costs.RECIPES.values()) == [16, 16, 18, 20]
     with pytest.raises(TypeError):
         costs.BYTES_16_BF16["param_bytes"] = 4
+
+
+def test_what_training_keeps_of_a_parameter_by_precision():
+    sums = {name: sum(costs.trained_bytes(name).values()) for name in PRECISIONS}
+    assert sums == {
+        "fp64": 32, "fp32": 16, "bf16": 16, "bf16-pure": 8, "fp16": 16, "fp8": 16, "adaptive": 28
+    }  # fmt: skip
+    copied = {name: costs.copy_bytes(name) for name in PRECISIONS if costs.copy_bytes(name)}
+    assert copied == {"bf16": 2, "fp16": 2, "fp8": 2, "adaptive": 2}
+    assert costs.copy_bytes("bf16", "rounded") == 4
 
 
 @given(st.integers(0, 10**12), st.integers(1, 4096))

@@ -14,6 +14,7 @@ from picolab.planner.costing import Candidate, Costing
 from picolab.planner.memory import CATEGORIES
 from picolab.planner.seconds import TERMS
 from picolab.specs import Layout, ModelConfig
+from picolab.specs.precision import PRECISIONS
 
 
 def costing(**changes):
@@ -228,3 +229,26 @@ def test_experts_are_read_whole_and_computed_in_part():
     one = costing(model="mixtral-8x7b")
     whole, spread = (one.seconds(candidate(text)) for text in ("dp16", "dp16ep8"))
     assert spread["compute"] < whole["compute"]
+
+
+def test_the_planner_knows_the_bytes_of_each_precision():
+    """Against what a rank of training keeps, to the byte but for AdamW's step counts; activations
+    are short where the precision's are."""
+    model = ModelConfig.preset("tiny")
+    params = costs.parameters(model).total
+    table = model.vocab * model.hidden
+    held = {}
+    for name in PRECISIONS:
+        practice = "picolab" if name == "fp32" else f"picolab-{name}"
+        one = costing(model="tiny", gpus=2, seq=128, practice=practice)
+        for layout in ("dp2", "dp2zero1", "dp2zero3"):
+            held[name, layout] = of = one.memory(candidate(layout))
+            states = costs.rank_states(model, layout, precision=name)
+            rank = states["parameters"] + states["optimizer"] + states.get("snapshot", 0)
+            copies = 0 if layout == "dp2zero3" else costs.copy_bytes(name) * (params - table)
+            counts = 4 * len(costs.zero_shards(model, layout)) * (2 if "snapshot" in states else 1)
+            mine = of["parameters"] + of["optimizer"]
+            assert mine == pytest.approx(rank + copies - counts, rel=1e-3)
+    layers = {name: held[name, "dp2"]["activations"] for name in PRECISIONS}
+    assert layers["fp32"] == layers["adaptive"] == pytest.approx(layers["fp64"] / 2, rel=0.05)
+    assert layers["bf16"] == layers["fp8"] == pytest.approx(layers["fp32"] / 2, rel=0.05)

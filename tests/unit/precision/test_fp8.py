@@ -11,9 +11,11 @@ import math
 import pytest
 import torch
 
+from picolab.costs import copy_bytes
 from picolab.precision import fp8
 from picolab.precision.analyzer import scale_of
 from picolab.precision.fp8 import HISTORY, Fp8Product
+from picolab.precision.products import LowProduct, Ways
 
 TOKENS, INPUTS, OUTPUTS = 48, 32, 64
 E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
@@ -64,10 +66,13 @@ def test_products_are_torchs_scaled_ones(spread):
 
 
 MUTANTS = {
-    "not scaled": ("quantised", lambda t, format, how: fp8.cast(t, format, saturate=True).float()),
+    "not scaled": (
+        "quantised",
+        lambda t, format, how, dim: fp8.cast(t, format, saturate=True).float(),
+    ),
     "divided twice": (
         "quantised",
-        lambda t, format, how: (
+        lambda t, format, how, dim: (
             fp8.cast(t * scale_of(t, format, how), format).float() / scale_of(t, format, how) ** 2
         ),
     ),
@@ -120,5 +125,21 @@ def test_rows_keep_an_outlier_to_themselves():
 
 
 def test_an_unknown_scaling():
-    with pytest.raises(ValueError, match="scaling is 'none'; it is 'current', 'delayed' or 'rows'"):
+    with pytest.raises(
+        ValueError, match="scaling is 'none'; it is 'current', 'delayed', 'rows' or"
+    ):
         Fp8Product("none")
+
+
+@pytest.mark.parametrize("way", ["native", "rounded"])
+def test_working_copies_have_the_formulas_bytes(way):
+    """Of bf16 and of fp8, after all three products; gone when the master has changed."""
+    x, w, dy = operands()
+    for name, made in (
+        ("bf16", LowProduct(torch.bfloat16, Ways(*[way] * 3))),
+        ("fp8", Fp8Product(ways=Ways(*[way] * 3))),
+    ):
+        made.y(x, w), made.dx(dy, w), made.dw(dy, x)
+        assert sum(of.nbytes for of in made._copies.values()) == copy_bytes(name, way) * w.numel()
+        made.forget()
+        assert not made._copies
