@@ -34,8 +34,8 @@ WEIGHTS = "moe: experts move"
 
 def pack(load_E: Sequence[float], ranks: int) -> list[int]:
     """Which expert comes to which place: order[place] is an expert, and the first E / ranks places
-    are the first rank's. The most loaded rank has at most 4/3 of the least that is possible, and
-    (E / ranks of each) usually far less."""
+    are the first rank's. Without the limit of E / ranks of each, the most loaded rank has at most
+    4/3 of the least that is possible (Graham)."""
     room = len(load_E) // ranks
     held: list[list[int]] = [[] for _ in range(ranks)]
     heap = [(0.0, rank) for rank in range(ranks)]

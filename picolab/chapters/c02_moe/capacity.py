@@ -1,4 +1,4 @@
-"""Exercise: capacity, and drops that look at no later token (chapter 2, section 3).
+"""Exercise: capacity, and drops that look at no later token (chapter 2, section 4).
 
 The reference fills the buffers step by step, position by position, as the goal says it. Besides, a
 right answer must not change for the past when the future does: that is asked directly, with two
@@ -7,6 +7,8 @@ pools that are equal up to some position.
 
 import math
 import time
+from collections import Counter
+from collections.abc import Callable
 
 import torch
 
@@ -85,6 +87,9 @@ def _questions(attempt: Attempt):
     yield "all scores equal", torch.full((3, 4, 6), 1 / 6, dtype=torch.float64), 2, 0.75
     few = (4 * drawn(4, 6, 5)).round() / 4
     yield "scores that are often equal, or 0", few, 2, 0.5
+    sure = torch.nn.functional.one_hot(drawn(6, 5, 4).argmax(-1), 4).double()
+    yield "scores that are 0 or 1", sure, 2, 0.5
+    yield "scores that differ in the last digits", 0.5 + 1e-12 * drawn(6, 4, 5), 2, 0.5
     one = torch.zeros(3, 5, 4, dtype=torch.float64)
     one[..., 2] = 1.0
     yield "every token wants expert 2", one, 1, 1.0
@@ -146,6 +151,8 @@ _ORDERS = {
         lambda b, s, score, nth: (s, -score, -b)
     ),
     "the last positions went first": lambda b, s, score, nth: (-s, -score, b),
+    "position and score were added up to one number, in which a score of 0 is a later position's "
+    "1: sort by one after the other": lambda b, s, score, nth: (s - score, b),
 }
 
 
@@ -226,8 +233,18 @@ def _what_is_wrong(slots, expected, scores, k: int, room: int) -> str:
     for says, key in orders.items():
         if torch.equal(slots, _buffers(scores, k, room, key)):
             return f"the buffers are wrong: {says}"
+    if torch.equal(slots, _buffers(scores.float(), k, room, _right)):
+        return "the scores were rounded to fp32, where some are equal: take them as they are"
     if torch.equal(slots, _buffers(scores, 1, room, _right)):
         return f"only first choices are in the buffers; each token asks for {k} experts"
+    full = _buffers(scores, k, tokens, _right)  # room for all
+    if torch.equal(slots, _first_of(full, room, lambda e, t: scores[t // seq, t % seq, e] > 0)):
+        return "who asks with a score of 0 was left out: it is among its k highest scores, and asks"
+    if torch.equal(slots, _first_of(full, room, _rationed(math.ceil(room / seq), seq))):
+        return (
+            "each position was given a share of the room, and what one leaves over is lost: the "
+            "places of an expert are one queue"
+        )
     if torch.equal(slots, _whole_tokens(expected, chosen)):
         return "a token that one expert drops keeps its places with others: it is dropped there"
     transposed = torch.where(slots >= 0, slots % batch * seq + slots // batch, slots)
@@ -252,6 +269,26 @@ def _what_is_wrong(slots, expected, scores, k: int, room: int) -> str:
                     "dropped asks for nobody else)"
                 )
     return _first_difference(slots, expected, scores, seq)
+
+
+def _first_of(full, room: int, keeps: Callable[[int, int], bool]) -> torch.Tensor:
+    """Of each expert's queue the first `room` tokens that are let in."""
+    found = torch.full((len(full), room), -1)
+    for e, row in enumerate(full.tolist()):
+        kept = [t for t in row if t >= 0 and keeps(e, t)][:room]
+        found[e, : len(kept)] = torch.tensor(kept, dtype=torch.int64)
+    return found
+
+
+def _rationed(each: int, seq: int) -> Callable[[int, int], bool]:
+    """So many tokens of a position and expert, and no more."""
+    came: Counter = Counter()
+
+    def keeps(e: int, token: int) -> bool:
+        came[e, token % seq] += 1
+        return came[e, token % seq] <= each
+
+    return keeps
 
 
 def _whole_tokens(expected, chosen) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Exercise: rows to the ranks of their experts and back, with a gradient (chapter 2, section 4).
+"""Exercise: rows to the ranks of their experts and back, with a gradient (chapter 2, section 5).
 
 The experts are the judge's: it sees with which rows they are called, how often, and whether on
 every rank. What comes out, and every gradient, is compared with one process that has all tokens.
@@ -146,7 +146,7 @@ def _one(learner, attempt: Attempt, axis: str, ranks, tokens, k: int, how: str) 
     attempt.along(axis)
     if not _called(attempt, run, [(x[r], chosen[r], weights[r]) for r in ranks], here):
         return
-    if not _output(attempt, y, expected, mine, x, chosen, weights, experts, own):
+    if not _output(attempt, y, expected, mine, x, chosen, weights, ranks):
         return
     if not attempt.require(flows, "no gradient can flow back through what it returns"):
         return
@@ -200,6 +200,12 @@ def _called(attempt: Attempt, run: _Run, everyones, here: range) -> bool:
             why = "the same numbers in another order"
         elif sum(run.counts) == sum(counts):
             why = "as many rows in all: they came rank by rank, and belong expert by expert"
+        elif run.counts == _dealt_in_turn(everyones, here):
+            why = "experts were dealt out in turn; rank 0 has the first E/n, and so on"
+        elif run.counts == [
+            sum(int((of[:, 0] == e).sum()) for _, of, _ in everyones) for e in here
+        ]:
+            why = "first choices alone came: a row goes to each of a token's experts"
         else:
             why = f"{sum(counts)} rows are for the experts here"
         return attempt.require(
@@ -229,27 +235,44 @@ def _called(attempt: Attempt, run: _Run, everyones, here: range) -> bool:
     return True
 
 
+def _dealt_in_turn(everyones, here: range) -> list[int]:
+    n, me = len(everyones), here.start // len(here)
+    experts = range(me, n * len(here), n)
+    return [sum(int((chosen == e).sum()) for _, chosen, _ in everyones) for e in experts]
+
+
 def _same_rows(got: torch.Tensor, right: torch.Tensor) -> bool:
     """In whatever order."""
     left = sorted(tuple(row) for row in got.tolist())
     return left == sorted(tuple(row) for row in right.tolist())
 
 
-def _output(attempt, y, expected, mine: int, x, chosen, weights, experts, own: int) -> bool:
-    of = expected[mine]
+def _output(attempt, y, expected, mine: int, x, chosen, weights, ranks) -> bool:
+    of, own = expected[mine], ranks[mine]
     rows = of["rows"].detach()
     plain = rows.sum(1)
+
+    total = len(of["experts"][0])
 
     def y_of(weights):
         return (rows * weights.unsqueeze(-1)).sum(1)
 
     mistakes = {
         "the experts' outputs were added up without their weights": plain,
-        "they were averaged: weights are what they are multiplied by": rows.mean(1),
+        "they were averaged: weights are what they are multiplied by": (
+            rows.mean(1),
+            of["y"] / rows.shape[1],
+        ),
         "of each token only one expert's output is in it: `y[token] = ...` keeps one of several, "
         "`index_add` adds them": _one_each(rows, chosen[own], weights[own]),
         "weights are in the order of the tokens, and rows in that of their experts: take the "
         "weights in the same order": lambda: _weights_unsorted(rows, chosen[own], weights[own]),
+        "weights[t, j] belongs to experts[t, j], which are in no order; it was taken for the j-th "
+        "lowest number of the token": lambda: _by_number(rows, chosen[own], weights[own]),
+        "the outputs were sent home in the order of the experts: bring them back into the order in "
+        "which rows came, first (of a permutation, the inverse)": lambda: _not_put_back(
+            expected, [chosen[r] for r in ranks], [weights[r] for r in ranks], mine, total
+        ),
         "rows came home in the order of their experts, and were not brought back to their tokens": (
             lambda: _not_home(rows, chosen[own], weights[own])
         ),
@@ -259,6 +282,28 @@ def _output(attempt, y, expected, mine: int, x, chosen, weights, experts, own: i
         "x itself was added: the layer's output is what experts make of it": of["y"] + x[own],
     }
     return attempt.equal("the output", y, of["y"], mistakes=mistakes)
+
+
+def _by_number(rows, chosen, weights) -> torch.Tensor:
+    token = torch.arange(len(rows)).unsqueeze(1)
+    return (rows[token, chosen.argsort(1)] * weights.unsqueeze(-1)).sum(1)
+
+
+def _not_put_back(expected, chosen, weights, mine: int, total: int) -> tuple[torch.Tensor, ...]:
+    """Each rank sends home what its experts made in their order, or in that order once more."""
+    n = len(expected)
+    found = torch.zeros_like(expected[mine]["y"]), torch.zeros_like(expected[mine]["y"])
+    for s in range(n):
+        here = range(s * total // n, (s + 1) * total // n)
+        of = {(r, e): (chosen[r] == e).nonzero().tolist() for r in range(n) for e in here}
+        came = [(r, *row) for r in range(n) for e in here for row in of[r, e]]
+        ran = [(r, *row) for e in here for r in range(n) for row in of[r, e]]
+        again = [ran[came.index(row)] for row in ran]
+        for y, sent in zip(found, (ran, again)):
+            for (r, t, j), (other, token, nth) in zip(came, sent):
+                if r == mine:
+                    y[t] += weights[r][t, j] * expected[other]["rows"][token, nth].detach()
+    return found
 
 
 def _one_each(rows, chosen, weights) -> tuple[torch.Tensor, ...]:
@@ -290,11 +335,15 @@ def _gradients(attempt: Attempt, x, weights, leaves, expected, mine: int, here: 
         ("the gradient of x", x.grad, of["dx"]),
         ("the gradient of weights", weights.grad, of["dweights"]),
     ):
+        says = {
+            "it is all zero": torch.zeros_like(right),
+            "it was divided by the ranks; what comes back from an expert goes on as it is": (
+                right / len(expected), right / len(expected) ** 2,
+            ),
+        }  # fmt: skip
         if not attempt.require(got is not None, f"{name} is None"):
             return
-        if not attempt.equal(
-            name, got, right, mistakes={"it is all zero": torch.zeros_like(right)}
-        ):
+        if not attempt.equal(name, got, right, mistakes=says):
             return
     n = len(expected)
     for name, leaf, whole in zip(("matrices", "offsets"), leaves, of["experts"]):

@@ -1,4 +1,4 @@
-"""Exercise: the auxiliary loss over a global batch, with its gradient (chapter 2, section 2).
+"""Exercise: the auxiliary loss over a global batch, with its gradient (chapter 2, section 3).
 
 Replicas and micro-batches of different sizes, since that is what tells a mean over tokens from a
 mean of means. Expected is the loss of one process that has all tokens in one batch.
@@ -65,6 +65,7 @@ def _draw(attempt: Attempt, sizes, experts: int, ranks, world: int) -> list[list
             of += skew * (1 + index % 2)
             of[::5] = of[::5].round()  # with ties
             of[1::6, ::2] = -math.inf  # barred
+            of[4::6] *= 400  # probabilities are 0 there where logits differ
     apart = ranks[1] - ranks[0]  # the ranks of a line are evenly apart
     return [lines[rank // apart % len(ranks)] for rank in range(world)]
 
@@ -111,6 +112,7 @@ def _compare(attempt: Attempt, result, ranks: list[list[torch.Tensor]], me: int,
         ),
         "each micro-batch's own loss was averaged: f and P are of all tokens of the step": (
             all_pools.mean(),
+            _of_each_round(ranks, k),
             torch.stack([_loss(*of, k) for of in pools[me]]).mean() if pools[me] else right * 0,
         ),
         "each replica's shares were averaged, whatever tokens it has: add up counts, and divide by "
@@ -128,6 +130,11 @@ def _compare(attempt: Attempt, result, ranks: list[list[torch.Tensor]], me: int,
             _last(ranks, k, sums, tokens)
         ),
         "f was taken of each token's first choice alone": lambda: _first(ranks, sums, tokens),
+        "all logits that are as high as the k-th were taken for choices, and are more than k where "
+        "some are equal": lambda: _above_a_threshold(ranks, k, sums, tokens),
+        "experts were chosen by probabilities, which are equal (0) where logits are not": lambda: (
+            _by_probability(ranks, k, sums, tokens)
+        ),
         "it was divided by the number of replicas: all tokens of all of them are in it": right
         / len(ranks),
         "it is E * sum of f * f, which has no gradient: P is the mean of probabilities": _loss(
@@ -140,7 +147,7 @@ def _compare(attempt: Attempt, result, ranks: list[list[torch.Tensor]], me: int,
     }  # fmt: skip
     if not attempt.equal("loss", loss, right, mistakes=says):
         return
-    kind = f"{len(gradients)} things" if isinstance(gradients, list | tuple) else "one thing"
+    kind = f"a list of {len(gradients)}" if isinstance(gradients, list | tuple) else "one thing"
     if not attempt.require(
         isinstance(gradients, list | tuple) and len(gradients) == len(mine),
         f"dlogits is {kind}; asked for is a list, one tensor for each of the {len(mine)} "
@@ -162,6 +169,23 @@ def _last(ranks, k: int, sums, tokens) -> torch.Tensor:
     rows = torch.cat([of for rank in ranks for of in rank]).flip(-1)
     chosen = rows.shape[1] - 1 - rows.sort(dim=-1, descending=True, stable=True).indices[:, :k]
     return _loss(chosen.flatten().bincount(minlength=rows.shape[1]).double(), sums, tokens, k)
+
+
+def _of_each_round(ranks, k: int) -> torch.Tensor:
+    """The mean over the micro-batches' numbers of the loss of all replicas' micro-batch."""
+    pools = [_shares([rank[i] for rank in ranks], k) for i in range(len(ranks[0]))]
+    return torch.stack([_loss(*of, k) for of in pools if of[2]]).mean()
+
+
+def _above_a_threshold(ranks, k: int, sums, tokens) -> torch.Tensor:
+    rows = torch.cat([of for rank in ranks for of in rank])
+    counts = (rows >= rows.topk(k).values[:, -1:]).sum(0).double()
+    return _loss(counts, sums, tokens, k)
+
+
+def _by_probability(ranks, k: int, sums, tokens) -> torch.Tensor:
+    counts = _shares([of.softmax(-1) for rank in ranks for of in rank], k)[0]
+    return _loss(counts, sums, tokens, k)
 
 
 def _of_means(each, k: int) -> tuple[torch.Tensor, ...]:
@@ -219,6 +243,10 @@ def _wrong_gradients(of, expected, ranks, me: int, k: int, micro: int, whole) ->
         "it is the gradient with respect to the probabilities: the softmax is missing": (
             (len(f) / tokens * f).expand_as(of)
         ),
+        "of the softmax's gradient p * (dp - sum(p * dp)) the p in front is missing": (
+            len(f) / tokens * (f - (p * f).sum(-1, keepdim=True)),
+            len(f) / tokens * (f - (p * f).sum(-1, keepdim=True)) * (p > 0),
+        ),
         "a logit moves the other probabilities too; that part is missing": (
             len(f) / tokens * p * f, len(f) / tokens * p * (1 - p) * f
         ),
@@ -256,11 +284,12 @@ EXERCISE = Exercise(
     why="A micro-batch of a few sequences may well be about one subject, and a loss that asks each "
     "for even loads forbids experts to specialise; over the global batch only the whole has to be "
     "even (arXiv 2501.11873: better loss, and experts of domains). It costs one exchange of E "
-    "numbers. Three things go wrong: means of means, where replicas have different numbers of "
-    "tokens; a gradient times the number of replicas, where autograd goes back through the sum; "
-    "and the sum over ranks that hold the same tokens (Megatron-LM issue 7452). In training, f of "
-    "all micro-batches is not known before the first backward: `pico.source('picolab.moe."
-    "strategy._OverBatch')` takes those so far, as the paper does.",
+    "numbers. Three things go wrong: means of means, where replicas or micro-batches have "
+    "different numbers of tokens (Megatron-LM issues 7452 and 7213); a gradient times the number "
+    "of replicas, where autograd goes back through the sum, or divided by it (issue 3672); and a "
+    "sum over ranks that hold the same tokens. In training, f of all micro-batches "
+    "is not known before the first backward: `pico.source('picolab.moe.strategy._OverBatch')` "
+    "takes those so far, as the paper does.",
     judge=judge,
     cases=(
         Case(

@@ -1,4 +1,4 @@
-"""Exercise: experts that move to other ranks, with their optimizer's state (chapter 2, section 2).
+"""Exercise: experts that move to other ranks, with their optimizer's state (chapter 2, section 3).
 
 The judge trains a few steps with gradients of its own (each expert has the same ones wherever it
 is), has the learner move the experts, and trains on. Expected is one process in which nothing ever
@@ -60,10 +60,22 @@ def judge(learner, attempt: Attempt) -> None:
         _one(learner, attempt, axis, n, me, list(order), kind, steps)
 
 
+class _Notes(torch.optim.SGD):
+    """Keeps the numbers of its last steps: as many rows as a rank has experts, and none's."""
+
+    def step(self, closure=None):
+        super().step(closure)
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                steps = self.state[parameter].get("steps", torch.zeros(3, 1))
+                self.state[parameter]["steps"] = torch.cat([steps[1:], steps[-1:] + 1])
+
+
 _KINDS = {
     "AdamW": lambda of: torch.optim.AdamW(of, lr=0.05, eps=1e-8, weight_decay=0.1),
     "AdamW with amsgrad": lambda of: torch.optim.AdamW(of, lr=0.05, amsgrad=True),
     "SGD with momentum": lambda of: torch.optim.SGD(of, lr=0.05, momentum=0.9),
+    "an optimizer that notes its steps": lambda of: _Notes(of, lr=0.05, momentum=0.9),
     "plain SGD": lambda of: torch.optim.SGD(of, lr=0.05),
 }
 
@@ -100,8 +112,12 @@ def _one(learner, attempt, axis: str, n: int, me: int, order, kind: str, steps: 
     attempt.call(learner, given, may_change=("experts", "router", "optimizer"))
     attempt.only("all_to_all")
     attempt.along(axis)
-    if _held(attempt, mine, whole, before, order, here, moved_here) and _state(
-        attempt, optimizer, mine, whole_optimizer, whole, old_state, order, here, moved_here
+    if (
+        _filled(attempt, given["experts"], mine)
+        and _held(attempt, mine, whole, before, order, here, moved_here)
+        and _state(
+            attempt, optimizer, mine, whole_optimizer, whole, old_state, order, here, moved_here
+        )
     ):
         _goes_on(attempt, mine, optimizer, whole, whole_optimizer, gradients, order, moved_here)
     _budgets(attempt, mine, old_state, order, n, me)
@@ -134,6 +150,17 @@ def _inverse(order) -> list[int]:
     return [order.index(e) for e in range(len(order))]
 
 
+def _filled(attempt: Attempt, experts, mine: dict) -> bool:
+    for of, name in zip(experts, ("up", "down", "scale")):
+        if of is not mine[name]:
+            return attempt.require(
+                False,
+                f"experts' `{name}`: in its place in the list is another parameter, which the "
+                "optimizer does not step: fill the one that is there, and make no new one",
+            )
+    return True
+
+
 def _held(attempt, mine, whole, before, order, here, moved_here) -> bool:
     """The values, before the optimizer's state is looked at."""
     back = torch.tensor(_inverse(order))
@@ -150,10 +177,13 @@ def _held(attempt, mine, whole, before, order, here, moved_here) -> bool:
             mistakes |= {
                 "the right experts came, in the order of the ranks they came from, and not in that "
                 "of their places": all_of_it[moved_here.sort().values],
-                "experts that stay are in the right place, and those of other ranks did not "
-                "come": _stayed(all_of_it, before[name], moved_here, here),
+                "experts that stay are in the right place, and those of other ranks did not come": (
+                    _stayed(all_of_it, before[name], moved_here, here),
+                    before[name][moved_here % len(here)],
+                ),
             }
         else:
+            mistakes["its rows were moved twice"] = asked[torch.tensor(order)]
             mistakes["its rows were taken as if only this rank's experts had moved"] = _only_here(
                 all_of_it, here, moved_here
             )
@@ -202,6 +232,8 @@ def _state(attempt, optimizer, mine, whole_optimizer, whole, old, order, here, m
                 mistakes["it is in the inverse order"] = wanted[
                     back if name == "router" else back[here]
                 ]
+            else:  # whatever it is now
+                mistakes["it has not the parameter's shape, so it stays as it is"] = got[key]
             if not attempt.equal(what, got[key], asked, mistakes=mistakes):
                 return False
         extra = sorted(set(got) - set(right))
@@ -244,11 +276,13 @@ def _budgets(attempt, mine, old_state, order, n: int, me: int) -> None:
 
 
 _SIX = (
+    ("experts 0 to 3 change places in a ring", (3, 0, 1, 2, 4, 5), "AdamW", _STEPS),
     ("experts 0 and 3 change places", (3, 1, 2, 0, 4, 5), "AdamW", _STEPS),
     ("each is another's, in no order", (4, 0, 5, 2, 1, 3), "AdamW", _STEPS),
     ("the order within each rank changes", (2, 0, 1, 5, 3, 4), "AdamW", _STEPS),
     ("nothing changes", (0, 1, 2, 3, 4, 5), "AdamW", _STEPS),
     ("all change ranks", (3, 5, 4, 1, 0, 2), "SGD with momentum", _STEPS),
+    ("what belongs to no expert", (4, 3, 5, 0, 2, 1), "an optimizer that notes its steps", _STEPS),
     ("before the first step: there is no state yet", (5, 4, 3, 2, 1, 0), "AdamW", 0),
     ("a third moment", (1, 4, 0, 5, 3, 2), "AdamW with amsgrad", _STEPS),
     ("an optimizer without state", (2, 3, 4, 5, 0, 1), "plain SGD", _STEPS),
@@ -311,8 +345,10 @@ EXERCISE = Exercise(
                     ),
                     ("round the ring", (2, 3, 4, 5, 0, 1), "AdamW", _STEPS),
                     ("one expert a rank", (2, 0, 1), "AdamW", _STEPS),
+                    ("rank 0 keeps its own", (0, 1, 4, 5, 2, 3), "AdamW", _STEPS),
                 ),
             },
+            if_apart="a rank whose own experts stay takes part in the exchange all the same",
         ),
         Case(
             "dp4ep2",

@@ -1,8 +1,10 @@
-"""Exercise: the selection bias, step after step (chapter 2, section 2).
+"""Exercise: the selection bias, step after step (chapter 2, section 3).
 
 Several steps in a row, each with the bias that the learner's step before it returned: so what goes
 wrong slowly (a sign, a bias that is moved by a replica's own loads) is told where it begins.
 """
+
+from collections.abc import Iterator
 
 import torch
 
@@ -44,9 +46,12 @@ def judge(learner, attempt: Attempt) -> None:
     ranks = list(mesh.ranks(axis))
     for about, sizes, experts, k, kind, steps in attempt.case.values["settings"]:
         bias = torch.zeros(experts, dtype=torch.float64)
-        if kind in ("mild", "strong"):
-            bias = (2.0 if kind == "strong" else 0.4) * attempt.tensor(experts)
+        if kind in ("close", "mild", "strong"):
+            size = {"close": 0.15, "mild": 0.4, "strong": 2.0}[kind]
+            bias = size * attempt.tensor(experts)
             bias -= bias.mean()
+        if kind == "not zero in the mean":
+            bias = 0.7 + 0.4 * attempt.tensor(experts)
         skew = attempt.tensor(experts)
         for step in range(steps):
             attempt.setting(f"{about}, step {step + 1}" if steps > 1 else about)
@@ -60,14 +65,19 @@ def judge(learner, attempt: Attempt) -> None:
             attempt.only("all_reduce")
             attempt.along(axis)
             moved = _compare(attempt, result, lines, mine, bias, k, 0.05)
-            attempt.budget("all_reduce", count=1, at_least=1)
-            attempt.budget("all_reduce", payload_bytes=8 * experts, least_bytes=4 * experts)
+            hint = "it moves by the loads of all replicas, and of the others' a rank is only told"
+            attempt.budget("all_reduce", count=1, at_least=1, hint=hint)
+            attempt.budget(
+                "all_reduce", payload_bytes=8 * experts, least_bytes=4 * experts, hint=hint
+            )
             # The right one: a rank that is wrong must still take part in the next step.
             bias = moved
 
 
 def _scores(attempt: Attempt, tokens: int, experts: int, skew, kind: str) -> torch.Tensor:
-    found = (attempt.tensor(tokens, experts) + 1.5 * skew).sigmoid()
+    # Close loads: which of them are above the mean is another set for each wrong rule.
+    found = attempt.tensor(tokens, experts)
+    found = (found + (0.2 if kind == "close" else 1.5) * skew).sigmoid()
     if kind == "ties":
         found = (4 * found).round() / 4
     if kind == "zeros":
@@ -109,9 +119,10 @@ def _compare(attempt: Attempt, result, lines, mine: int, bias, k: int, rate: flo
         return right
     experts, weights, moved = result
     for name, of in (("experts", experts), ("weights", weights)):
+        kind = f"a list of {len(of)}" if isinstance(of, list | tuple) else type(of).__name__
         if not attempt.require(
             isinstance(of, list | tuple) and len(of) == len(lines[mine]),
-            f"{name} is {type(of).__name__}; asked for is a list, one tensor for each of the "
+            f"{name} is {kind}; asked for is a list, one tensor for each of the "
             f"{len(lines[mine])} micro-batches",
         ):
             return right
@@ -164,6 +175,17 @@ def _compare(attempt: Attempt, result, lines, mine: int, bias, k: int, rate: flo
             )
             / len(lines),
             "the mean was not taken off after the move": bias + rate * torch.sign(raw.mean() - raw),
+            "the mean of the move alone was taken off, and asked for is that of the new bias": bias
+            + _minus_mean(rate * torch.sign(raw.mean() - raw)),
+            "the mean load was rounded to a whole number: a load beside it may be on the other "
+            "side": tuple(
+                _minus_mean(bias + rate * torch.sign(whole - raw))
+                for whole in (raw.mean().floor(), raw.mean().ceil(), raw.mean().round())
+            ),
+            "shares of micro-batches (or of replicas) were added up, each as much as another "
+            "whatever tokens it has: add up counts": (
+                lambda: tuple(_moved(bias, loads, rate) for loads in _of_shares(lines, bias, k))
+            ),
             "it moved by the distance to the mean, and should by its sign alone": (
                 _minus_mean(bias + rate * (raw.mean() - raw)),
                 _minus_mean(bias + rate * (raw.mean() - raw) / raw.mean().clamp(min=1)),
@@ -201,6 +223,11 @@ def _compare(attempt: Attempt, result, lines, mine: int, bias, k: int, rate: flo
         },
     )
     return right
+
+
+def _of_shares(lines, bias, k: int) -> Iterator[torch.Tensor]:
+    for pools in (lines, [[of] for line in lines for of in line]):
+        yield sum(_loads(pool, bias, k) / max(sum(map(len, pool)), 1) for pool in pools)
 
 
 def _minus_mean(of: torch.Tensor) -> torch.Tensor:
@@ -297,8 +324,9 @@ EXERCISE = Exercise(
                 "settings": (
                     # (Many experts first: a wrong rule moves another set of them.)
                     ("11 experts, one micro-batch", ((13,), (17,)), 11, 3, "mild", 1),
-                    ("a bias of zeros", ((6,), (6,)), 4, 2, "", 1),
+                    ("11 experts, close loads", ((11, 17), (11, 3)), 11, 3, "close", 1),
                     ("a load that is the mean", ((3, 6), (9, 3)), 3, 1, "stairs", 1),
+                    ("a bias of zeros", ((6,), (6,)), 4, 2, "", 1),
                     ("2 micro-batches", ((6, 5), (4, 9)), 5, 2, "strong", 4),
                     ("one expert a token", ((8, 3), (2, 6)), 3, 1, "", 3),
                     ("scores that are often equal", ((9,), (8,)), 6, 2, "ties", 3),
@@ -307,6 +335,7 @@ EXERCISE = Exercise(
                     ("a replica without tokens", ((0, 0), (7, 5)), 5, 2, "", 2),
                     ("all experts chosen: even loads", ((4,), (3,)), 3, 3, "strong", 1),
                     ("24 experts", ((31, 18), (40, 11)), 24, 4, "", 3),
+                    ("a bias with a mean", ((5, 4), (7, 3)), 5, 2, "not zero in the mean", 2),
                 ),
             },
         ),

@@ -1,4 +1,4 @@
-"""Exercise: top-k routing and its gradient (chapter 2, section 1).
+"""Exercise: top-k routing and its gradient (chapter 2, section 2).
 
 One rank and many sizes. What autograd gives of the same formulas is what is asked for; the learner
 has no autograd (its engine refuses while the answer is judged), and the numbers are such that a
@@ -225,10 +225,15 @@ def _wrong_gradients(logits, k, renormalise, dweights, weights, chosen, expected
     total = p.gather(-1, chosen).sum(-1, keepdim=True)
     fixed = p * (dp - (p * dp).sum(-1, keepdim=True)) / total.where(total > 0, 1)
     by_number = dweights.gather(-1, chosen.argsort(-1))
+    first = torch.zeros_like(dp)
+    first[..., :k] = dweights
     q = zeros.scatter(-1, chosen, weights) if renormalise else p
     return {
         "dweights were taken in the order of the experts' numbers; dweights stand by place, as "
         "weights do": _gradient(logits, k, renormalise, by_number),
+        "dweights were put at the experts 0 to k-1: scatter them to where the chosen ones are": (
+            q * (first - (q * first).sum(-1, keepdim=True))
+        ),
         "it is the gradient of the weights' logarithm, as in a cross entropy": dp
         - q * dp.sum(-1, keepdim=True),
         "it is the gradient of the weights, spread out: the softmax was not differentiated": dp,
@@ -275,8 +280,8 @@ EXERCISE = Exercise(
     "be 0 where a logit is not. A logit of -inf bars the token from this expert: it has the weight "
     "0 if it must be chosen nevertheless, and no gradient; a token that is barred from all experts "
     "has weights and gradients of 0. Logits may be in the thousands.",
-    budget="Nothing is sent, and autograd's engine refuses while you are judged. About fifty "
-    "settings; 1e-10 of the largest number.",
+    budget="Nothing is sent, and autograd refuses while you are judged, backward and "
+    "forward. About sixty settings; 1e-10 of the largest number.",
     hints=(
         "Renormalising probabilities of a softmax over all experts is a softmax over the chosen "
         "ones alone. Which logits does such a weight depend on? And without renormalising?",
@@ -300,6 +305,7 @@ EXERCISE = Exercise(
     cases=(Case("dp1", "many sizes"),),
     blocked=(
         "torch.autograd.grad",
+        "torch.autograd.forward_ad.make_dual",  # what jvp and jacfwd begin with
         "torch.autograd.backward",
         "torch.autograd.graph._engine_run_backward",
         "picolab.moe.router.choose",

@@ -297,6 +297,15 @@ def random_among_equals(scores, k, factor):
     return solution(scores + 1e-9 * noise, k, factor)
 
 
+def one_number_for_both(scores, k, factor):
+    """Position and score in one key: at s a score of 0 is what at s + 1 a 1 is."""
+    return _answer(scores, k, factor, key=lambda b, s, score, nth: (s + 1 - score, b))
+
+
+def rounded_to_fp32(scores, k, factor):
+    return solution(scores.float(), k, factor)
+
+
 MUTANTS = {
     by_score_over_the_pool: "what comes later decides about what came before",
     first_choices_of_all_first: "a token's second choice depends on tokens after it",
@@ -325,10 +334,12 @@ MUTANTS = {
     a_loop_over_tensors: "let no Python loop run over tokens",
     renormalised_scores: "the scores as they are",
     fails_without_tokens: "Expected reduction dim to be specified",
-    room_at_each_position: "should have token",
+    room_at_each_position: "each position was given a share of the room",
     all_or_nothing: "is dropped there",
     empty_is_the_number_of_tokens: "-1 is an empty place",
-    zero_is_no_choice: "score 0)",
+    zero_is_no_choice: "who asks with a score of 0",
+    one_number_for_both: "were added up to one number",
+    rounded_to_fp32: "rounded to fp32",
     one_place_too_few: "should have",
     top_one: "each token asks for",
     transposed: "transposed",

@@ -412,6 +412,33 @@ def no_weights_gradient_for_zero(x, experts, weights, total, run, axis):
     return solution(x, experts, weights * keep, total, run, axis)
 
 
+def averaged(x, experts, weights, total, run, axis):
+    return solution(x, experts, weights, total, run, axis) / experts.shape[1]
+
+
+def weights_by_number(x, experts, weights, total, run, axis):
+    """As if a token's experts stood in the order of their numbers."""
+    return solution(x, experts.sort(-1).values, weights, total, run, axis)
+
+
+def gradients_of_rows_averaged(x, experts, weights, total, run, axis):
+    n = comm.mesh().size(axis)
+
+    class Mean(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, rows):
+            return rows.view_as(rows)
+
+        @staticmethod
+        def backward(ctx, drows):
+            return drows / n
+
+    def exchange(rows, sent, came, axis):
+        return _exchanged(Mean.apply(rows), sent, came, axis)
+
+    return _answer(x, experts, weights, total, run, axis, exchange=exchange)
+
+
 MUTANTS = {
     not_regrouped: "put those of one expert together",
     an_all_to_all_without_a_gradient: "the gradient of x is None",
@@ -421,8 +448,8 @@ MUTANTS = {
     overwrites: "only one expert's output is in it",
     without_weights: "added up without their weights",
     not_brought_home: "were not brought back to their tokens",
-    regrouped_twice: "the output is wrong",
-    not_regrouped_back: "the output is wrong",
+    regrouped_twice: "bring them back into the order in which rows came",
+    not_regrouped_back: "bring them back into the order in which rows came",
     even_blocks: "what one sends to another has to be what that one expects",
     sizes_not_swapped_in_backward: "backward",
     gradients_summed_over_the_ranks: "it uses all-reduces; allowed are all-to-alls",
@@ -433,7 +460,7 @@ MUTANTS = {
     runs_expert_by_expert: "`run` was called 2 times",
     global_counts: "one count for each of them",
     counts_of_ranks: "`run` was given the counts",
-    dealt_out_round_robin: "`run` was given the counts",
+    dealt_out_round_robin: "experts were dealt out in turn",
     with_the_residual: "x itself was added",
     over_the_world: "all-to-alls, and the budget is 5",
     weights_detached: "the gradient of weights is None",
@@ -444,12 +471,15 @@ MUTANTS = {
     weights_before_the_experts: "before the experts",
     weights_renormalised_again: "renormalised",
     experts_without_gradients: "is None",
-    first_choice_alone: "`run` was given the counts",
+    first_choice_alone: "first choices alone came",
     returns_the_rows: "has the shape",
     all_tokens_to_all_ranks: "and the budget is",
     drops_what_is_too_much: "the output is wrong",
     sends_in_backward_what_it_got: "the gradient of x",
     no_weights_gradient_for_zero: "the gradient of weights is wrong",
+    averaged: "they were averaged",
+    weights_by_number: "which are in no order",
+    gradients_of_rows_averaged: "divided by the ranks",
 }
 
 

@@ -298,6 +298,36 @@ def not_a_list(logits, k, axis):
     return loss, {index: of for index, of in enumerate(gradients)}
 
 
+def by_probability(logits, k, axis):
+    return _answer(
+        logits, k, axis, counts=lambda logits, k: sum(_counts(of.softmax(-1), k) for of in logits)
+    )
+
+
+def above_a_threshold(logits, k, axis):
+    """All that are as high as the k-th: more than k where some are equal."""
+
+    def counts(logits, k):
+        rows = torch.cat(list(logits))
+        return (rows >= rows.topk(k).values[:, -1:]).sum(0).double()
+
+    return _answer(logits, k, axis, counts=counts)
+
+
+def mean_of_rounds(logits, k, axis):
+    """Global for each micro-batch, and these averaged."""
+    rounds = [solution([of], k, axis) for of in logits]
+    m = len(rounds)
+    return sum(loss for loss, _ in rounds) / m, [of / m for _, (of,) in rounds]
+
+
+def no_p_in_front(logits, k, axis):
+    def back(p, f, e, tokens):
+        return e / tokens * (f - (p * f).sum(-1, keepdim=True))
+
+    return _answer(logits, k, axis, back=back)
+
+
 MUTANTS = {
     mean_of_replicas: "each replica's own loss was averaged",
     times_the_replicas: "autograd went back through the sum",
@@ -336,6 +366,10 @@ MUTANTS = {
     sign: "wrong sign",
     so_far: "dlogits[0] is wrong",
     not_a_list: "asked for is a list",
+    by_probability: "chosen by probabilities, which are equal (0)",
+    above_a_threshold: "as high as the k-th",
+    mean_of_rounds: "each micro-batch's own loss was averaged",
+    no_p_in_front: "the p in front is missing",
 }
 
 

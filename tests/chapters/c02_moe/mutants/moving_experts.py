@@ -356,6 +356,27 @@ def halves_the_rate(experts, router, optimizer, order, axis):
         group["lr"] = 0.5 * group["lr"]
 
 
+def stays_away_when_its_own_stay(experts, router, optimizer, order, axis):
+    """Another rank's experts change places, and it waits for this one."""
+    _, _, mine, me, each = _plan(order, axis)
+
+    def came(tensor, order, axis):
+        stay = mine == list(range(me * each, (me + 1) * each))
+        return tensor.clone() if stay else _came(tensor, order, axis)
+
+    _answer(experts, router, optimizer, order, axis, came=came)
+
+
+def all_that_has_rows(experts, router, optimizer, order, axis):
+    """Whatever tensor of the state has a dim, whether it is the experts' or not."""
+
+    def moments(parameter, optimizer):
+        state = optimizer.state.get(parameter, {}).values()
+        return [t for t in state if torch.is_tensor(t) and t.dim()]
+
+    _answer(experts, router, optimizer, order, axis, moments=moments)
+
+
 MUTANTS = {
     weights_alone: "it stayed where it was, and belongs to the expert that went away",
     the_router_stays: "the router is wrong: nothing moved",
@@ -367,7 +388,7 @@ MUTANTS = {
     in_the_order_of_ranks: "in the order of the ranks they came from",
     state_thrown_away: "is gone",
     moments_at_zero: "it begins at zero again",
-    new_parameters: "experts' `up` is wrong: nothing moved",
+    new_parameters: "make no new one",
     nothing_moves: "nothing moved",
     autograd_follows: "a leaf Variable that requires grad",
     makes_state: "and had none before the move",
@@ -388,11 +409,13 @@ MUTANTS = {
     moments_in_fp32: "fp32",
     a_state_of_its_own: "`step` of experts",
     swaps_pairs: "is wrong",
-    the_router_twice: "the router is wrong",
+    the_router_twice: "its rows were moved twice",
     columns_of_the_router: "the router is wrong",
-    moves_within_ranks_alone: "nothing moved",
+    moves_within_ranks_alone: "those of other ranks did not come",
     scaled_moments: "times what it should be",
     halves_the_rate: "steps after the move",
+    stays_away_when_its_own_stay: "still wait for it in all_to_all",
+    all_that_has_rows: "stays as it is",
 }
 
 

@@ -287,6 +287,39 @@ def the_change_alone(scores, bias, k, rate, axis):
     return chosen, weights, moved - bias
 
 
+def mean_of_the_move(scores, bias, k, rate, axis):
+    """The same while the bias that comes in has a mean of zero."""
+
+    def by(loads):
+        sign = torch.sign(loads.mean() - loads)
+        return sign - sign.mean()
+
+    return _answer(scores, bias, k, rate, axis, by=by, finish=lambda moved: moved)
+
+
+def shares_of_micro_batches(scores, bias, k, rate, axis):
+    def count(of, bias, chosen):
+        return chosen.flatten().bincount(minlength=len(bias)).double() / max(len(of), 1)
+
+    return _answer(scores, bias, k, rate, axis, count=count)
+
+
+def a_whole_mean(scores, bias, k, rate, axis):
+    """`//` where `/` is meant."""
+    return _answer(
+        scores, bias, k, rate, axis, by=lambda loads: torch.sign(loads.sum() // len(loads) - loads)
+    )
+
+
+def sends_nothing(scores, bias, k, rate, axis):
+    return _answer(scores, bias, k, rate, axis, summed=lambda loads, axis: loads)
+
+
+def without_empty_ones(scores, bias, k, rate, axis):
+    chosen, weights, moved = solution(scores, bias, k, rate, axis)
+    return [of for of in chosen if len(of)], [of for of in weights if len(of)], moved
+
+
 MUTANTS = {
     bias_in_the_weights: "moves the choice only",
     by_its_own_loads: "replicas would choose by different biases",
@@ -330,6 +363,11 @@ MUTANTS = {
     in_fp32: "torch.float32",
     a_bias_only: "it returns one thing",
     the_change_alone: "the change alone",
+    mean_of_the_move: "the mean of the move alone was taken off",
+    shares_of_micro_batches: "add up counts",
+    a_whole_mean: "rounded to a whole number",
+    sends_nothing: "of the others' a rank is only told",
+    without_empty_ones: "experts is a list of 0",
 }
 
 

@@ -281,6 +281,30 @@ def finite_for_barred(logits, k, renormalise, dweights):
     return _answer(logits.clamp(min=-1e9), k, renormalise, dweights)
 
 
+def gradients_at_the_first_places(logits, k, renormalise, dweights):
+    """dweights put where the experts 0 to k-1 are, and the softmax differentiated from there."""
+
+    def back(p, dp, experts, dweights):
+        first = torch.zeros_like(dp)
+        first[..., :k] = dweights
+        return p * (first - (p * first).sum(-1, keepdim=True))
+
+    return _answer(logits, k, renormalise, dweights, back=back)
+
+
+def by_forward_mode(logits, k, renormalise, dweights):
+    """No engine is asked: the Jacobian comes from dual numbers."""
+    weights, experts, dlogits = solution(logits, k, renormalise, dweights)
+
+    def shares(row, chosen):
+        p = row.softmax(-1)[chosen]
+        return p / p.sum() if renormalise else p
+
+    flat = zip(*(of.reshape(-1, of.shape[-1]) for of in (logits, experts, dweights)))
+    rows = [torch.func.jacfwd(shares)(row, chosen).T @ up for row, chosen, up in flat]
+    return weights, experts, torch.stack(rows).view_as(logits) if rows else dlogits
+
+
 MUTANTS = {
     forgets_the_sum: "the sum over all weights is missing",
     divides_by_a_constant: "was taken as a constant",
@@ -321,6 +345,8 @@ MUTANTS = {
     gradients_by_rank_of_the_logit: "dweights stand by place",
     the_gradient_of_log_shares: "the weights' logarithm",
     finite_for_barred: "barred",
+    gradients_at_the_first_places: "dweights were put at the experts 0 to k-1",
+    by_forward_mode: "is what this exercise asks you to write",
 }
 
 
