@@ -32,7 +32,7 @@ from picolab.monitoring import Observer, StepReport
 from picolab.training import trainer
 from picolab.training.build import build
 from picolab.training.one_thread import one_thread
-from picolab.training.precision import of_config
+from picolab.training.precision_named import of_config
 
 Held = dict[str, tuple[Piece, torch.Tensor]]  # global name -> which slice, and its values
 # Where the residual stream or what is added to it can be looked at, in the names of the model.

@@ -218,20 +218,6 @@ def amax_axes(layout: Layout) -> list[str]:
     return [axis for axis in (layout.data_axis, "tp") if layout.size(axis) > 1]
 
 
-def of_config(config: TrainConfig) -> Precision:
-    """What the settings name."""
-    numbers = config.numbers
-    if numbers.watched:
-        from picolab.training.adaptive import AdaptivePrecision
-
-        return AdaptivePrecision(config)
-    if numbers.activations not in DTYPES:
-        return Precision()
-    if config.precision == "fp8":
-        return Fp8Precision(config)
-    return ScaledPrecision(config) if numbers.scaled else LowPrecision(config)
-
-
 def agreed(mine: bool) -> bool:
     """True on all ranks if it is true on all, else False on all: one number a step."""
     answer = torch.tensor(int(not mine), device=comm.device())

@@ -38,7 +38,8 @@ from picolab.specs import TrainConfig
 from picolab.training.build import build
 from picolab.training.eager_adamw import EagerAdamW
 from picolab.training.observers import CheckpointWriter, Evaluation, EventWriter, Recorder
-from picolab.training.precision import Precision, of_config
+from picolab.training.precision import Precision
+from picolab.training.precision_named import of_config
 from picolab.training.result import RankReport
 from picolab.training.text import Text, open_text
 

@@ -23,7 +23,7 @@ from picolab.precision import PrecisionAnalyzer
 from picolab.precision.hardware import HardwareDetector
 from picolab.specs import TrainConfig
 from picolab.training.build import build
-from picolab.training.precision import of_config
+from picolab.training.precision_named import of_config
 from picolab.training.trainer import adamw
 
 ROUNDS = 5
