@@ -173,11 +173,10 @@ def _gap_style(axis: str) -> dict:
 
 def _finding(case: Simulation) -> str:
     several = sum(map(len, case.stages)) > case.ranks
-    lower = "; lower bars: its ranks' later stages" if several else ""
+    lower = "; low bars: later stages" if several else ""
     return (
         f"<b>{_name(case.name)}</b>: bubble {percent(case.bubble_of_total)} of total, "
-        f"{percent(case.bubble_of_ideal)} of ideal; holds {max(_held(case)):g} micro-batches at "
-        f"most{lower}"
+        f"{percent(case.bubble_of_ideal)} of ideal; holds {max(_held(case)):g} at most{lower}"
     )
 
 
