@@ -1,0 +1,74 @@
+"""The cheat sheets of the chapters after the first, asked what chapter 1's is: what is committed is
+what its calls return, each formula says what its call says, and every line leads to what measures
+it.
+
+The wrong versions that these checks find are kept beside chapter 1's; here one of each.
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from picolab.chapters.c02_moe.cheatsheet import SHEET as MOE
+from picolab.chapters.c03_3d_parallel.cheatsheet import SHEET as THREE_D
+from tests.chapters.c01_4d_basics import test_cheatsheet as checks
+
+ROOT = Path(__file__).resolve().parents[2]
+FILES = {"02_moe": "cheatsheet_moe", "03_3d_parallel": "cheatsheet_3d"}
+SHEETS = (MOE, THREE_D)
+# Of a sheet's first line: another formula, call and number; and a cell that measures nothing.
+WRONG = {
+    "02_moe": ("L*3*h*f*k", "10", "all of 8 experts", "why-idea"),
+    "03_3d_parallel": ("P + G + M", "10", "a parameter, 4 ranks", "zero-idea"),
+}
+LINES = [(sheet, line) for sheet in SHEETS for line in sheet.lines]
+
+of_each = pytest.mark.parametrize("sheet", SHEETS, ids=lambda sheet: sheet.notebook)
+
+
+@pytest.fixture(autouse=True)
+def this_sheet(sheet, monkeypatch):
+    monkeypatch.setattr(checks, "SHEET", sheet)
+    monkeypatch.setattr(checks, "NOTEBOOK", f"../notebooks/{sheet.notebook}.ipynb")
+
+
+def cells(sheet) -> dict[str, dict]:
+    notebook = ROOT / "notebooks" / f"{sheet.notebook}.ipynb"
+    return {cell["id"]: cell for cell in json.loads(notebook.read_text("utf-8"))["cells"]}
+
+
+@of_each
+def test_the_committed_sheet_is_what_the_calls_return(sheet, tmp_path):
+    sheet.write(tmp_path)
+    for ending in ("md", "html"):
+        name = f"{FILES[sheet.notebook]}.{ending}"
+        committed = (ROOT / "summary" / name).read_text("utf-8")
+        assert committed == (tmp_path / name).read_text("utf-8"), "make refresh writes it again"
+
+
+@pytest.mark.parametrize("sheet, line", LINES, ids=lambda one: getattr(one, "what", "")[:40])
+def test_the_formula_agrees_with_the_call(sheet, line):
+    checks.check_line(line)
+
+
+@of_each
+def test_every_line_leads_to_what_measures_it(sheet):
+    found = cells(sheet)
+    for line in sheet.lines:
+        checks.check_where(line, found)
+
+
+@of_each
+def test_wrong_lines_are_noticed(sheet):
+    formula, call, what, _ = WRONG[sheet.notebook]
+    for change in ({"formula": formula}, {"call": call}, {"what": what}):
+        with pytest.raises(AssertionError):
+            checks.check_line(sheet.lines[0]._replace(**change))
+
+
+@of_each
+def test_a_link_that_leads_nowhere_is_noticed(sheet):
+    *_, where = WRONG[sheet.notebook]
+    with pytest.raises(AssertionError):
+        checks.check_where(sheet.lines[0]._replace(where=where, how="measured"), cells(sheet))
