@@ -64,6 +64,10 @@ _ROOMS = (
     "chapters",
     "lab",
 )
+# Those that take torch.
+_WITH_TORCH = tuple(
+    f"picolab.{room}" for room in ("comm", "model", "moe", "parallel", "training", "debug")
+)
 # What knows no chapter until the chapters are registered with it; `lab` does that itself.
 _ENGINES = ("picolab.exercises", "picolab.chapters")
 
@@ -73,22 +77,42 @@ __all__ = [*_PUBLIC, *_ROOMS]
 def __getattr__(name):
     if name in _PUBLIC:
         module, attribute = _PUBLIC[name].split(":")
-        _register(module)
+        _prepare(module)
         value = getattr(importlib.import_module(module), attribute)
         globals()[name] = value
         return value
     if name in _ROOMS:
-        _register(f"picolab.{name}")
+        _prepare(f"picolab.{name}")
         return importlib.import_module(f"picolab.{name}")
     raise AttributeError(
         f"picolab has no {name!r}; its public names are: {', '.join(sorted(__all__))}"
     )
 
 
-def _register(module):
-    """Let the engines know the chapters before one of their names is given out."""
+def _prepare(module):
+    """Before a name of a module is given out: torch is whole, and the engines know the chapters."""
+    if module.startswith(_WITH_TORCH):
+        _whole("torch")
     if module.startswith(_ENGINES):
         importlib.import_module("picolab.chapters").register()
+
+
+def _whole(package):
+    """Import a large package in a thread of its own. Pressing stop ends the wait for it; in the
+    middle of the import itself, it would leave half of torch behind, which no later import mends.
+    """
+    import contextlib
+    import threading
+
+    def load():
+        with contextlib.suppress(Exception):  # who needs it says what is wrong
+            importlib.import_module(package)
+
+    if package not in sys.modules:
+        thread = threading.Thread(target=load, name=f"picolab-import-{package}", daemon=True)
+        thread.start()
+        while thread.is_alive():
+            thread.join(0.2)
 
 
 def __dir__():

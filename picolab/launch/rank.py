@@ -277,6 +277,14 @@ def _report_stacks(spec: RankSpec) -> None:
     faulthandler.register(signal.SIGUSR1, file, all_threads=True)
 
 
+_TWICE = "trying to initialize the default process group twice"
+_ONCE = (
+    "(A rank begins with torch.distributed initialised, as its rank and with its backend: leave "
+    "init_process_group out, or write `if not dist.is_initialized():` before it where the same "
+    "function is also started by other means.)"
+)
+
+
 def describe(error: BaseException) -> tuple[str, str, str, bytes | None]:
     """Kind, headline, traceback without the launcher's own frames, and the exception if it can be
     pickled.
@@ -286,6 +294,8 @@ def describe(error: BaseException) -> tuple[str, str, str, bytes | None]:
         frames = frames.tb_next
     text = "".join(traceback.format_exception(type(error), error, frames))
     headline = "".join(traceback.format_exception_only(error)).strip()
+    if _TWICE in headline:
+        headline, text = (f"{said.rstrip()}\n{_ONCE}" for said in (headline, text))
     try:
         packed = payloads.pack_result(error)
         payloads.unpack_result(packed)  # some exceptions pickle, but do not come back

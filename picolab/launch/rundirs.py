@@ -10,10 +10,11 @@
 `picolab runs ls` lists them, `picolab runs rm NAME...` removes them. A run that is still going is
 never removed. Nobody else may look: folders are made with mode 0700, files with 0600. A folder that
 is given (`run_dir=`) may have been prepared by somebody, so no link in it is followed, and one that
-others can write to is refused."""
+others can write to is refused; what an earlier run left in it is put into `earlier-1`."""
 
 import contextlib
 import errno
+import itertools
 import json
 import os
 import re
@@ -69,6 +70,7 @@ def create(name: str, about: dict, path: str | Path | None = None) -> Path:
         if about.get("state") in _GOING_ON:
             mine["held"] = _hold(directory)
         try:
+            _put_earlier_aside(directory)
             write(directory, {**about, "name": name, **mine})
         except OSError:
             _let_go(directory)
@@ -108,6 +110,19 @@ def _hold(directory: Path) -> bool:
 def _let_go(directory: Path) -> None:
     if directory in _held:
         os.close(_held.pop(directory))
+
+
+def _put_earlier_aside(directory: Path) -> None:
+    """What a run that has ended left in a folder that is used again goes to `earlier-1`,
+    `earlier-2`, ...: two runs in one file of events would be drawn, and counted, as one.
+    """
+    left = [path for path in directory.iterdir() if _OURS.match(path.name) and path.name != "held"]
+    if left:
+        numbers = (directory / f"earlier-{number}" for number in itertools.count(1))
+        aside = next(path for path in numbers if not path.exists())
+        aside.mkdir(mode=0o700)
+        for path in left:
+            path.rename(aside / path.name)
 
 
 def _refuse_what_others_prepared(directory: Path) -> None:

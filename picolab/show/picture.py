@@ -64,6 +64,14 @@ _MIME = "application/vnd.plotly.v1+json"
 _CONFIG = {"displaylogo": False}
 
 
+# Upright, in the right margin: lying, it covers the end of a title while the mouse is there.
+_TOOLBAR = {
+    "orientation": "v",
+    "bgcolor": "rgba(0,0,0,0)",
+    "remove": ["select", "lasso", "zoomin", "zoomout", "autoscale"],
+}
+
+
 def template() -> dict:
     """The layout every figure starts from."""
     axis = {
@@ -90,6 +98,7 @@ def template() -> dict:
             "hoverlabel": {"bgcolor": INK, "font": {"size": 12, "color": "#ffffff"}},
             "annotationdefaults": {"font": {"color": TEXT, "size": 13}},
             "bargap": 0.25,
+            "modebar": _TOOLBAR,
             "uirevision": "keep",  # a reader's zoom survives an update
         }
     }

@@ -1,6 +1,6 @@
 """What parallel code costs: tokens per CPU-second of each layout, as a share of one process.
 
-    python tests/benchmarks/layouts.py [--steps 6] [--only dp2,tp2]
+    python tests/benchmarks/layouts.py [--steps 6] [--rounds 3] [--only dp2,tp2]
 
 On two cores, four ranks cannot be faster than two, so wall time says nothing. CPU-seconds do: a
 layout's ranks together should spend no more of them on a token than one process does; what is
@@ -15,12 +15,20 @@ Everything in one run of this program; nothing is asserted.
 Two shares, because one process alone has the machine to itself. Two that do not even know of each
 other already get less done in a CPU-second: they share caches, memory and the cores' clock. "of
 one" compares with one process alone (and the targets are for it), "of n apart" with as many
-independent processes at the same time, which is what parallel code could reach at best."""
+independent processes at the same time, which is what parallel code could reach at best.
+
+All layouts in turn, in `--rounds` rounds; what is printed is the median over the rounds, of ratios
+within one round, so that a machine that is slow for a while is slow for all that are compared."""
 
 import argparse
+import math
+import statistics
 import time
 
+from tqdm import tqdm
+
 import picolab as pico
+from picolab.show.table import Table
 from picolab.specs import Layout
 
 SHAPE = {
@@ -317,47 +325,78 @@ def pipelined(model, name):
     return step
 
 
+TWINS = {"dp": "DDP", "tp": "DTensor"} | {
+    f"dp{n}zero{stage}": "FSDP2" if stage == 3 else "FSDP2 without resharding"
+    for n in (2, 4)
+    for stage in (1, 2, 3)
+}
+
+
+def twin(layout: str) -> str | None:
+    """torch's own way of a layout, as `torchs` calls it."""
+    if layout.startswith("pp"):
+        return f"pipelining {Layout.parse(layout).schedule}"
+    return TWINS.get(layout[:2] if layout[2:].isdigit() else layout)
+
+
+def one_round(layouts: list[str], steps: int, told) -> dict:
+    """Everything once, in turn. Of each layout: its share of one process, of n apart, torch's
+    share of n apart, tokens per CPU-second of ours and torch's, and seconds to the first step.
+    """
+
+    def measured(what, *given):
+        told.set_description(str(given[0]))
+        result = what(*given)
+        told.update()
+        return result
+
+    alone = {False: measured(ours, "dp1", steps)}
+    plain = measured(torchs, "one process", 1, steps)
+    apart: dict[int, float] = {}  # ranks -> what so many independent processes get, of one alone
+    found = {"dp1": (1.0, 1.0, 1.0, alone[False][0], plain, alone[False][1])}
+    for layout in layouts:
+        ranks, experts = Layout.parse(layout).world, Layout.parse(layout).ep > 1
+        if ranks not in apart:
+            apart[ranks] = measured(torchs, "one process", ranks, steps) / plain
+        if experts not in alone:
+            alone[experts] = measured(ours, "dp1", steps, experts)
+        speed, first = measured(ours, layout, steps, experts)
+        theirs = measured(torchs, twin(layout), ranks, steps) if twin(layout) else math.nan
+        share = speed / alone[experts][0]
+        of_apart = theirs / plain / apart[ranks]
+        found[layout] = (share, share / apart[ranks], of_apart, speed, theirs, first)
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", default=",".join(LAYOUTS))
     options = parser.parse_args()
+    layouts = [layout for layout in options.only.split(",") if layout != "dp1"]
     pico.run(print, world_size=1, quiet=True)  # the rank server is warm from here on
-    single, first = ours("dp1", options.steps)
-    plain = torchs("one process", 1, options.steps)
-    apart: dict[int, float] = {}  # ranks -> what so many independent processes get, of one alone
-    head = f"{'layout':<15} {'tokens/CPU-s':>12} {'of one':>7} {'target':>7} {'of n apart':>11}"
-    print(f"{head} {'first step':>11}   torch's own")
-    print(
-        f"{'dp1':<15} {single:>12.0f} {'100 %':>7} {'':>7} {'':>11} {first:>9.2f} s   {plain:.0f}"
-    )
-    twins = {"dp": "DDP", "tp": "DTensor"}
-    names = ("FSDP2 without resharding", "FSDP2 without resharding", "FSDP2")
-    for stage, name in enumerate(names, 1):
-        twins |= {f"dp{n}zero{stage}": name for n in (2, 4)}
-    for layout in options.only.split(","):
-        if layout == "dp1":
-            continue
-        ranks = Layout.parse(layout).world
-        if ranks not in apart:
-            apart[ranks] = torchs("one process", ranks, options.steps) / plain
-        experts = Layout.parse(layout).ep > 1
-        speed, first = ours(layout, options.steps, experts)
-        twin = twins.get(layout[:2] if layout[2:].isdigit() else layout)
-        if layout.startswith("pp"):
-            twin = f"pipelining {Layout.parse(layout).schedule}"
-        beside = ""
-        if twin:
-            theirs = torchs(twin, ranks, options.steps)
-            beside = f"{theirs:.0f} ({twin}), {100 * theirs / plain:.0f} % of plain, "
-            beside += f"{100 * theirs / plain / apart[ranks]:.0f} % of n apart"
-        target = f"{TARGETS.get(layout.partition(':')[0], 75)} %"
-        share = speed / (ours("dp1", options.steps, experts)[0] if experts else single)
-        print(
-            f"{layout:<15} {speed:>12.0f} {share:>7.0%} {target:>7} {share / apart[ranks]:>11.0%} "
-            f"{first:>9.2f} s   {beside}",
-            flush=True,
+    with tqdm(unit="run") as told:
+        rounds = [one_round(layouts, options.steps, told) for _ in range(options.rounds)]
+    rows = []
+    for layout in ["dp1", *layouts]:
+        each = [found[layout] for found in rounds]
+        share, of_apart, theirs_of_apart, speed, theirs, first = map(
+            statistics.median, zip(*each, strict=True)
         )
+        better = [ours / theirs for *_, ours, theirs, _ in each]
+        target = f"{TARGETS.get(layout.partition(':')[0], 75)} %" if layout != "dp1" else ""
+        row = [layout, f"{speed:.0f}", f"{share:.0%}", target, f"{of_apart:.0%}", f"{first:.2f} s"]
+        if theirs == theirs:  # torch has one
+            row += [
+                f"{theirs:.0f}",
+                f"{theirs_of_apart:.0%}",
+                f"{statistics.median(better):.2f} ({min(better):.2f} to {max(better):.2f})",
+                twin(layout) or "one process",
+            ]
+        rows.append(row + [""] * (10 - len(row)))
+    head = ["layout", "tokens/CPU-s", "of one", "target", "of n apart", "first step"]
+    print(Table([*head, "torch's", "of n apart", "ours / torch's", "which"], rows))
 
 
 if __name__ == "__main__":

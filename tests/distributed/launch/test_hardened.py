@@ -7,6 +7,7 @@ nobody.
 """
 
 import gc
+import json
 import linecache
 import os
 import re
@@ -407,3 +408,76 @@ def test_a_killed_rank_server_is_called_so():
 def test_silence_is_not_called_a_hang_without_the_way_out():
     with pytest.raises(pico.RankHang, match=r"Rank 0 may still be computing.*timeout=.* 1 s now"):
         pico.run(time.sleep, 600, world_size=1, quiet=True, timeout=1)
+
+
+# -- a folder that is used again, a tutorial's first line, stop while torch loads --
+
+
+def one_event(step):
+    pico.emit(step=step)
+
+
+def test_a_folder_that_is_used_again_holds_one_run(monkeypatch, tmp_path):
+    def steps(folder=tmp_path / "run") -> list[int]:
+        lines = (folder / "events.0.jsonl").read_text().splitlines()
+        return [json.loads(line)["data"]["step"] for line in lines if '"step"' in line]
+
+    def go(step):
+        pico.run(one_event, step, world_size=1, quiet=True, run_dir=tmp_path / "run")
+
+    for step in (1, 2, 3):
+        go(step)
+        assert steps() == [step]
+    earlier = sorted((tmp_path / "run").glob("earlier-*"))
+    assert [steps(folder) for folder in earlier] == [[1], [2]]
+    monkeypatch.setattr(rundirs, "_put_earlier_aside", lambda directory: None)  # the mutant
+    go(4)
+    assert steps() == [3, 4]
+
+
+def a_tutorials_first_lines():
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo")
+
+
+def test_a_tutorials_first_line_is_told_what_a_rank_has():
+    with pytest.raises(pico.RankFailure, match=r"A rank begins with torch.distributed init"):
+        pico.run(a_tutorials_first_lines, world_size=1, quiet=True)
+
+
+INTERRUPTED = """
+import _thread, importlib, sys, threading
+import picolab
+sys.path.insert(0, sys.argv[1])
+load = {"whole": picolab._whole, "mutant": importlib.import_module}[sys.argv[2]]
+threading.Timer(0.3, _thread.interrupt_main).start()
+try:
+    load("large")
+    print("not interrupted")
+except KeyboardInterrupt:
+    pass
+try:
+    import large
+    print("whole", large.whole)
+except RuntimeError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("load, said", [("whole", "whole True"), ("mutant", "half of it is there")])
+def test_stop_while_torch_loads_leaves_no_half_of_it(load, said, tmp_path):
+    """A package that, like torch, cannot be imported again once its first half was."""
+    (tmp_path / "large.py").write_text(
+        "import sys, time\n"
+        "if hasattr(sys, 'half'):\n    raise RuntimeError('half of it is there')\n"
+        "sys.half = True\n"
+        "for _ in range(100):\n    time.sleep(0.01)\n"
+        "whole = True\n"
+    )
+    root = str(Path(pico.__file__).parents[1])
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED, str(tmp_path), load],
+        env={**os.environ, "PYTHONPATH": root}, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.stdout.split("\n")[0] == said, (done.stdout, done.stderr)
