@@ -87,10 +87,12 @@ def _title(drawn: list[Timeline], formula: float | None) -> str:
 def _heading(timeline: Timeline, unit: str) -> str:
     """What is above a panel: which it is, its bubble, and how long it took."""
     name = f"{NAMES.get(timeline.name, timeline.name)}, " if timeline.name else ""
+    several = sum(map(len, timeline.stages)) > timeline.ranks
     return (
         f"<b>{_how(timeline)}</b>: {name}{_sizes(timeline)}, {timeline.micro_batches} "
         f"micro-batches<br>bubble {percent(timeline.bubble_of_total)} of total, "
         f"{percent(timeline.bubble_of_ideal)} of ideal; {float(timeline.makespan):.4g} {unit}"
+        f"{'; later stages lower' * several}"
     )
 
 
@@ -98,7 +100,7 @@ def _sizes(timeline: Timeline) -> str:
     stages = sum(map(len, timeline.stages))
     if stages == timeline.ranks:
         return f"{stages} stages"
-    return f"{timeline.ranks} ranks, {stages} stages (later ones lower)"
+    return f"{timeline.ranks} ranks, {stages} stages"
 
 
 def _row_name(timeline: Timeline) -> str:

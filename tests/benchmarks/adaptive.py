@@ -1,6 +1,6 @@
 """Does a model that is trained in formats chosen by layer learn what an fp32 one does?
 
-    python tests/benchmarks/adaptive.py [--steps 200] [--seeds 3] [--plant 1000]
+    python tests/benchmarks/adaptive.py [--steps 200] [--seeds 3] [--plant 100000]
 
 `tiny` on Python's own source, one rank: fp32, adaptive, and every product in fp8 with one scale a
 tensor. Then the same with a planted outlier: in one layer one token of each sequence is so many
@@ -57,7 +57,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--plant", type=float, default=1000)
+    parser.add_argument("--plant", type=float, default=1e5)
     options = parser.parse_args()
     cases = [(p, factor) for factor in (1, options.plant) for p in ("fp32", "adaptive", "fp8")]
     found: dict[tuple, list] = {case: [] for case in cases}

@@ -112,7 +112,8 @@ def test_b_and_w_apart_and_several_stages_a_rank():
         low = [s.action.stage >= 2 for s in spans]  # the second stage of each rank
         assert [w < 0.8 for w in trace.width] == low
         assert list(trace.customdata) == [f", stage {s.action.stage}" for s in spans]
-    assert "2 ranks, 4 stages (later ones lower)" in figure.layout.annotations[0].text
+    said = figure.layout.annotations[0].text
+    assert "2 ranks, 4 stages" in said and "later stages lower" in said
     assert list(figure.layout.yaxis.ticktext) == ["rank 0", "rank 1"]
     text = repr(sim)
     assert "0F0" in text and "2F0 is of stage 2" in text
