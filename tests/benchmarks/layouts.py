@@ -18,7 +18,9 @@ one" compares with one process alone (and the targets are for it), "of n apart" 
 independent processes at the same time, which is what parallel code could reach at best.
 
 All layouts in turn, in `--rounds` rounds; what is printed is the median over the rounds, of ratios
-within one round, so that a machine that is slow for a while is slow for all that are compared."""
+within one round, so that a machine that is slow for a while is slow for all that are compared.
+`--in-turn 14` puts ours and torch's DDP and FSDP2 into the same processes, a step of each in turn:
+the finest comparison there is, also on a machine that is not quiet."""
 
 import argparse
 import math
@@ -29,7 +31,7 @@ from tqdm import tqdm
 
 import picolab as pico
 from picolab.show.table import Table
-from picolab.specs import Layout
+from picolab.specs import Layout, TrainConfig
 
 SHAPE = {
     "hidden": 256,
@@ -368,12 +370,72 @@ def one_round(layouts: list[str], steps: int, told) -> dict:
     return found
 
 
+def in_turn(layout: str, kind: str, rounds: int) -> list[tuple[float, float]]:
+    """In a rank: CPU seconds of a step of ours and of one of torch's, both models in the same
+    process and a step of each in turn: nothing comes nearer to the same conditions.
+    """
+    import torch
+    import torch.distributed as dist
+
+    from picolab.training.precision_named import of_config
+    from picolab.training.trainer import Run, train_step
+
+    config = TrainConfig(
+        model=pico.ModelConfig(**SHAPE), layout=layout, data="random", steps=rounds,
+        micro_batch=MICRO_BATCH, accumulate=ACCUMULATE,
+    )  # fmt: skip
+    shape = (ACCUMULATE, MICRO_BATCH, SHAPE["seq"])
+    found = []
+    with Run(config, [], of_config(config)) as run:
+        run.prepare()
+        model = plain_llama()
+        step = ({"DDP": ddp, "one process": accumulated} | FSDP2)[kind](model)
+        parameters = list(model.parameters())
+        optimizer = torch.optim.AdamW(parameters, lr=1e-3, foreach=True)
+        for number in range(rounds):
+            began = time.process_time()
+            train_step(run, number)
+            ours = time.process_time() - began
+            dist.barrier()
+            tokens, labels = torch.randint(0, SHAPE["vocab"], (2, *shape)).unbind()
+            began = time.process_time()
+            optimizer.zero_grad()
+            step(tokens, labels)
+            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimizer.step()
+            found.append((ours, time.process_time() - began))
+            dist.barrier()
+    return found[2:]
+
+
+def print_in_turn(layouts: list[str], rounds: int) -> None:
+    rows = []
+    for layout in tqdm(layouts, unit="layout"):
+        kind = twin(layout) if layout != "dp1" else "one process"
+        if kind not in ("DDP", "one process", *FSDP2):
+            continue
+        world = Layout.parse(layout).world
+        each = pico.run(in_turn, layout, kind, rounds, world_size=world, quiet=True)
+        steps = [tuple(map(sum, zip(*of, strict=True))) for of in zip(*each, strict=True)]
+        ratios = sorted(theirs / ours for ours, theirs in steps)
+        middle = statistics.median(ratios)
+        quarter = len(ratios) // 4
+        spread = f"{ratios[quarter]:.2f} to {ratios[-1 - quarter]:.2f}"
+        rows.append([layout, kind, f"{middle:.3f}", spread])
+    columns = ["layout", "torch's", "ours / torch's, tokens per CPU-second", "middle half"]
+    print(Table(columns, rows, f"a step of each in turn, {rounds - 2} times"))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", default=",".join(LAYOUTS))
+    parser.add_argument("--in-turn", type=int, metavar="STEPS", help="beside torch's, step by step")
     options = parser.parse_args()
+    if options.in_turn:
+        print_in_turn(options.only.split(","), options.in_turn)
+        return
     layouts = [layout for layout in options.only.split(",") if layout != "dp1"]
     pico.run(print, world_size=1, quiet=True)  # the rank server is warm from here on
     with tqdm(unit="run") as told:
