@@ -7,13 +7,14 @@ the format promises.
 """
 
 import json
+import time
 
 import pytest
 import torch
 
-from picolab.model import PLAIN, Piece
+from picolab.model import PLAIN, Piece, transformer
 from picolab.model.layers import Linear
-from picolab.precision import products
+from picolab.precision import hardware, products
 from picolab.precision.hardware import HardwareDetector, Timed
 from picolab.precision.products import LowProduct, Ways, multiply, naive_product
 
@@ -174,6 +175,28 @@ def test_a_real_clock_answers(tmp_path):
     found = HardwareDetector(folder=tmp_path).products("bf16", tokens=8, inputs=16, outputs=8)
     assert all(isinstance(of, Timed) and min(of) > 0 for of in found.values())
     assert min(HardwareDetector(folder=tmp_path).attention("fp16", (1, 2, 1, 8, 4))) > 0
+
+
+def test_what_a_first_call_loads_is_not_taken_for_fp32s_time(tmp_path, monkeypatch):
+    """The mutant asks without a small call before it; fp32, which is first, pays for all."""
+    real, calls = transformer.causal_attention, []
+
+    def loads_at_first(q, k, v):
+        calls.append(len(calls))
+        until = time.process_time() + (2 * hardware.ENOUGH_S if len(calls) == 1 else 0)
+        while time.process_time() < until:
+            pass
+        return real(q, k, v)
+
+    monkeypatch.setattr(transformer, "causal_attention", loads_at_first)
+    shape = (1, 2, 1, 8, 4)
+    assert HardwareDetector(folder=tmp_path / "a").attention("bf16", shape).fp32 < hardware.ENOUGH_S
+    calls.clear()
+    made = hardware._attention
+    monkeypatch.setattr(
+        hardware, "_attention", lambda shape, *given: made((*shape[:3], 1, shape[4]), *given)
+    )
+    assert HardwareDetector(folder=tmp_path / "b").attention("bf16", shape).fp32 > hardware.ENOUGH_S
 
 
 def test_a_format_that_the_device_does_not_have(tmp_path):
