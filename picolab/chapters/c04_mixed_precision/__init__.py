@@ -6,7 +6,9 @@ from picolab.exercises.catalogue import About
 __all__ = ["CHAPTER"]
 
 _EXERCISES = {
-    "interview.precision.step": About("interview_step", "One step in half precision, or none", 15, 3),
+    "interview.precision.step": About(
+        "interview_step", "One step in half precision, or none", 15, 3
+    ),
     "interview.precision.wire": About("interview_wire", "Half the bytes, the whole sum", 15, 3),
     "interview.precision.kahan": About(
         "interview_kahan", "AdamW on weights of sixteen bits", 15, 3
