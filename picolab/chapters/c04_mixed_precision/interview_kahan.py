@@ -1,8 +1,9 @@
-"""Exercise: AdamW on a bf16 weight, with what rounding took away kept beside it (question mp-018).
+"""Exercise: AdamW on a bf16 weight, with what rounding took away kept beside it (mp-018).
 
-Judged in two ways. Single steps, from states that the judge has: moments are AdamW's, the pair w + c
-is what fp64 gives from the same pair, to sixteen digits, and w is the pair rounded. And a few hundred
-small steps, each from what the learner's own gave back: w follows, where a bare bf16 weight stands.
+Judged in two ways. Single steps, from states that the judge has: moments are AdamW's, the pair
+w + c is what fp64 gives from the same pair, to sixteen digits, and w is the pair rounded. And a few
+hundred small steps, each from what the learner's own gave back: w follows, where a bare bf16 weight
+stands still.
 """
 
 import math
@@ -118,7 +119,8 @@ def _judge_pair(attempt: Attempt, result, pair, moments, step: int, lr: float) -
         worst = int(((w + c - expected).abs() / slack).argmax())
         attempt.wrong(
             f"w + c is wrong: {says}" if says else
-            f"w + c is wrong: where w was {pair[0][worst].item():.6g} and c {pair[1][worst].item():.3g} "
+            f"w + c is wrong: where w was {pair[0][worst].item():.6g} and c "
+            f"{pair[1][worst].item():.3g} "
             f"it is {(w + c)[worst].item():.8g}, and should be {expected[worst].item():.8g}, to "
             "sixteen digits"
         )  # fmt: skip
@@ -126,8 +128,8 @@ def _judge_pair(attempt: Attempt, result, pair, moments, step: int, lr: float) -
     off = (w - expected).abs() > NEAREST * scale + 1e-6 * lr
     attempt.require(
         not off.any(),
-        f"w + c is right, and {int(off.sum())} of {len(w)} weights are not its nearest bf16 number: "
-        "what is read by products is w alone",
+        f"w + c is right, and {int(off.sum())} of {len(w)} weights are not its nearest bf16 "
+        "number: what is read by products is w alone",
     )
 
 

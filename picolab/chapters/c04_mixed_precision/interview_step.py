@@ -77,7 +77,7 @@ def _judge_machine(attempt: Attempt, result, overflow: bool, streak: int) -> Non
     right = attempt.equal(
         "the scale", got[0], torch.tensor(scale, dtype=torch.float64),
         mistakes={
-            "a gradient is not finite on some rank, so nobody steps, and all halve it": torch.tensor(
+            "a gradient is not finite on some rank: nobody steps, and all halve it": torch.tensor(
                 SCALE if overflow else math.nan
             ),
             f"it grows only after {INTERVAL} good steps in a row": torch.tensor(

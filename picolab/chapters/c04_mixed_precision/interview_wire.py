@@ -1,4 +1,4 @@
-"""Exercise: a reduce-scatter whose terms travel in bf16 and are summed in fp32 (question mp-008)."""
+"""Exercise: a reduce-scatter whose terms travel in bf16 and are summed in fp32 (mp-008)."""
 
 import torch
 from torch.nn.functional import pad
@@ -33,28 +33,20 @@ def judge(learner, attempt: Attempt) -> None:
     n, me, ranks = mesh.size(axis), mesh.rank(axis), list(mesh.ranks(axis))
     for about, size in attempt.case.values["settings"]:
         attempt.setting(f"{about}, {size} numbers")
-        everyones = torch.stack(
-            [_drawn(attempt, about, size, r) for r in range(mesh.size("world"))]
-        )
-        terms = everyones[ranks]
-        share = -(-size // n)
+        world = range(mesh.size("world"))
+        everyones = torch.stack([_drawn(attempt, about, size, rank) for rank in world])
+        terms, share = everyones[ranks], -(-size // n)
         given = {"grad": everyones[attempt.rank], "axis": axis}
         got = attempt.call(learner, given)
-
-        def mine(whole: torch.Tensor, share=share) -> torch.Tensor:
-            return pad(whole, (0, n * share - size))[me * share : (me + 1) * share].float()
-
+        expected = _shares(terms.bfloat16().float().sum(0), n)[me]
         attempt.equal(
-            "this rank's share", got, mine(terms.bfloat16().float().sum(0)), rtol=RTOL,
-            mistakes=_known_mistakes(terms, me, n, share, mine),
-        )  # fmt: skip
+            "this rank's share", got, expected, rtol=RTOL, mistakes=_known_mistakes(terms, me, n)
+        )
         attempt.only("all_to_all")
         attempt.along(axis)
         attempt.budget("all_to_all", count=1, at_least=1, axis=axis)
-        bytes_ = 2 * n * share
-        attempt.budget(
-            "all_to_all", payload_bytes=bytes_, least_bytes=bytes_ - 2 * share, axis=axis
-        )
+        most, least = 2 * n * share, 2 * (n - 1) * share
+        attempt.budget("all_to_all", payload_bytes=most, least_bytes=least, axis=axis)
 
 
 def _drawn(attempt: Attempt, about: str, size: int, rank: int) -> torch.Tensor:
@@ -69,7 +61,14 @@ def _drawn(attempt: Attempt, about: str, size: int, rank: int) -> torch.Tensor:
     return drawn
 
 
-def _known_mistakes(terms: torch.Tensor, me: int, n: int, share: int, mine) -> dict:
+def _shares(whole: torch.Tensor, n: int) -> torch.Tensor:
+    return pad(whole, (0, -len(whole) % n)).view(n, -1).float()
+
+
+def _known_mistakes(terms: torch.Tensor, me: int, n: int) -> dict:
+    def mine(whole: torch.Tensor) -> torch.Tensor:
+        return _shares(whole, n)[me]
+
     rounded = terms.bfloat16()
     exact = rounded.float().sum(0)
     own = rounded.float().clone()
@@ -79,8 +78,7 @@ def _known_mistakes(terms: torch.Tensor, me: int, n: int, share: int, mine) -> d
     for one in rounded[1:]:
         running = running + one
     cut = (terms.view(torch.int32) & -65536).view(torch.float32)
-    size = terms.shape[1]
-    wrong_share = pad(exact, (0, n * share - size)).view(n, share)
+    shares = _shares(exact, n)
     return {
         "its terms were not rounded to bf16: what travels has two bytes a number": mine(
             terms.sum(0)
@@ -102,13 +100,9 @@ def _known_mistakes(terms: torch.Tensor, me: int, n: int, share: int, mine) -> d
         "it was divided before it was rounded, and asked for is the sum": mine(
             (terms / n).bfloat16().float().sum(0)
         ),
-        "it is the share of another rank": tuple(
-            wrong_share[r] for r in range(n) if r != me and n > 1
-        ),
+        "it is the share of another rank": tuple(shares[r] for r in range(n) if r != me),
         "it is this rank's own gradient, summed with nobody's": mine(rounded[me]),
-        "the parts lie interleaved: a share is a piece without gaps": (
-            pad(exact, (0, n * share - size)).view(share, n)[:, me]
-        ),
+        "the parts lie interleaved: a share is a piece without gaps": shares.view(-1, n)[:, me],
     }  # fmt: skip
 
 
@@ -124,8 +118,8 @@ EXERCISE = Exercise(
     id="interview.precision.wire",
     goal="Reduce-scatter of gradients along an axis, with half the bytes: what travels are bf16 "
     "numbers, and what is added is fp32. Each rank has a whole gradient and gets its share of the "
-    "sum over the ranks of the axis: `sum over ranks of fp32(bf16(grad))`, every term rounded once, "
-    "to nearest, also this rank's own; the sum is not rounded.",
+    "sum over the ranks of the axis, `sum of fp32(bf16(grad))`: every term is rounded once, to "
+    "nearest, also this rank's own, and the sum is not rounded.",
     interface="`my_reduce_scatter(grad, axis)` returns this rank's share, in fp32. `grad` is one "
     "row of N fp32 numbers. Shares are those of the row padded with zeros to a multiple of the "
     "axis's size n, cut into n pieces of equal length, the first to rank 0. You may use "
@@ -141,9 +135,9 @@ EXERCISE = Exercise(
     stub_function=my_reduce_scatter,
     solution_function=solution,
     why="Moving and adding are taken apart: an all-to-all brings the n versions of a piece to the "
-    "rank that keeps it, and that rank adds them in fp32. So each term is off by half a step of its "
-    "own, and no partial sum is rounded to bf16: with a ring in bf16 a sum is rounded in every hop, "
-    "and what is small beside it is lost. Bytes are those of a bf16 reduce-scatter. The price is a "
+    "rank that keeps it, and that rank adds them in fp32. So each term is off by half a step of "
+    "its own, and no partial sum is rounded to bf16: with a ring in bf16 a sum is rounded in every "
+    "hop, and what is small beside it is lost. Bytes are those of a bf16 reduce-scatter. The price is a "
     "buffer of n pieces and an addition of one's own.",
     judge=judge,
     cases=(

@@ -134,7 +134,7 @@ def forgets_the_moments(w, c, grad, m, v, step, lr, betas, eps, decay):
 
 
 def in_bf16_step_by_step(w, c, grad, m, v, step, lr, betas, eps, decay):
-    """As optimizers in use have it: the sum of c and the update in bf16, and what w did not take."""
+    """As optimizers in use have it: c plus the update in bf16, and what w did not take."""
     m, v = _moments(grad, m, v, betas)
     move = -lr * decay * (w.float() + c.float()) - lr * _update(m, v, step, betas, eps)
     rest = (c.float() + move).bfloat16()
