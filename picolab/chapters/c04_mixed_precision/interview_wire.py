@@ -137,8 +137,8 @@ EXERCISE = Exercise(
     why="Moving and adding are taken apart: an all-to-all brings the n versions of a piece to the "
     "rank that keeps it, and that rank adds them in fp32. So each term is off by half a step of "
     "its own, and no partial sum is rounded to bf16: with a ring in bf16 a sum is rounded in every "
-    "hop, and what is small beside it is lost. Bytes are those of a bf16 reduce-scatter. The price is a "
-    "buffer of n pieces and an addition of one's own.",
+    "hop, and what is small beside it is lost. Bytes are those of a bf16 reduce-scatter. The price "
+    "is a buffer of n pieces and an addition of one's own.",
     judge=judge,
     cases=(
         Case("dp4", "", {"axis": "dp", "settings": _SETTINGS}),
