@@ -47,7 +47,7 @@ def judge(learner, attempt: Attempt) -> None:
         }  # fmt: skip
         result = attempt.call(learner, given)
         if not attempt.returned(result, "w", "c", "m", "v"):
-            break
+            return
         _judge_moments(attempt, result[2:], grad, m, v)
         if not attempt.problems:
             _judge_pair(attempt, result, (w, c), (grad, m, v), step, lr)
@@ -107,12 +107,15 @@ def _judge_pair(attempt: Attempt, result, pair, moments, step: int, lr: float) -
             return
     w, c = (t.double() for t in got)
     expected, suspects = _steps(pair, moments, step, lr)
+    if torch.equal(w, pair[0].double()):
+        attempt.wrong("w is what it was: all of the update went to c, and products read w alone")
+        return
     scale = expected.abs().clamp(min=1e-30)
     # (an update is rounded in fp32; a weight of 0 is the update itself)
     slack = PAIR * scale + 1e-6 * lr
 
     def is_(t: torch.Tensor) -> bool:
-        return bool(((w + c - t).abs() <= slack).all())
+        return bool(((w + c - t).abs() <= PAIR * t.abs() + 1e-6 * lr).all())
 
     if not is_(expected):
         says = next((says for says, t in suspects.items() if is_(t)), None)
@@ -154,10 +157,14 @@ def _steps(pair, moments, step: int, lr: float) -> tuple[torch.Tensor, dict]:
     bare = low(kept * w - lr * update)
     return stepped, {
         "what rounding takes away is lost: c is not what is missing": (low(stepped)),
-        "c of the step before is not in it": kept * w - lr * update,
+        "c and the update were rounded to bf16 before they came to w, so digits of the update are "
+        "lost; round the sum": w + low(c - lr * DECAY * (w + c) - lr * update),
+        "c of the step before is not in it (in bf16 w + c is w again)": kept * w - lr * update,
         "nothing of c is in it, and nothing was kept": bare,
         "c has the wrong sign: it is what is missing, and is added": kept * (w - c) - lr * update,
-        "c counts twice": kept * (w + 2 * c) - lr * update,
+        "the new c has the wrong sign: it is the sum minus the new w": 2 * low(stepped) - stepped,
+        "c counts twice: what was in it has been added, so it is replaced": kept * (w + 2 * c)
+        - lr * update,
         "the weight decay is missing": w + c - lr * update,
         "the weight decay is not multiplied by lr": (1 - DECAY) * (w + c) - lr * update,
         "the bias correction is missing": kept * (w + c) - lr * m / (v.sqrt() + EPS),

@@ -46,13 +46,13 @@ def judge(learner, attempt: Attempt) -> None:
         if broken is not None:
             everyones[-1][1][1][0] = broken
         parameters, grads = everyones[me]
+        gradients = [[grad / SCALE for grad in of] for _, of in everyones]
         before = [parameter.clone() for parameter in parameters]
         given = {
             "parameters": parameters, "grads": grads, "scale": SCALE, "streak": streak,
             "axis": axis, "lr": LR, "limit": LIMIT, "interval": INTERVAL,
         }  # fmt: skip
         result = attempt.call(learner, given, may_change=("parameters", "grads"))
-        gradients = [[grad / SCALE for grad in of] for _, of in everyones]
         if attempt.returned(result, "scale", "streak"):
             _judge_machine(attempt, result, broken is not None, streak)
         _judge_parameters(attempt, parameters, before, gradients, me)
@@ -141,10 +141,7 @@ def _judge_parameters(attempt: Attempt, got, before, gradients, me: int) -> None
     else:
         expected = stepped(factor)
         mistakes = {
-            "the scale is still in the gradients": (
-                stepped(SCALE), stepped(SCALE, _clip(SCALE * whole)),
-                stepped(SCALE, _clip(whole)),
-            ),
+            "the scale is still in the gradients": (stepped(SCALE), stepped(SCALE, _clip(whole))),
             "it was clipped before it was divided by the scale; the limit is meant for true "
             "gradients": stepped(_clip(SCALE * whole)),
             "it was divided by the scale twice": (
@@ -158,7 +155,8 @@ def _judge_parameters(attempt: Attempt, got, before, gradients, me: int) -> None
                 _clip(sums)
             ),
             "the root is missing in the norm": stepped(_clip(whole**2)),
-            "it was scaled up to the limit, although the norm was below": stepped(
+            "it has the size of the limit, although the norm of the true gradients is below: was "
+            "it clipped with the scale still in it, or scaled up?": stepped(
                 LIMIT / max(whole, 1e-300)
             ),
             "each tensor was clipped by a norm of its own": _flat(

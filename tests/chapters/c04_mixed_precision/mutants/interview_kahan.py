@@ -133,13 +133,22 @@ def forgets_the_moments(w, c, grad, m, v, step, lr, betas, eps, decay):
     return solution(w, c, grad, m, v, step, lr, betas, eps, decay)[:2]
 
 
-def in_bf16_step_by_step(w, c, grad, m, v, step, lr, betas, eps, decay):
-    """As optimizers in use have it: c plus the update in bf16, and what w did not take."""
+def rounds_the_update_first(w, c, grad, m, v, step, lr, betas, eps, decay):
+    """As some optimizers have it: c plus the update in bf16, and what w did not take of it."""
     m, v = _moments(grad, m, v, betas)
     move = -lr * decay * (w.float() + c.float()) - lr * _update(m, v, step, betas, eps)
     rest = (c.float() + move).bfloat16()
     new = w + rest
     return new, (rest.float() + (w.float() - new.float())).bfloat16(), m, v
+
+
+def in_fp64(w, c, grad, m, v, step, lr, betas, eps, decay):
+    m = torch.lerp(m, grad, 1 - betas[0])
+    v = (v * betas[1]).addcmul(grad, grad, value=1 - betas[1])
+    mean, square = m.double() / (1 - betas[0] ** step), v.double() / (1 - betas[1] ** step)
+    s = (w.double() + c.double()).mul(1 - lr * decay).addcdiv(mean, square.sqrt() + eps, value=-lr)
+    new = s.to(torch.bfloat16)
+    return new, (s - new.double()).to(torch.bfloat16), m, v
 
 
 def by_torch(w, c, grad, m, v, step, lr, betas, eps, decay):
@@ -156,11 +165,11 @@ def by_torch(w, c, grad, m, v, step, lr, betas, eps, decay):
 
 MUTANTS = {
     rounds_and_forgets: "what rounding takes away is lost",
-    adds_c_in_bf16: "w + c is wrong",
-    leaves_c_as_it_was: "w + c is wrong",
-    adds_to_c: "w + c is wrong",
+    adds_c_in_bf16: "in bf16 w + c is w again",
+    leaves_c_as_it_was: "what rounding takes away is lost",
+    adds_to_c: "c counts twice",
     subtracts_c: "c has the wrong sign",
-    keeps_minus_c: "w + c is wrong",
+    keeps_minus_c: "the new c has the wrong sign",
     ignores_the_old_c: "c of the step before is not in it",
     keeps_c_in_fp32: "c is in torch.float32",
     returns_an_fp32_weight: "w is in torch.float32",
@@ -174,8 +183,9 @@ MUTANTS = {
     goes_up: "it goes up the gradient",
     takes_the_old_mean: "the old first moment was used",
     keeps_moments_in_bf16: "is in torch.bfloat16",
-    gives_all_to_c: "not its nearest bf16 number",
+    rounds_the_update_first: "so digits of the update",
+    gives_all_to_c: "all of the update went to c",
     changes_in_place: "it changed its input `w`",
     forgets_the_moments: "asked for is `return w, c, m, v`",
 }
-RIGHT = (in_bf16_step_by_step, by_torch)
+RIGHT = (in_fp64, by_torch)

@@ -177,7 +177,7 @@ MUTANTS = {
     forgets_to_pad: "has the shape",
     returns_the_padded_row: "has the shape",
     over_the_world: "over the ranks",
-    sends_twice: "were not rounded to bf16",
+    sends_twice: "it takes 2 all-to-alls",
     takes_the_neighbours_share: "share of another rank",
 }
 RIGHT = (adds_in_fp64, adds_one_by_one_with_splits)
