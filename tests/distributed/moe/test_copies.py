@@ -14,6 +14,7 @@ import pytest
 import picolab as pico
 from picolab import costs
 from picolab.debug import verify
+from picolab.debug.diagnosis import NORM_MEMBERS
 from picolab.debug.faults import Fault, patched
 from picolab.debug.oracle import verify_each, verify_layouts
 from picolab.moe import LoadBalancer, copies, expert_layers, placement, strategy
@@ -130,6 +131,7 @@ def test_mutants_are_caught():
             row.name.rsplit(", ")[-1] for row in verdict.rows if row.kind == "copy" and not row.ok
         }
         assert which in wrong
+    assert (counted.cause.where, counted.cause.what) == (NORM_MEMBERS, "copies")
     kinds = {row.kind for row in counted.rows if not row.ok}
     assert "gradient norm" in kinds and "gradient" not in kinds
 
