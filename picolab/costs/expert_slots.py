@@ -62,6 +62,6 @@ class ExpertSlots:
 
     @staticmethod
     def _share(rows: int, holders: Sequence[int], rank: int, sender: int) -> range:
-        if len(holders) == 1:
+        if len(holders) == 1 or not rows:
             return range(rows)
         return even_slices(rows, len(holders))[(holders.index(rank) - sender) % len(holders)]

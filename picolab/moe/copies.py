@@ -20,8 +20,9 @@ copies). With h holders the owner sends and gets h - 1 times an expert's bytes. 
 holders would be a group for each set of them, and other groups after each change of the plan.
 
 `refill` puts other experts into the slots, with what the optimizer keeps of them. Source: EPLB
-(deepseek-ai, 2025), for servers; arXiv 2203.13528 (FasterMoE) has copies on all ranks, in training.
-Leaves out: ZeRO, sums that are under way while backward runs.
+(deepseek-ai, 2025), for servers; in training FasterMoE (PPoPP 2022), hot experts on all ranks, and
+arXiv 2504.19925, which also deals out the optimizer's state. Leaves out: ZeRO, sums that are under
+way while backward runs.
 """
 
 from collections.abc import Callable, Sequence

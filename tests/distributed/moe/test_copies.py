@@ -2,8 +2,8 @@
 the rows on the slowest rank that the plan predicted.
 
 The wrong versions this file catches: gradients of copies that are not summed, or whose sum does not
-come back; a norm that counts copies twice; a copy that starts otherwise; rows that all go to the
-owner; slots that are filled anew without the moments.
+come back; a norm that counts copies twice; a copy that starts otherwise; rows that all go to
+one holder; slots that are filled anew without the moments.
 """
 
 from contextlib import contextmanager
@@ -27,7 +27,7 @@ SETTINGS = dict(
     layers=2, seq=32, hidden=32, heads=4, kv_heads=2, experts=8, expert_ffn=16, ffn=32, steps=6,
     micro_batch=2, accumulate=2, dtype="fp64", eps=1e-5, aux_loss=0.0, progress=False,
 )  # fmt: skip
-HOT = 1  # most rows meet it, in each layer
+HOT = 1  # half of all choices fall on it, in each layer
 
 
 # One process, and the ledger to the byte: experts of 2 and of 4 ranks, copies on some and on all.
@@ -103,7 +103,7 @@ def counted_twice(layout):
 
 
 @contextmanager
-def to_the_owner(layout):
+def to_one_holder(layout):
     with patched(
         costs.ExpertSlots,
         "_share",
@@ -144,7 +144,8 @@ class Rows(pico.Observer):
         self.rows, self.layers = 0, expert_layers(run.model)
         for layer in self.layers:
             if run.first_step == 0:
-                layer.router.bias[HOT] = 0.3
+                layer.router.bias[:4] = 0.3  # the hot one's neighbours are warm
+                layer.router.bias[HOT] = 1.0
             layer.experts.register_forward_pre_hook(self._count)
 
     def _count(self, module, given):
@@ -265,22 +266,24 @@ def test_copies_and_their_moments_are_one_to_the_bit(copied):
         assert len(sums[0]) == 2 * 3  # two matrices, and two moments of each
 
 
-def test_memory_is_the_formula_s(copied):
-    for rank, memory in enumerate(copied.memory):
-        formula = costs.rank_states(
-            copied.config.model, "dp2ep2", rank, dtype="fp64",
-            expert_copies=copied.config.expert_copies,
-        )  # fmt: skip
-        assert {name: memory[name] for name in formula} == formula
+def test_what_copies_take_is_the_formula_s(plain, copied):
+    config, text = copied.config.model, copied.config.expert_copies
+    for rank, memory in copied.memory.items():
+        with_copies, without = (
+            costs.rank_states(config, "dp2ep2", rank, dtype="fp64", expert_copies=copies)
+            for copies in (text, None)
+        )
+        for name, size in with_copies.items():
+            assert memory[name] - plain.memory[rank][name] == size - without[name] > 0
 
 
-def test_mutant_rows_that_all_go_to_the_owner_are_no_fewer(plain, plan):
-    class Owner(pico.Observer):
+def test_mutant_rows_that_all_go_to_one_holder_are_no_fewer(plain, plan):
+    class One(pico.Observer):
         def begin(self, run):
-            run.until_end(to_the_owner(None))
+            run.until_end(to_one_holder(None))
 
-    wrong = trained([Owner()], expert_copies=copies_text(plan), steps=1)
-    assert rows_by_rank(wrong, 0) == rows_by_rank(plain, 0)
+    wrong = trained([One()], expert_copies=copies_text(plan), steps=1)
+    assert max(rows_by_rank(wrong, 0)) >= max(rows_by_rank(plain, 0))
 
 
 @pytest.mark.parametrize("forgotten", [False, True])
