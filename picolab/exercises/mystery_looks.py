@@ -338,8 +338,8 @@ def _loads(trial: Trial) -> Table:
     return Table(
         ["step", "run", *experts, "largest / mean"],
         rows,
-        "Tokens of each expert (0, 1, ...), over all layers and ranks. Compare this run with one process, "
-        f"which a right {trial.layout} equals, step by step.",
+        "Tokens of each expert (0, 1, ...), over all layers and ranks. Compare this run with one "
+        f"process, which a right {trial.layout} equals, step by step.",
     )
 
 
