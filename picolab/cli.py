@@ -369,13 +369,19 @@ class Verify:
     """fp64 tells a bug from rounding: rounding shrinks, a bug does not"""
     fault: Annotated[str | None, arg(metavar="FAULT", help_behavior_hint="(default: none)")] = None
     """switch on a fault of the catalogue (listed below), and see it named"""
+    expert_copies: Annotated[
+        str | None, arg(metavar="COPIES", help_behavior_hint="(default: none)")
+    ] = None
+    """experts on further ranks of ep: "0@1 3@2" is 0 on rank 1 too, and 3 on rank 2"""
     json: bool = False
     """print one JSON object"""
 
     def run(self) -> int:
         from picolab.debug import main_verify
 
-        text, status = main_verify(self.layout, self.precision, self.fault, self.json)
+        text, status = main_verify(
+            self.layout, self.precision, self.fault, self.json, self.expert_copies
+        )
         print(text)
         return status
 

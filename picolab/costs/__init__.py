@@ -21,6 +21,7 @@ from picolab.costs.collectives import (
     ring_bytes,
 )
 from picolab.costs.compute import flops_per_token
+from picolab.costs.expert_slots import ExpertSlots
 from picolab.costs.experts import (
     distinct_groups,
     dropped_share,
@@ -76,6 +77,7 @@ __all__ = [
     "RECIPES",
     "RECOMPUTE",
     "Expected",
+    "ExpertSlots",
     "HeldParameters",
     "Kept",
     "Link",

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 from picolab.costs.collectives import ring_bytes
+from picolab.costs.expert_slots import ExpertSlots
 from picolab.costs.memory import dtype_bytes
 from picolab.costs.parameters import (
     BUILT,
@@ -22,6 +23,7 @@ from picolab.costs.stages import rank_stages
 from picolab.costs.traffic import buckets
 from picolab.costs.zero import apart, shard_of, zero3_uses, zero_shards
 from picolab.specs import DEFAULT_BUCKET_BYTES, Layout, ModelConfig
+from picolab.specs.expert_copies import Copies, parse_copies
 from picolab.specs.precision import PRECISIONS, Numbers, PrecisionName
 
 TABLES = ("embed.weight", "head.weight")
@@ -47,7 +49,8 @@ def step_ledger(
     bucket_bytes: int = DEFAULT_BUCKET_BYTES,
     sp_inputs: Literal["keep", "gather"] = "keep",
     rank: int = 0,
-    routed: Sequence[Sequence[int]] | None = None,
+    routed: Sequence[Sequence] | None = None,
+    expert_copies: str | None = None,
 ) -> dict[tuple[str, str, str], Expected]:
     """Every collective of one rank in one optimizer step: (op, axis, reason) -> Expected.
 
@@ -116,6 +119,8 @@ def step_ledger(
                                                                         batch"
         ep: gradient bucket                  each bucket    its bytes   of experts, over edp
         zero of experts: ...                                            as of zero, over edp
+        ep: gradients of copies              1              the copies' all-to-all, to the owners
+        ep: sums of copies' gradients        1              of copies   all-to-all, of what is owned
         tp: gradients of heads' norms        1              their bytes with qk_norm; not with sp
 
     dtype: of everything; precision, which goes before it: of activations one, and of gradients and
@@ -127,6 +132,9 @@ def step_ledger(
 
     routed: rank -> expert -> the rows that it sends in the step, over all layers of its stage and
     its micro-batches; None: nothing is dropped, and loads are even.
+    expert_copies: as in TrainConfig. Rows for each expert are then rows for each slot, copies
+    included. And as each exchange shares out its rows by itself, `routed` is then rank -> exchange
+    -> (layer, expert -> rows).
 
     A rank with several stages has the messages of each, but for those between two of its own. An
     axis of size 1 has no entries. Sources: arXiv 1909.08053, section 3 (layers, embedding and
@@ -146,7 +154,10 @@ def step_ledger(
     numbers = PRECISIONS.get(precision)
     sizes = [dtype_bytes(of) for of in (numbers or Numbers(dtype, dtype)).travelling]
     step = _Step(config, layout, rank, micro_batch, accumulate, *sizes)
-    parameters, kept = (of(config, layout, rank) for of in (local_parameters, zero_shards))
+    parameters, kept = (
+        of(config, layout, rank, expert_copies=expert_copies)
+        for of in (local_parameters, zero_shards)
+    )
 
     step.add("all_reduce", "dp", "dp: count of valid tokens", [8])
     if layout.sp:
@@ -157,7 +168,7 @@ def step_ledger(
         step.tensor_parallel()
     step.shared_heads(rank)
     step.head_norms(kept)
-    step.experts(rank, routed)
+    step.experts(rank, routed, parse_copies(expert_copies, config, layout))
     step.cross_entropy()
     step.context_parallel()
     step.pipeline([parameter.numel for parameter in kept if parameter.name in TABLES])
@@ -202,12 +213,14 @@ class _Step:
         self.config, self.layout, self.accumulate = config, layout, accumulate
         # Of an activation, and of a parameter and its gradient.
         self.size, self.of_parameters = size, of_parameters
+        self.tp = place["tp"]
         self.heads = head_slices(config.heads, config.kv_heads, layout.tp, place["tp"])
         self.stages = rank_stages(config.layers, layout, place["pp"])
         self.first, self.last = 0 in self.stages, layout.stage_count - 1 in self.stages
         numbers = [layer for layers in self.stages.values() for layer in layers]
         self.layers = len(numbers)
-        self.sparse = sum(has_experts(config, layer) for layer in numbers)
+        self.with_experts = [layer for layer in numbers if has_experts(config, layer)]
+        self.sparse = len(self.with_experts)
         self.tokens = micro_batch * (config.seq // layout.cp)
         self.activation = self.tokens * config.hidden * size
         self.expected: dict[tuple[str, str, str], Expected] = {}
@@ -246,20 +259,36 @@ class _Step:
             payload = mine * self.of_parameters
             self.add("all_reduce", "tp", "tp: gradients of heads' norms", [payload])
 
-    def experts(self, rank: int, routed: Sequence[Sequence[int]] | None) -> None:
+    def experts(
+        self, rank: int, routed: Sequence[Sequence] | None, copies: dict[int, Copies]
+    ) -> None:
         config, layout = self.config, self.layout
         times, number = self.sparse * self.accumulate, max(self.size, 4)
         if not times:
             return
         rows = came = times * self.tokens * config.experts_per_token
-        if routed is not None:
-            (line,) = (line for line in layout.lines("ep") if rank in line)
-            each = config.experts // layout.ep
-            mine = range(line.index(rank) * each, (line.index(rank) + 1) * each)
+        (line,) = (line for line in layout.lines("ep") if rank in line)
+        me, none = line.index(rank), ((),) * layout.ep
+        slots = {i: ExpertSlots(config.experts, copies.get(i, none)) for i in self.with_experts}
+        if routed is None and copies:
+            even = [rows * layout.ep / self.sparse / config.experts] * config.experts
+            came = round(sum(of.rows_of_ranks(even)[me] for of in slots.values()))
+        elif copies:
+            rows = sum(sum(rows_E) for _, rows_E in routed[rank])
+            came = sum(
+                len(share)
+                for sender, other in enumerate(line)
+                for layer, rows_E in routed[other]
+                for share in slots[layer].share_out(rows_E, sender)[me]
+            )
+        elif routed is not None:
             rows = sum(routed[rank])
+            mine = next(iter(slots.values())).held[me]
             came = sum(routed[other][expert] for other in line for expert in mine)
         row = config.hidden * self.size
-        self.add("all_to_all", "ep", "ep: rows for each expert", [8 * config.experts] * times)
+        counted = [8 * sum(of.sizes) for of in slots.values()] * self.accumulate
+        self.add("all_to_all", "ep", "ep: rows for each expert", counted)
+        self.copies(slots, me)
         for reason, of in (
             ("ep: rows to experts", rows),
             ("ep: gradients of rows back", rows),
@@ -279,6 +308,18 @@ class _Step:
         if config.aux_loss and config.aux_over == "global batch":
             loads = [8 * config.experts] * times
             self.add("all_reduce", "dp", "moe: loads of the global batch", loads)
+
+    def copies(self, slots: dict[int, ExpertSlots], me: int) -> None:
+        """A copy's gradient goes to the expert's owner, and the sum to each copy."""
+        plans = [of for of in slots.values() if any(of.copies)]
+        if not plans:
+            return
+        wide = len(even_slices(self.config.expert_ffn, self.layout.tp)[self.tp])
+        each = 3 * self.config.hidden * wide * self.of_parameters
+        here = sum(len(of.copies[me]) for of in plans)
+        owned = sum(of.owner(e) == me for of in plans for held in of.copies for e in held)
+        self.add("all_to_all", "ep", "ep: gradients of copies", [here * each])
+        self.add("all_to_all", "ep", "ep: sums of copies' gradients", [owned * each])
 
     def add_total(self, op: str, axis: str, reason: str, count: int, payload: int) -> None:
         """So many collectives, of which only the sum of the payloads is known."""

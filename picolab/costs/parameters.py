@@ -11,6 +11,7 @@ from typing import NamedTuple
 from picolab.costs.slices import even_slices, head_slices
 from picolab.costs.stages import rank_stages
 from picolab.specs import Layout, ModelConfig
+from picolab.specs.expert_copies import parse_copies
 
 
 @dataclass(frozen=True, repr=False)
@@ -150,7 +151,11 @@ class LocalParameter(NamedTuple):
 
 
 def local_parameters(
-    config: ModelConfig, layout: Layout | str, rank: int = 0
+    config: ModelConfig,
+    layout: Layout | str,
+    rank: int = 0,
+    *,
+    expert_copies: str | None = None,
 ) -> list[LocalParameter]:
     """The parameters that one rank of the layout holds, in the model's order, by global names.
 
@@ -162,6 +167,7 @@ def local_parameters(
     with several stages holds the layers of all. Experts are dealt out over ep, and the router is
     whole on each rank. dp and cp split no parameter; ZeRO does, and these are what a rank computes
     with (`zero_shards`: what it keeps). Not listed: a router's bias, which no gradient trains.
+    expert_copies: as in TrainConfig; a copy is as large as its expert.
 
     Raises ValueError for other models.
     """
@@ -169,6 +175,8 @@ def local_parameters(
     require_llama(config, but=BUILT)
     layout.check(config)
     place = layout.coordinates(rank)
+    copies = parse_copies(expert_copies, config, layout)
+    of_ep = rank // layout.stride("ep") % layout.ep
 
     def mine(size: int) -> int:
         return len(even_slices(size, layout.tp)[place["tp"]])
@@ -189,8 +197,10 @@ def local_parameters(
             LocalParameter(f"{name}.down.weight", hidden * ffn, cut, ffn),
         ]
 
-    def sparse(name: str) -> list[LocalParameter]:
+    def sparse(name: str, layer: int) -> list[LocalParameter]:
         here, wide = config.experts // layout.ep, mine(config.expert_ffn)
+        if layer in copies:
+            here += len(copies[layer][of_ep])
         apart, one = frozenset({"ep", "tp"}), hidden * wide
         shared = config.shared_experts * config.expert_ffn
         return [
@@ -217,7 +227,7 @@ def local_parameters(
             ]
         found.append(LocalParameter(f"layers.{i}.mlp_norm.weight", hidden, whole))
         mlp = f"layers.{i}.mlp"
-        found += sparse(mlp) if has_experts(config, i) else dense(mlp, ffn)
+        found += sparse(mlp, i) if has_experts(config, i) else dense(mlp, ffn)
     if last:
         found.append(LocalParameter("norm.weight", hidden, whole))
         if not (config.tied and first):

@@ -15,11 +15,13 @@ from picolab.specs.precision import PRECISIONS, Numbers, PrecisionName
 STEP_BYTES = 4  # torch's AdamW counts each parameter's steps in an fp32 scalar
 
 
-def zero_shards(config: ModelConfig, layout: Layout | str, rank: int = 0) -> list[LocalParameter]:
+def zero_shards(
+    config: ModelConfig, layout: Layout | str, rank: int = 0, *, expert_copies: str | None = None
+) -> list[LocalParameter]:
     """What one rank keeps of each of its `local_parameters`: its rows, dealt out over the ranks of
     the shard group as evenly as they go; without ZeRO all of them."""
     layout = Layout.parse(layout)
-    parameters = local_parameters(config, layout, rank)
+    parameters = local_parameters(config, layout, rank, expert_copies=expert_copies)
     if not layout.zero:
         return parameters
     index = {}
@@ -57,6 +59,7 @@ def rank_states(
     *,
     dtype: object = "fp32",
     precision: PrecisionName | None = None,
+    expert_copies: str | None = None,
 ) -> dict[str, int]:
     """Bytes of one rank's parameters, gradients and AdamW state between two steps, to the byte: all
     of one dtype, no master copy, and a step count a parameter.
@@ -73,8 +76,9 @@ def rank_states(
     """
     numbers = PRECISIONS.get(precision, Numbers(dtype, dtype))
     layout, size = Layout.parse(layout), dtype_bytes(numbers.parameters)
-    whole = sum(parameter.numel for parameter in local_parameters(config, layout, rank))
-    kept = zero_shards(config, layout, rank)
+    here = local_parameters(config, layout, rank, expert_copies=expert_copies)
+    whole = sum(parameter.numel for parameter in here)
+    kept = zero_shards(config, layout, rank, expert_copies=expert_copies)
     mine = sum(parameter.numel for parameter in kept)
     found = {
         "parameters": size * (mine if layout.zero == 3 else whole),

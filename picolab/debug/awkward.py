@@ -66,6 +66,8 @@ class Recipe:
     seed: int
     tied: bool = True
     """The model whose head is the embedding, or the one with a large table of its own."""
+    expert_copies: str | None = None
+    """As in TrainConfig."""
 
     @cached_property
     def config(self) -> ModelConfig:
@@ -120,6 +122,7 @@ class Recipe:
             eps=1e-5,
             clip=0.1,
             seed=self.seed,
+            expert_copies=self.expert_copies,
             bucket_bytes=5_000 * (8 if self.precision == "fp64" else 4),
         )
 

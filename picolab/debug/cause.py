@@ -40,6 +40,7 @@ _SUMMANDS = {
     "tp: gradient norm": "each rank has the squares of its own shards",
     "tp: gradients of heads' norms": "each rank has those norms' gradients of its own heads",
     "ep: gradient bucket": "each rank has its experts' gradients of its ep group's tokens",
+    "ep: gradients of copies": "each rank has the gradient of the rows that came to its copy",
     "sp: scatter output": "each rank has a summand of the layer's output, for all tokens",
     "sp: scatter input gradient": "each rank has what its own outputs add to the gradient",
     "sp: gradients of the norms": "each rank has the norms' gradients of its own tokens",
@@ -54,6 +55,7 @@ def reduction_cause(reason: str, what: str, seen: str) -> Cause:
     """The cause in which one reduction is wrong: missing, doubled or averaged."""
     word = reason.split(":")[0]
     axis = {"dp": "the replicas", "zero": "the replicas", "sp": "tp", "ep": "edp"}.get(word, word)
+    axis = "the ranks that hold the expert" if "copies" in reason else axis
     own = f" ({_SUMMANDS[reason]})" if reason in _SUMMANDS else ""
     text = {
         "missing": f"the sum {reason!r} over {axis} is missing{own}",

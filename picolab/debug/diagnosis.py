@@ -368,6 +368,8 @@ def _by_norm(evidence: Evidence) -> Cause | None:
             text = "the tied embedding is counted on the first stage and again on the last"
             if what == "replicas":
                 text = f"what all ranks of {axis} hold is counted once on each"
+            elif what == "copies":
+                text = "copies of experts are counted beside the experts"
             return Cause(where, what, f"the gradient norm has too many members: {text}", seen)
     return Cause("the gradient norm", "other", "the gradient norm is wrong", seen)
 
@@ -379,11 +381,14 @@ def _wrong_norms(evidence: Evidence) -> Iterator[tuple[str, str, str, dict[int, 
     """(where, what, axis, rank -> the square of the norm that this mistake would report), from the
     right gradients."""
     own: Squares = {seen.rank: {} for seen in evidence.ranks}
+    with_tied: Squares = {seen.rank: {} for seen in evidence.ranks}
     with_copies: Squares = {seen.rank: {} for seen in evidence.ranks}
     for seen in evidence.ranks:
-        for name, (piece, _) in seen.gradients.items():
-            part = slice_of(seen.gradients, name, evidence.reference.gradients).double()
-            for squares in (with_copies,) if piece.copy else (own, with_copies):
+        held = [*seen.gradients.values(), *seen.copies["gradient"].values()]
+        for number, (piece, _) in enumerate(held):
+            part = piece.take(evidence.reference.gradients[piece.name]).double()
+            beside = with_tied if number < len(seen.gradients) else with_copies
+            for squares in (beside,) if piece.copy else (own, with_tied, with_copies):
                 of = squares[seen.rank]
                 of[piece.axes] = of.get(piece.axes, 0.0) + float(part.square().sum())
     axes = sorted(evidence.cut_along)
@@ -396,8 +401,10 @@ def _wrong_norms(evidence: Evidence) -> Iterator[tuple[str, str, str, dict[int, 
             rank: {frozenset({axis}): sum(squares.values())} for rank, squares in own.items()
         }
         yield NORM_MEMBERS, "replicas", axis, _norms(evidence, everywhere, {})
+    if with_tied != own:
+        yield NORM_MEMBERS, "tied", "pp", _norms(evidence, with_tied, {})
     if with_copies != own:
-        yield NORM_MEMBERS, "tied", "pp", _norms(evidence, with_copies, {})
+        yield NORM_MEMBERS, "copies", "ep", _norms(evidence, with_copies, {})
 
 
 def _norms(

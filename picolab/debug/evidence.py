@@ -110,6 +110,7 @@ class Evidence:
                         sp_inputs=settings.sp_inputs,
                         rank=seen.rank,
                         routed=self._rows(number),
+                        expert_copies=settings.expert_copies,
                     )
                 for key in dict.fromkeys([*formula, *step]):
                     right = formula.get(key, (0, 0))
@@ -118,18 +119,21 @@ class Evidence:
                         lines[key] = line
         return list(lines.values())
 
-    def _rows(self, step: int) -> list[list[int]]:
-        """rank -> expert -> the rows that it should send in a step: of its stage's layers."""
+    def _rows(self, step: int) -> list[list]:
+        """rank -> expert -> the rows that it should send in a step: of its stage's layers; with
+        copies rank -> exchange -> (layer, expert -> rows)."""
         layout, config = self.recipe.layout, self.recipe.config
         rows = []
         for seen in self.ranks:
             stages = costs.rank_stages(config.layers, layout, seen.place["pp"])
             mine = {layer for layers in stages.values() for layer in layers}
-            total = torch.zeros(config.experts, dtype=torch.int64)
-            for (replica, _, layer), routed in self.reference.routed[step].items():
-                if replica == seen.place["dp"] and layer in mine:
-                    total += self.tokens_of(seen, routed).sum((0, 1))
-            rows.append(total.tolist())
+            each = [
+                (layer, self.tokens_of(seen, routed).sum((0, 1)).tolist())
+                for (replica, _, layer), routed in self.reference.routed[step].items()
+                if replica == seen.place["dp"] and layer in mine
+            ]
+            total = [sum(of[expert] for _, of in each) for expert in range(config.experts)]
+            rows.append(each if self.recipe.expert_copies else total)
         return rows
 
     def tokens_of(self, seen: Observation, whole: torch.Tensor) -> torch.Tensor:

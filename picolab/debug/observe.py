@@ -89,6 +89,9 @@ class Observation:
     """Of the first step, before clipping."""
     after: list[Held] = field(default_factory=list)
     """The parameters that it steps."""
+    copies: dict[str, Held] = field(default_factory=dict)
+    """start, gradient (of the first step), parameter (after the last) -> the copies that it has of
+    what other ranks answer for, by the name and the first row of the slice."""
     state: dict[str, torch.Tensor] | None = None
     """The gathered parameters after the last step, where this rank has them (rank 0)."""
     read: list[torch.Tensor] = field(default_factory=list)
@@ -204,6 +207,7 @@ class Listener(Observer):
         found, model, mine = self._found, run.model, run.parallel.parameters()
         found.rank, found.place = dist.get_rank(), dict(comm.mesh().coordinates)
         found.device, found.start = run.device.type, held(mine)
+        found.copies["start"] = held_copies(mine)
         self._remember(mine)
         # Of the first step, what flows through the model.
         self._first.enter_context(_first_inputs(model, found))
@@ -217,6 +221,7 @@ class Listener(Observer):
         if not found.gradients:
             found.read = list(run.tokens_MBS.cpu())
             found.gradients = held(now, lambda p: p.grad)
+            found.copies["gradient"] = held_copies(now, lambda p: p.grad)
 
     def step(self, run, report: StepReport) -> None:
         found = self._found
@@ -229,6 +234,7 @@ class Listener(Observer):
         entries = run.ledger.by("op", "axis", "reason")
         found.ledger.append({key: (t.count, t.payload_bytes) for key, t in entries.items()})
         found.after.append(held(run.parallel.parameters()))
+        found.copies["parameter"] = held_copies(run.parallel.parameters())
 
     def _remember(self, parameters: Iterable[nn.Parameter]) -> None:
         self._before = [parameter.detach().clone() for parameter in parameters]
@@ -340,14 +346,35 @@ TensorOf = Callable[[nn.Parameter], torch.Tensor | None]
 
 def held(parameters: Iterable[nn.Parameter], tensor_of: TensorOf = lambda p: p.detach()) -> Held:
     """What this rank holds (and steps) of each global tensor. Nothing is gathered: a collective
-    would be one more thing that may be wrong, and who holds what is evidence."""
+    would be one more thing that may be wrong, and who holds what is evidence. Copies beside a slice
+    of the same tensor that is its own are `held_copies`."""
     found: Held = {}
+    for piece, part in _pieces(parameters, tensor_of):
+        found.setdefault(piece.name, (piece, part))
+    return found
+
+
+def held_copies(
+    parameters: Iterable[nn.Parameter], tensor_of: TensorOf = lambda p: p.detach()
+) -> Held:
+    """Copies beside a slice that is the rank's own: "layers.0.mlp.experts.down.weight[5]"."""
+    pieces = list(_pieces(parameters, tensor_of))
+    own = {piece.name for piece, _ in pieces if not piece.copy}
+    return {
+        f"{piece.name}[{piece.ranges[0].start}]": (piece, part)
+        for piece, part in pieces
+        if piece.copy and piece.name in own
+    }
+
+
+def _pieces(
+    parameters: Iterable[nn.Parameter], tensor_of: TensorOf
+) -> Iterator[tuple[Piece, torch.Tensor]]:
     for parameter in parameters:
         tensor = tensor_of(parameter)
         if tensor is not None:
             for piece, part in slices(parameter, tensor):
-                found[piece.name] = piece, part.detach().to("cpu", copy=True)
-    return found
+                yield piece, part.detach().to("cpu", copy=True)
 
 
 def _whole(model: nn.Module, tensor_of: TensorOf) -> dict[str, torch.Tensor]:

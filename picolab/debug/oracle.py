@@ -65,6 +65,7 @@ def verify(
     *,
     precision: Compared = "fp64",
     fault: str | faults.Fault | None = None,
+    expert_copies: str | None = None,
     steps: int = 5,
     seed: int = 7,
     backend: launch.job.Backend = "gloo",
@@ -73,8 +74,8 @@ def verify(
     """Does this layout compute what one process computes?
 
     fault: the name of an entry of `debug.faults` (or a `Fault` of your own), switched on in every
-    rank. The diagnosis is not told; it sees what the ranks computed. backend "gloo" compares on the
-    CPU; with "nccl" both sides run on GPUs.
+    rank. The diagnosis is not told; it sees what the ranks computed. expert_copies: as in
+    TrainConfig. backend "gloo" compares on the CPU; with "nccl" both sides run on GPUs.
 
     Raises ValueError for a layout that cannot run here or cannot split the model, for a fault that
     does not exist or that this layout cannot have; RankFailure if a rank fails.
@@ -83,6 +84,7 @@ def verify(
         layout,
         [fault],
         precision=precision,
+        expert_copies=expert_copies,
         steps=steps,
         seed=seed,
         backend=backend,
@@ -96,6 +98,7 @@ def verify_each(
     each: Sequence[str | faults.Fault | None],
     *,
     precision: Compared = "fp64",
+    expert_copies: str | None = None,
     steps: int = 5,
     seed: int = 7,
     backend: launch.job.Backend = "gloo",
@@ -105,13 +108,14 @@ def verify_each(
     ranks takes longer than most of what is compared.
     """
     cases = [(layout, fault) for fault in each]
-    return _verify_all(cases, precision, steps, seed, backend, timeout)
+    return _verify_all(cases, precision, expert_copies, steps, seed, backend, timeout)
 
 
 def verify_layouts(
     layouts: Sequence[Layout | str],
     *,
     precision: Compared = "fp64",
+    expert_copies: str | None = None,
     steps: int = 5,
     seed: int = 7,
     backend: launch.job.Backend = "gloo",
@@ -122,12 +126,13 @@ def verify_layouts(
     for layout in layouts:
         layout.check_world(layouts[0].world)
     cases = [(layout, None) for layout in layouts]
-    return _verify_all(cases, precision, steps, seed, backend, timeout)
+    return _verify_all(cases, precision, expert_copies, steps, seed, backend, timeout)
 
 
 def _verify_all(
     cases: Sequence[tuple[Layout | str, str | faults.Fault | None]],
     precision: str,
+    expert_copies: str | None,
     steps: int,
     seed: int,
     backend: launch.job.Backend,
@@ -138,7 +143,7 @@ def _verify_all(
     parsed = []
     for text, name in cases:
         layout, fault = Layout.parse(text), faults.find(name) if name is not None else None
-        recipes = _recipes(layout, precision, steps, seed)
+        recipes = _recipes(layout, precision, expert_copies, steps, seed)
         if fault is not None:
             fault.check(layout)
         parsed.append((recipes, fault))
@@ -187,10 +192,14 @@ def judge(evidence: Evidence) -> Verdict:
 
 
 def main_verify(
-    layout: str, precision: str = "fp64", fault: str | None = None, as_json: bool = False
+    layout: str,
+    precision: str = "fp64",
+    fault: str | None = None,
+    as_json: bool = False,
+    expert_copies: str | None = None,
 ) -> tuple[str, int]:
     """What `picolab verify` prints, and its exit status: 0 equal, 1 not."""
-    verdict = verify(layout, precision=precision, fault=fault)
+    verdict = verify(layout, precision=precision, fault=fault, expert_copies=expert_copies)
     return (verdict.to_json() if as_json else repr(verdict)), 0 if verdict.ok else 1
 
 
@@ -201,7 +210,9 @@ def _rank(cases: list[tuple[list[Recipe], faults.Fault | None]]) -> list[list[Ob
     ]
 
 
-def _recipes(layout: Layout, precision: str, steps: int, seed: int) -> list[Recipe]:
+def _recipes(
+    layout: Layout, precision: str, expert_copies: str | None, steps: int, seed: int
+) -> list[Recipe]:
     if precision not in TOLERANCE:
         raise ValueError(
             f"precision is {precision!r}; the oracle compares in {' or '.join(TOLERANCE)}"
@@ -222,10 +233,11 @@ def _recipes(layout: Layout, precision: str, steps: int, seed: int) -> list[Reci
         )
     # The large table makes the second model dear, and its steps are alike.
     recipes = [
-        Recipe(layout, precision, steps, seed),
-        Recipe(layout, precision, min(steps, 2), seed, tied=False),
+        Recipe(layout, precision, steps, seed, expert_copies=expert_copies),
+        Recipe(layout, precision, min(steps, 2), seed, tied=False, expert_copies=expert_copies),
     ]
-    _ = recipes[0].training  # refuses here, before any rank is started, what cannot be trained
+    for recipe in recipes:
+        _ = recipe.training  # refuses here, before any rank is started, what cannot be trained
     return recipes
 
 
@@ -235,13 +247,16 @@ def _compared(evidence: Evidence) -> Iterable[Row]:
     losses = list(_numbers("loss", evidence, [s.losses for s in ranks], reference.losses))
     norms = list(_numbers("gradient norm", evidence, [s.norms for s in ranks], reference.norms))
     yield from _tensors("start", evidence, [s.start for s in ranks], reference.start)
+    yield from _copies("start", evidence, reference.start)
     yield losses[0]
     yield from _tensors("gradient", evidence, [s.gradients for s in ranks], reference.gradients)
+    yield from _copies("gradient", evidence, reference.gradients)
     yield norms[0]
     for loss, norm in zip(losses[1:], norms[1:]):
         yield loss
         yield norm
     yield from _tensors("parameter", evidence, [s.end for s in ranks], reference.end)
+    yield from _copies("parameter", evidence, reference.end)
     for name, right in reference.end.items():  # what `state_dict()` made of the ranks' slices
         found = {s.rank: s.state.get(name) for s in ranks if s.state is not None}
         missing = torch.empty(0)
@@ -274,6 +289,17 @@ def _tensors(
             yield Row(kind, name, float("inf"), evidence.tolerance, None, missing)
         else:
             yield _row(kind, name, evidence, pairs)
+
+
+def _copies(kind: str, evidence: Evidence, right: dict[str, torch.Tensor]) -> Iterable[Row]:
+    """Each copy on each rank, against the same slice: nobody gathers or counts it, and rows are
+    computed with it."""
+    pairs: dict[str, dict[int, tuple[torch.Tensor, torch.Tensor]]] = {}
+    for seen in evidence.ranks:
+        for name, (piece, part) in seen.copies[kind].items():
+            pairs.setdefault(name, {})[seen.rank] = part, piece.take(right[piece.name])
+    for name, of_ranks in pairs.items():
+        yield _row("copy", f"{name}, {kind}", evidence, of_ranks)
 
 
 def _row(

@@ -12,7 +12,7 @@ from picolab.debug.cause import Cause
 from picolab.debug.evidence import Evidence, LedgerLine, number_text, ranks_text
 from picolab.show.table import Table
 
-KINDS = ("start", "loss", "gradient norm", "gradient", "parameter", "gathered")
+KINDS = ("start", "loss", "gradient norm", "gradient", "parameter", "copy", "gathered")
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,8 @@ class Row:
     """One number or tensor, compared with that of one process; the worst of all ranks."""
 
     kind: str
-    """start, loss, gradient norm, gradient, parameter or gathered."""
+    """start, loss, gradient norm, gradient, parameter, gathered, or copy (of an expert, of which
+    any of the others)."""
     name: str
     """The tensor's global name; of a loss or norm the step."""
     difference: float
@@ -110,6 +111,8 @@ class Verdict:
         rows = []
         for kind in KINDS:
             of_kind = [row for row in self.rows if row.kind == kind]
+            if kind == "copy" and not of_kind:
+                continue
             wrong = [row for row in of_kind if not row.ok]
             worst = max(of_kind, key=lambda row: row.difference)
             verdict = "ok" if not wrong else f"{len(wrong)} of {len(of_kind)} wrong"
@@ -219,6 +222,7 @@ _KIND_TEXT = {
     "gradient norm": "gradient norm of each step",
     "gradient": "gradients at step 1",
     "parameter": "parameters after the last step",
+    "copy": "copies of experts: the same three",
     "gathered": "the same, gathered by state_dict()",
 }
 

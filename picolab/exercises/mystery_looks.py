@@ -334,12 +334,12 @@ def _loads(trial: Trial) -> Table:
         for name, loads in (("this run", this), ("one process", one)):
             mean = sum(loads[step]) / len(loads[step])
             rows.append([step + 1, name, *loads[step], f"{max(loads[step]) / mean:.2f}"])
-    experts = [f"expert {e}" for e in range(len(one[0]))]
+    experts = [str(e) for e in range(len(one[0]))]
     return Table(
         ["step", "run", *experts, "largest / mean"],
         rows,
-        "Tokens of each expert, over all layers and ranks. Compare this run with one process, "
-        f"which a right {trial.layout} equals, step by step.",
+        "Tokens of each expert (0, 1, ...), over all layers and ranks. Compare this run with one "
+        f"process, which a right {trial.layout} equals, step by step.",
     )
 
 

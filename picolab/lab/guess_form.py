@@ -7,6 +7,7 @@ second guess replaces the first. It stands under the question, and in what is co
 
 import html
 
+from picolab.lab.choices import STYLE, choices
 from picolab.lab.own_keys import own_keys
 from picolab.show import read
 from picolab.show.guess_figure import value_text
@@ -43,15 +44,11 @@ def form(guess, lead: str = ""):
 
     lead = f'<div style="white-space:pre-wrap">{html.escape(lead)}</div>' if lead else ""
     question = widgets.HTML(
-        f'{lead}<div style="font-weight:600;white-space:pre-wrap;line-height:1.5">'
+        f'{STYLE}{lead}<div style="font-weight:600;white-space:pre-wrap;line-height:1.5">'
         f"{html.escape(guess.question)}</div>"
     )
     if guess.choices is not None:
-        field = widgets.RadioButtons(
-            options=guess.choices,
-            value=guess.value if guess.value in guess.choices else None,
-            layout={"width": "max-content"},
-        )
+        field = choices(guess.choices, guess.value if guess.value in guess.choices else None)
     else:
         field = widgets.Text(
             value="" if guess.value is None else str(guess.value),

@@ -10,6 +10,7 @@ space bar or Enter presses, arrows choose a suspect (own_keys.py).
 import html
 
 from picolab.exercises.mystery import mystery, points
+from picolab.lab.choices import STYLE, choices
 from picolab.lab.own_keys import own_keys
 from picolab.show.front_end import Message, as_widget
 
@@ -28,10 +29,9 @@ def form(case):
         for name, words in case.about.looks.items()
     ]
     status, seen = widgets.HTML(), widgets.VBox()
-    suspects = widgets.RadioButtons(options=_choices(case), value=None)
-    suspects.layout.width = "max-content"
+    suspects = choices(_choices(case))
     name_it = widgets.Button(description="Name it", button_style="primary")
-    which = widgets.HTML("<b>Which one is it?</b>")
+    which = widgets.HTML(f"{STYLE}<b>Which one is it?</b>")
     verdict = widgets.VBox()
 
     def say(text: str) -> None:
@@ -40,10 +40,10 @@ def form(case):
     def settled() -> None:
         for name, button in buttons.items():
             button.icon = "check" if name in case.looks else ""
-        chosen, choices = suspects.value, _choices(case)
-        if tuple(suspects.options) != choices:
-            suspects.options = choices
-            suspects.value = chosen if chosen in dict(choices).values() else None
+        chosen, options = suspects.value, _choices(case)
+        if tuple(suspects.options) != options:
+            suspects.options = options
+            suspects.value = chosen if chosen in dict(options).values() else None
         say(_status(case))
 
     def looked(button) -> None:

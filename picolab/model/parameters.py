@@ -50,7 +50,7 @@ class Cut:
     ends: tuple[int, ...]
     """n + 1 places along `dim` of the global tensor: rank i has ends[i] ... ends[i+1]-1."""
     index: int
-    """My place on the axis."""
+    """My place on the axis; of a copy of one slice of another rank's, that slice's."""
     copies: int = 1
     """So many neighbours hold the same slice (a key-value head that several ranks read); `ends`
     then has so many times fewer slices."""
@@ -91,8 +91,8 @@ class Piece:
     shared: bool = False
     """Where there are more ranks than blocks: neighbours hold the same one (key-value heads)."""
     copy: bool = False
-    """Another stage of the pipeline holds the same slice and answers for it: this one is not
-    counted in the gradient norm and not gathered (the tied head)."""
+    """Another rank holds the same slice and answers for it: this one is not counted in the gradient
+    norm, not gathered and not saved (the tied head, a copy of an expert)."""
 
     @property
     def axes(self) -> frozenset[str]:

@@ -4,6 +4,7 @@
     experts.py     the layer: its experts as one parameter, computed together
     dispatch.py    rows of tokens to the ranks of their experts, and back
     balance.py     loads that are even: a loss, and a bias
+    copies.py      hot experts on several ranks, trained as one
     placement.py   experts that move to other ranks, with their optimizer's state
     strategy.py    the placement: experts on ranks, and what is done once a step
 

@@ -16,6 +16,9 @@ one that stays away leaves the others waiting for ever.
 Rows set out before the shared experts are computed, and are waited for after (`arrived`), so that
 the exchange hides behind them; in backward likewise, since autograd takes what was made last first.
 
+**Copies.** An expert may be on several ranks (copies.py). Rows are put into the order of the ranks'
+slots then, and counts are of slots; nothing else changes.
+
 **By an all-gather** (`how="all-gather"`), the simple version: every rank gets all rows and picks
 those of its experts; what they made goes back by a reduce-scatter. A row goes to all ranks then and
 not to one, so it sends n times as much; but in blocks of one size, without sizes to be agreed on
@@ -32,6 +35,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from picolab import comm
+from picolab.costs import ExpertSlots
 
 COUNTS = "ep: rows for each expert"
 THERE, THERE_GRADIENT = "ep: rows to experts", "ep: gradients of rows from experts"
@@ -42,27 +46,56 @@ How = Literal["all-to-all", "all-gather"]
 
 class ExpertCommunication:
     """Takes rows to the ranks of their experts. axis None: all experts are here. how: each row to
-    the rank of its expert, or all rows to all ranks.
+    the rank of its expert, or all rows to all ranks. slots: which experts a rank has, where some
+    are on several.
 
     With it a rank computes with E / n experts the rows of n ranks; without it, with all experts
     its own rows, and nothing is sent.
     """
 
-    def __init__(self, axis: str | None = "ep", how: How = "all-to-all"):
+    def __init__(
+        self,
+        axis: str | None = "ep",
+        how: How = "all-to-all",
+        slots: ExpertSlots | None = None,
+    ):
         if how not in ("all-to-all", "all-gather"):
             raise ValueError(f"how is {how!r}; rows travel by 'all-to-all' or 'all-gather'")
-        self.axis, self.how = axis, how
+        self.axis, self.how, self.slots = axis, how, slots
 
     @property
     def ranks(self) -> int:
         return 1 if self.axis is None else comm.axis_size(self.axis)
 
+    def share_out(self, rows_E: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Where there are copies: how many of the rows, which are sorted by expert, go to each slot
+        of each rank, and the rows in the order of these slots."""
+        rows, me = rows_E.tolist(), comm.mesh().rank(self.axis)
+        first = [sum(rows[:expert]) for expert in range(len(rows))]
+        shares = self.slots.share_out(rows, me)
+        runs = [
+            torch.arange(first[expert] + share.start, first[expert] + share.stop)
+            for held, of_rank in zip(self.slots.held, shares)
+            for expert, share in zip(held, of_rank)
+        ]
+        rows_S = torch.tensor([len(run) for run in runs], dtype=rows_E.dtype)
+        return rows_S.to(rows_E.device), torch.cat(runs).to(rows_E.device)
+
     def dispatch(self, x_AD: torch.Tensor, rows_E: torch.Tensor) -> "Travelling":
-        """Rows sorted by expert, and how many there are of each, set out."""
+        """Rows sorted by expert (by slot, where there are copies), and how many there are of each,
+        set out."""
         if self.ranks == 1:
             return AtHome(x_AD, rows_E.tolist())
         kind = Travelling if self.how == "all-to-all" else Everywhere
-        return kind(x_AD, rows_E, self.axis)
+        return kind(x_AD, rows_E, self.axis, self._sizes(len(rows_E)))
+
+    def _sizes(self, experts: int) -> list[int]:
+        """How many experts each rank has."""
+        if self.slots is not None:
+            return self.slots.sizes
+        if experts % self.ranks:
+            raise ValueError(f"{self.axis}={self.ranks} ranks do not divide {experts} experts")
+        return [experts // self.ranks] * self.ranks
 
 
 class AtHome:
@@ -81,14 +114,12 @@ class AtHome:
 class Travelling:
     """Rows under way to the ranks of their experts."""
 
-    def __init__(self, x_AD: torch.Tensor, rows_E: torch.Tensor, axis: str):
-        n = comm.mesh().size(axis)
-        if len(rows_E) % n:
-            raise ValueError(f"{axis}={n} ranks do not divide {len(rows_E)} experts")
-        theirs_E = comm.all_to_all(rows_E, axis, COUNTS)
-        self.sent: list[int] = rows_E.view(n, -1).sum(1).tolist()
+    def __init__(self, x_AD: torch.Tensor, rows_E: torch.Tensor, axis: str, sizes: list[int]):
+        n, here = comm.mesh().size(axis), sizes[comm.mesh().rank(axis)]
+        theirs = comm.all_to_all(rows_E, axis, COUNTS, [here] * n, sizes)
+        self.sent = [sum(of_rank) for of_rank in _split(rows_E.tolist(), sizes)]
         # [rank that they come from][expert here]
-        self._from = theirs_E.view(n, -1).tolist()
+        self._from = theirs.view(n, here).tolist()
         came = [sum(of_rank) for of_rank in self._from]
         self.rows = [sum(of_expert) for of_expert in zip(*self._from)]
         """Of each expert that is here."""
@@ -110,13 +141,11 @@ class Travelling:
 class Everywhere:
     """All rows on all ranks. The ranks' rows are padded to as many as the largest has."""
 
-    def __init__(self, x_AD: torch.Tensor, rows_E: torch.Tensor, axis: str):
+    def __init__(self, x_AD: torch.Tensor, rows_E: torch.Tensor, axis: str, sizes: list[int]):
         n, me = comm.mesh().size(axis), comm.mesh().rank(axis)
         of_rank = comm.all_gather(rows_E.unsqueeze(0), axis, COUNTS).tolist()
-        most, mine = (
-            max(map(sum, of_rank)),
-            range(me * len(rows_E) // n, (me + 1) * len(rows_E) // n),
-        )
+        most = max(map(sum, of_rank))
+        mine = _split(range(len(rows_E)), sizes)[me]
         self._axis, self._own, self._shape = axis, len(x_AD), (n * most, x_AD.shape[1])
         padded = torch.cat((x_AD, x_AD.new_zeros(most - len(x_AD), x_AD.shape[1])))
         self._x = _GatherRows.apply(padded, axis)
@@ -159,6 +188,12 @@ class _ScatterRows(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, dy):
         return comm.all_gather(dy, ctx.axis, BACK_GRADIENT), None
+
+
+def _split(items: Sequence[int], sizes: Sequence[int]) -> list[Sequence[int]]:
+    """In runs of these sizes."""
+    ends = [sum(sizes[: i + 1]) for i in range(len(sizes))]
+    return [items[end - size : end] for size, end in zip(sizes, ends)]
 
 
 def _transposed(x: torch.Tensor, sizes: list[list[int]]) -> torch.Tensor:

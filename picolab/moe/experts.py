@@ -115,8 +115,11 @@ class ExpertLayer(nn.Module):
         x_TD = x_BSD.flatten(0, 1)
         # Sorted by expert, and by token within each: `nonzero` goes row by row.
         expert_A, token_A = routed.admitted_TE.T.nonzero(as_tuple=True)
-        weight_A = self.weights(routed.weights_TE[token_A, expert_A])
         rows_E = routed.admitted_TE.sum(0)
+        if self.communication.slots is not None:  # some experts have copies: each row to one
+            rows_E, order_A = self.communication.share_out(rows_E)
+            expert_A, token_A = expert_A[order_A], token_A[order_A]
+        weight_A = self.weights(routed.weights_TE[token_A, expert_A])
         travelling = self.communication.dispatch(x_TD.index_select(0, token_A), rows_E)
         out_TD = torch.zeros_like(x_TD) if self.shared is None else self.shared(x_TD)
         x_AD = travelling.arrived()

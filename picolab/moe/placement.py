@@ -12,11 +12,14 @@ that. So experts that change places change their numbers as well, and the router
 bias, and their moments) are put into the same new order. The model computes what it computed: a
 token goes to the same matrices under another number. Losses are the same up to the order of sums.
 
-`replicas` and `imbalance_of_ranks` tell what more would be won with several copies of hot experts,
-as servers have them (EPLB); in training each copy's gradient would have to be summed.
+**Copies.** Where one expert has more rows than a rank's share, no place is right for it. `plan`
+puts copies of the hottest into further slots (copies.py trains them), and `imbalance_of_ranks` says
+what is left. In a run with `expert_copies` these slots are what a LoadBalancer fills anew, and no
+expert moves.
 
-Source: EPLB (deepseek-ai, 2025), whose `balanced_packing` and `replicate_experts` these are; LPT:
-Graham 1969. Leaves out: copies that are trained, ZeRO, groups of experts.
+Source: EPLB (deepseek-ai, 2025), whose `balanced_packing` and `replicate_experts` these are (there
+copies and all else are packed together; here an expert stays at home); LPT: Graham 1969. Leaves
+out: ZeRO, groups of experts.
 """
 
 import heapq
@@ -25,9 +28,12 @@ from collections.abc import Sequence
 import torch
 
 from picolab import comm
+from picolab.costs import ExpertSlots
+from picolab.moe.copies import refill, with_moments
 from picolab.moe.experts import ExpertLayer
 from picolab.moe.strategy import MoEParallelStrategy
 from picolab.monitoring import Observer, StepReport, events
+from picolab.specs.expert_copies import Copies
 
 WEIGHTS = "moe: experts move"
 
@@ -47,26 +53,48 @@ def pack(load_E: Sequence[float], ranks: int) -> list[int]:
     return [expert for of_rank in held for expert in sorted(of_rank)]
 
 
-def replicas(load_E: Sequence[float], slots: int) -> list[int]:
-    """How many copies each expert should have, of `slots` in all: one each, and every further one
-    where the load of a copy is largest."""
-    if slots < len(load_E):
-        raise ValueError(f"{slots} slots are too few: each of {len(load_E)} experts needs one")
-    copies = [1] * len(load_E)
-    for _ in range(slots - len(load_E)):
-        hot = max(range(len(load_E)), key=lambda e: (load_E[e] / copies[e], -e))
-        copies[hot] += 1
-    return copies
+def plan(load_E: Sequence[float], slots: Sequence[int]) -> Copies:
+    """Which experts of others each rank should have, too: rank -> experts. slots: for so many each
+    has room.
+
+    One copy after the other: the one after which the fullest rank has least, on the emptiest rank
+    that has room for it. (A copy of the hottest may be worse than none: half of its rows come to a
+    rank that has its own.)"""
+    ranks, experts = range(len(slots)), range(len(load_E))
+    if len(load_E) % len(slots) or max(slots) > len(load_E) - len(load_E) // len(slots):
+        raise ValueError(
+            f"{len(load_E)} experts on {len(slots)} ranks, and slots {tuple(slots)}: a rank has an "
+            "equal part of the experts, and no slots for more than all others"
+        )
+    copies: list[tuple[int, ...]] = [() for _ in ranks]
+    for _ in range(sum(slots)):
+        now = ExpertSlots(len(load_E), copies)
+        loads, found = now.rows_of_ranks(load_E), []
+        for expert in experts:
+            holders = now.holders[expert]
+            room = [r for r in ranks if len(copies[r]) < slots[r] and r not in holders]
+            if room:
+                rank = min(room, key=lambda r: loads[r])
+                after, share = list(loads), load_E[expert] / (len(holders) + 1)
+                for holder in holders:
+                    after[holder] -= load_E[expert] / len(holders) - share
+                after[rank] += share
+                found.append((sorted(after, reverse=True), expert, rank))
+        _, expert, rank = min(found)
+        copies[rank] = tuple(sorted((*copies[rank], expert)))
+    return tuple(copies)
 
 
 def imbalance_of_ranks(
-    load_E: Sequence[float], ranks: int, order: Sequence[int] | None = None
+    load_E: Sequence[float],
+    ranks: int,
+    order: Sequence[int] | None = None,
+    copies: Copies | None = None,
 ) -> float:
-    """The largest load of a rank over the mean, in this order of the experts: by as much the
-    experts' part of a step is longer than with equal loads."""
-    order = range(len(load_E)) if order is None else order
-    each = len(load_E) // ranks
-    sums = [sum(load_E[e] for e in order[r * each : (r + 1) * each]) for r in range(ranks)]
+    """The largest load of a rank over the mean, in this order of the experts or with these copies:
+    by as much the experts' part of a step is longer than with equal loads."""
+    in_order = [load_E[e] for e in order or range(len(load_E))]
+    sums = ExpertSlots(len(load_E), copies or ((),) * ranks).rows_of_ranks(in_order)
     return max(sums) * ranks / total if (total := sum(sums)) else 1.0
 
 
@@ -76,7 +104,8 @@ class LoadBalancer(Observer):
     pico.train("tiny-moe", "dp2ep2", observers=[LoadBalancer(every=10)])
 
     at_least: by how much the imbalance of the ranks must shrink for a move to be worth it. `moved`
-    lists (step, layer, imbalance before, imbalance expected after).
+    lists (step, layer, imbalance before, imbalance expected after). In layers with `expert_copies`
+    nothing moves, and the slots for copies get what is hot now.
 
     With it ranks of ep have nearly equal loads, and one's experts are others than before; without
     it, loads are as the numbers of the experts happen to fall.
@@ -100,6 +129,11 @@ class LoadBalancer(Observer):
                 "a LoadBalancer moves whole experts between any two ranks; leave zero and "
                 "router_groups out"
             )
+        if run.config.expert_copies and run.config.numbers.watched:
+            raise ValueError(
+                f"precision {run.config.precision!r} may take steps back, to copies of other "
+                "experts; leave the LoadBalancer or expert_copies out"
+            )
         (self._strategy,) = found
 
     def step(self, run, report: StepReport) -> None:
@@ -115,13 +149,17 @@ class LoadBalancer(Observer):
         axis = self._strategy.axis
         ranks = comm.axis_size(axis)
         for layer in self._strategy.layers if ranks > 1 else ():
-            load_E = self._loads[layer.number].tolist()
-            order = pack(load_E, ranks)
-            now, then = imbalance_of_ranks(load_E, ranks), imbalance_of_ranks(load_E, ranks, order)
+            load_E, slots = self._loads[layer.number].tolist(), layer.communication.slots
+            if slots is None:
+                act, told, there, new = move, "order", None, pack(load_E, ranks)
+            else:
+                act, told, there, new = refill, "copies", slots.copies, plan(load_E, slots.copied)
+            now, then = (imbalance_of_ranks(load_E, ranks, **{told: of}) for of in (there, new))
             if now - then >= self.at_least:
-                move(layer, order, optimizer, axis)
+                act(layer, new, optimizer, axis)
                 self.moved.append((step, layer.number, now, then))
-                events.write("experts moved", step=step, layer=layer.number, order=order)
+                what = {"order": "experts moved", "copies": "experts copied"}[told]
+                events.write(what, step=step, layer=layer.number, **{told: new})
 
 
 @torch.no_grad()
@@ -131,18 +169,11 @@ def move(
     """Put the experts of a layer into this order, on all ranks of the axis. All of them call it."""
     places = torch.tensor(list(order))
     for parameter in layer.experts.parameters():
-        for tensor in _with_moments(parameter, optimizer):
+        for tensor in with_moments(parameter, optimizer):
             tensor.copy_(_exchanged(tensor, order, axis))
     for parameter in layer.router.parameters():
-        for tensor in _with_moments(parameter, optimizer):
+        for tensor in with_moments(parameter, optimizer):
             tensor.copy_(tensor[places.to(tensor.device)])
-
-
-def _with_moments(parameter, optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
-    """The values, and what the optimizer keeps of each of them."""
-    kept = optimizer.state.get(parameter, {}).values()
-    alike = [t for t in kept if isinstance(t, torch.Tensor) and t.shape == parameter.shape]
-    return [parameter.data, *alike]
 
 
 def _exchanged(tensor: torch.Tensor, order: Sequence[int], axis: str) -> torch.Tensor:

@@ -19,19 +19,22 @@ Source: arXiv 2006.16668; 2504.14960 (expert and attention meshes folded). Twin:
 `ExpertParallel`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.distributed as dist
 
 from picolab import comm
+from picolab.costs import ExpertSlots
 from picolab.model import Transformer, meta_parameter
 from picolab.model.placement import Batch, Placement
 from picolab.moe.balance import imbalance, move_bias
+from picolab.moe.copies import copy_of, sum_gradients
 from picolab.moe.dispatch import ExpertCommunication
 from picolab.moe.experts import ExpertLayer
 from picolab.moe.router import Pool, WholePool
 from picolab.monitoring import events
+from picolab.specs.expert_copies import Copies
 
 LOADS, OVER_BATCH = "moe: loads of experts", "moe: loads of the global batch"
 
@@ -44,6 +47,7 @@ class MoEParallelStrategy(Placement):
 
     num_experts, expert_parallel_size: checked against the model and the axis; None: what they are.
     data_axis: over which ranks hold other tokens. pool: makes the `Pool` of a router (router.py).
+    copies: layer -> rank of the axis -> which experts of others it has, too (copies.py).
 
     With it a rank holds 1/ep of the experts, and rows travel; without it, all of them, and none
     do. Not a `torch.optim` optimizer. Raises ValueError if ep does not divide the experts.
@@ -57,6 +61,7 @@ class MoEParallelStrategy(Placement):
         axis: str = "ep",
         data_axis: str = "dp",
         pool: Callable[[], Pool] = WholePool,
+        copies: Mapping[int, Copies] | None = None,
     ):
         if num_experts and expert_parallel_size and num_experts % expert_parallel_size:
             raise ValueError(
@@ -65,6 +70,7 @@ class MoEParallelStrategy(Placement):
             )
         self.num_experts, self.expert_parallel_size = num_experts, expert_parallel_size
         self.axis, self.data_axis, self._pool = axis, data_axis, pool
+        self._copies = copies or {}
         self.loads: dict[int, torch.Tensor] = {}
         """Of the step that is over: layer -> how many choices fell on each expert, of all ranks."""
 
@@ -76,8 +82,12 @@ class MoEParallelStrategy(Placement):
             layer.router.pool = self._pool()
             layer.router.over_batch = _OverBatch()
             if ranks > 1:
-                layer.communication = ExpertCommunication(self.axis)
-                _keep_own(layer, self.axis, comm.mesh().rank(self.axis), ranks)
+                slots, copied = None, ()
+                if layer.number in self._copies:
+                    slots = ExpertSlots(model.config.experts, self._copies[layer.number])
+                    copied = slots.copies[comm.mesh().rank(self.axis)]
+                layer.communication = ExpertCommunication(self.axis, slots=slots)
+                _keep(layer, self.axis, comm.mesh().rank(self.axis), ranks, copied)
 
     @property
     def layers(self) -> list[ExpertLayer]:
@@ -90,6 +100,9 @@ class MoEParallelStrategy(Placement):
         for layer in self.layers:
             layer.router.over_batch.begin()
         return batch
+
+    def finish_gradients(self, parameters: Sequence[torch.nn.Parameter]) -> None:
+        sum_gradients(self.layers, self.axis)
 
     def zero_grad(self) -> None:
         """A step begins: what a skipped one counted is not its."""
@@ -168,8 +181,10 @@ def forget_counts(layer: ExpertLayer) -> None:
     layer.router.dropped.zero_()
 
 
-def _keep_own(layer: ExpertLayer, axis: str, index: int, ranks: int) -> None:
-    """Cut every parameter of the experts along its first dim."""
+def _keep(
+    layer: ExpertLayer, axis: str, index: int, ranks: int, copied: Sequence[int] = ()
+) -> None:
+    """Cut every parameter of the experts along its first dim; behind its own a rank has copies."""
     for module in layer.experts.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
             if not parameter.is_meta:
@@ -177,8 +192,9 @@ def _keep_own(layer: ExpertLayer, axis: str, index: int, ranks: int) -> None:
                     "experts are dealt out before they have values: build the model on the meta "
                     "device, shard it, and then initialise it"
                 )
-            pieces = tuple(piece.shard(axis, 0, index, ranks) for piece in parameter.pieces)
-            own = meta_parameter(pieces, parameter.dtype)
+            pieces = [piece.shard(axis, 0, index, ranks) for piece in parameter.pieces]
+            pieces += [copy_of(p, axis, expert) for expert in copied for p in parameter.pieces]
+            own = meta_parameter(tuple(pieces), parameter.dtype)
             setattr(module, name, own.requires_grad_(parameter.requires_grad))
 
 

@@ -55,7 +55,9 @@ def drawn(history: ExpertHistory) -> Drawn:
         (slow, [history.slow_downs[step].predicted for step in slow]),
         (slow, [history.slow_downs[step].measured for step in slow]),
     ]
-    found = [{"x": _array(steps), "y": _array(range(rows)), "z": shares}]
+    # A live figure sends a map as text, which has no word for nan.
+    places = numpy.where(numpy.isnan(shares), None, shares)
+    found = [{"x": _array(steps), "y": _array(range(rows)), "z": places}]
     found += [{"x": _array(x), "y": _array(y)} for x, y in lines]
     return Drawn(found, _titles(history), layers)
 

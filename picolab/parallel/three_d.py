@@ -12,7 +12,7 @@ Twin: torchtitan's `parallelize.py`.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 
 import torch
@@ -36,6 +36,7 @@ from picolab.parallel.tensor_comm import Inputs
 from picolab.parallel.whole import gather_all, square_norm
 from picolab.parallel.zero import ZeroOptimizer
 from picolab.specs import Layout
+from picolab.specs.expert_copies import Copies, parse_copies
 
 TENSOR_RULES = {**RULES, ExpertLayer: split_experts}
 EXPERT_GRADIENTS = "ep: gradient bucket"
@@ -47,9 +48,10 @@ def placements(
     find_unused: bool,
     sp_inputs: Inputs = "keep",
     experts: bool = False,
+    copies: Mapping[int, Copies] | None = None,
 ) -> list[Placement]:
     """What a layout asks for, in the order in which it is put on the model. experts: the model has
-    some."""
+    some. copies: of them, see `MoEParallelStrategy`."""
     found: list[Placement] = []
     # While there are only shapes: a rank never holds a whole matrix.
     if layout.tp > 1:
@@ -61,7 +63,9 @@ def placements(
     # Also where no expert is elsewhere: loads are evened out in every layout.
     if experts:
         pool = SequencePool if layout.cp > 1 else WholePool
-        found.append(MoEParallelStrategy(None, None, data_axis=layout.data_axis, pool=pool))
+        found.append(
+            MoEParallelStrategy(None, None, data_axis=layout.data_axis, pool=pool, copies=copies)
+        )
     # Stages are picked out after the split, which knows the whole model.
     if layout.pp > 1:
         found.append(PipelineParallelOptimizer(None, "pp", layout.schedule, layout.stages))
@@ -112,6 +116,7 @@ def parallelize(
     bucket_bytes: int = costs.DEFAULT_BUCKET_BYTES,
     find_unused: bool = False,
     sp_inputs: Inputs = "keep",
+    expert_copies: str | None = None,
 ) -> "ThreeDParallelOptimizer":
     """Place the model on the ranks of the layout. See `ThreeDParallelOptimizer`."""
     return ThreeDParallelOptimizer(
@@ -123,6 +128,7 @@ def parallelize(
         bucket_bytes=bucket_bytes,
         find_unused=find_unused,
         sp_inputs=sp_inputs,
+        expert_copies=expert_copies,
     )
 
 
@@ -133,6 +139,7 @@ class ThreeDParallelOptimizer:
     model: on the meta device (or, where tp is 1, with values, which it keeps). Every rank calls
     this with the same arguments. The mesh is the current one if it has the layout's axes, else it
     is built. device None: this rank's GPU under NCCL, else the CPU. dtype None: the model's own.
+    expert_copies: as in TrainConfig.
 
     Raises ValueError for a layout that cannot split the model, and for ranks that should hold the
     same parameters and do not (same_start.py).
@@ -149,9 +156,11 @@ class ThreeDParallelOptimizer:
         bucket_bytes: int = costs.DEFAULT_BUCKET_BYTES,
         find_unused: bool = False,
         sp_inputs: Inputs = "keep",
+        expert_copies: str | None = None,
     ):
         layout = Layout.parse(layout)
         layout.check(model.config)
+        copies = parse_copies(expert_copies, model.config, layout)
         self.model, self.layout = model, layout
 
         # 1. The mesh, before anything asks for its place in it. One rank needs none.
@@ -161,7 +170,7 @@ class ThreeDParallelOptimizer:
 
         # 2. Everything is cut while the model is on the meta device.
         experts = model.config.experts > 0
-        self.placements = placements(layout, bucket_bytes, find_unused, sp_inputs, experts)
+        self.placements = placements(layout, bucket_bytes, find_unused, sp_inputs, experts, copies)
         for placement in self.placements:
             placement.shard(model)
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from picolab.specs.expert_copies import parse_copies
 from picolab.specs.layout import Layout
 from picolab.specs.model_config import ModelConfig
 from picolab.specs.precision import (
@@ -93,6 +94,10 @@ class TrainConfig:
     sp_inputs: Literal["keep", "gather"] = "keep"
     """With sp: keep the gathered inputs of the matrices for backward, or gather them again there:
     two all-gathers a layer more, and 1/tp of the memory for them."""
+    expert_copies: str | None = None
+    """Experts that have copies: "0@1 3@2" is 0 on rank 1 of ep too, and 3 on rank 2; "2:0@1" is in
+    layer 2 only. Rows are shared out among copies, and their gradients summed. None: each expert is
+    on one rank of an ep group."""
     stage_cost_s: tuple[float, float] = (0.0, 0.0)
     """Seconds slept in each forward and each backward of a pipeline stage. For lessons: on two
     cores the stages of a real pipeline take turns, while sleeping ones overlap as devices do."""
@@ -116,6 +121,7 @@ class TrainConfig:
                 "take a Llama shape, such as 'tiny', or 'tiny-moe'"
             )
         self.layout.check(model)
+        parse_copies(self.expert_copies, model, self.layout)
         if self.layout.pp > 1:
             name = ScheduleName.parse(self.layout.schedule)
             name.check_micro_batches(self.layout.pp, self.accumulate)

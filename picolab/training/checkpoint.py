@@ -146,8 +146,8 @@ def save(
             shutil.rmtree(left)
         beside.mkdir()
     comm.barrier("world", "checkpoint: nothing is left of an earlier one")
-    found = parts(optimizer)
-    found |= {f"random.{kind}.{rank}": whole(state) for kind, state in _random_states().items()}
+    found = parts(optimizer, copies=False)
+    found |= {f"random.{kind}.{rank}": [whole(state)] for kind, state in _random_states().items()}
     writer = HashingWriter(beside)
     try:
         dcp.save(found, storage_writer=writer, planner=SavePlanner())
@@ -218,7 +218,7 @@ def state_dict(path: str | Path) -> dict[str, torch.Tensor]:
         for name, about in saved.items()
         if name.startswith("model.")
     }
-    _load(path, {f"model.{name}": whole(tensor) for name, tensor in tensors.items()}, alone=True)
+    _load(path, {f"model.{name}": [whole(tensor)] for name, tensor in tensors.items()}, alone=True)
     return tensors
 
 
@@ -230,8 +230,8 @@ def _read(path: Path, optimizer: torch.optim.Optimizer, rank: int | None) -> Non
         for kind, state in _random_states().items()
         if f"random.{kind}.{rank}" in metadata.state_dict_metadata
     }
-    wanted = parts(optimizer)
-    wanted |= {f"random.{kind}.{rank}": whole(state) for kind, state in states.items()}
+    wanted = parts(optimizer, copies=True)
+    wanted |= {f"random.{kind}.{rank}": [whole(state)] for kind, state in states.items()}
     _load(path, wanted)
     if "cpu" in states:
         torch.set_rng_state(states["cpu"])

@@ -15,12 +15,13 @@ agreeing is its own.
 
 AdamW's moments have the shape of their parameter, so they are cut like it and named like it:
 "optimizer.exp_avg.layers.0.attention.q.weight". q, k and v are one parameter here and three tensors
-there. The step count is one number a parameter, written for each of its tensors.
+there. The step count is one number a parameter, written for each of its tensors. Copies of what
+another rank answers for (`Piece.copy`) are not written, and are read like everything else.
 """
 
 import dataclasses
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -66,21 +67,29 @@ def whole(tensor: torch.Tensor) -> Part:
     return Part(tensor.detach(), tuple(tensor.shape), (0,) * tensor.dim())
 
 
-def parts(optimizer: torch.optim.Optimizer) -> dict[str, Part]:
-    """What this rank holds of the model and of the optimizer's state, by global names.
+def parts(optimizer: torch.optim.Optimizer, copies: bool) -> dict[str, list[Part]]:
+    """What this rank holds of the model and of the optimizer's state, by global names. copies: also
+    of what others answer for.
 
     Every parameter must say its pieces (see model/parameters.py). Empty slices are left out.
     """
-    found = {}
+    found: dict[str, list[Part]] = {}
+
+    def add(kind: str, parameter: nn.Parameter, tensor: torch.Tensor) -> None:
+        for piece, values in slices(parameter, tensor):
+            if values.numel() and (copies or not piece.copy):
+                offsets = tuple(held.start for held in piece.ranges)
+                part = Part(values, piece.shape, offsets)
+                found.setdefault(f"{kind}.{piece.name}", []).append(part)
+
     for parameter in _parameters(optimizer):
-        found |= {f"model.{name}": part for name, part in _cut(parameter, parameter.detach())}
+        add("model", parameter, parameter.detach())
         for key, value in optimizer.state[parameter].items():
-            if value.dim() == 0:
-                names = [piece.name for piece in parameter.pieces]
-                found |= {f"optimizer.{key}.{name}": whole(value) for name in names}
+            if value.dim() > 0:
+                add(f"optimizer.{key}", parameter, value)
             else:
-                cut = _cut(parameter, value)
-                found |= {f"optimizer.{key}.{name}": part for name, part in cut}
+                names = {piece.name for piece in parameter.pieces if copies or not piece.copy}
+                found |= {f"optimizer.{key}.{name}": [whole(value)] for name in names}
     return found
 
 
@@ -103,22 +112,24 @@ def make_state(optimizer: torch.optim.Optimizer, metadata: Metadata) -> None:
 
 
 class SavePlanner(DefaultSavePlanner):
-    """The state dict is {name: Part}. DCP drops what several ranks hold alike, and checks that what
-    is left covers each tensor."""
+    """The state dict is {name: [Part]}. DCP drops what several ranks hold alike, and checks that
+    what is left covers each tensor."""
 
     def __init__(self):
         super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
 
     def create_local_plan(self) -> SavePlan:
-        self.plan = SavePlan([_write_item(name, part) for name, part in self.state_dict.items()])
+        self.plan = SavePlan(
+            [_write_item(name, part) for name, of in self.state_dict.items() for part in of]
+        )
         return self.plan
 
     def lookup_object(self, index: MetadataIndex) -> torch.Tensor:
-        return self.state_dict[index.fqn].values
+        return _values(self.state_dict, index)
 
 
 class LoadPlanner(DefaultLoadPlanner):
-    """The state dict is {name: Part}, and is filled. ValueError for a tensor that is not there or
+    """The state dict is {name: [Part]}, and is filled. ValueError for a tensor that is not there or
     has another shape."""
 
     def __init__(self):
@@ -130,32 +141,30 @@ class LoadPlanner(DefaultLoadPlanner):
 
     def create_local_plan(self) -> LoadPlan:
         items: list[ReadItem] = []
-        for name, part in self.state_dict.items():
-            saved = self.metadata.state_dict_metadata.get(name)
+        for name, of in self.state_dict.items():
+            saved, shape = self.metadata.state_dict_metadata.get(name), of[0].shape
             if saved is None:
                 raise ValueError(f"it has no tensor {name!r}")
-            if tuple(saved.size) != part.shape:
-                raise ValueError(f"its {name} is {tuple(saved.size)}, and here it is {part.shape}")
-            items += create_read_items_for_chunk_list(name, saved, [part.chunk])
+            if tuple(saved.size) != shape:
+                raise ValueError(f"its {name} is {tuple(saved.size)}, and here it is {shape}")
+            items += create_read_items_for_chunk_list(name, saved, [part.chunk for part in of])
         return LoadPlan(items)
 
     def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
         raise AssertionError("everything we write is a tensor")
 
     def lookup_tensor(self, index: MetadataIndex) -> torch.Tensor:
-        return self.state_dict[index.fqn].values
+        return _values(self.state_dict, index)
 
 
 def _parameters(optimizer: torch.optim.Optimizer) -> Iterable[nn.Parameter]:
     return (parameter for group in optimizer.param_groups for parameter in group["params"])
 
 
-def _cut(parameter: nn.Parameter, tensor: torch.Tensor) -> Iterator[tuple[str, Part]]:
-    """The pieces of the parameter, or of a tensor of its shape."""
-    for piece, values in slices(parameter, tensor):
-        if values.numel():
-            offsets = tuple(held.start for held in piece.ranges)
-            yield piece.name, Part(values, piece.shape, offsets)
+def _values(state_dict: dict[str, list[Part]], index: MetadataIndex) -> torch.Tensor:
+    """Of the parts of a name the one that begins there."""
+    (part,) = (p for p in state_dict[index.fqn] if p.offsets == tuple(index.offset))
+    return part.values
 
 
 def _write_item(name: str, part: Part) -> WriteItem:

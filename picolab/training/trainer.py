@@ -162,6 +162,7 @@ class Run:
             seed=config.seed,
             bucket_bytes=config.bucket_bytes,
             sp_inputs=config.sp_inputs,
+            expert_copies=config.expert_copies,
         )
         self.precision.prepare(self.model, self.parallel)
         # After parallelize, which replaces the parameters by the shards that this rank holds.

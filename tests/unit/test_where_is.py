@@ -98,6 +98,7 @@ ROWS = [
     Row("balance: bias", "picolab.moe.balance:move_bias", f"{MOE}#bias-work", ""),
     Row("balance: experts that move", "picolab.moe.placement:LoadBalancer", f"{MOE}#cures-run",
         ""),
+    Row("hot experts with copies", "picolab.moe.copies:sum_gradients", f"{MOE}#copies-run", ""),
     Row("experts on ranks", "picolab.moe.strategy:MoEParallelStrategy", f"{MOE}#axes-run",
         ""),
     Row("experts under tp and cp", "picolab.parallel.experts:split_experts", "", ""),

@@ -59,7 +59,7 @@ CHAPTER = Chapter(
     notebook="02_moe",
     key="moe",
     title="Mixture of experts",
-    evenings=(("02_moe", 64, "routing, balance, capacity; experts on ranks, and what they send"),),
+    evenings=(("02_moe", 66, "routing, balance, capacity; experts on ranks, and what they send"),),
     topic="moe",
     areas={
         "routing": "Routing",

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import picolab as pico
+from picolab.costs import ExpertSlots
 from picolab.moe import ExpertLayer, LoadBalancer, placement
 
 SETTINGS = dict(
@@ -38,10 +39,30 @@ def test_packing_is_within_the_bound_of_the_best(load):
         assert found <= 4 / 3 * least(load, 2) + 1e-9
 
 
-def test_copies_go_to_the_hottest():
-    assert placement.replicas([90, 10, 10, 10], 6) == [3, 1, 1, 1]
-    with pytest.raises(ValueError, match="3 slots are too few: each of 4 experts needs one"):
-        placement.replicas([1, 1, 1, 1], 3)
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(1, 3).flatmap(
+        lambda each: st.lists(st.integers(0, 50), min_size=3 * each, max_size=3 * each)
+    ),
+    st.lists(st.integers(0, 2), min_size=3, max_size=3),
+)
+def test_a_plan_fills_the_slots_and_counts_each_row_once(load, slots):
+    copies = placement.plan(load, slots)
+    assert [len(of) for of in copies] == slots
+    now = ExpertSlots(len(load), copies)
+    assert all(len(set(held)) == len(held) for held in now.held)
+    assert sum(now.rows_of_ranks(load)) == pytest.approx(sum(load))
+
+
+def test_a_copy_goes_where_it_helps():
+    assert placement.plan([90, 10, 10, 10], [0, 1]) == ((), (0,))
+    assert placement.imbalance_of_ranks([90, 10, 10, 10], 2) == 100 / 60
+    # 55 and 65 rows, in place of 100 and 20
+    assert placement.imbalance_of_ranks([90, 10, 10, 10], 2, copies=((), (0,))) == 65 / 60
+    # Half of the hottest's rows would come to a rank that has enough: 14 in place of 10.
+    assert placement.plan([10, 0, 5, 4], [0, 1]) == ((), (1,))
+    with pytest.raises(ValueError, match="no slots for more than all others"):
+        placement.plan([1, 1, 1, 1], [0, 3])
 
 
 def broken(what):
@@ -51,7 +72,7 @@ def broken(what):
         def start(self, run):
             super().start(run)
             if what == "moments":
-                placement._with_moments = lambda parameter, optimizer: [parameter.data]
+                placement.with_moments = lambda parameter, optimizer: [parameter.data]
             elif what == "router":
                 real = placement.move
 

@@ -72,8 +72,13 @@ def test_mutant_a_signature_written_by_hand():
 
 def another(name: str, default):
     """A value of a TrainConfig field that is not its default."""
-    special = {"model": "tiny", "layout": "dp2", "data": "random", "dtype": "fp64"}
-    special |= {"sp_inputs": "gather", "precision": "fp64", "products": "native"}
+    special = {"model": "tiny-moe", "layout": "dp2ep2", "data": "random", "dtype": "fp64"}
+    special |= {
+        "expert_copies": "0@1",
+        "sp_inputs": "gather",
+        "precision": "fp64",
+        "products": "native",
+    }
     if name in special:
         return special[name]
     if isinstance(default, tuple):
