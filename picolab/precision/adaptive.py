@@ -209,7 +209,7 @@ class AdaptiveMixedPrecision:
         budget = BUDGET * len(costs) if settings.budget is None else settings.budget
         chosen = AdaptivePrecisionSelector(budget).select(costs)
         return {
-            name: Decided(*choice, self._ways(seen[name]), seen[name].size)
+            name: Decided(*choice, self._ways(seen[name]), seen[name].size, seen[name].numbers)
             for name, choice in chosen.items()
         }
 
@@ -261,6 +261,8 @@ class Decided(NamedTuple):
     """Of y, dx and dw in bf16."""
     size: int
     """Numbers of the weight, as one rank multiplies with it."""
+    numbers: int = 0
+    """That its three products read."""
 
 
 @dataclass

@@ -73,7 +73,7 @@ def test_two_results_are_laid_over_one_another():
     assert [state.losses[3] for state in shown.states] == [4.97, 4.97]
     assert "run (2)" in repr(shown) and "0.0e+00 apart at most" in repr(shown)
     assert len(shown.figure.figure.data) == 4
-    with pytest.raises(ValueError, match="covers is for the dashboard of one run"):
+    with pytest.raises(ValueError, match="covers and beside are for the dashboard of one run"):
         show(one, other, covers="x")
     with pytest.raises(ValueError, match="a job, a result or a run directory"):
         show(one, 3)
@@ -349,3 +349,11 @@ def test_a_page_that_is_loaded_again_is_told_the_present():
     first = go.FigureWidget.get_state(figure)
     assert "no step yet" in str(first["_widget_layout"])
     assert len(str(figure.get_state())) < 100_000  # and plotly itself is not part of it
+
+
+def test_earlier_runs_are_drawn_behind():
+    one = pico.run(talk, 5, world_size=1, quiet=True)
+    shown = show(pico.run(talk, 5, world_size=1, quiet=True), beside={"the first": one})
+    assert "earlier runs" in repr(shown.figure) and "the first" in repr(shown.figure)
+    ghosts = shown.figure.figure.data[-1]
+    assert "the first" in ghosts.text and list(ghosts.y[:5]) == [5.0, 4.99, 4.98, 4.97, 4.96]
