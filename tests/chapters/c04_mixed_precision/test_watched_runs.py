@@ -11,7 +11,7 @@ from picolab import costs
 from picolab.chapters import c04_mixed_precision as chapter
 
 SMALL = dict(
-    layers=1, seq=16, hidden=16, heads=2, kv_heads=2, ffn=24, micro_batch=2, products="rounded",
+    layers=1, seq=16, hidden=16, heads=2, kv_heads=2, ffn=24, micro_batch=8, products="rounded",
     progress=False,
 )  # fmt: skip
 DOWN = "layers.0.mlp.down.weight"
@@ -25,7 +25,7 @@ def test_operands_are_counted_as_the_formula_has_them():
     )  # fmt: skip
     assert run.went_back == [(10, 5)]
     read = chapter.operand_bytes(run)
-    numbers = costs.operand_numbers(run.config.model, 32)
+    numbers = costs.operand_numbers(run.config.model, 128)
     assert read[0] == 4 * sum(numbers.values())
     assert read[4] == 4 * numbers["head"] + sum(numbers.values()) - numbers["head"]
     history = pico.monitoring.figures.run_state(run).precision
@@ -37,7 +37,7 @@ def test_operands_are_counted_as_the_formula_has_them():
 def test_gradients_of_one_step():
     run = pico.train("tiny", steps=3, observers=[chapter.sizes(step=1)], **SMALL)
     found = chapter.gradient_sizes(run)
-    rows = 2 * 16 * (16 * 3 + 16 + 48 + 16 + 256)
+    rows = 8 * 16 * (16 * 3 + 16 + 48 + 16 + 256)
     assert 0.9 * rows < sum(found.values()) <= rows  # (some dy are exactly 0)
     with pytest.raises(ValueError, match="did not tell how large"):
         chapter.gradient_sizes(pico.train("tiny", steps=1, **SMALL))
