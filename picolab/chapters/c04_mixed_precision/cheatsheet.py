@@ -4,10 +4,7 @@ picolab/interview/cheatsheet.py.
 
 from picolab.interview.cheatsheet import Line, Section, Sheet
 
-_SETUP = {
-    "small": 'pico.ModelConfig.preset("tiny").replace(layers=2, hidden=64, heads=4, kv_heads=2, '
-    "ffn=128, seq=64)",
-}
+_SETUP = {"tiny": 'pico.ModelConfig.preset("tiny")'}
 _FORMATS = "tests/unit/precision/test_formats.py"
 _MEMORY = "tests/unit/costs/test_memory.py"
 
@@ -76,16 +73,16 @@ _SECTIONS = [
             Line(
                 "numbers that a head's three products read",
                 "2*(t*h + h*V + t*V)",
-                "t=512, h=64, V=256",
-                'pico.costs.operand_numbers(small, 512)["head"]',
+                "t=512, h=128, V=256",
+                'pico.costs.operand_numbers(tiny, 512)["head"]',
                 "",
                 "adaptive-compare",
             ),
             Line(
                 "numbers that queries, keys and values read, all layers",
                 "L*2*(t*h + h*(a + 2*k) + t*(a + 2*k))",
-                "L=2, t=512, h=64, a=64, k=32",
-                'pico.costs.operand_numbers(small, 512)["qkv"]',
+                "L=4, t=512, h=128, a=128, k=64",
+                'pico.costs.operand_numbers(tiny, 512)["qkv"]',
                 "",
                 "adaptive-compare",
             ),

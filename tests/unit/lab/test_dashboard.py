@@ -184,7 +184,7 @@ def test_a_live_view_draws_experts_once_a_run_has_told_of_some():
         assert [note.text for note in live.annotations] == [
             note.text for note in final.layout.annotations
         ]
-        [shown] = [trace for trace in view.figure.data if trace.type == "heatmap"]
+        [shown] = [of for of in view.figure.data if of.xaxis == "x6" and of.type == "heatmap"]
         [right] = [trace for trace in final.data if trace.type == "heatmap"]
         for one, other in zip(shown.z, right.z, strict=True):
             assert list(one) == pytest.approx(list(other), nan_ok=True)
