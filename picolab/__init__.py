@@ -57,6 +57,7 @@ _ROOMS = (
     "comm",
     "model",
     "moe",
+    "precision",
     "parallel",
     "training",
     "debug",

@@ -30,6 +30,7 @@ from picolab.costs.experts import (
     touched_experts,
 )
 from picolab.costs.failures import checkpoint_interval, checkpoint_waste
+from picolab.costs.formats import least_loss_scale, rounding_unit, scaled_bits
 from picolab.costs.ledger import Expected, step_ledger
 from picolab.costs.memory import (
     BYTES_16_BF16,
@@ -44,6 +45,7 @@ from picolab.costs.memory import (
     state_bytes,
     trained_bytes,
 )
+from picolab.costs.operands import operand_numbers
 from picolab.costs.parameters import (
     HeldParameters,
     LocalParameter,
@@ -113,13 +115,17 @@ __all__ = [
     "in_flight",
     "kept",
     "layer_activation_bytes",
+    "least_loss_scale",
     "link",
     "local_parameters",
+    "operand_numbers",
     "parameters",
     "rank_stages",
     "rank_states",
     "replica_sequences",
     "ring_bytes",
+    "rounding_unit",
+    "scaled_bits",
     "sp_input_bytes",
     "stage_layers",
     "state_bytes",

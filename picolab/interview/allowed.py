@@ -19,8 +19,9 @@ _COSTS = (
     *("checkpoint_waste", "collective_time", "data_parallel_bytes", "distinct_groups"),
     *("dropped_share", "dtype_bytes", "end_activation_bytes", "even_slices", "expert_capacity"),
     *("expert_parallel_bytes", "flops_per_token", "group_bandwidth", "half_bandwidth_bytes"),
-    *("held_parameters", "in_flight", "layer_activation_bytes", "local_parameters", "parameters"),
-    *("ring_bytes", "stage_layers", "state_bytes", "step_ledger", "tensor_parallel_layer_bytes"),
+    *("held_parameters", "in_flight", "layer_activation_bytes", "least_loss_scale"),
+    *("local_parameters", "operand_numbers", "parameters", "ring_bytes", "rounding_unit"),
+    *("scaled_bits", "stage_layers", "state_bytes", "step_ledger", "tensor_parallel_layer_bytes"),
     *("touched_experts", "zero_bytes"),
 )
 PLAIN: dict[str, Callable] = {

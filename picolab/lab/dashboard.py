@@ -12,7 +12,7 @@ Headless (papermill, nbval), no widget is made: the cell shows what is there, do
 picture of the whole run takes its place when the run ends, before `job.result()` returns.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from picolab.lab import guesses
@@ -24,7 +24,11 @@ from picolab.show.front_end import Message, Shown, has_front_end
 
 
 def dashboard(
-    source, *others, covers: str | Sequence[str] = (), live: bool | None = None
+    source,
+    *others,
+    covers: str | Sequence[str] = (),
+    beside: Mapping[str, object] | None = None,
+    live: bool | None = None,
 ) -> "Dashboard | Overlay":
     """Show loss, tokens/s, where a step goes, and what travels.
 
@@ -33,30 +37,41 @@ def dashboard(
     others   more of them that have ended: then loss and tokens/s of all, one over the other
     covers   the id of a question, or several: where a step goes and what travels stay covered, in
              picture and text, until each has a guess or was skipped
+    beside   {name: result}: the losses of earlier runs, in grey behind those of this one
     live     True or False instead of finding out whether there is a front end with widgets
 
     Returns a `Dashboard`, which has shown itself; its `.figure` can be saved.
     """
     ids = [covers] if isinstance(covers, str) else list(covers)
     if others:
-        if ids:
-            raise ValueError("covers is for the dashboard of one run; leave it out for several")
+        if ids or beside:
+            raise ValueError(
+                "covers and beside are for the dashboard of one run; leave them out for several"
+            )
         return Overlay([source, *others])
     if isinstance(source, str | Path):
         source = RunDirectory(source)
         follows = (source.is_running and has_front_end()) if live is None else live
-        return Dashboard(source, follows and source.state not in ENDED, follows, ids)
+        return Dashboard(source, follows and source.state not in ENDED, follows, ids, beside)
     _require_run(source)
     follows = hasattr(source, "on_event") and not source.done
-    return Dashboard(source, follows, has_front_end() if live is None else live, ids)
+    return Dashboard(source, follows, has_front_end() if live is None else live, ids, beside)
 
 
 class Dashboard(Shown):
     """What `pico.dashboard` shows. Printed, it is a text with the same numbers."""
 
-    def __init__(self, source, follows: bool, live: bool, covers: Sequence[str] = ()):
+    def __init__(
+        self,
+        source,
+        follows: bool,
+        live: bool,
+        covers: Sequence[str] = (),
+        beside: Mapping[str, object] | None = None,
+    ):
         self._view = self._follower = None
         self._covers = covers
+        self._beside = {name: run_state(run).losses for name, run in (beside or {}).items()}
         if follows:
             if live:
                 from picolab.lab.live_view import LiveView
@@ -82,8 +97,9 @@ class Dashboard(Shown):
     def figure(self) -> LabFigure:
         """The panels as they are now: a static figure, with `.save(path)`. Of a run with a
         pipeline there are five: the newest step in time, with its messages, is below the four. Of a
-        model with experts come three more: who is asked, what is dropped, what it costs."""
-        return training_figure(self._state, self._cover())
+        model with experts come three more: who is asked, what is dropped, what it costs; of a run
+        with adaptive precision two: each layer's format, and what it saves."""
+        return training_figure(self._state, self._cover(), self._beside)
 
     def activity(self, step: int | None = None) -> LabFigure:
         """What every rank did when in one of the newest 50 steps (None: the last that all ranks
@@ -107,7 +123,7 @@ class Dashboard(Shown):
         return f"covered until you guess, or skip: {', '.join(asked)}" if asked else ""
 
     def _paint(self, state: RunState) -> None:
-        self._view.paint(state, self._cover())
+        self._view.paint(state, self._cover(), self._beside)
 
     def _uncover(self) -> None:
         """There is a guess: while the run goes on, the next paint shows what it covered."""

@@ -131,9 +131,10 @@ def sentence_html(text: str, before: str = "") -> str:
 
 def _shape(drawn: Panels) -> tuple:
     """What the layout depends on, besides titles: reasons of the ledger, ranks of the fifth panel,
-    layers of experts."""
+    layers of experts, layers with a format."""
     ranks = len(drawn.activity.bounds) if drawn.activity else 0
-    return len(drawn.traces[-1]["y"]), ranks, tuple(drawn.experts.layers.items())
+    experts = tuple(drawn.experts.layers.items())
+    return len(drawn.traces[-1]["y"]), ranks, experts, drawn.precision.layers
 
 
 def _same(old, new) -> bool:

@@ -53,6 +53,7 @@ def panel(
     shapes: Mapping[str, Sequence] | None = None,
     schedules: Sequence[str] = (),
     micro_batches: Sequence[int] = (),
+    precisions: Sequence[str] = (),
     autorun: bool = False,
     live: bool | None = None,
     accumulate: int | None = None,
@@ -69,6 +70,7 @@ def panel(
     schedules   buttons for these schedules of a pipeline, too
     micro_batches  buttons for these numbers of micro-batches a replica, too; a schedule that needs
                 more takes the next that it can have
+    precisions  buttons for these precisions, too
     layout      what is chosen at first; its schedule and sp are kept when others are
     autorun     headless only: run that layout once and show its picture
     live        True or False instead of finding out whether there is a front end with widgets
@@ -83,7 +85,7 @@ def panel(
     if accumulate is not None:
         settings["accumulate"] = accumulate
     offered = {"ep": tuple(ep), "zero": ZERO_STAGES if zero else (), "schedule": tuple(schedules)}
-    offered["micro_batches"] = tuple(micro_batches)
+    offered |= {"micro_batches": tuple(micro_batches), "precision": tuple(precisions)}
     live = has_front_end() if live is None else live
     return Panel(settings, max_world, tuple(axes), offered, dict(shapes or {}), live, autorun)
 
@@ -144,13 +146,13 @@ class Panel(Shown):
                 return self._say(f"{self._run_layout} is still running; press Stop to end it")
             self._busy, self._run_layout = True, self.layout
             self._run_name = self.name
-            self._ran[self._run_name] = self.layout, self._shape()
+            self._ran[self._run_name] = self.layout, self._asked()
         self.earlier = dict(list(self._losses.items())[-_GHOSTS:])
         self._starting = f"starting {_ranks(self.layout)} for {self.layout}"
         self._say(self._starting)
         try:
             chosen = {"layout": self.layout, "accumulate": self._accumulated(self.layout)}
-            chosen |= self._shape()
+            chosen |= self._asked()
             self.job = self._train(**{**self._settings, **chosen}, wait=False, progress=False)
         except Exception as error:
             self._busy = False
@@ -248,12 +250,17 @@ class Panel(Shown):
 
     @property
     def name(self) -> str:
-        """Of what is chosen: the layout, and the shape as far as it has buttons."""
-        shape = [f"{name.replace('_', ' ')} {value:g}" for name, value in self._shape().items()]
-        return ", ".join([str(self.layout), *shape])
+        """Of what is chosen: the layout, and shape and precision as far as they have buttons."""
+        asked = self._asked()
+        precision = [asked.pop("precision")] if "precision" in asked else []
+        shape = [f"{name.replace('_', ' ')} {value:g}" for name, value in asked.items()]
+        return ", ".join([str(self.layout), *shape, *precision])
 
-    def _shape(self) -> dict:
-        return {name: getattr(self.config, name) for name in self._shapes}
+    def _asked(self) -> dict:
+        """What the buttons say of a run besides its layout."""
+        return {
+            name: self.chosen(name) for name in (*self._shapes, "precision") if name in self.offered
+        }
 
     def _every_way(self) -> list[Layout]:
         """Whatever ep: there is a button for each size of an axis that some ep goes with."""
@@ -283,12 +290,16 @@ class Panel(Shown):
 
     def choose(self, **axis: int) -> Layout:
         """Press a button: `choose(pp=2)`. If that is too many ranks, the other axes give way.
-        `choose(zero=2)`, `choose(schedule="zb-v")` and `choose(micro_batches=8)` keep them, and
-        say so where they change nothing; `choose(ep=4)` takes as many replicas as it needs, and
-        `choose(experts=16)` is another model."""
+        `choose(zero=2)`, `choose(schedule="zb-v")`, `choose(micro_batches=8)` and
+        `choose(precision="bf16")` keep them, and say so where they change nothing; `choose(ep=4)`
+        takes as many replicas as it needs, and `choose(experts=16)` is another model."""
         [(name, size)] = axis.items()
         if name == "micro_batches":
             self._step["accumulate"] = size
+            self._refresh()
+            return self.layout
+        if name == "precision":
+            self._step["precision"] = size
             self._refresh()
             return self.layout
         if name in self._shapes:
@@ -333,10 +344,12 @@ class Panel(Shown):
             yield self.layout.resized(dp=ep, ep=ep)
 
     def chosen(self, name: str):
-        """What is chosen of it: `chosen("pp")`, `chosen("schedule")`, `chosen("micro_batches")`."""
+        """What is chosen of it: `chosen("pp")`, `chosen("schedule")`, `chosen("precision")`."""
         if name in self._shapes:
             return getattr(self.config, name)
-        return self._step["accumulate"] if name == "micro_batches" else getattr(self.layout, name)
+        if name in ("micro_batches", "precision"):
+            return self._step[name.replace("micro_batches", "accumulate")]
+        return getattr(self.layout, name)
 
     def _choose_way(self, name: str, value: int | str) -> Layout:
         """ZeRO's stage, the schedule or ep; of an axis that does not go with it, the nearest that

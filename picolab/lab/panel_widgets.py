@@ -22,6 +22,7 @@ _NAMES = {
     "zero": "what replicas shard",
     "schedule": "order of the pipeline",
     "micro_batches": "of a replica in a step",
+    "precision": "numbers that are computed with",
     "experts": "of a layer",
     "experts_per_token": "how many a token passes",
     "capacity": "of an expert, in even shares",

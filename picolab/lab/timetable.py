@@ -6,8 +6,8 @@ from picolab.show.table import Table
 TO_COME = (
     ("02_moe", 75, "experts: routing, balance, all-to-all"),
     ("03_3d_parallel", 75, "which layout to choose, and why a step is slow"),
-    ("04_mixed_precision, 05_memory", 90, "number formats; where the bytes are"),
-    ("06_monitoring, practice", 75, "finding the slow rank; interview questions"),
+    ("04_mixed_precision", 65, "number formats, and who decides"),
+    ("05_memory, 06_monitoring", 90, "where the bytes are; finding the slow rank"),
 )
 
 

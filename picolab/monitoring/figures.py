@@ -5,7 +5,8 @@ Each builder takes a list of events, a `RunState`, or anything with `.events` (a
 and returns a `LabFigure`. A figure's title is what it found, not what it shows. `panels` gives
 the same four panels as plain arrays, in a fixed order of traces, which is what the live dashboard
 assigns at each paint. Below them come more where a run has told of them: the newest step in time
-(activity_figure.py, a pipeline), and the experts (experts_figure.py).
+(activity_figure.py, a pipeline), the experts (experts_figure.py), and the format of each layer
+(precision_figure.py).
 
 The figures of a schedule (`gantt`, `schedule_slider`, `schedule_figure`) live beside this file and
 are offered here too.
@@ -15,7 +16,7 @@ import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from picolab.monitoring import experts_figure
+from picolab.monitoring import experts_figure, precision_figure
 from picolab.monitoring.activity import Activity
 from picolab.monitoring.activity_figure import (
     MAX_BARS,
@@ -52,6 +53,7 @@ __all__ = [
     "ledger_figure",
     "loss_figure",
     "panels",
+    "precision",
     "schedule_figure",
     "schedule_slider",
     "split_figure",
@@ -79,7 +81,9 @@ class Panels(NamedTuple):
     ghosts: dict
     """Losses of earlier runs, one trace behind the loss."""
     experts: experts_figure.Drawn
-    """Of a model with experts three more panels, below all others; else empty ones."""
+    """Of a model with experts three more panels, below those; else empty ones."""
+    precision: precision_figure.Drawn
+    """Of a run with adaptive precision two more, below all others; else empty ones."""
 
 
 def panels(source, covers: str = "", beside: Losses | None = None) -> Panels:
@@ -97,7 +101,14 @@ def panels(source, covers: str = "", beside: Losses | None = None) -> Panels:
     titles = [title for _, title in drawn]
     titles += [activity.sentence()] if activity else []
     traces = [trace for traces, _ in drawn for trace in traces]
-    return Panels(traces, titles, activity, _ghosts(beside), experts_figure.drawn(shown.experts))
+    return Panels(
+        traces,
+        titles,
+        activity,
+        _ghosts(beside),
+        experts_figure.drawn(shown.experts),
+        precision_figure.drawn(shown.precision),
+    )
 
 
 def loss_figure(source) -> LabFigure:
@@ -125,6 +136,12 @@ def ledger_figure(source) -> LabFigure:
 def experts(source) -> LabFigure:
     """Who is asked, what is dropped, what unevenness costs. ValueError without experts."""
     return experts_figure.experts_figure(run_state(source).experts)
+
+
+def precision(source) -> LabFigure:
+    """Each layer's format, step by step, and what it saves. ValueError without adaptive
+    precision."""
+    return precision_figure.precision_figure(run_state(source).precision)
 
 
 def training_figure(source, covers: str = "", beside: Losses | None = None) -> LabFigure:
@@ -191,6 +208,8 @@ def training_text(state: RunState, covers: str = "", beside: Losses | None = Non
         parts.append(f"{drawn.titles[-1]}\n{drawn.activity.text()}")
     if state.experts and not covers:
         parts.append(experts_figure.text(state.experts))
+    if state.precision and not covers:
+        parts.append(precision_figure.text(state.precision))
     if beside:
         rows = [[name, len(losses), losses[max(losses)]] for name, losses in beside.items()]
         parts.append(f"earlier runs\n{Table(['layout', 'steps', 'last loss'], rows)}")
@@ -468,7 +487,7 @@ _LEFT, _RIGHT = [0.0, 0.42], [0.52, 1.0]  # of the width
 # of the ledger has two lines and its bar), their axes, the fifth panel with its title and axis.
 _TOP, _TOP_HEADED, _BOTTOM = 56, 104, 44
 _UPPER, _BETWEEN, _REASON, _LEAST_ROWS, _BELOW, _FIFTH = 200, 112, 46, 4, 40, 100
-_EXPERTS_ABOVE = 64
+_EXPERTS_ABOVE, _PRECISION_ABOVE = 64, 92
 _TITLE = 32  # letters in a line of a panel's title
 
 
@@ -480,22 +499,31 @@ def training_layout(drawn: Panels, heading: str = "") -> dict:
     rows = len(drawn.traces[-1]["y"])
     lower = _REASON * max(rows, _LEAST_ROWS)
     experts = _EXPERTS_ABOVE + experts_figure.HEIGHT + _BELOW if drawn.experts.layers else 0
-    whole = _UPPER + _BETWEEN + lower + _BELOW + fifth + experts
+    formats = 0
+    if drawn.precision.layers:
+        formats = _PRECISION_ABOVE + precision_figure.HEIGHT + _BELOW
+    whole = _UPPER + _BETWEEN + lower + _BELOW + fifth + experts + formats
     height = top + whole + _BOTTOM
 
     def share(*pixels: int) -> list[float]:
         return [edge / whole for edge in pixels]
 
-    base = _BELOW + fifth + experts
+    base = _BELOW + fifth + experts + formats
     upper, below = share(whole - _UPPER, whole), share(base, base + lower)
     domains = [(_LEFT, upper), (_RIGHT, upper), (_LEFT, below), (_RIGHT, below)]
-    domains.append(([0.0, 1.0], share(_BELOW + experts, _BELOW + experts + ROW * ranks)))
-    of_experts = share(_BELOW, _BELOW + experts_figure.HEIGHT)
-    domains += experts_figure.domains(*of_experts, _LEFT, _RIGHT)
+    foot = _BELOW + formats + experts
+    domains.append(([0.0, 1.0], share(foot, foot + ROW * ranks)))
+    foot = _BELOW + formats
+    domains += experts_figure.domains(*share(foot, foot + experts_figure.HEIGHT), _LEFT, _RIGHT)
+    of_formats = share(_BELOW, _BELOW + precision_figure.HEIGHT)
+    domains += precision_figure.domains(*of_formats, _LEFT, _RIGHT)
     titles = [broken(title, LETTERS if i == 4 else _TITLE) for i, title in enumerate(drawn.titles)]
     headed = list(zip(titles, domains))
     if experts:
         headed += zip((broken(t, _TITLE) for t in drawn.experts.titles), domains[5:])
+    if formats:
+        titled = (broken(t, _TITLE) for t in drawn.precision.titles)
+        headed += zip(titled, domains[-precision_figure.AXES :])
     layout: dict = {
         "template": template(),
         "height": height,
@@ -530,21 +558,27 @@ def training_layout(drawn: Panels, heading: str = "") -> dict:
         ],
     }
     pairs = [*(_axes(panel, rows) for panel in range(4)), activity_axes(drawn.activity)]
-    pairs += experts_figure.axes(drawn.experts.layers)
+    pairs += experts_figure.axes(drawn.experts.layers) + precision_figure.axes(
+        drawn.precision.layers
+    )
+    there = [True] * 4 + [bool(ranks)] + [bool(experts)] * experts_figure.AXES
+    there += [bool(formats)] * precision_figure.AXES
     for panel, ((x, y), (x_domain, y_domain)) in enumerate(zip(pairs, domains)):
         number = "" if panel == 0 else str(panel + 1)
-        shown = {} if panel < 4 else {"visible": bool(ranks if panel == 4 else experts)}
+        shown = {} if panel < 4 else {"visible": there[panel]}
         layout[f"xaxis{number}"] = {**x, **shown, "domain": x_domain, "anchor": f"y{number}"}
         layout[f"yaxis{number}"] = {**y, **shown, "domain": y_domain, "anchor": f"x{number}"}
     return layout
 
 
 def training_traces(drawn: Panels) -> list[dict]:
-    """The ten traces of the four panels, the five of the fifth, those of experts and the earlier
-    runs' losses, with their data, each on its panel's axes."""
+    """The ten traces of the four panels, the five of the fifth, those of experts, of formats and
+    the earlier runs' losses, with their data, each on its panel's axes."""
     traces = []
     placed = [*_traces(), *((4, trace) for trace in activity_traces())]
     placed += [(5 + panel, trace) for panel, trace in experts_figure.traces()]
+    first = 5 + experts_figure.AXES
+    placed += [(first + panel, trace) for panel, trace in precision_figure.traces()]
     placed.append((0, _GHOSTS))
     for (panel, trace), data in zip(placed, training_arrays(drawn), strict=True):
         number = "" if panel == 0 else str(panel + 1)
@@ -555,7 +589,7 @@ def training_traces(drawn: Panels) -> list[dict]:
 def training_arrays(drawn: Panels) -> list[dict]:
     """The data of `training_traces`, in their order."""
     fifth = activity_arrays(drawn.activity)
-    return [*drawn.traces, *fifth, *drawn.experts.traces, drawn.ghosts]
+    return [*drawn.traces, *fifth, *drawn.experts.traces, *drawn.precision.traces, drawn.ghosts]
 
 
 def _training(state: RunState, covers: str = "", beside: Losses | None = None):
@@ -567,7 +601,8 @@ def _training(state: RunState, covers: str = "", beside: Losses | None = None):
     there = {"x", "x2", "x3", "x4"}
     there |= {"x5"} if drawn.activity else set()
     there |= {"x6", "x7", "x8"} if drawn.experts.layers else set()
-    for number in {"x5", "x6", "x7", "x8"} - there:
+    there |= {"x9", "x10"} if drawn.precision.layers else set()
+    for number in {"x5", "x6", "x7", "x8", "x9", "x10"} - there:
         del layout[f"xaxis{number[1:]}"], layout[f"yaxis{number[1:]}"]
     *traces, ghosts = traces
     traces = [trace for trace in traces if trace["xaxis"] in there]

@@ -19,6 +19,7 @@ from picolab.monitoring.activity import Activity, activity
 from picolab.monitoring.events import Event
 from picolab.monitoring.experts import ExpertHistory
 from picolab.monitoring.ledger import Entry, Totals
+from picolab.monitoring.precision import PrecisionHistory
 from picolab.monitoring.step_split import StepSplit, mean_split, step_split
 from picolab.schedules import make, simulate
 from picolab.show.table import bytes_text
@@ -47,6 +48,7 @@ class RunState:
         self._entries: dict[int, list[Entry]] = defaultdict(list)  # step -> entries of all ranks
         self._loose: dict[str, Totals] = defaultdict(Totals)  # outside steps, by reason
         self.experts = ExpertHistory()
+        self.precision = PrecisionHistory()
         self.heard = 0
         for event in events:
             self.add(event)
@@ -61,7 +63,7 @@ class RunState:
         began = {step: dict(of_rank) for step, of_rank in other._began.items()}
         kept["_seconds"], kept["_entries"] = defaultdict(dict, seconds), defaultdict(list, entries)
         kept["_began"] = defaultdict(dict, began)
-        kept["experts"] = other.experts.copy()
+        kept["experts"], kept["precision"] = other.experts.copy(), other.precision.copy()
         vars(self).update(kept)
 
     def add(self, event: Event) -> None:
@@ -86,6 +88,10 @@ class RunState:
             self.pipeline = data["schedule"], len(micro_batches)
         elif event.kind == "experts":
             self.experts.add(data)
+        elif event.kind in ("precision", "went back", "lowered"):
+            self.precision.add(event.kind, data)
+            if data.get("to") is not None:
+                self._forget(data["to"])
         elif event.kind == "values":
             self._add_values(data)
         elif event.kind == "ledger":
@@ -96,6 +102,7 @@ class RunState:
         self.steps = data.get("steps", self.steps)
         self.layout = data.get("layout", self.layout)
         seconds = data.get("seconds")
+        self.precision.last = max(self.precision.last, step)
         # The first rank to say it is enough: the loss and the tokens are of the whole step.
         if data.get("loss") is not None:
             self.losses.setdefault(step, float(data["loss"]))
@@ -112,6 +119,16 @@ class RunState:
                 self._seconds.pop(oldest)
                 self._entries.pop(oldest, None)
                 self._began.pop(oldest, None)
+
+    def _forget(self, step: int) -> None:
+        """The run went back to this step: what it does again, it tells again."""
+        for series in (
+            self.losses, self.tokens_per_s, self._seconds, self._began, self._entries
+        ):  # fmt: skip
+            for other in [other for other in series if other >= step]:
+                del series[other]
+        for done in [done for done in self.eval_losses if done > step]:
+            del self.eval_losses[done]
 
     def _add_values(self, data: dict) -> None:
         for series, name in ((self.losses, "loss"), (self.tokens_per_s, "tokens_per_s")):

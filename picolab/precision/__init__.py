@@ -7,6 +7,7 @@
     fp8.py        the same with operands of 8 bits, and their scales
     lower.py      a model whose products are short, and all else where it belongs
     scaler.py     the loss scale of fp16
+    powers.py     how large the numbers of a tensor are
     analyzer.py   what a format would do to each layer
     selector.py   which layer in which format, by what was measured
     adjuster.py   whether a step may be taken, and whose precision is raised if not
@@ -30,6 +31,7 @@ from picolab.precision.blocks import Blocks, to_blocks
 from picolab.precision.formats import FORMATS, Format, Lost, cast, lost, round_to
 from picolab.precision.fp8 import Fp8Product
 from picolab.precision.hardware import HardwareDetector
+from picolab.precision.powers import lost_at, powers
 from picolab.precision.products import LowProduct, Ways
 from picolab.precision.scaler import LossScaler
 from picolab.precision.selector import AdaptivePrecisionSelector, Choice, Cost
@@ -52,6 +54,8 @@ __all__ = [
     "Ways",
     "cast",
     "lost",
+    "lost_at",
+    "powers",
     "round_to",
     "to_blocks",
 ]

@@ -3,7 +3,7 @@
     adaptive = AdaptiveMixedPrecision(model, {})
     adaptive.look()                                   # the next backward pass is looked at, in fp32
     model.loss(tokens, labels).backward()
-    adaptive.decide()["layers.0.mlp.down.weight"]     # ("fp8", "the fastest: damage 0.0017, ...")
+    adaptive.decide()["layers.0.mlp.down.weight"]     # ("fp8", "the smallest: damage 0.0017, ...")
 
     analyzer     what a format would do to the three products of each linear, of what they were
                  given: `damage`
@@ -207,9 +207,9 @@ class AdaptiveMixedPrecision:
         settings = self.settings
         costs = {name: self._costs(of) for name, of in seen.items()}
         budget = BUDGET * len(costs) if settings.budget is None else settings.budget
-        chosen = AdaptivePrecisionSelector(budget).select(costs)
+        chosen = AdaptivePrecisionSelector(budget, saves=settings.save).select(costs)
         return {
-            name: Decided(*choice, self._ways(seen[name]), seen[name].size)
+            name: Decided(*choice, self._ways(seen[name]), seen[name].size, seen[name].numbers)
             for name, choice in chosen.items()
         }
 
@@ -261,6 +261,8 @@ class Decided(NamedTuple):
     """Of y, dx and dw in bf16."""
     size: int
     """Numbers of the weight, as one rank multiplies with it."""
+    numbers: int = 0
+    """That its three products read."""
 
 
 @dataclass

@@ -205,18 +205,28 @@ class PrecisionAnalyzer:
             return rows
         return rows[:: max(1, len(rows) // self.sample_rows)].clone()
 
-    def report(self) -> dict[str, LayerReport]:
-        """Global name of a linear's (first) weight -> what was seen. ValueError before anything
-        was."""
+    def operands(self) -> dict[str, dict[Role, torch.Tensor]]:
+        """Global name of a linear's (first) weight -> x, w and dy as they were heard last.
+        ValueError before anything was."""
         if not self._dy:
             raise ValueError(
                 "nothing was heard: run a forward and a backward pass inside `listening()`"
             )
-        return {name: self._of(name) for name in self._linears if name in self._dy}
+        return {
+            name: {
+                "x": self._x[name],
+                "w": self._sample(linear.weight.detach()),
+                "dy": self._dy[name],
+            }
+            for name, linear in self._linears.items()
+            if name in self._dy
+        }
 
-    def _of(self, name: str) -> LayerReport:
-        weight = self._linears[name].weight.detach()
-        operands = {"x": self._x[name], "w": self._sample(weight), "dy": self._dy[name]}
+    def report(self) -> dict[str, LayerReport]:
+        """What was seen of each of them; ValueError as there."""
+        return {name: self._of(operands) for name, operands in self.operands().items()}
+
+    def _of(self, operands: dict[Role, torch.Tensor]) -> LayerReport:
         found, damages = {}, {}
         for format in self.formats:
             forward, backward = PAIRS[format]

@@ -21,7 +21,7 @@ import itertools
 import math
 import re
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 ALWAYS_HIGH = {
     r"head\.weight|embed\.weight": "its output is what the loss takes the exponential of",
@@ -44,6 +44,13 @@ class Choice(NamedTuple):
     reason: str
 
 
+# Of a format that costs least, the gain over fp32, one that costs less: in words.
+_WORDS = {
+    "seconds": ("fastest", "times fp32's speed", "faster"),
+    "bytes": ("smallest", "times fewer bytes than fp32", "smaller"),
+}
+
+
 class _Partial(NamedTuple):
     """A decision for the first layers."""
 
@@ -56,15 +63,20 @@ class AdaptivePrecisionSelector:
     """Decides by measured costs.
 
     budget: the damage of all layers together that is accepted; 0 for none, math.inf for any.
-    always_high: pattern of a layer's name -> why it stays in fp32. Raises ValueError for a budget
-    that is negative or no number.
+    always_high: pattern of a layer's name -> why it stays in fp32. saves: what the costs'
+    `seconds` are, for the reasons. Raises ValueError for a budget that is negative or no number.
     """
 
-    def __init__(self, budget: float, always_high: Mapping[str, str] = ALWAYS_HIGH):
+    def __init__(
+        self,
+        budget: float,
+        always_high: Mapping[str, str] = ALWAYS_HIGH,
+        saves: Literal["seconds", "bytes"] = "seconds",
+    ):
         number = isinstance(budget, int | float) and not isinstance(budget, bool)
         if not number or math.isnan(budget) or budget < 0:
             raise ValueError(f"budget is {budget!r}; it is a sum of damages, 0 or more")
-        self.budget, self.always_high = budget, always_high
+        self.budget, self.always_high, self._words = budget, always_high, _WORDS[saves]
 
     def select(self, costs: Mapping[str, Mapping[str, Cost]]) -> dict[str, Choice]:
         """The format of each layer, and why. costs: layer -> format -> cost; each has fp32."""
@@ -108,16 +120,16 @@ class AdaptivePrecisionSelector:
         return min(partials, key=lambda of: (of.seconds, of.damage)).chosen
 
     def _reason(self, chosen: str, options: Mapping[str, Cost]) -> str:
-        cost, exact = options[chosen], options["fp32"]
+        cost, exact, (least, gain, less) = options[chosen], options["fp32"], self._words
         faster = [name for name, of in options.items() if of.seconds < cost.seconds]
         if chosen == "fp32" and not faster:
-            return "no format is faster here"
-        speed = exact.seconds / cost.seconds if cost.seconds else math.inf
-        said = f"damage {cost.damage:.2g}, {speed:.2f} times fp32's speed"
+            return f"no format is {less} here"
+        ratio = exact.seconds / cost.seconds if cost.seconds else math.inf
+        said = f"damage {cost.damage:.2g}, {ratio:.2f} {gain}"
         if not faster:
-            return f"the fastest: {said}"
+            return f"the {least}: {said}"
         best = min(faster, key=lambda name: options[name].seconds)
-        return f"{said}; {best} would be faster, and do {options[best].damage:.2g} of damage"
+        return f"{said}; {best} would be {less}, and do {options[best].damage:.2g} of damage"
 
 
 def _not_beaten(partials: list[_Partial]) -> list[_Partial]:

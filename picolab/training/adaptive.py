@@ -64,7 +64,8 @@ class AdaptivePrecision(Precision):
         answer = adaptive.adjuster.bad(run.step, why, moved, self.snapshot.step)
         adaptive.apply()
         back = self.snapshot.step if answer.action == "go back" else None
-        _tell("went back", run.step, to=back, why=answer.reason, layers=list(answer.raised))
+        formats = {name: adaptive.adjuster.formats[name] for name in answer.raised}
+        _tell("went back", run.step, to=back, why=answer.reason, layers=formats)
         if back is None:
             self._good(run, loss, norm)
             return None
@@ -78,6 +79,8 @@ class AdaptivePrecision(Precision):
                 "precision",
                 run.step,
                 layers={name: list(choice) for name, choice in chosen.items()},
+                sizes={name: of.size for name, of in adaptive.decided.items()},
+                numbers={name: of.numbers for name, of in adaptive.decided.items()},
                 below_fp32=adaptive.share_below_fp32(),
             )
         kept = self.snapshot.step

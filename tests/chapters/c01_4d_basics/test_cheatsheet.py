@@ -73,7 +73,7 @@ def check_line(line: Line):
             SHEET.evaluate(line.call), rel=1e-12
         )
     # Names of formats, schedules and models have digits; no other digit is typed.
-    names = r"fp(16|32|64)|bf16|1F1B|ZeRO-\d|llama\d+"
+    names = r"fp(8|16|32|64)|bf16|1F1B|ZeRO-\d|llama\d+"
     assert not re.search(r"\d", re.sub(names, "", line.what)), line.what
 
 

@@ -73,7 +73,7 @@ def test_two_results_are_laid_over_one_another():
     assert [state.losses[3] for state in shown.states] == [4.97, 4.97]
     assert "run (2)" in repr(shown) and "0.0e+00 apart at most" in repr(shown)
     assert len(shown.figure.figure.data) == 4
-    with pytest.raises(ValueError, match="covers is for the dashboard of one run"):
+    with pytest.raises(ValueError, match="covers and beside are for the dashboard of one run"):
         show(one, other, covers="x")
     with pytest.raises(ValueError, match="a job, a result or a run directory"):
         show(one, 3)
@@ -149,7 +149,7 @@ def test_a_live_view_draws_each_step_of_a_pipeline_in_time():
         assert [note.text for note in view.figure.layout.annotations] == [
             note.text for note in final.layout.annotations
         ]
-        drawn = panels_without_experts(view.figure)
+        drawn = panels_of_every_run(view.figure)
         for shown, right in zip(drawn, final.data, strict=True):
             assert list(shown.x) == pytest.approx(list(right.x), nan_ok=True)
             assert list(shown.y) == pytest.approx(list(right.y), nan_ok=True)
@@ -158,9 +158,10 @@ def test_a_live_view_draws_each_step_of_a_pipeline_in_time():
         assert list(drawn[-1].marker.size) == [0, 8, 0] * (step + 1)
 
 
-def panels_without_experts(figure) -> list:
-    """Nor the earlier runs, which are last."""
-    return [trace for trace in figure.data[:-1] if trace.xaxis not in ("x6", "x7", "x8")]
+def panels_of_every_run(figure) -> list:
+    """Without experts' and formats'; nor the earlier runs, which are last."""
+    others = ("x6", "x7", "x8", "x9", "x10")
+    return [trace for trace in figure.data[:-1] if trace.xaxis not in others]
 
 
 def test_a_live_view_draws_experts_once_a_run_has_told_of_some():
@@ -183,7 +184,7 @@ def test_a_live_view_draws_experts_once_a_run_has_told_of_some():
         assert [note.text for note in live.annotations] == [
             note.text for note in final.layout.annotations
         ]
-        [shown] = [trace for trace in view.figure.data if trace.type == "heatmap"]
+        [shown] = [of for of in view.figure.data if of.xaxis == "x6" and of.type == "heatmap"]
         [right] = [trace for trace in final.data if trace.type == "heatmap"]
         for one, other in zip(shown.z, right.z, strict=True):
             assert list(one) == pytest.approx(list(other), nan_ok=True)
@@ -349,3 +350,37 @@ def test_a_page_that_is_loaded_again_is_told_the_present():
     first = go.FigureWidget.get_state(figure)
     assert "no step yet" in str(first["_widget_layout"])
     assert len(str(figure.get_state())) < 100_000  # and plotly itself is not part of it
+
+
+def test_earlier_runs_are_drawn_behind():
+    one = pico.run(talk, 5, world_size=1, quiet=True)
+    shown = show(pico.run(talk, 5, world_size=1, quiet=True), beside={"the first": one})
+    assert "earlier runs" in repr(shown.figure) and "the first" in repr(shown.figure)
+    ghosts = shown.figure.figure.data[-1]
+    assert "the first" in ghosts.text and list(ghosts.y[:5]) == [5.0, 4.99, 4.98, 4.97, 4.96]
+
+
+def test_a_live_view_draws_formats_once_a_run_has_told_of_some():
+    name = "layers.0.mlp.down.weight"
+
+    def events(step):
+        if step == 0:
+            data = {"layers": {name: ["fp8", "why"]}, "sizes": {name: 4}, "numbers": {name: 8}}
+            yield Event("precision", 0, 0.0, {"step": 0, "below_fp32": 1.0, **data})
+        yield Event("step", 0, 0.0, {"step": step, "loss": 1.0, "seconds": 4.0})
+
+    state, view = RunState(world_size=1), LiveView()
+    view.paint(state)
+    low = view.figure.layout.height
+    assert not view.figure.layout.yaxis9.visible
+    for step in range(3):
+        for event in events(step):
+            state.add(event)
+        view.paint(state)
+    layout, final = view.figure.layout, training_figure(state).figure.layout
+    assert layout.yaxis9.visible and layout.height > low
+    assert layout.height - layout.margin.t == final.height - final.margin.t
+    [heat] = [
+        trace for trace in view.figure.data if trace.xaxis == "x9" and trace.type == "heatmap"
+    ]
+    assert [list(row) for row in heat.z] == [[3, 0, 0]]

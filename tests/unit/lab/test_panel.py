@@ -109,6 +109,20 @@ def test_a_schedule_with_more_stages_than_layers_shortens_the_pipeline():
     shown.layout.check(shown.config)
 
 
+def test_the_precision_is_a_choice_where_it_is_asked_for():
+    shown, widgets = live(steps=2, axes=(), precision="bf16", precisions=("fp32", "bf16", "fp8"))
+    row = widgets.choices["precision"]
+    assert row.options == ("fp32", "bf16", "fp8") and row.value == "bf16"
+    assert "precision bf16: numbers that are computed with, bf16" in row.tooltips
+    row.value = "fp32"
+    assert shown.name == "dp1, fp32" and "precision" not in shown.config.name
+    shown.run()
+    until(lambda: shown.result, "the run to end")
+    assert shown.result.config.precision == "fp32"
+    with pytest.raises(ValueError, match="opens with precision 'bf16', which is none of fp32"):
+        panel(steps=2, precision="bf16", precisions=("fp32",), **FAST)
+
+
 MOE = dict(model="tiny-moe", hidden=32, heads=4, kv_heads=4, expert_ffn=16, ffn=32, capacity=1.0)
 SHAPES = {"experts": (4, 8), "experts_per_token": (1, 2, 8), "capacity": (1.0, 2.0)}
 

@@ -183,3 +183,17 @@ def test_a_layer_without_gradient_is_not_in_it():
 def test_an_unknown_format():
     with pytest.raises(ValueError, match="no format 'int8'; candidates are bf16, fp16, fp8"):
         PrecisionAnalyzer(Transformer(CONFIG), ["int8"])
+
+
+def test_operands_are_what_the_products_were_given():
+    model = Transformer(CONFIG, device="cpu", seed=0)
+    analyzer = PrecisionAnalyzer(model)
+    with pytest.raises(ValueError, match="nothing was heard"):
+        analyzer.operands()
+    ids = torch.zeros(2, 16, dtype=torch.long)
+    with analyzer.listening():
+        model.loss(ids, ids).backward()
+    found = analyzer.operands()["layers.1.mlp.down.weight"]
+    assert torch.equal(found["w"], model.layers[1].mlp.down.weight.detach())
+    gradient = model.layers[1].mlp.down.weight.grad
+    torch.testing.assert_close(found["dy"].T @ found["x"], gradient)
