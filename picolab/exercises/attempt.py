@@ -323,12 +323,17 @@ def _copy(value):
         return value.detach().clone().requires_grad_(value.requires_grad)
     if isinstance(value, list | tuple):
         return type(value)(_copy(one) for one in value)
+    if isinstance(value, dict):
+        return {key: _copy(one) for key, one in value.items()}
     return value
 
 
 def _same(a, b) -> bool:
     if isinstance(a, torch.Tensor):
-        return a.shape == b.shape and torch.equal(a.detach(), b.detach())
+        alike = isinstance(b, torch.Tensor) and a.shape == b.shape and a.dtype == b.dtype
+        return alike and bool(((a == b) | ((a != a) & (b != b))).all())  # NaN stays NaN
     if isinstance(a, list | tuple):
         return len(a) == len(b) and all(_same(x, y) for x, y in zip(a, b))
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(_same(a[key], b[key]) for key in a)
     return not isinstance(a, int | float | str) or a == b
