@@ -36,16 +36,17 @@ SUSPECTS = [
 
 
 @cache
-def recording(layout, changes, fault, alone=False):
+def recording(layout, changes, scaler, fault, alone=False):
     config = assemble(layout=layout, **CASES["4d.mystery.1"].settings | json.loads(changes))
-    return record(one_process(config) if alone else config, find(fault))
+    scaler = json.loads(scaler) or None
+    return record(one_process(config) if alone else config, find(fault), scaler)
 
 
 def trial_of(id, letter=None):
     """What the case's looks would have, were this suspect the culprit."""
     case = CASES[id]
     fault = case.letters[letter or case.culprit].fault
-    key = case.layout, json.dumps(case.settings)
+    key = case.layout, json.dumps(case.settings), json.dumps(case.scaler)
     return Trial(recording(*key, fault), recording(*key, None), recording(*key, None, alone=True))
 
 
@@ -82,7 +83,9 @@ def test_what_a_suspect_says_of_the_first_loss(id, letter):
     """A wrong forward pass shows before any update, a wrong backward pass or norm does not."""
     tell = CASES[id].letters[letter].tell
     if "first loss" in tell:
-        assert (first_off(trial_of(id, letter)) < ROUNDING) == ("first loss would be right" in tell)
+        trial = trial_of(id, letter)
+        is_right = first_off(trial) < looks.rounding(trial)
+        assert is_right == ("first loss would be right" in tell)
 
 
 @pytest.mark.parametrize("id", CASES)
@@ -292,9 +295,9 @@ def test_a_case_trains_once_and_looks_count_once(monkeypatch, capsys):
 
     asked = []
 
-    def counted(config, fault=None):
+    def counted(config, fault=None, scaler=None):
         asked.append((str(config.layout), fault.name if fault else None))
-        return record(config, fault)
+        return record(config, fault, scaler)
 
     monkeypatch.setattr(mystery_runs, "record", counted)
     monkeypatch.setattr(public, "_open", {})
@@ -356,9 +359,11 @@ def test_own_faults_are_taken_back():
     """A patch left behind would be at work in the next run of a rank that lives on."""
     from picolab import comm
     from picolab.parallel.data import DataParallelOptimizer as owner
-    from picolab.training import trainer
+    from picolab.precision import LossScaler
+    from picolab.training import precision, trainer
 
-    watched = [(comm, "all_reduce"), (trainer, "next_batch")]
+    watched = [(comm, "all_reduce"), (trainer, "next_batch"), (precision, "agreed")]
+    watched += [(precision.ScaledPrecision, "unscale"), (LossScaler, "update")]
     watched += [(owner, name) for name in ("no_sync", "finish", "_fill_buckets")]
     before = [getattr(*place) for place in watched]
     for fault in OWN.values():
