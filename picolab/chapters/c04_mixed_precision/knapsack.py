@@ -95,7 +95,7 @@ def _questions(attempt: Attempt):
     yield "a format that does no damage, and no budget", *free, 0.0, _every
     tiny = [[2.0, 1.0, 0.5]] * 4, [[0.0, 2.0**-100, 2.0**-99]] * 3 + [[0.0, 1e-3, 1e-2]]
     yield "damages of about 1e-30", *tiny, 5 * 2.0**-100, _every
-    barred = [[2.0, 1.0, 0.5]] * 3, [[0.0, math.inf, 0.25]] * 3
+    barred = [[2.0, 0.5, 1.0]] * 3, [[0.0, math.inf, 0.25]] * 3
     yield "a format of infinite damage", *barred, 0.5, _every
     yield "the same, and any damage is accepted", *barred, math.inf, _every
     for n, formats, uneven in itertools.product((1, 2, 3, 5, 7), (2, 3, 4), (False, True)):

@@ -85,7 +85,7 @@ _OTHERS = ((4, 3), (3, 2), (2, 1), (8, 1), (6, 9), (8, 10), (2, 3), (7, 5))
 
 def _questions(attempt: Attempt):
     """Easy ones first: what is told is of the first that is wrong."""
-    few = torch.tensor([1.0, -2.5, 0.0, 3.14159, -1e-3, 100.0]).view(torch.int32)
+    few = torch.tensor([1.0, -2.7, 0.0, 3.14159, -1.1e-3, 97.3]).view(torch.int32)
     formats = [*_NAMED.items(), *((f"e{e}m{m}", (e, m)) for e, m in _OTHERS)]
     for name, (exponent, mantissa) in formats:
         yield f"6 numbers to {name}", few, exponent, mantissa
@@ -195,20 +195,33 @@ def _why(got, right, wrong, x, exponent: int, mantissa: int):
         other = _right(bits, exponent, mantissa, rule)
         if torch.equal(got[inside], other[inside]) and wrong[inside].any():
             return _first(wrong & inside), why
-    same_size = mine == asked
+    same_size, step = mine == asked, 1 << mantissa
     tiny = ~x.isnan() & (size < least)
+    for off in (step, -step):
+        if inside.any() and (mine - asked == off)[inside & (size >= 2 * least)].all():
+            return _first(wrong & inside), (
+                "every exponent is off by 1: its bias is 2^(exponent-1) - 1"
+            )
+    if exponent < 8:
+        first = (_right(bits, 8, mantissa).long() << (23 - mantissa)).to(torch.int32)
+        if torch.equal(got[tiny], _right(first, exponent, mantissa)[tiny]) and wrong[tiny].any():
+            return _first(wrong & tiny), (
+                "below the smallest normal number it is rounded twice, first as a normal one: what "
+                "is cut off in all decides, once"
+            )
     kinds = (
         (x.isnan(), "a NaN must stay one: its bits may all be among those that are cut off, and "
          "a carry must not leave it"),
         (x.isinf(), "infinity stays infinity, all ones and a mantissa of 0"),
         (same_size, "the sign is another one; zeros have one too"),
-        (tiny & (mine == 0), "it is below the smallest normal number, and flushed to zero: "
-         "the format has subnormals there"),
+        (tiny & (mine[tiny] == 0).all(), "it is below the smallest normal number, and flushed to "
+         "zero: the format has subnormals there"),
         (tiny & half, "halfway between two subnormals, and the even one is asked for"),
         (tiny & (size > 0), "it is below the smallest normal number: there the distance between "
-         "neighbours stays what it is, and more bits are cut off, at once (a number that is "
-         "rounded twice may end elsewhere)"),
+         "neighbours stays what it is, and more bits are cut off"),
         (size == 0, "zero stays zero"),
+        (~tiny & (mine == asked - step), "the carry out of the mantissa did not go into the "
+         "exponent"),
         ((asked == top) & (mine < top), "half a step beyond the largest number and more becomes "
          "infinity"),
         ((asked == top) & (mine > top), "it should be infinity, and is a NaN or beyond: a carry "
@@ -216,8 +229,6 @@ def _why(got, right, wrong, x, exponent: int, mantissa: int):
         ((asked < top) & (mine >= top), "it is less than half a step beyond the largest number, "
          "and rounded down to that"),
         (half, "it is halfway, and the even one of the two is asked for"),
-        (mine == asked - (1 << mantissa), "the carry out of the mantissa did not go into the "
-         "exponent"),
     )  # fmt: skip
     for where, why in kinds:
         if (wrong & where).any():

@@ -14,6 +14,7 @@ from picolab.exercises.case import Case
 from picolab.exercises.definition import Exercise
 
 SIGMAS = 6.0
+LARGE = 1000  # numbers, from which on they are counted
 ENOUGH = 30.0  # a variance from which on a count is about normally distributed
 MANY = 2**22  # of the smallest rest, 2^-16, 64 are expected to go up
 
@@ -64,8 +65,10 @@ def _questions(attempt: Attempt):
     yield "one number alone", torch.tensor(0.1)
     yield "no numbers", torch.zeros(0, 3)
     yield "of shape (3, 1, 7, 2)", attempt.tensor(3, 1, 7, 2, dtype=torch.float32)
-    for value in (1.0, -1.0, 3.0, 1.9921875, -(2.0**-20), 1e30, 2.0**-128, 2.0**-133):
-        for rest in (16384, 32768, 50000, 655):
+    yield "a million times a number that bf16 has", torch.full((2**20,), -1.5)
+    # Parts of the way that eight bits of chance get right, too: then the smallest part tells.
+    for value in (1.0, -1.0, 1.9921875, 1e30, -(2.0**-128)):
+        for rest in (16384, 32768, 49920, 768):
             yield _of(value, rest), _with_rest(value, rest, (256, 256))
     yield _of(1.0, 1), _with_rest(1.0, 1, (MANY,))
     yield _of(-5.0, 65535), _with_rest(-5.0, 65535, (MANY,))
@@ -90,6 +93,11 @@ def _bounds(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     low, rest = bits & -0x10000, bits & 0xFFFF
     high = torch.where(rest > 0, low + 0x10000, low)
     return low.view(torch.float32), high.view(torch.float32), rest.double() / 65536
+
+
+def _between(x: torch.Tensor) -> torch.Tensor:
+    """Which numbers have a choice."""
+    return (x.view(torch.int32) & 0xFFFF > 0) & x.isfinite()
 
 
 def _neighbours(attempt: Attempt, got, x: torch.Tensor) -> bool:
@@ -122,11 +130,17 @@ def _neighbours(attempt: Attempt, got, x: torch.Tensor) -> bool:
 
 def _chances(attempt: Attempt, got: torch.Tensor, x: torch.Tensor) -> bool:
     """How many went up, of all numbers, of each row and of each column, and who with whom."""
-    low, high, chance = _bounds(x)
-    asks = (low != high) & x.isfinite()
-    if int(asks.sum()) < 1000:
+    asks = _between(x)
+    if int(asks.sum()) < LARGE:
         return True
+    low, _, chance = _bounds(x)
     up, p = (got.float() != low).double(), chance.where(asks, 0.0)
+    for dim, what in ((0, "column"), (1, "row")) if x.dim() == 2 else ():
+        mean = up.mean(dim)
+        if ((mean == 0) | (mean == 1)).all() and 0 < up.mean() < 1:
+            return attempt.require(
+                False, f"all numbers of a {what} go the same way: each needs a chance of its own"
+            )
     if not _as_expected(up.sum(), p.sum(), (p * (1 - p)).sum()):
         share, asked = up.sum().item() / len(up.view(-1)), p.mean().item()
         return attempt.require(False, _share_says(share, asked, bool((x < 0).all())))
@@ -140,6 +154,8 @@ def _chances(attempt: Attempt, got: torch.Tensor, x: torch.Tensor) -> bool:
                 f"on the whole as many go up as should, and in single {what}s far too many or too "
                 "few: each number needs a chance of its own",
             )
+    if x.numel() == MANY:  # (so few go up that nothing can be said)
+        return True
     off, variance = (up - p).flatten(), variance.flatten()
     for apart in (1, 2, 3, len(off) // 2):
         spread = (variance[apart:] * variance[:-apart]).sum()
@@ -176,9 +192,8 @@ def _share_says(share: float, asked: float, negative: bool) -> str:
 
 def _again(attempt: Attempt, learner, got, x, generator, before) -> bool:
     """All chance is the generator's: the same from the same state, other from another."""
-    low, high, _ = _bounds(x)
-    asks = (low != high) & x.isfinite()
-    if int(asks.sum()) < 100 or x.numel() == MANY:
+    asks = _between(x)
+    if int(asks.sum()) < LARGE or x.numel() == MANY:
         return True
     if torch.equal(generator.get_state(), before):
         return attempt.require(False, "it draws nothing from `generator`, whose chance it is")

@@ -188,8 +188,9 @@ def infinite_damage_is_taken(seconds, damage, budget):
 
 
 def never_infinite_damage(seconds, damage, budget):
-    finite = [[d if d < math.inf else 1e300 for d in of] for of in damage]
-    return solution(seconds, finite, min(budget, 1e299))
+    """Also where any damage is accepted."""
+    barred = [[t if d < math.inf else 1e9 for t, d in zip(*of)] for of in zip(seconds, damage)]
+    return solution(barred, damage, budget)
 
 
 def as_a_tensor(seconds, damage, budget):
@@ -270,21 +271,21 @@ MUTANTS = {
     each_within_the_budget: "of all layers together",
     greedy_by_seconds: "steps that save most seconds first",
     greedy_by_damage: "is possible within the budget",
-    layer_by_layer: "layer by layer, each the fastest that still fits",
+    layer_by_layer: "is possible within the budget",
     equal_parts: "an equal part of the budget for each layer",
     the_fastest: "and the budget is",
     never_lower: "fp32 throughout",
     all_or_nothing: "is possible within the budget",
     less_than_the_budget: "Damage may be the whole budget",
-    with_an_epsilon: "and the budget is 3.94431e-30",
+    with_an_epsilon: "and the budget is 3.9443e-30",
     every_combination: "combinations multiply with each layer",
     on_a_grid: "is possible within the budget",
     a_grid_that_rounds_down: "and the budget is",
     drops_too_much: "is possible within the budget",
-    more_damage_is_faster: "short formats that are slower",
+    more_damage_is_faster: "is possible within the budget",
     harmless_ones_forgotten: "a format that does no damage, and no budget",
     needs_a_finite_budget: "cannot convert float infinity",
-    needs_a_layer: "no layers",
+    needs_a_layer: "max() arg is an empty sequence",
     infinite_damage_is_taken: "a format of infinite damage",
     never_infinite_damage: "the same, and any damage is accepted",
     as_a_tensor: "asked for is a list of whole numbers",

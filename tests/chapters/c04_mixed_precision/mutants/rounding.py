@@ -208,7 +208,7 @@ for _function, _name in (
 
 MUTANTS = {
     half_goes_up: "what is halfway goes up always",
-    rounds_subnormals_twice: "rounded twice may end elsewhere",
+    rounds_subnormals_twice: "it is rounded twice, first as a normal one",
     truncates: "it is cut off",
     half_goes_down: "what is halfway is cut off always",
     always_up: "it goes up whatever is left over",
@@ -216,30 +216,30 @@ MUTANTS = {
     flushes_subnormals: "flushed to zero: the format has subnormals",
     no_nan: "a NaN must stay one",
     saturates: "half a step beyond the largest number and more becomes infinity",
-    no_infinity: "a carry went too far",
+    no_infinity: "half a step beyond the largest number and more becomes infinity",
     loses_the_sign: "the sign is another one",
     loses_the_sign_of_zero: "zeros have one too",
     loses_the_carry: "the carry out of the mantissa did not go into the exponent",
     a_hidden_bit_for_all: "zero stays zero",
-    another_bias: "the exponent is off by 1",
-    only_bf16: "which is no pattern of 8 bits",
+    another_bias: "every exponent is off by 1",
+    only_bf16: "6 numbers to fp16",
     the_line_without_nan: "a NaN must stay one",
     the_line_with_its_sign: "which is no pattern of 16 bits",
     by_torchs_cast: "gives floating-point numbers",
     by_way_of_bf16: "gives floating-point numbers",
-    by_numpys_cast: "to e5m2",
+    by_numpys_cast: "6 numbers to bf16",
     by_the_package: "gives floating-point numbers",
     in_fp64: "gives floating-point numbers",
     numbers_instead_of_bits: "which is no pattern of 16 bits",
     in_int16: "asked for are integers, torch.int32",
     a_list: "is of type list",
-    flat: "its numbers are right, and only the shape is not",
+    flat: "has the shape",
     changes_its_input: "it changed its input `bits`",
     into_its_input: "it changed its input `bits`",
     remembers_the_first_format: "to fp16",
     the_examples_alone: "numbers of all sizes to bf16",
     a_shift_too_far: "it is below the smallest normal number",
-    reads_the_judges_frames: "it is cut off",
+    reads_the_judges_frames: "which is no pattern of 16 bits",
 }
 
 
@@ -255,7 +255,7 @@ def by_one_addition(bits, exponent, mantissa):
     infinite = (2**exponent - 1) * 2**mantissa
     found = torch.where(found > infinite, infinite, found)
     found = torch.where(size > 0x7F800000, infinite + 1, found)
-    return found + torch.where(bits < 0, 2 ** (exponent + mantissa), 0)
+    return found + (bits < 0).to(torch.int32) * 2 ** (exponent + mantissa)
 
 
 def one_by_one(bits, exponent, mantissa):
