@@ -248,7 +248,11 @@ def by_one_addition(bits, exponent, mantissa):
     size = bits & 0x7FFFFFFF
     field, least = size >> 23, 2 - 2 ** (exponent - 1)
     power = torch.maximum(field, torch.ones_like(field)) - 127
-    drop = 23 - mantissa + torch.minimum(torch.relu(least - power), torch.full_like(power, 12))
+    drop = (
+        23
+        - mantissa
+        + torch.minimum(torch.relu(least - power), torch.full_like(power, mantissa + 2))
+    )
     whole = torch.where(field > 0, size % 2**23 + 2**23, size)
     kept = (whole + (1 << (drop - 1)) - 1 + ((whole >> drop) & 1)) >> drop
     found = torch.relu(power - least) * 2**mantissa + kept

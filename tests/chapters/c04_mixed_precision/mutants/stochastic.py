@@ -233,14 +233,14 @@ def reads_the_judges_frames(x, generator):
 
 
 MUTANTS = {
-    one_chance_a_row: "each number needs a chance of its own",
+    one_chance_a_row: "go the same way: each needs a chance of its own",
     eight_bits_of_chance: "the random numbers have too few bits",
     to_the_nearest: "or rounded to the nearest",
     cuts_off: "it is cut off",
     tosses_a_coin: "that is a fair coin",
     always_up: "whatever is left over goes up",
     one_chance_for_all: "go up, away from zero",
-    one_chance_a_column: "each number needs a chance of its own",
+    one_chance_a_column: "go the same way: each needs a chance of its own",
     pairs_of_opposites: "go the same way (or opposite ways) too often",
     half_of_them_drawn: "go the same way (or opposite ways) too often",
     one_too_few: "too few bits for so small a rest",
