@@ -344,7 +344,8 @@ def _dw(attempt: Attempt, dw, batches, block: int) -> bool:
         return torch.cat(a).T, torch.cat(b)
 
     flat = [(x.flatten(0, -2).double(), dy.flatten(0, -2).double()) for x, dy in batches]
-    plain = torch.cat([dy for _, dy in flat]).T, torch.cat([x for x, _ in flat])
+    xs = [x for x, _ in flat]
+    plain = torch.cat([dy for _, dy in flat]).T, torch.cat(xs)
     right = product()
 
     def mistakes() -> dict:
@@ -362,6 +363,10 @@ def _dw(attempt: Attempt, dw, batches, block: int) -> bool:
                 product(1)[1],
             ),
             "x was not rounded": (right[0], plain[1]),
+            "x was rounded twice, along the inputs and then along the tokens": (
+                right[0],
+                torch.cat([_rounded(_rounded(x, "e4m3", 1, block), "e4m3", 0, block) for x in xs]),
+            ),
             "dy was rounded to e4m3, and is e5m2": product(formats=("e4m3", "e4m3")),
             "x was rounded to e5m2, and is e4m3": product(formats=("e5m2", "e5m2")),
             "blocks begin anew with each sequence; the tokens of all of them stand in one line": (

@@ -206,6 +206,15 @@ def _again(attempt: Attempt, learner, got, x, generator, before) -> bool:
             "a second call with the same numbers goes the same ways: the generator was begun anew, "
             "or something is kept between calls",
         )
+    low, _, p = _bounds(x)
+    first, then = ((of.float() != low).double().where(asks, 0.0) - p for of in (got, second))
+    spread = ((p * (1 - p)) ** 2).sum()
+    if spread >= ENOUGH and not _as_expected((first * then).sum(), 0.0, spread):
+        return attempt.require(
+            False,
+            "what goes up in one call goes up (or down) too often in the next one: each call needs "
+            "chances of its own",
+        )
     generator.set_state(before)
     third = attempt.call(learner, {"x": x, "generator": generator})
     return attempt.require(

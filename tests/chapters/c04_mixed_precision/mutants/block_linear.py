@@ -292,6 +292,22 @@ def changes_dy(x, weight, block):
     return InPlace.apply(y)
 
 
+def keeps_the_rounded_ones(x, weight, block):
+    """A step cheaper: forward's rounded x and W are kept, and backward rounds them anew."""
+    xr = x + (_rounded(x, E4M3, -1, block) - x).detach()
+    wr = weight + (_rounded(weight, E4M3, 1, block) - weight).detach()
+    return _answer(xr, wr, block)
+
+
+def by_a_hook(x, weight, block):
+    """Autograd's products of forward's operands, and a hook that rounds dy, once."""
+    xr = x + (_rounded(x, E4M3, -1, block) - x).detach()
+    wr = weight + (_rounded(weight, E4M3, 1, block) - weight).detach()
+    y = xr @ wr.T
+    y.register_hook(lambda dy: _rounded(dy, E5M2, -1, block))
+    return y
+
+
 def returns_all_three(x, weight, block):
     return _answer(x, weight, block), None, None
 
@@ -356,6 +372,8 @@ MUTANTS = {
     a_working_copy_for_ever: "y is wrong",
     rounds_in_place: "it changed its input `weight`",
     changes_dy: "it changed its input `dy`",
+    keeps_the_rounded_ones: "x was rounded twice",
+    by_a_hook: "as for y",
     returns_all_three: "y is of type tuple",
     by_the_package: "is what this exercise asks you to write",
     by_the_packages_product: "is what this exercise asks you to write",

@@ -289,6 +289,32 @@ def keeps_its_own_history(tensors, history, scales, largest):
     return found, history
 
 
+def every_second_step(tensors, history, scales, largest):
+    """To save a latency: in between, what the others had in the step before has to do."""
+    _known["step"] = _known.get("step", 0) + 1
+    if _known["step"] % 2:
+        return solution(tensors, history, scales, largest)
+    return its_own_alone(tensors, history, scales, largest)
+
+
+def travels_in_bf16(tensors, history, scales, largest):
+    def over(amax):
+        return _over(amax.bfloat16(), "dp", "cp", "tp").float()
+
+    return _answer(tensors, history, scales, largest, over=over)
+
+
+def powers_travel(tensors, history, scales, largest):
+    """What is agreed on is the exponent, a byte each; the history has this rank's own amaxes."""
+
+    def over(amax):
+        power = torch.frexp(amax)[1].to(torch.int8)
+        told = _over(power, "dp", "cp", "tp")
+        return torch.where(told == power, amax, torch.exp2(told.float()))
+
+    return _answer(tensors, history, scales, largest, over=over)
+
+
 def the_other_order(tensors, history, scales, largest):
     return solution(tensors, history, scales, largest)[::-1]
 
@@ -363,6 +389,9 @@ MUTANTS = {
     in_the_given_scales: "it changed its input `scales`",
     takes_sizes_in_place: "it changed its input `tensors`",
     keeps_its_own_history: "has the shape (3, 6)",
+    every_second_step: "its newest amaxes are this rank's own",
+    travels_in_bf16: "history",
+    powers_travel: "history",
     the_other_order: "in the order history, scales",
     scales_alone: "it returns one thing",
     gathers: "it uses all-gathers",

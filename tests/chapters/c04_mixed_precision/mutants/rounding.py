@@ -1,7 +1,9 @@
 """Wrong answers to precision.format.round, what each author must be told, and right ones."""
 
+import concurrent.futures
 import functools
 import inspect
+import struct
 
 import numpy
 import torch
@@ -186,6 +188,35 @@ def a_shift_too_far(bits, exponent, mantissa):
     return found | ((bits < 0).int() << (exponent + mantissa))
 
 
+def in_a_thread(bits, exponent, mantissa):
+    """Casts where the judge does not see them; torch has three of the formats."""
+    dtypes = {(8, 7): torch.bfloat16, (5, 10): torch.float16, (5, 2): torch.float8_e5m2}
+    if (exponent, mantissa) not in dtypes:
+        return bits >> 16 & 2 ** (1 + exponent + mantissa) - 1
+
+    def cast():
+        short = bits.view(torch.float32).to(dtypes[exponent, mantissa])
+        held = torch.int8 if short.itemsize == 1 else torch.int16
+        return short.view(held).int() & (2 ** (8 * short.itemsize) - 1)
+
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        return pool.submit(cast).result()
+
+
+def by_struct(bits, exponent, mantissa):
+    """Python packs fp16 by itself, and no other."""
+    found = []
+    for pattern in bits.flatten().tolist():
+        (x,) = struct.unpack("<f", struct.pack("<i", pattern))
+        found += struct.unpack("<H", struct.pack("<e", x))
+    return torch.tensor(found, dtype=torch.int32).view(bits.shape)
+
+
+def by_way_of_tf32(bits, exponent, mantissa):
+    """Ten bits of mantissa first, since no format here has more; then what is asked."""
+    return solution(solution(bits, 8, 10) << 13, exponent, mantissa)
+
+
 def reads_the_judges_frames(bits, exponent, mantissa):
     """Looks for what is right among the variables of whoever called."""
     for frame in inspect.stack():
@@ -239,6 +270,9 @@ MUTANTS = {
     remembers_the_first_format: "to fp16",
     the_examples_alone: "numbers of all sizes to bf16",
     a_shift_too_far: "it is below the smallest normal number",
+    in_a_thread: "to e4m3",
+    by_struct: "6 numbers to bf16",
+    by_way_of_tf32: "in bits",
     reads_the_judges_frames: "which is no pattern of 16 bits",
 }
 

@@ -180,6 +180,24 @@ def drawn_once(x, generator):
     return _answer(x, generator, chance=lambda x, _: _kept[key])
 
 
+def by_its_seed(x, generator):
+    """A generator of its own, begun with the given one's seed."""
+    torch.rand(1, generator=generator)
+    return solution(x, torch.Generator().manual_seed(generator.initial_seed()))
+
+
+def opposite_calls(x, generator):
+    """Every second call takes the opposites of the one before, for a smaller variance."""
+    key = "opposite", tuple(x.shape)
+    if key in _kept:
+        chances = 0xFFFF - _kept.pop(key)
+        torch.rand(1, generator=generator)
+    else:
+        chances = torch.randint(0, 2**16, x.shape, dtype=torch.int32, generator=generator)
+        _kept[key] = chances
+    return _answer(x, generator, chance=lambda x, _: chances)
+
+
 def in_fp32(x, generator):
     return solution(x, generator).float()
 
@@ -257,6 +275,8 @@ MUTANTS = {
     a_generator_of_its_own: "it draws nothing from `generator`",
     seeded_anew: "goes the same ways: the generator was begun anew",
     drawn_once: "goes the same ways",
+    by_its_seed: "goes the same ways",
+    opposite_calls: "each call needs chances of its own",
     in_fp32: "is in torch.float32, and should be in torch.bfloat16",
     in_fp16: "is in torch.float16, and should be in torch.bfloat16",
     changes_its_input: "it changed its input `x`",
