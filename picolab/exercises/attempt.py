@@ -160,7 +160,7 @@ class Attempt:
         parts: axis -> (ranks of the axis, *shape), what each rank adds, if expected is a sum of
         them: then a part that is missing or counted twice is named.
         dtype: the one to come in, if it is not expected's. What no mistake fits, diagnosis.py
-        looks at.
+        looks at. With rtol=0 only the very numbers are right; a mistake is known up to rounding.
         """
         if got is None:
             return self.require(False, f"{name} is None: is a `return` missing?")
@@ -181,9 +181,9 @@ class Attempt:
         got, expected = got.double(), expected.detach().double()
         if near(got, expected, rtol):
             return True
-        bad = diagnosis.not_finite_says(got, expected)
+        bad, alike = diagnosis.not_finite_says(got, expected), rtol or RTOL[torch.float32]
         for says, suspect in (mistakes or {}).items():
-            if any(near(got, one.detach().double(), rtol) for one in _numbers(suspect)):
+            if any(near(got, one.detach().double(), alike) for one in _numbers(suspect)):
                 return self.require(False, f"{name} is wrong: {says}")
         if bad:
             return self.require(False, f"{name} {bad}")

@@ -69,7 +69,7 @@ _STEPS = (
     "", "", "", "the largest are on one rank", "", "all zero on every rank but one", "",
     "the largest is 448 or a little beside it", "an infinity on some ranks", "", "", "", "",
     "a NaN on some ranks", "no tokens on some ranks", "", "", "", "tiny numbers",
-    "", "", "", "huge ones", "",
+    "", "a little more than 2^-60 of the end of the format", "", "huge ones", "",
 )  # fmt: skip
 
 
@@ -102,6 +102,11 @@ def _draw(seed: int, step: int, rank: int, kind: str) -> list[torch.Tensor]:
         of = [one[:0] for one in of]
     if kind == "tiny numbers" or (step > 18 and kind != "huge ones"):
         of = [one * small for one, small in zip(of, (1e-30, 1e-38, 1e-20, 1e-37, 1e-10, 1e-36))]
+    if kind.startswith("a little more"):  # log2 of the ratio is 59.9999999
+        ends = (448.0, 448.0, 57344.0, 448.0, 57344.0, 448.0)
+        of = [one.clamp(-1e-30, 1e-30) for one in of]
+        for one, end in zip(of, ends):
+            one.view(-1)[0] = -end * 2.0**-60 * (1 + 2.0**-23)
     if kind == "huge ones":
         of = [one / one.abs().max() * 3e38 for one in of]
     # Activations are in bf16, what else there is in fp32.
@@ -170,8 +175,9 @@ def _compare(attempt: Attempt, result, everyones, ours, axes, state, largest) ->
         "it has the largest so far in its newest row; asked for is this step's": after(
             torch.maximum(history.amax(0), group.amax(0))
         ),
-        "an amax that is not finite was put aside; it is an infinity in the history": after(
-            group.amax(0).nan_to_num(posinf=0.0)
+        "an amax that is not finite was put aside; it is an infinity in the history": (
+            after(group.amax(0).nan_to_num(posinf=0.0)),
+            after(group.nan_to_num(posinf=0.0).amax(0)),
         ),
     }
     if not attempt.equal("history", kept, right_history, rtol=0.0, mistakes=mistakes):

@@ -39,10 +39,17 @@ _STAY = Suspect(
     "the norm would be as many times one process's as the loss scale is, in every step, and "
     "clipping would hide the length from the loss",
 )
+_STAGES = Suspect(
+    "each stage clips by the norm of its own gradients",
+    "pp-norm-missing",
+    ("loss", "norm", "ledger"),
+    "the first loss would be right and the norm too small, and the ledger would lack 'pp: gradient "
+    "norm'",
+)
 _CLIPPED = Suspect(
     "gradients are clipped before they are divided by the loss scale",
     "clipped-while-scaled",
-    ("loss", "norm"),
+    ("loss", "norm", "scale"),
     "the first loss would be right, the norm as many times too large as the scale is, and the "
     "loss would hardly fall: what is left after dividing is nothing to AdamW's eps",
 )
@@ -82,7 +89,7 @@ _MISSING = Suspect(
 _SAME_DATA = Suspect(
     "both replicas read the same part of the batch",
     "dp-same-data",
-    ("loss", "norm"),
+    ("loss", "norm", "scale"),
     "the first loss, before any update, would be that of other text",
 )
 _NOT_SCALED = Suspect(
@@ -93,4 +100,53 @@ _NOT_SCALED = Suspect(
     "the scale would be held 4 times lower",
 )
 
-CASES = ()
+CASES = (
+    Mystery(
+        "precision.mystery.1",
+        "A breakthrough in step 10",
+        "pp2",
+        "'Look at the loss: 3.96 in step 9, 1.84 in step 10, and below 1 from the next one on. All "
+        "that we changed was fp16; perhaps rounding regularises. The log says that one step was "
+        "skipped because of an overflow, which I am told is normal. I have not looked at held-out "
+        "text yet.'",
+        "E",
+        "scale",
+        "In step 9 the last stage finds an overflow, skips the step and halves its scale. The "
+        "first stage found none: it takes the step and keeps its scale. From then on the loss is "
+        "multiplied by the scale of the last stage, and what the first one logs and steps by is "
+        "divided by its own, which is 2 and later 4 times as large. Its losses are half and a "
+        "quarter of what they are, and so are its gradients, which is why the norm is off by no "
+        "constant factor; AdamW hardly minds, so the model learns on, as well as before and no "
+        "better. Shards, stages and ZeRO's rows differ from rank to rank, so a decision that each "
+        "rank makes from its own gradients has to be agreed on, before anybody steps: one number, "
+        "its maximum over all ranks. In plain dp the gradients are the same on all ranks, and "
+        "nobody would notice.",
+        (_LAST, _HEALTHY, _STAGES, _STAY, _ALONE, _NOT_SCALED, _CLIPPED),
+        _FP16,
+        scaler={"scale": 2.0**18, "interval": 5},
+    ),
+    Mystery(
+        "precision.mystery.2",
+        "Half of the batches are thrown away",
+        "dp2",
+        "'For nine steps the loss stands still, and the gradient norm is nan or inf. Then it "
+        "learns, but again and again a step has the norm inf and does nothing: I count 12 updates "
+        "in 24 steps. One of the two replicas must be broken, and drags the other one along.'",
+        "B",
+        "scale",
+        "One process has the same losses, the same scales, and skips the same steps; the ledger "
+        "equals the formula. The run begins with a scale of 2^28, which is far too high for this "
+        "model. Each overflow halves it, and after nine of them it is at 2^19, where gradients "
+        "fit. Then it is doubled after every 4 good steps until something overflows again: that "
+        "is how it finds out what fits, and what it costs is the one step. With the usual "
+        "interval of 1,000 or 2,000 steps nobody minds; 4 is for a run of 24. A norm that is not "
+        "finite is that of gradients which nobody used. Trouble it would be if skips came without "
+        "growth before them, or if the scale fell on and on: then what overflows is not the "
+        "scale's doing.",
+        (_SAME_DATA, _HEALTHY, _MISSING, _ALONE_DP, _AT_ONCE, _AVERAGED, _NEVER),
+        _FP16,
+        scaler={"scale": 2.0**28, "interval": 4},
+        seen="NVIDIA/apex issue 318 and zai-org/CogVideo issue 233, where the same messages are "
+        "taken for a fault",
+    ),
+)

@@ -404,10 +404,10 @@ def with_one_group(tensors, history, scales, largest):
     """One raw all-reduce over all ranks of the stage, as bits: positive numbers sort like them."""
     mesh, me = comm.mesh(), dist.get_rank()
     stage = dist.get_world_size() // mesh.size("pp")
-    groups = [
-        dist.new_group(list(range(first, first + stage)))
-        for first in range(0, dist.get_world_size(), stage)
-    ]
+    if "groups" not in _known:
+        firsts = range(0, dist.get_world_size(), stage)
+        _known["groups"] = [dist.new_group(list(range(f, f + stage))) for f in firsts]
+    groups = _known["groups"]
     own = torch.zeros(len(tensors))
     for i, of in enumerate(tensors):
         if of.numel():
