@@ -4,7 +4,7 @@ In fp16, with products that are rounded alike on every machine. A run that is ri
 process by no more than fp32's order of additions: what is rounded stands in the same micro-batches.
 """
 
-from picolab.exercises.mystery_case import Suspect
+from picolab.exercises.mystery_case import Mystery, Suspect
 
 _FP16 = {
     "precision": "fp16",
@@ -82,7 +82,7 @@ _AVERAGED = Suspect(
 _MISSING = Suspect(
     "gradients are not summed over the replicas",
     "dp-gradients-missing",
-    ("loss", "norm", "ledger", "shards"),
+    ("loss", "norm", "ledger", "shards", "scale"),
     "the first loss would be right, the ledger would lack the gradient buckets, and copies would "
     "drift apart",
 )
