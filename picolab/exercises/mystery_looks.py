@@ -370,12 +370,12 @@ def _loads(trial: Trial) -> Table:
 
 
 def _apart_in_scale(rank: RankRecord, trial: Trial) -> bool:
-    (one,) = trial.one.ranks
+    one = trial.one.ranks[0]
     return (rank.scales, rank.skipped) != (one.scales, one.skipped)
 
 
 def _scale(trial: Trial) -> Table:
-    ranks = [*trial.this.ranks, *trial.one.ranks]
+    ranks = [*trial.this.ranks, trial.one.ranks[0]]
     rows = [
         [step + 1, *(_said(rank, step) for rank in ranks)] for step in range(len(ranks[0].scales))
     ]

@@ -283,7 +283,7 @@ EXERCISE = Exercise(
     solution_function=solution,
     why="Positive floating-point numbers are sorted like their patterns, so the next number is the "
     "next integer and a carry out of the mantissa is no special case. For bf16, which has fp32's "
-    "exponents, `drop` is 16 throughout, and the whole becomes the well-known `bits + 0x7FFF + "
+    "exponents, `drop` is 16 throughout, and the whole becomes the well-known `(bits + 0x7FFF + "
     "((bits >> 16) & 1)) >> 16`, with NaN apart: 0x7FFFFFFF would carry into the sign, and a NaN "
     "whose bits are all low would become infinity. Ties to even matter because halfway is "
     "frequent in short formats: sums of two bf16 numbers have few bits, and a rule that always "

@@ -206,6 +206,32 @@ def test_mutant_a_rank_is_compared_with_itself(monkeypatch):
         check_shown("4d.mystery.7")
 
 
+def test_mutant_scales_are_looked_at_on_the_second_rank_alone(monkeypatch):
+    """Where the first one took the step that the second one skipped."""
+    real = looks._apart_in_scale
+    monkeypatch.setattr(
+        looks, "_apart_in_scale", lambda of, trial: of is trial.this.ranks[1] and real(of, trial)
+    )
+    with pytest.raises(AssertionError):
+        check_shown("precision.mystery.1")
+
+
+def test_a_rank_that_decides_alone_logs_losses_that_are_divided_by_another_scale():
+    """What the story tells: half from step 10 on, less than 1 from step 11 on."""
+    trial = trial_of("precision.mystery.1")
+    ratios = [a / b for a, b in zip(trial.this.losses, trial.one.losses)]
+    assert ratios[:9] == [1.0] * 9 and ratios[9] == pytest.approx(0.5, rel=0.05)
+    assert max(trial.this.losses[10:14]) < 1 < min(trial.one.losses)
+    first, last = trial.this.ranks
+    assert last.skipped == [8] and first.skipped == []
+
+
+def test_half_of_the_steps_of_a_right_run_are_skipped():
+    trial = trial_of("precision.mystery.2")
+    assert trial.this.ranks[0].skipped[:9] == list(range(9))
+    assert len(trial.this.ranks[0].skipped) == 12
+
+
 @pytest.mark.parametrize("id", [id for id, case in CASES.items() if claimed(id)])
 def test_mutant_the_fault_is_not_at_work(id):
     right = trial_of(id)
