@@ -71,7 +71,6 @@ def _questions(attempt: Attempt):
         for rest in (16384, 32768, 49920, 768):
             yield _of(value, rest), _with_rest(value, rest, (256, 256))
     yield _of(1.0, 1), _with_rest(1.0, 1, (MANY,))
-    yield _of(-5.0, 65535), _with_rest(-5.0, 65535, (MANY,))
     above = torch.full((4, 4096), 2.0**-140)  # of 2^-133, the smallest number, a part of 1/128
     yield "far below the smallest number of bf16", above
     largest = torch.full((256, 256), 3.392e38)
