@@ -89,6 +89,8 @@ def summary(trial: Trial, name: str) -> str:
         )
     if name == "shards":
         wrong = [pair for pair in trial.copies[0] if pair.wrong]
+        if not trial.copies[0]:
+            return "no parameter is on two ranks"
         if not wrong:
             return "copies are equal, and shards differ"
         return "; ".join(
@@ -323,6 +325,8 @@ def _shards(trial: Trial) -> Table:
         same = usual[pair.group, pair.kind]
         should = "equal" if pair.kind.startswith("copies") else "different"
         rows.append([pair.group, pair.kind, should, pair.start, pair.end, same.start, same.end])
+    if not rows:  # stages of a pipeline, without a matrix that two of them have
+        rows = [["none is on two ranks", *[""] * 6]]
     return Table(
         [
             "parameters",

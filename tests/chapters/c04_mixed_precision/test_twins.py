@@ -139,7 +139,7 @@ def test_a_block_scaled_linear_is_the_packages():
     """In blocks of 32, up to the package's rounding of what goes out to bf16."""
     draw = torch.Generator().manual_seed(7)
     x, weight = torch.randn(40, 70, generator=draw), torch.randn(36, 70, generator=draw)
-    dy = torch.randn(40, 36, generator=draw)
+    dy = torch.randn(40, 36, generator=draw).bfloat16()  # as it comes to the package's product
     found = []
     for product in (lambda x, w: block_linear.solution(x, w, 32), Fp8Product("blocks")):
         leaves = [x.clone().requires_grad_(), torch.nn.Parameter(weight.clone())]
