@@ -160,7 +160,7 @@ class Attempt:
         parts: axis -> (ranks of the axis, *shape), what each rank adds, if expected is a sum of
         them: then a part that is missing or counted twice is named.
         dtype: the one to come in, if it is not expected's. What no mistake fits, diagnosis.py
-        looks at.
+        looks at. With rtol=0 only the very numbers are right; a mistake is known up to rounding.
         """
         if got is None:
             return self.require(False, f"{name} is None: is a `return` missing?")
@@ -181,9 +181,9 @@ class Attempt:
         got, expected = got.double(), expected.detach().double()
         if near(got, expected, rtol):
             return True
-        bad = diagnosis.not_finite_says(got, expected)
+        bad, alike = diagnosis.not_finite_says(got, expected), rtol or RTOL[torch.float32]
         for says, suspect in (mistakes or {}).items():
-            if any(near(got, one.detach().double(), rtol) for one in _numbers(suspect)):
+            if any(near(got, one.detach().double(), alike) for one in _numbers(suspect)):
                 return self.require(False, f"{name} is wrong: {says}")
         if bad:
             return self.require(False, f"{name} {bad}")
@@ -323,12 +323,17 @@ def _copy(value):
         return value.detach().clone().requires_grad_(value.requires_grad)
     if isinstance(value, list | tuple):
         return type(value)(_copy(one) for one in value)
+    if isinstance(value, dict):
+        return {key: _copy(one) for key, one in value.items()}
     return value
 
 
 def _same(a, b) -> bool:
     if isinstance(a, torch.Tensor):
-        return a.shape == b.shape and torch.equal(a.detach(), b.detach())
+        alike = isinstance(b, torch.Tensor) and a.shape == b.shape and a.dtype == b.dtype
+        return alike and bool(((a == b) | ((a != a) & (b != b))).all())  # NaN stays NaN
     if isinstance(a, list | tuple):
         return len(a) == len(b) and all(_same(x, y) for x, y in zip(a, b))
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(_same(a[key], b[key]) for key in a)
     return not isinstance(a, int | float | str) or a == b

@@ -252,7 +252,7 @@ class MysteryRun(Shown):
             ):
                 begin = f"{self.id}: training " if not found else ", "
                 self.say(f"{begin}{what}")
-                found.append(mystery_runs.record(settings, at_work))
+                found.append(mystery_runs.record(settings, at_work, self.about.scaler or None))
             self.say(". Done.\n")
             self._trial = mystery_looks.Trial(*found)
         return self._trial

@@ -11,7 +11,7 @@ from typing import Literal
 
 from picolab.specs import Layout, ModelConfig
 
-LookName = Literal["loss", "norm", "ledger", "shards", "spans", "loads"]
+LookName = Literal["loss", "norm", "ledger", "shards", "spans", "loads", "scale"]
 LOOKS: dict[str, str] = {
     "loss": "the loss of each step, beside one process's",
     "norm": "the global gradient norm of each step, before clipping, beside one process's",
@@ -22,6 +22,9 @@ LOOKS: dict[str, str] = {
 
 # Where the model has experts, one more:
 LOADS = {"loads": "how many tokens each expert had, beside one process's"}
+
+# Where the loss is scaled, one more:
+SCALES = {"scale": "the loss scale of each rank and which steps it skipped, beside one process's"}
 
 # One model for all: small enough for a second a run, and in every case four micro-batches a step.
 # AdamW's eps is 1e-5, so that rounding stays as small as it is (see TrainConfig.eps).
@@ -68,6 +71,8 @@ class Mystery:
     suspects: tuple[Suspect, ...]
     changes: dict = field(default_factory=dict)
     """What differs from SETTINGS."""
+    scaler: dict = field(default_factory=dict)
+    """With precision "fp16": what its `LossScaler` begins with."""
     seen: str = ""
     """Where it was seen in public, if the fault itself does not say so."""
 
@@ -78,7 +83,8 @@ class Mystery:
     @property
     def looks(self) -> dict[str, str]:
         """Those that there are at this run."""
-        return LOOKS | (LOADS if "experts" in self.changes else {})
+        loads = LOADS if "experts" in self.changes else {}
+        return LOOKS | loads | (SCALES if self.scaler else {})
 
     @property
     def letters(self) -> dict[str, Suspect]:
@@ -97,9 +103,14 @@ class Mystery:
         if "experts" in of:
             experts = f", {of['experts']} experts, {of['experts_per_token']} a token"
         tied = ", head tied to the embedding" if of.get("tied") else ""
+        number_format = of.get("precision", of.get("dtype", "fp32"))
+        scaled = ""
+        if self.scaler:
+            interval = self.scaler.get("interval", 2000)
+            scaled = f", loss scale {self.scaler['scale']:,.0f}, growth after {interval} good steps"
         return (
             f"{layout} ({layout.world} ranks), hidden {shape['hidden']}, {shape['layers']} layers, "
             f"{shape['heads']} heads{experts}{tied}; {of['steps']} steps of {tokens:,} tokens in "
             f"{of['accumulate']} micro-batches a replica, clipped at {of['clip']}, "
-            f"{of.get('dtype', 'fp32')}"
+            f"{number_format}{scaled}"
         )

@@ -16,6 +16,7 @@ from picolab.show.picture import BLUE, GREY, OCHRE, LabFigure, template
 
 CURVES = ("loss", "norm")
 _FLOOR = 1e-9  # where a distance of 0 is drawn
+_CEILING = 1e3  # and one that is infinite
 _HEIGHT = 460
 _ABOUT = {"loss": "loss, nats a token", "norm": "gradient norm, before clipping"}
 
@@ -87,7 +88,7 @@ def _curve(name: str, x: list, y: list[float], colour: str, dash: str, symbol: s
 
 
 def _off(values: list[float], one: list[float]) -> list[float]:
-    return [max(_FLOOR, distance) for distance in mystery_looks.relative(values, one)]
+    return [min(_CEILING, max(_FLOOR, of)) for of in mystery_looks.relative(values, one)]
 
 
 def _decades(low: float, high: float) -> list[float]:

@@ -1,7 +1,9 @@
-"""Faults that cost time and change no number, in the style of `debug.faults`.
+"""Faults that the oracle does not look for, in the style of `debug.faults`: those that cost time
+and change no number, and those of the loss scale in fp16.
 
 They are not in its catalogue: that one is for what the oracle must catch, and the oracle compares
-numbers. Used in mystery runs only, by the same `with fault.applied(layout):` inside a rank.
+numbers of one step. Used in mystery runs only, by the same `with fault.applied(layout):` inside a
+rank.
 """
 
 import time
@@ -11,8 +13,10 @@ import torch
 
 from picolab import comm
 from picolab.debug.faults import CATALOGUE, Fault, patched
-from picolab.parallel import data
-from picolab.training import trainer
+from picolab.parallel import ThreeDParallelOptimizer, data
+from picolab.precision import LossScaler
+from picolab.training import precision, trainer
+from picolab.training.precision import ScaledPrecision
 
 LATE_S = 0.04  # far above a step's own noise on a busy laptop
 
@@ -88,6 +92,103 @@ def _gradients_in_fp64(layout):
         return comm.Pending(None, x, 0.0, ()) if async_op else x
 
     with patched(comm, "all_reduce", all_reduce):
+        yield
+
+
+@_fault(
+    "overflow-decided-alone",
+    "each rank looks at its own gradients alone, and skips a step or takes it",
+    "facebookresearch/fairscale issue 180 (a sharded optimizer, and a check that is each rank's "
+    "own); pytorch/pytorch PR 115710 (the answer was read before it had come)",
+)
+def _overflow_decided_alone(layout):
+    # (The norm of such a step is not finite, and a rank that takes it would stop the run.)
+    quiet = patched(trainer, "_stop_if_not_finite", lambda report: None)
+    with patched(precision, "agreed", lambda mine: mine), quiet:
+        yield
+
+
+@_fault(
+    "gradients-stay-scaled",
+    "gradients are not divided by the loss scale",
+    "the first rule of torch's AMP examples: unscale_ before looking at gradients",
+)
+def _gradients_stay_scaled(layout):
+    with patched(ScaledPrecision, "unscale", lambda *_: None):
+        yield
+
+
+@_fault(
+    "clipped-while-scaled",
+    "gradients are clipped, and then divided by the loss scale",
+    "torch's AMP examples, 'Gradient clipping': without unscale_ the threshold is in scaled units",
+)
+def _clipped_while_scaled(layout):
+    real, scaler = ThreeDParallelOptimizer.clip, {}
+
+    def clip(self, max_norm):
+        norm = real(self, max_norm)
+        scaler["of"].unscale(self.parameters())
+        return norm
+
+    def unscale(self, parallel):
+        scaler["of"] = self.scaler
+
+    with (
+        patched(ScaledPrecision, "unscale", unscale),
+        patched(ThreeDParallelOptimizer, "clip", clip),
+    ):
+        yield
+
+
+@_fault(
+    "divided-by-the-last-scale",
+    "gradients are divided by the loss scale of the step before",
+    "no public report; the order in which scale, backward, unscale and update are called",
+)
+def _divided_by_the_last_scale(layout):
+    last: dict[str, float] = {}
+
+    def unscale(self, parallel):
+        now = self.scaler.scale
+        self.scaler.scale = last.get("scale", now)
+        self.scaler.unscale(parallel.parameters())
+        self.scaler.scale = last["scale"] = now
+
+    with patched(ScaledPrecision, "unscale", unscale):
+        yield
+
+
+@_fault(
+    "scale-never-falls",
+    "after an overflow the loss scale stays what it was",
+    "no public report; scaler.update() that is called after good steps only",
+)
+def _scale_never_falls(layout):
+    real = LossScaler.update
+
+    def update(self, overflow):
+        before = self.scale
+        real(self, overflow)
+        self.scale = before if overflow else self.scale
+
+    with patched(LossScaler, "update", update):
+        yield
+
+
+@_fault(
+    "scale-grows-at-once",
+    "the loss scale doubles after every good step",
+    "no public report; a growth interval that is compared with the wrong counter",
+)
+def _scale_grows_at_once(layout):
+    real = LossScaler.update
+
+    def update(self, overflow):
+        self.streak = self.interval - 1
+        real(self, overflow)
+
+    with patched(LossScaler, "update", update):
         yield
 
 

@@ -5,6 +5,7 @@
     shards        beside a right run: are copies equal, and do shards differ?
     spans         beside a right run: where each rank's mean step went
     loads         where there are experts, beside one process: how many tokens each had
+    scale         where the loss is scaled, beside one process: by what, and which steps are skipped
 
 A look says what was measured, and leaves the judgement to the reader. `found` makes it, for the
 explanation of a closed case: which looks differ from the right run by more than rounding.
@@ -14,10 +15,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
+from math import inf, isfinite, log2
 from typing import NamedTuple
 
 from picolab import costs
-from picolab.exercises.mystery_case import LOADS, LOOKS
+from picolab.exercises.mystery_case import LOADS, LOOKS, SCALES
 from picolab.exercises.mystery_runs import Held, RankRecord, Recording
 from picolab.show.table import Table
 
@@ -26,6 +28,10 @@ from picolab.show.table import Table
 ROUNDING = 2e-6
 MOVED = 1e-4  # of all choices, on another expert than in one process: rounding may flip one
 ALIKE = 0.1  # shards of independent random numbers differ by sqrt(2) of their norm
+# In fp16 a difference of rounding in the weights turns roundings of the products. Right ones: up
+# to 1e-9, since products are rounded alike; what changes only the length of a gradient that is
+# clipped: up to 3e-5; suspects that show: 5e-3 or more.
+HALF_ROUNDING = 2e-4
 _ROWS = 9  # steps in a table
 
 
@@ -52,12 +58,13 @@ class Trial:
 
 def look(trial: Trial, name: str) -> Table:
     looks = {"loss": _loss, "norm": _norm, "ledger": _ledger, "shards": _shards, "spans": _spans}
-    return {**looks, "loads": _loads}[name](trial)
+    return {**looks, "loads": _loads, "scale": _scale}[name](trial)
 
 
 def found(trial: Trial) -> set[str]:
     """The looks that show more than rounding. Of spans nothing is said: time is noisy."""
-    looks = [*LOOKS, *(LOADS if trial.this.loads else ())]
+    scales = SCALES if trial.this.ranks[0].scales else ()
+    looks = [*LOOKS, *(LOADS if trial.this.loads else ()), *scales]
     return {name for name in looks if name != "spans" and _shows(trial, name)}
 
 
@@ -65,9 +72,10 @@ def summary(trial: Trial, name: str) -> str:
     """What a look has to show, in a sentence."""
     if name in ("loss", "norm"):
         this, right, one = series(trial, name)
-        ratios = [a / b for a, b in zip(this, one)]
+        ratios = [a / b for a, b in zip(this, one) if isfinite(a) and isfinite(b)]
         text = f"off by up to {_off(max(relative(this, one)))}"
-        constant = max(ratios) - min(ratios) < 1e-4 * max(ratios) and abs(ratios[0] - 1) > 1e-2
+        constant = bool(ratios) and max(ratios) - min(ratios) < 1e-4 * max(ratios)
+        constant = constant and abs(ratios[0] - 1) > 1e-2
         times = f", {ratios[0]:.4g} times one process's in every step" if constant else ""
         return f"{text}{times} (a right {trial.layout}: {_off(max(relative(right, one)))})"
     if name == "ledger":
@@ -81,6 +89,8 @@ def summary(trial: Trial, name: str) -> str:
         )
     if name == "shards":
         wrong = [pair for pair in trial.copies[0] if pair.wrong]
+        if not trial.copies[0]:
+            return "no parameter is on two ranks"
         if not wrong:
             return "copies are equal, and shards differ"
         return "; ".join(
@@ -90,6 +100,11 @@ def summary(trial: Trial, name: str) -> str:
         )
     if name == "loads":
         return f"{_moved(trial.this, trial.one):.1%} of all choices are other experts'"
+    if name == "scale":
+        wrong = [rank for rank, of in enumerate(trial.this.ranks) if _apart_in_scale(of, trial)]
+        if not wrong:
+            return "every rank has one process's scales, and skips the same steps"
+        return f"scales or skipped steps are not one process's on the ranks {wrong}"
     parts = [
         f"rank {rank} computes {1e3 * of.compute_s:.0f} ms a step and waits "
         f"{1e3 * of.held_up_s:.0f} ms"
@@ -101,11 +116,13 @@ def summary(trial: Trial, name: str) -> str:
 def _shows(trial: Trial, name: str) -> bool:
     if name in ("loss", "norm"):
         this, _, one = series(trial, name)
-        return max(relative(this, one)) > ROUNDING
+        return max(relative(this, one)) > rounding(trial)
     if name == "ledger":
         return any(line.differs for line in trial.collectives)
     if name == "loads":
         return _moved(trial.this, trial.one) > MOVED
+    if name == "scale":
+        return any(_apart_in_scale(of, trial) for of in trial.this.ranks)
     return any(pair.wrong for pair in trial.copies[0])
 
 
@@ -119,7 +136,15 @@ def series(trial: Trial, name: str) -> tuple[list[float], list[float], list[floa
 
 
 def relative(values: list[float], right: list[float]) -> list[float]:
-    return [abs(a - b) / abs(b) for a, b in zip(values, right)]
+    """Of a step that is skipped in both, for norms that are not finite, nothing can be said: 0."""
+    neither = [not isfinite(a) and not isfinite(b) for a, b in zip(values, right)]
+    apart = [abs(a - b) / abs(b) if isfinite(a - b) else inf for a, b in zip(values, right)]
+    return [0.0 if none else of for none, of in zip(neither, apart)]
+
+
+def rounding(trial: Trial) -> float:
+    """By how much a right run may be off."""
+    return HALF_ROUNDING if trial.this.config.numbers.scaled else ROUNDING
 
 
 def _off(value: float) -> str:
@@ -300,6 +325,8 @@ def _shards(trial: Trial) -> Table:
         same = usual[pair.group, pair.kind]
         should = "equal" if pair.kind.startswith("copies") else "different"
         rows.append([pair.group, pair.kind, should, pair.start, pair.end, same.start, same.end])
+    if not rows:  # stages of a pipeline, without a matrix that two of them have
+        rows = [["none is on two ranks", *[""] * 6]]
     return Table(
         [
             "parameters",
@@ -341,6 +368,32 @@ def _loads(trial: Trial) -> Table:
         "Tokens of each expert (0, 1, ...), over all layers and ranks. Compare this run with one "
         f"process, which a right {trial.layout} equals, step by step.",
     )
+
+
+# -- scale
+
+
+def _apart_in_scale(rank: RankRecord, trial: Trial) -> bool:
+    one = trial.one.ranks[0]
+    return (rank.scales, rank.skipped) != (one.scales, one.skipped)
+
+
+def _scale(trial: Trial) -> Table:
+    ranks = [*trial.this.ranks, trial.one.ranks[0]]
+    rows = [
+        [step + 1, *(_said(rank, step) for rank in ranks)] for step in range(len(ranks[0].scales))
+    ]
+    return Table(
+        ["step", *(f"this run: rank {i}" for i in range(len(ranks) - 1)), "one process"],
+        rows,
+        "By what the loss was multiplied, and whether the step was then skipped. Compare the ranks "
+        f"with each other, and with one process, which a right {trial.layout} equals, step by "
+        "step.",
+    )
+
+
+def _said(rank: RankRecord, step: int) -> str:
+    return f"2^{log2(rank.scales[step]):.0f}" + (", skipped" if step in rank.skipped else "")
 
 
 # -- spans

@@ -17,7 +17,9 @@ from picolab.moe import expert_layers
 from picolab.monitoring import History, Ledger, Observer
 from picolab.monitoring.figures import run_state
 from picolab.monitoring.step_split import StepSplit
+from picolab.precision import LossScaler
 from picolab.training import TrainConfig, train_rank
+from picolab.training.precision import ScaledPrecision
 
 
 @dataclass
@@ -29,6 +31,10 @@ class RankRecord:
     norms: list[float] = field(default_factory=list)
     rows: list[list[int]] = field(default_factory=list)
     """Of each expert those that this rank sent to it, over its layers."""
+    scales: list[float] = field(default_factory=list)
+    """Of the loss, where it is scaled."""
+    skipped: list[int] = field(default_factory=list)
+    """Steps that this rank did not take."""
     start: Held = field(default_factory=dict)
     end: Held = field(default_factory=dict)
 
@@ -63,13 +69,17 @@ class Recording:
         return run_state(self.events).split()
 
 
-def record(config: TrainConfig, fault: Fault | None = None) -> Recording:
+def record(
+    config: TrainConfig, fault: Fault | None = None, scaler: dict | None = None
+) -> Recording:
     """Train on real ranks of this machine, with the fault at work in each of them. Nothing is shown
-    meanwhile: a bar with the loss or the speed would be a look that nobody has taken."""
+    meanwhile: a bar with the loss or the speed would be a look that nobody has taken. scaler: what
+    the loss scale begins with, in fp16."""
     run = launch.run(
         _rank,
         config,
         fault,
+        scaler,
         world_size=config.layout.world,
         backend="gloo",
         name="mystery",
@@ -81,16 +91,20 @@ def record(config: TrainConfig, fault: Fault | None = None) -> Recording:
 def one_process(config: TrainConfig) -> TrainConfig:
     """The same training without parallelism: the replicas' sequences in one batch."""
     rows = config.micro_batch * config.layout.dp
-    if config.model.experts:  # what stands together there is a micro-batch of one replica
+    # What stands together is a micro-batch of one replica: experts compete for its tokens, and in
+    # a short format it is what is rounded.
+    if config.model.experts or config.numbers.scaled:
         return replace(config, layout="dp1", accumulate=config.accumulate * config.layout.dp)
     return replace(config, layout="dp1", micro_batch=rows)
 
 
-def _rank(config: TrainConfig, fault: Fault | None) -> RankRecord:
+def _rank(config: TrainConfig, fault: Fault | None, scaler: dict | None) -> RankRecord:
     found = RankRecord()
     observers = [Keeper(found), *([Injection(fault)] if fault else [])]
-    report = train_rank(config, observers=observers)
+    precision = ScaledPrecision(config, LossScaler(**scaler)) if scaler else None
+    report = train_rank(config, observers=observers, precision=precision)
     found.losses, found.norms = report.losses, report.grad_norms
+    found.skipped = report.skipped
     return found
 
 
@@ -107,6 +121,8 @@ class Keeper(Observer):
         )
 
     def gradients(self, run) -> None:
+        if run.config.numbers.scaled:
+            self._found.scales.append(run.precision.scale)
         layers = expert_layers(run.model)
         if layers:
             self._found.rows.append(sum(layer.router.counts_E for layer in layers).tolist())

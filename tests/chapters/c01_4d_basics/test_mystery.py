@@ -36,16 +36,17 @@ SUSPECTS = [
 
 
 @cache
-def recording(layout, changes, fault, alone=False):
+def recording(layout, changes, scaler, fault, alone=False):
     config = assemble(layout=layout, **CASES["4d.mystery.1"].settings | json.loads(changes))
-    return record(one_process(config) if alone else config, find(fault))
+    scaler = json.loads(scaler) or None
+    return record(one_process(config) if alone else config, find(fault), scaler)
 
 
 def trial_of(id, letter=None):
     """What the case's looks would have, were this suspect the culprit."""
     case = CASES[id]
     fault = case.letters[letter or case.culprit].fault
-    key = case.layout, json.dumps(case.settings)
+    key = case.layout, json.dumps(case.settings), json.dumps(case.scaler)
     return Trial(recording(*key, fault), recording(*key, None), recording(*key, None, alone=True))
 
 
@@ -82,7 +83,9 @@ def test_what_a_suspect_says_of_the_first_loss(id, letter):
     """A wrong forward pass shows before any update, a wrong backward pass or norm does not."""
     tell = CASES[id].letters[letter].tell
     if "first loss" in tell:
-        assert (first_off(trial_of(id, letter)) < ROUNDING) == ("first loss would be right" in tell)
+        trial = trial_of(id, letter)
+        is_right = first_off(trial) < looks.rounding(trial)
+        assert is_right == ("first loss would be right" in tell)
 
 
 @pytest.mark.parametrize("id", CASES)
@@ -203,6 +206,33 @@ def test_mutant_a_rank_is_compared_with_itself(monkeypatch):
         check_shown("4d.mystery.7")
 
 
+def test_mutant_scales_are_looked_at_on_the_second_rank_alone(monkeypatch):
+    """Where the first one took the step that the second one skipped."""
+    real = looks._apart_in_scale
+    monkeypatch.setattr(
+        looks, "_apart_in_scale", lambda of, trial: of is trial.this.ranks[1] and real(of, trial)
+    )
+    with pytest.raises(AssertionError):
+        check_shown("precision.mystery.1")
+
+
+def test_a_rank_that_decides_alone_logs_losses_that_are_divided_by_another_scale():
+    """What the story tells: half in step 10, a quarter in step 11, and low since."""
+    trial = trial_of("precision.mystery.1")
+    ratios = [a / b for a, b in zip(trial.this.losses, trial.one.losses)]
+    assert ratios[:9] == [1.0] * 9 and ratios[9] == pytest.approx(0.5, rel=0.05)
+    assert trial.this.losses[8:11] == pytest.approx([3.96, 1.84, 0.87], rel=5e-3)
+    assert max(ratios[10:]) < 0.55
+    first, last = trial.this.ranks
+    assert last.skipped == [8] and first.skipped == []
+
+
+def test_half_of_the_steps_of_a_right_run_are_skipped():
+    trial = trial_of("precision.mystery.2")
+    assert trial.this.ranks[0].skipped[:9] == list(range(9))
+    assert len(trial.this.ranks[0].skipped) == 12
+
+
 @pytest.mark.parametrize("id", [id for id, case in CASES.items() if claimed(id)])
 def test_mutant_the_fault_is_not_at_work(id):
     right = trial_of(id)
@@ -292,9 +322,9 @@ def test_a_case_trains_once_and_looks_count_once(monkeypatch, capsys):
 
     asked = []
 
-    def counted(config, fault=None):
+    def counted(config, fault=None, scaler=None):
         asked.append((str(config.layout), fault.name if fault else None))
-        return record(config, fault)
+        return record(config, fault, scaler)
 
     monkeypatch.setattr(mystery_runs, "record", counted)
     monkeypatch.setattr(public, "_open", {})
@@ -356,9 +386,11 @@ def test_own_faults_are_taken_back():
     """A patch left behind would be at work in the next run of a rank that lives on."""
     from picolab import comm
     from picolab.parallel.data import DataParallelOptimizer as owner
-    from picolab.training import trainer
+    from picolab.precision import LossScaler
+    from picolab.training import precision, trainer
 
-    watched = [(comm, "all_reduce"), (trainer, "next_batch")]
+    watched = [(comm, "all_reduce"), (trainer, "next_batch"), (precision, "agreed")]
+    watched += [(precision.ScaledPrecision, "unscale"), (LossScaler, "update")]
     watched += [(owner, name) for name in ("no_sync", "finish", "_fill_buckets")]
     before = [getattr(*place) for place in watched]
     for fault in OWN.values():
