@@ -384,7 +384,7 @@ MUTANTS = {
     an_infinity_is_put_aside: "an amax that is not finite was put aside",
     nan_travels: "nan",
     needs_elements: "input.numel() == 0",
-    empty_ones_stay_away: "they wait for ever",
+    empty_ones_stay_away: "still waits for them in all_reduce",
     in_the_given_history: "it changed its input `history`",
     in_the_given_scales: "it changed its input `scales`",
     takes_sizes_in_place: "it changed its input `tensors`",
