@@ -164,7 +164,7 @@ def precision_figure(history: PrecisionHistory) -> LabFigure:
             number = "" if panel == 0 else str(panel + 1)
             data.append({**trace, **values, "xaxis": f"x{number}", "yaxis": f"y{number}"})
         layout: dict = {"template": template(), "height": HEIGHT + 130, "margin": {"t": 84}}
-        places = domains(0.0, 1.0, [0.0, 0.46], [0.54, 1.0])
+        places = domains(0.0, 1.0, [0.0, 0.42], [0.52, 1.0])
         for panel, ((x, y), (across, up)) in enumerate(zip(axes(shown.layers), places)):
             number = "" if panel == 0 else str(panel + 1)
             layout[f"xaxis{number}"] = {**x, "domain": across, "anchor": f"y{number}"}

@@ -179,7 +179,12 @@ def _build(title: str):
             "tickvals": [2.0**e for e in ticks],
             "ticktext": [f"2<sup>{e}</sup>" for e in ticks],
         },
-        "yaxis": {"type": "log", "title": {"text": "rounded, off by at most (%)"}, "dtick": 1},
+        "yaxis": {
+            "type": "log",
+            "title": {"text": "rounded, off by at most (%)"},
+            "dtick": 1,
+            "exponentformat": "power",
+        },
         "legend": {"y": 1.02, "yanchor": "bottom", "x": 0},
         "margin": {"t": 88},
     }

@@ -47,7 +47,7 @@ def _build(counts: dict[int, int], format: str, shifts: list[int]):
 
     of, total = find(format), sum(counts.values())
     least, most = of.least - of.mantissa - 1, of.limit
-    low, high = min(counts) - 2, max(max(counts), 0) + max(shifts) + 2
+    low, high = min(counts) + min(shifts) - 2, max(counts) + max(shifts) + 2
     style = {"type": "bar", "width": 0.9, "hovertemplate": "2^%{x}: %{y:.2f} %<extra></extra>"}
 
     def bars(shift: int) -> list[dict]:
@@ -67,7 +67,8 @@ def _build(counts: dict[int, int], format: str, shifts: list[int]):
 
     names = list(_KINDS)
     data = []
-    for name, values in zip(names, bars(shifts[0])):
+    first = 0 if 0 in shifts else shifts[0]
+    for name, values in zip(names, bars(first)):
         marker = {"color": _KINDS[name], "line": {"width": 0}}
         if name != "held":
             marker["pattern"] = {"shape": HATCH, "fillmode": "overlay", "fgcolor": "#ffffff"}
@@ -78,10 +79,11 @@ def _build(counts: dict[int, int], format: str, shifts: list[int]):
     ]
     slider = frame_slider([f"2^{s}" for s in shifts], 52)
     slider["currentvalue"]["prefix"] = "loss scale "
+    slider["active"] = shifts.index(first)
     edges = [least - 0.5, of.least - 0.5]
     layout = {
         "template": template(),
-        "title": {"text": title(shifts[0])},
+        "title": {"text": title(first)},
         "height": 430,
         "barmode": "stack",
         "xaxis": {"title": {"text": "size, as a power of two"}, "range": [low, high]},

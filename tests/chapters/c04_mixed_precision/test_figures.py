@@ -71,6 +71,8 @@ def test_the_slider_moves_gradients_into_the_range():
     assert [row[1] for row in _rows(repr(shown))] == ["10", "0", "0"]
     figure = shown.figure
     assert [frame.name for frame in figure.frames] == ["2^0", "2^6", "2^12"]
+    later = chapter.range_figure(COUNTS, "fp16", range(-6, 7, 6)).figure
+    assert later.layout.sliders[0].active == 1 and list(later.data[0].x) == [-30]
     flushed, held, large = figure.frames[0].data
     assert (list(flushed.x), list(held.x), list(large.x)) == ([-30], [-20, 5], [])
     flushed, held, large = figure.frames[2].data
