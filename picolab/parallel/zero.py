@@ -205,6 +205,8 @@ class ZeroOptimizer(GradientBuckets):
     def zero_grad(self) -> None:
         for of in self.sharded:
             of.whole.grad = of.shard.grad = None
+        for slot in self._slots.values():  # or it would hold the old gradient until the new one
+            slot.view, slot.summed = None, False
 
     # -- what becomes of gradients --
 
