@@ -57,6 +57,7 @@ _ROOMS = (
     "comm",
     "model",
     "moe",
+    "memory",
     "parallel",
     "training",
     "debug",

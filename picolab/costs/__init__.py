@@ -51,6 +51,7 @@ from picolab.costs.parameters import (
     local_parameters,
     parameters,
 )
+from picolab.costs.saved import saved_bytes, saved_ends
 from picolab.costs.slices import (
     causal_share,
     even_slices,
@@ -118,6 +119,8 @@ __all__ = [
     "rank_states",
     "replica_sequences",
     "ring_bytes",
+    "saved_bytes",
+    "saved_ends",
     "sp_input_bytes",
     "stage_layers",
     "state_bytes",
