@@ -71,19 +71,25 @@ class SmartMemoryManager(Observer):
     def start(self, run) -> None:
         gc.collect()
         check_budget(run.config)
-        near = MemoryPool(FAR_CAP)
+        on_cpu = run.device.type == "cpu"
+        near = MemoryPool(FAR_CAP) if on_cpu else None
+        far = far_file(FAR_CAP, self._folder) if on_cpu else MemoryPool(FAR_CAP)
         stays = [of for of in run.parallel.held() if not of.is_meta]  # parameters, whole or not
-        self.offload = Offload(far_file(FAR_CAP, self._folder), near, stays)
+        self.offload = Offload(far, near, stays)
         choices = choices_of(run.config)
+        # What ZeRO packs for the other ranks, in the same memory each step.
+        self.buckets = MemoryPool(FAR_CAP)
+        if on_cpu:
+            run.parallel.use_buffers(self.buckets.like)
         measured = measure(run, choices, self._runner(run), near)
         stages = agreed(measured, run)
         schedulers = [MemoryScheduler(stage) for stage in stages]
         check_possible(schedulers, self.budget)
         mine = schedulers[comm.mesh().rank("pp")]
         self.plan = mine.choose(self.budget)
-        if "offload" in self.plan.choices:
+        if near is not None and "offload" in self.plan.choices:
             near.cap = max(near.held, near.least)
-        else:
+        elif near is not None:
             near.empty()
         run.model.run_block = self._runner(run)(self.plan.choices)
         events.write(
@@ -166,7 +172,7 @@ def measure(
     run,
     choices: Sequence[Choice],
     runner: Callable[..., BlockRunner],
-    near: MemoryPool,
+    near: MemoryPool | None,
 ) -> Measured:
     """What this rank's blocks take under each choice."""
     before, blocks = run.model.run_block, len(run.model.layers)
@@ -186,7 +192,7 @@ def measure(
                 run.model.run_block = runner([choice] * blocks, listen=marks)
                 watch.mark("begin")
                 _pass(run, batch, watch)
-            seen = _Seen(watch, _missing(run), near.held if choice == "offload" else 0)
+            seen = _Seen(watch, _missing(run), _held(near) if choice == "offload" else 0)
             kept, work = seen.blocks(blocks)
             found[choice] = kept, work, clock.seconds()
             if choice == "keep":
@@ -211,9 +217,13 @@ def measure(
         end=end,
         ends=ends,
         rest=rest,
-        pool=near.held,
+        pool=_held(near),
         in_flight=_in_flight(run.config),
     )
+
+
+def _held(pool: MemoryPool | None) -> int:
+    return 0 if pool is None else pool.held
 
 
 def _in_flight(config) -> int:

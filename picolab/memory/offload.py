@@ -79,8 +79,8 @@ def far_file(cap: int, folder: str | Path | None = None) -> MemoryPool:
 class _Entry:
     """A storage that is away."""
 
-    def __init__(self, far: Lease, nbytes: int):
-        self.far, self.nbytes = far, nbytes
+    def __init__(self, far: Lease, nbytes: int, device: torch.device):
+        self.far, self.nbytes, self.device = far, nbytes, device
         self.near: torch.Tensor | None = None
         self.coming: Future | None = None
         weakref.finalize(self, far.free).atexit = False
@@ -107,6 +107,7 @@ class Parcel:
 class Offload:
     """Takes what blocks keep to the far memory, and back into near buffers.
 
+    near: None for fresh memory of the device that a tensor came from (a GPU's allocator keeps it).
     stays: tensors that do not travel. With it a block keeps next to
     nothing between its forward and its backward; without it, all that its operators need.
     """
@@ -114,7 +115,7 @@ class Offload:
     def __init__(
         self,
         far: MemoryPool,
-        near: MemoryPool,
+        near: MemoryPool | None,
         stays: Iterable[torch.Tensor] = (),
     ):
         self.far, self.near, self._stays = far, near, tuple(stays)
@@ -145,7 +146,7 @@ class Offload:
             if entry is None or entry.near is not None:
                 continue
             try:
-                entry.near = self.near.lend(entry.nbytes)
+                entry.near = self._room(entry)
             except PoolFull:
                 return  # when it is asked for, others will have gone
             entry.coming = self._thread().submit(_copy, entry.near, entry.far.tensor)
@@ -168,8 +169,9 @@ class Offload:
     @torch.no_grad()
     def _take_away(self, storage: torch.UntypedStorage) -> _Entry:
         nbytes = storage.nbytes()
-        entry = _Entry(self.far.lease(nbytes), nbytes)
-        _copy(entry.far.tensor, torch.empty(0, dtype=torch.uint8).set_(storage))
+        entry = _Entry(self.far.lease(nbytes), nbytes, storage.device)
+        there = torch.empty(0, dtype=torch.uint8, device=storage.device)
+        _copy(entry.far.tensor, there.set_(storage))
         self.moved += nbytes
         return entry
 
@@ -178,13 +180,18 @@ class Offload:
             return view
         entry = view.entry
         if entry.near is None:
-            entry.near = self.near.lend(entry.nbytes)
+            entry.near = self._room(entry)
             _copy(entry.near, entry.far.tensor)
         elif entry.coming is not None:
             entry.coming.result()
             entry.coming = None
         made = torch.empty(0, dtype=view.dtype, device=entry.near.device)
         return made.set_(entry.near.untyped_storage(), view.offset, view.size, view.stride)
+
+    def _room(self, entry: _Entry) -> torch.Tensor:
+        if self.near is not None:
+            return self.near.lend(entry.nbytes)
+        return torch.empty(entry.nbytes, dtype=torch.uint8, device=entry.device)
 
     def _thread(self) -> ThreadPoolExecutor:
         if self._worker is None:

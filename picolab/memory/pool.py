@@ -136,6 +136,10 @@ class MemoryPool:
         weakref.finalize(tensor.untyped_storage(), lease.free).atexit = False
         return tensor
 
+    def like(self, tensor: torch.Tensor, numbers: int) -> torch.Tensor:
+        """The same for so many numbers like a tensor's, in a line."""
+        return self.lend(numbers * tensor.element_size()).view(tensor.dtype)
+
     def empty(self) -> None:
         """Give back every slab that nobody has."""
         with self._lock:

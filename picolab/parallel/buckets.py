@@ -36,6 +36,8 @@ ADDED_TO_A_SUM = (
 
 # Which parameters a placement looks after, where the replicas of some are not those of others.
 Only = Callable[[nn.Parameter], bool]
+# Where numbers that travel lie: so many, like a tensor's. A pool of memory may be put there.
+Buffer = Callable[[torch.Tensor, int], torch.Tensor]
 
 
 @dataclass
@@ -98,6 +100,7 @@ class GradientBuckets(Placement, ABC):
     find_unused: bool
     only: Only | None
     model: nn.Module
+    buffer: Buffer = staticmethod(torch.Tensor.new_empty)
 
     @abstractmethod
     def _start(self, bucket: Bucket) -> None:

@@ -235,7 +235,7 @@ class ZeroOptimizer(GradientBuckets):
 
     def _start(self, bucket: Bucket) -> None:
         members = [self._of[slot.parameter] for slot in bucket.slots]
-        flat = zero_comm.pack(members, [of.whole.grad for of in members])
+        flat = zero_comm.pack(members, [of.whole.grad for of in members], self.buffer)
         bucket.pending = comm.reduce_scatter(
             flat, self.axis, f"{self.of}: gradient bucket", async_op=True
         )

@@ -151,6 +151,14 @@ def test_offloaded_bytes_are_those_that_backward_needs_once_each():
     assert offload.near.made <= offload.near.lent
 
 
+def test_so_it_is_without_a_pool():
+    def fresh(offload, model):
+        offload.near = None
+
+    kept, _ = gradients(["keep"] * 4)
+    assert equal(gradients(["offload"] * 4, patch=fresh)[0], kept)
+
+
 def test_a_second_step_takes_no_new_buffers():
     _, one = gradients(["offload"] * 4, passes=1)
     _, four = gradients(["offload"] * 4, passes=4)
