@@ -42,12 +42,11 @@ class GarbageCollector(Observer):
         self._alive = 0
 
     def start(self, run) -> None:
-        self._was_on = gc.isenabled()
+        run.until_end(_Restore())
         gc.collect()
         gc.freeze()
         gc.disable()
         self._alive = len(gc.get_objects())
-        run.until_end(_Restore(self._was_on))
 
     def step(self, run, report) -> None:
         self._look(report.step)
@@ -72,13 +71,13 @@ class GarbageCollector(Observer):
 class _Restore:
     """Puts the collector back as it was, however a run ends."""
 
-    def __init__(self, was_on: bool):
-        self._was_on = was_on
-
     def __enter__(self) -> None:
-        pass
+        self._was_on, self._had_frozen = gc.isenabled(), gc.get_freeze_count() > 0
 
     def __exit__(self, *error) -> None:
         gc.unfreeze()
+        if self._had_frozen:  # the rank server's modules, which ranks share
+            gc.collect()
+            gc.freeze()
         if self._was_on:
             gc.enable()

@@ -49,6 +49,9 @@ from picolab.specs.train_config import check_budget
 EXPERTS_MARGIN = 0.15
 FAR_CAP = 1 << 40
 TIMED = 2
+AT_LEAST = {"keep": 0.0, "selective": 0.05, "recompute": 0.5, "offload": 0.05}
+"""Of a block's forward, what a choice takes longer, whatever a busy machine's clock says: nothing
+is free, and to compute again is to compute, but for the last product."""
 
 
 class SmartMemoryManager(Observer):
@@ -196,6 +199,8 @@ def measure(
             kept, work = seen.blocks(blocks)
             found[choice] = kept, work, clock.seconds()
             if choice == "keep":
+                forward = clock.seconds("forward")
+            if choice == "keep":
                 end, ends, rest = seen.end(blocks), seen.ends(blocks), seen.rest(blocks)
     finally:
         run.model.run_block = before
@@ -208,7 +213,7 @@ def measure(
                 choice: Cost(
                     round(kept[i] * (1 + margin)),
                     round(work[i] + margin * found["keep"][0][i]),
-                    max(0.0, seconds[i] - plain[i]),
+                    max(AT_LEAST[choice] * forward[i], seconds[i] - plain[i]),
                 )
                 for choice, (kept, work, seconds) in found.items()
             }
@@ -282,13 +287,14 @@ class _Clock:
     def __call__(self, where: str, block: int) -> None:
         self.spans.append((where, block, time.perf_counter()))
 
-    def seconds(self) -> list[float]:
-        """The least of its passes."""
+    def seconds(self, *of: str) -> list[float]:
+        """Of each block the least of its passes: of both directions, or of one."""
         found: dict[tuple[str, int], list[float]] = {}
         for (where, block, began), (_, _, ended) in pairwise(self.spans):
             if where != "after" and block >= 0:
                 found.setdefault((where, block), []).append(ended - began)
-        return [min(found["forward", i]) + min(found["backward", i]) for i in range(self._blocks)]
+        both = of or ("forward", "backward")
+        return [sum(min(found[where, i]) for where in both) for i in range(self._blocks)]
 
 
 class _Marks:
