@@ -13,9 +13,12 @@ get it from the largest numbers of all of them. Stages may differ. What the firs
 yet is added: the optimizer's moments, and, where micro-batches are accumulated, the gradients that
 the earlier ones leave.
 
+A collective's largest buffer is added once: the library may let go of it late. Experts on other
+ranks get as many rows as tokens choose them: there a share of what blocks take (`EXPERTS_MARGIN`)
+is left free.
+
 Refused, with what would work: a budget below the least, on one stage or on all; schedules that keep
-tensors beyond a backward, or have several stages a rank. Experts on other ranks get as many rows as
-tokens choose them: there a share of what blocks take (`EXPERTS_MARGIN`) is left free.
+tensors beyond a backward, or have several stages a rank; a precision that changes as it goes.
 """
 
 import functools
@@ -202,6 +205,7 @@ def measure(
                 forward = clock.seconds("forward")
             if choice == "keep":
                 end, ends, rest = seen.end(blocks), seen.ends(blocks), seen.rest(blocks)
+                late = _largest_buffer(watch)
     finally:
         run.model.run_block = before
         run.parallel.zero_grad()
@@ -212,19 +216,26 @@ def measure(
             {
                 choice: Cost(
                     round(kept[i] * (1 + margin)),
-                    round(work[i] + margin * found["keep"][0][i]),
+                    round(work[i] + margin * found["keep"][0][i]) + late,
                     max(AT_LEAST[choice] * forward[i], seconds[i] - plain[i]),
                 )
                 for choice, (kept, work, seconds) in found.items()
             }
             for i in range(blocks)
         ),
-        end=end,
+        end=end + late,
         ends=ends,
-        rest=rest,
+        rest=rest + late,
         pool=_held(near),
         in_flight=_in_flight(run.config),
     )
+
+
+def _largest_buffer(watch: RunWatch) -> int:
+    """Of a collective. The library's thread may let it go a moment after the wait for it is over,
+    so that one more is there than in the pass that was watched."""
+    of = [grown for life, grown, _, _ in watch.changes if life.category == "communication"]
+    return max((nbytes for nbytes in of if nbytes > 0), default=0)
 
 
 def _held(pool: MemoryPool | None) -> int:
