@@ -58,6 +58,7 @@ _ROOMS = (
     "model",
     "moe",
     "precision",
+    "memory",
     "parallel",
     "training",
     "debug",
@@ -67,7 +68,8 @@ _ROOMS = (
 )
 # Those that take torch.
 _WITH_TORCH = tuple(
-    f"picolab.{room}" for room in ("comm", "model", "moe", "parallel", "training", "debug")
+    f"picolab.{room}"
+    for room in ("comm", "model", "moe", "precision", "memory", "parallel", "training", "debug")
 )
 # What knows no chapter until the chapters are registered with it; `lab` does that itself.
 _ENGINES = ("picolab.exercises", "picolab.chapters")

@@ -1,5 +1,5 @@
-"""The command `picolab`: doctor, train, explain, tune, plan, checkpoint, verify, quiz, progress
-and runs.
+"""The command `picolab`: doctor, train, explain, tune, plan, checkpoint, verify, quiz, progress,
+runs and demo.
 
 Each command is a small frozen dataclass whose fields are its flags, and a `run` that does the work
 with imports of its own: `picolab --help` takes no torch. What a program may want to read goes to
@@ -655,6 +655,27 @@ class Runs(_Several):
     ]
 
 
+@dataclass(frozen=True)
+class Demo:
+    """A minute in the terminal. memory: what a step's bytes are for, what a budget lets each block
+    do and why, and that the peak stays below it."""
+
+    topic: Positional[Literal["memory"]]
+    """about what"""
+    layout: str = "dp1"
+    """of the runs"""
+    model: str = "tiny"
+    """which model is trained"""
+
+    def run(self) -> int:
+        from picolab.show.terminal import say
+        from picolab.training.memory_demo import memory_demo
+
+        for part in memory_demo(layout=self.layout, model=self.model):
+            say(part)
+        return 0
+
+
 def _listing(rundirs, as_json: bool):
     from picolab.show.table import Table, bytes_text
 
@@ -710,6 +731,7 @@ Command = (
     | Annotated[Quiz, subcommand("quiz")]
     | Annotated[Progress, subcommand("progress")]
     | Annotated[Runs, subcommand("runs")]
+    | Annotated[Demo, subcommand("demo")]
 )
 
 

@@ -54,6 +54,7 @@ from picolab.costs.parameters import (
     local_parameters,
     parameters,
 )
+from picolab.costs.saved import saved_bytes, saved_ends
 from picolab.costs.slices import (
     causal_share,
     even_slices,
@@ -126,6 +127,8 @@ __all__ = [
     "ring_bytes",
     "rounding_unit",
     "scaled_bits",
+    "saved_bytes",
+    "saved_ends",
     "sp_input_bytes",
     "stage_layers",
     "state_bytes",

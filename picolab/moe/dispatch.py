@@ -244,6 +244,7 @@ class _Wait(torch.autograd.Function):
     def forward(ctx, x, exchange):
         ctx.exchange = exchange
         exchange.pending.wait()
+        exchange.pending = None  # or what came would be there until backward, needed or not
         return x.view_as(x)
 
     @staticmethod

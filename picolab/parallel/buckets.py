@@ -17,6 +17,7 @@ zero.py lets each rank sum its own rows, and keeps gradients elsewhere (`_put`).
 Source: arXiv 2006.15704, section 3.2 (torch's DDP).
 """
 
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -36,6 +37,8 @@ ADDED_TO_A_SUM = (
 
 # Which parameters a placement looks after, where the replicas of some are not those of others.
 Only = Callable[[nn.Parameter], bool]
+# Where numbers that travel lie: so many, like a tensor's. A pool of memory may be put there.
+Buffer = Callable[[torch.Tensor, int], torch.Tensor]
 
 
 @dataclass
@@ -98,6 +101,7 @@ class GradientBuckets(Placement, ABC):
     find_unused: bool
     only: Only | None
     model: nn.Module
+    buffer: Buffer = staticmethod(torch.Tensor.new_empty)
 
     @abstractmethod
     def _start(self, bucket: Bucket) -> None:
@@ -119,8 +123,11 @@ class GradientBuckets(Placement, ABC):
         self._syncing = True
         if comm.mesh().size(self.axis) > 1:
             self._fill_buckets(self.bucket_bytes)
+            # torch keeps such a hook where Python's collector does not look: a strong reference
+            # back to the parameter, by way of this object, would keep the model for ever.
+            me = weakref.ref(self)
             for parameter in self._trainable:
-                parameter.register_post_accumulate_grad_hook(self._arrived)
+                parameter.register_post_accumulate_grad_hook(lambda of: me()._arrived(of))
 
     @contextmanager
     def no_sync(self) -> Iterator[None]:

@@ -166,6 +166,7 @@ class PipelineParallelOptimizer(Placement):
             spans.append((kind, stage, m, began, time.monotonic()))
             if target := schedule.feeds(action):
                 self._give(action, result, target)
+            given = x = y = result = None  # or they would be there during the next action
             self._free_what_was_sent()
         self._free_what_was_sent(wait=True)
         step = comm.ledger().step

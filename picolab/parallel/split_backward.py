@@ -86,6 +86,9 @@ class SplitProduct(Product):
     def __call__(self, x: torch.Tensor, weight: nn.Parameter) -> torch.Tensor:
         return self._later.product(x, weight, self.whole)
 
+    def copies(self) -> list[torch.Tensor]:
+        return self.whole.copies()
+
 
 class _SplitLinear(torch.autograd.Function):
     """weight comes wrapped, so that it is no input to autograd: of an input autograd would say that

@@ -24,6 +24,7 @@ from picolab.model.placement import Batch, Placement
 from picolab.moe import ExpertLayer, MoEParallelStrategy
 from picolab.moe.router import WholePool, is_bias
 from picolab.parallel import micro_batches
+from picolab.parallel.buckets import Buffer, GradientBuckets
 from picolab.parallel.context import ContextParallelOptimizer
 from picolab.parallel.data import DataParallelOptimizer
 from picolab.parallel.experts import SequencePool, split_experts
@@ -290,6 +291,12 @@ class ThreeDParallelOptimizer:
             parameter.grad = None
         for placement in self.placements:
             placement.zero_grad()
+
+    def use_buffers(self, buffer: Buffer) -> None:
+        """Where buckets are packed, if not in fresh memory each time."""
+        for placement in self.placements:
+            if isinstance(placement, GradientBuckets):
+                placement.buffer = buffer
 
     def held(self) -> list[torch.Tensor]:
         """Every parameter that takes memory here, what it is for aside: the model's, and what

@@ -205,6 +205,8 @@ class ZeroOptimizer(GradientBuckets):
     def zero_grad(self) -> None:
         for of in self.sharded:
             of.whole.grad = of.shard.grad = None
+        for slot in self._slots.values():  # or it would hold the old gradient until the new one
+            slot.view, slot.summed = None, False
 
     # -- what becomes of gradients --
 
@@ -233,7 +235,7 @@ class ZeroOptimizer(GradientBuckets):
 
     def _start(self, bucket: Bucket) -> None:
         members = [self._of[slot.parameter] for slot in bucket.slots]
-        flat = zero_comm.pack(members, [of.whole.grad for of in members])
+        flat = zero_comm.pack(members, [of.whole.grad for of in members], self.buffer)
         bucket.pending = comm.reduce_scatter(
             flat, self.axis, f"{self.of}: gradient bucket", async_op=True
         )

@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from picolab import comm
+from picolab.parallel.buckets import Buffer
 
 
 @dataclass(eq=False)
@@ -50,13 +51,15 @@ def line(members: Sequence[Sharded]) -> int:
     return sum(of.numel(0) for of in members)
 
 
-def pack(members: Sequence[Sharded], tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+def pack(
+    members: Sequence[Sharded], tensors: Sequence[torch.Tensor], buffer: Buffer
+) -> torch.Tensor:
     """Tensors of the wholes' shapes, such as gradients, as a line for each rank."""
     length, parts = line(members), []
     for index in range(len(members[0].ends) - 1):
         parts += [of.rows(tensor, index).reshape(-1) for of, tensor in zip(members, tensors)]
         parts.append(tensors[0].new_zeros(length - sum(of.numel(index) for of in members)))
-    return torch.cat(parts)
+    return torch.cat(parts, out=buffer(tensors[0], length * (len(members[0].ends) - 1)))
 
 
 def side_by_side(members: Sequence[Sharded]) -> torch.Tensor:

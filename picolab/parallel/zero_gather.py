@@ -20,8 +20,10 @@ what forward saved for backward is its memory, one for all of a use. To free is 
 memory to nothing, to gather is to resize it back and write it (not noticed by autograd's version
 counter: by `.data`); the module has its shard back at once, so that whoever looks at the model
 between steps sees what is kept. Twin: `torch.distributed.fsdp.fully_shard`, whose
-`reshard_after_forward` this is (its root, with embedding and head, is kept, too). Leaves out:
-recomputation.
+`reshard_after_forward` this is (its root, with embedding and head, is kept, too).
+
+**Recomputation** runs a block's forward again in its backward, when its parameters are whole: it
+gathers nothing, and frees nothing.
 """
 
 import math
@@ -147,7 +149,9 @@ class GatheredModel:
         self.sharded = [known[owned][0] for owned in owners]
         for i, use in enumerate(self.uses):
             use.modules[0].register_forward_pre_hook(lambda _, args, i=i: self._before(i, args))
-            use.modules[-1].register_forward_hook(lambda _, __, out, i=i: self._after(i, out))
+            use.modules[-1].register_forward_hook(
+                lambda _, __, out, i=i: self._after(i, out), always_call=True
+            )
         # Of its backward the embedding needs the tokens only.
         self._first = int(bool(self.uses) and self.uses[0].modules[0] is model.embed)
         self._kept = None if comm.axis_size("pp") > 1 else len(self.uses) - 1
@@ -159,9 +163,13 @@ class GatheredModel:
             use.free()
 
     def _before(self, i: int, args: tuple) -> tuple:
+        use = self.uses[i]
+        if _again():  # its backward, which is about to begin, has gathered it, and will free it
+            use.ready("backward")
+            use.put(whole=True)
+            return args
         if i == 0:
             self.free()
-        use = self.uses[i]
         use.ready("forward")
         use.put(whole=True)
         if i + 1 < len(self.uses):
@@ -171,9 +179,11 @@ class GatheredModel:
             x = _WhenBackwardIsOver.apply(x, use.free)
         return x, *rest
 
-    def _after(self, i: int, out: torch.Tensor) -> torch.Tensor:
+    def _after(self, i: int, out: torch.Tensor | None) -> torch.Tensor | None:
         use = self.uses[i]
         use.put(whole=False)
+        if out is None or _again():  # (a second forward ends when it has what it is run for)
+            return out
         comes_back = i >= self._first and torch.is_grad_enabled() and out.requires_grad
         if not comes_back or i != self._kept:
             use.free()
@@ -185,6 +195,11 @@ class GatheredModel:
         self.uses[i].ready("backward")
         if i > self._first:
             self.uses[i - 1].start("backward")
+
+
+def _again() -> bool:
+    """Whether this is a block's second forward, in its backward."""
+    return torch._C._current_graph_task_id() != -1
 
 
 def _with_memory(

@@ -77,6 +77,9 @@ class LowProduct(Product):
         """The master has changed."""
         self._copies.clear()
 
+    def copies(self) -> list[torch.Tensor]:
+        return list(self._copies.values())
+
     def copy(self, w: torch.Tensor, way: Way) -> torch.Tensor:
         """The master, rounded; as fp32 numbers where they will be multiplied in fp32."""
         held = self.dtype if way == "native" else torch.float32

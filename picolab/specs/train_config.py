@@ -9,6 +9,7 @@ It lies here, below the rooms that train, because the command line explains it w
 
 import difflib
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -98,6 +99,10 @@ class TrainConfig:
     """Experts that have copies: "0@1 3@2" is 0 on rank 1 of ep too, and 3 on rank 2; "2:0@1" is in
     layer 2 only. Rows are shared out among copies, and their gradients summed. None: each expert is
     on one rank of an ep group."""
+    memory_budget: int | str | None = None
+    """The most bytes of live tensors that a rank may have, such as "40MB" (1e6) or "38MiB" (2**20):
+    blocks keep, compute again or offload what backward needs, whichever is fastest within it. It
+    changes no number. None: everything is kept."""
     stage_cost_s: tuple[float, float] = (0.0, 0.0)
     """Seconds slept in each forward and each backward of a pipeline stage. For lessons: on two
     cores the stages of a real pipeline take turns, while sleeping ones overlap as devices do."""
@@ -112,6 +117,8 @@ class TrainConfig:
         object.__setattr__(self, "betas", _pair("betas", self.betas, "AdamW takes two numbers"))
         cost = _pair("stage_cost_s", self.stage_cost_s, "give seconds of a forward and a backward")
         object.__setattr__(self, "stage_cost_s", cost)
+        if self.memory_budget is not None:
+            object.__setattr__(self, "memory_budget", _bytes("memory_budget", self.memory_budget))
         self._choose_precision()
         self._check_numbers()
         others = [name for name in model.extensions if name not in TRAINED_EXTENSIONS]
@@ -131,6 +138,8 @@ class TrainConfig:
                     f"{name} keeps that input for its weight gradient; take sp_inputs='keep', or "
                     "1f1b"
                 )
+        if self.memory_budget is not None:
+            check_budget(self)
 
     def _choose_precision(self) -> None:
         """Both spellings are known afterwards, and agree."""
@@ -206,6 +215,24 @@ class TrainConfig:
         return self.lr * (0.1 + 0.9 * (1 + math.cos(math.pi * progress)) / 2)
 
 
+def check_budget(config: TrainConfig) -> None:
+    """ValueError for runs that cannot keep a memory budget: their memory is another in each step,
+    or waits for more than its backward."""
+    if config.precision == "adaptive":
+        raise ValueError(
+            "a memory budget is planned once, and precision 'adaptive' changes what layers keep; "
+            "take another precision, or leave memory_budget out"
+        )
+    if config.layout.pp > 1:
+        name = ScheduleName.parse(config.layout.schedule)
+        if name.splits_backward or name.stages_a_rank > 1:
+            raise ValueError(
+                f"a memory budget counts what waits for its backward, and {name} keeps other "
+                "things as well (what weight gradients need later, several stages a rank); take "
+                "1f1b or gpipe, or leave memory_budget out"
+            )
+
+
 def assemble(**settings) -> TrainConfig:
     """A TrainConfig from its own fields and those of a ModelConfig, mixed: the latter change the
     model.
@@ -243,6 +270,24 @@ def _pair(name: str, value, hint: str) -> tuple:
     if not isinstance(value, tuple | list) or len(value) != 2:
         raise ValueError(f"{name} is {value!r}; {hint}")
     return tuple(value)
+
+
+_UNITS = {"": 1, "b": 1, "kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+
+
+def _bytes(name: str, value) -> int:
+    """A number of bytes: an integer, or a text with a unit."""
+    found = re.fullmatch(r"\s*([\d_.]+)\s*([A-Za-z]*)\s*", str(value))
+    unit = found and _UNITS.get(found[2].lower())
+    try:
+        nbytes = round(float(found[1]) * unit) if unit and not isinstance(value, bool) else 0
+    except ValueError:
+        nbytes = 0
+    if nbytes < 1:
+        raise ValueError(
+            f"{name} is {value!r}; it is a number of bytes, such as '40MB' (1e6) or '38MiB' (2**20)"
+        )
+    return nbytes
 
 
 def _check_integer(name: str, value, least: int) -> None:

@@ -3,8 +3,8 @@
     must be the same    the model (but for its name), dtype, the text and its order (so data and
                         seed, which the text itself checks: see text.py), sequences in a step
     how a step is cut   layout, micro_batch, accumulate, bucket_bytes, sp_inputs, stage_cost_s,
-                        expert_copies, products: they change rounding and speed, nothing is said; of
-                        another stage of ZeRO, that the shards are cut anew
+                        expert_copies, products, memory_budget: they change rounding and speed,
+                        nothing is said; of another stage of ZeRO, that the shards are cut anew
     may be changed      all else (lr, warmup, steps, betas, clip, ...): one line for each that is
 
 A *step* belongs to the run: so many sequences, then one update. On another number of replicas the
@@ -25,7 +25,7 @@ from picolab.specs.precision import OLDER_SPELLING
 
 CUTS = {
     "layout", "micro_batch", "accumulate", "bucket_bytes", "sp_inputs", "stage_cost_s", "products",
-    "expert_copies"
+    "expert_copies", "memory_budget",
 }  # fmt: skip
 CHECKED = {"model", "dtype", "seed"}
 SCHEDULE = ("lr", "warmup", "steps")

@@ -31,6 +31,9 @@ import torch
 import torch.distributed as dist
 
 from picolab import comm
+from picolab.memory import SmartMemoryManager
+from picolab.memory.scheduler import whole_block
+from picolab.moe import saved_choices
 from picolab.monitoring import Ledger, Observer, StepReport, events
 from picolab.parallel import ThreeDParallelOptimizer, parallelize
 from picolab.parallel.micro_batches import count_valid as global_count
@@ -70,6 +73,9 @@ def train_rank(
         own.append(Evaluation(config.eval_every, report.eval_losses))
     if checkpoints is not None:
         own.append(CheckpointWriter(checkpoints))
+    if config.memory_budget is not None:
+        contexts = saved_choices if config.model.experts else whole_block
+        own.append(SmartMemoryManager(config.memory_budget, contexts=contexts))
     with Run(config, [*own, *observers], precision or of_config(config)) as run:
         run.prepare(text)
         if checkpoints is not None and checkpoints.resume is not None:

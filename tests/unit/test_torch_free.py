@@ -140,7 +140,7 @@ def test_doctor_without_torch(tmp_path):
     assert "not installed" in asked.stdout and "pip install -e '.[torch]'" in asked.stdout
 
 
-@pytest.mark.parametrize("room", ["comm", "model", "parallel", "training"])
+@pytest.mark.parametrize("room", ["comm", "model", "parallel", "memory", "training"])
 def test_rooms_that_need_torch_say_what_to_install(room):
     asked = run_without_torch(f"""
         import importlib

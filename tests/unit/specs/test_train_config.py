@@ -128,3 +128,16 @@ def test_dtype_is_the_older_spelling_of_precision(settings, precision, dtype, ac
     assert config.numbers.activations == activations and config.numbers.parameters == dtype
     again = replace(config, steps=3)  # both spellings are known by then, and agree
     assert (again.precision, again.dtype) == (precision, dtype)
+
+
+def test_a_memory_budget_is_bytes():
+    for given, nbytes in (("40MB", 40_000_000), ("38 MiB", 38 * 2**20), (10**7, 10**7), ("1e", 0)):
+        if nbytes:
+            assert TrainConfig(memory_budget=given).memory_budget == nbytes
+            continue
+        with pytest.raises(ValueError, match="memory_budget is '1e'; it is a number of bytes"):
+            TrainConfig(memory_budget=given)
+    with pytest.raises(ValueError, match="a memory budget is planned once"):
+        TrainConfig(memory_budget="40MB", precision="adaptive")
+    with pytest.raises(ValueError, match="zb-h1 keeps other things as well"):
+        TrainConfig(memory_budget="40MB", layout="pp2:zb-h1", accumulate=4)

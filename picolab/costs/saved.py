@@ -1,0 +1,159 @@
+"""What the operators of *our* block leave for the backward pass, module by module, to the byte.
+
+`activations.kept` lists what a layer has to keep, whoever writes it, and the tables in print are
+its sums. An eager program keeps a little more, where an operator needs it in another form:
+
+    a norm        its input over its root mean square, beside the input and the result: torch has no
+                  fused kernel for it on a CPU
+    q, k, v       one product, of which v is a view: all of it stays as long as v
+    low precision norms are computed in fp32 of numbers in 16 bits, and attention too where products
+                  are "rounded": copies of what they read stay, and the 16-bit originals do not
+    experts       which row goes where (two int64 a row), the weights of the choices before and
+                  after they were normalised, masks
+
+A tensor belongs to the module in whose forward it was made; the two sums of the residual stream are
+the block's own (the first block's input is the embedding's). With sequence parallelism a rank has
+1/tp of what lies between the matrices, but of their inputs the gathered whole.
+
+tests/distributed/memory/test_saved.py compares each module, for dense blocks and experts, in every
+precision, with and without tp, sp and cp.
+"""
+
+from typing import Literal
+
+from picolab.costs.memory import dtype_bytes
+from picolab.costs.parameters import has_experts
+from picolab.costs.slices import even_slices, head_slices
+from picolab.specs import ModelConfig
+from picolab.specs.precision import PRECISIONS, PrecisionName
+
+STATISTIC_BYTES = 4  # of a norm, of attention; fp64 where the model is
+
+
+def saved_bytes(
+    config: ModelConfig,
+    layer: int = 0,
+    *,
+    micro_batch: int = 1,
+    seq: int | None = None,
+    precision: PrecisionName = "fp32",
+    products: Literal["native", "rounded"] = "rounded",
+    tp: int = 1,
+    tp_rank: int = 0,
+    sp: bool = False,
+    cp: int = 1,
+    rows: list[int] | None = None,
+) -> dict[str, int]:
+    """Module -> bytes of one micro-batch, on one rank; "" is the block itself.
+
+    products: of attention and of experts, in a short format. rows: how many rows each of this
+    rank's experts gets; None: all tokens' choices, evenly, on a rank that has all experts.
+    """
+    tokens = micro_batch * (config.seq if seq is None else seq) // cp
+    numbers = PRECISIONS[precision]
+    own, b = max(4, dtype_bytes(numbers.parameters)), dtype_bytes(numbers.activations)
+    stat = max(STATISTIC_BYTES, own)
+    low = precision not in ("fp32", "fp64")
+    h, between = config.hidden, tokens // (tp if sp else 1)
+
+    # The norm reads what flows between layers in fp32 or better: a copy, or the residual itself.
+    norm = between * (h * own + stat + (h * own if own != b else 0))
+    given = 0 if sp else tokens * h * b  # what it gives; gathered, it is the next module's
+    gathered = tokens * h * b if sp else 0
+    residual = between * h * b if own == b else 0
+
+    queries, keys = head_slices(config.heads, config.kv_heads, tp, tp_rank)
+    n, k, e = len(queries), len(keys), config.head_dim
+    exact = low and products == "rounded" and cp == 1
+    if exact:  # attention reads copies in fp32, and its result is rounded
+        qkv, attention = 0, (n + 2 * k) * e * 4 + n * e * (4 + b) + n * STATISTIC_BYTES
+    else:
+        qkv, attention = (n + 2 * k) * e * b, (2 * n + k) * e * b + n * stat
+    found = {
+        "attention_norm": norm + given,
+        "attention.qkv": gathered + tokens * qkv,
+        "attention": tokens * attention,
+        "mlp_norm": norm + given,
+        "": 2 * residual,
+    }
+    if has_experts(config, layer):
+        found |= _experts(config, tokens, own, b, low and products == "rounded", rows)
+        if low and not config.shared_experts:  # nobody reads it but to copy it
+            found["mlp_norm"] -= given
+    else:
+        f = len(even_slices(config.ffn, tp)[tp_rank])
+        found["mlp.gate_up"] = gathered + tokens * 2 * f * b
+        found["mlp"] = tokens * 2 * f * b
+    return {module: nbytes for module, nbytes in found.items() if nbytes}
+
+
+def _experts(
+    config: ModelConfig, tokens: int, own: int, b: int, rounded: bool, rows: list[int] | None
+) -> dict[str, int]:
+    """A layer of experts. Rows leave with the tokens of this rank and arrive at its experts: the
+    same ones where all are here."""
+    h, f, experts, each = config.hidden, config.expert_ffn, config.experts, config.experts_per_token
+    leave = tokens * each
+    arrive = leave if rows is None else sum(rows)
+    here = experts if rows is None else len(rows)
+    exact = max(4, b)
+    router = tokens * experts * (exact + 1)  # scores, and which were chosen
+    if config.router_renormalise:
+        router += tokens * (experts + 2) * exact  # the chosen scores, their sum twice
+    if exact != b:
+        router += tokens * h * exact  # what it reads, in fp32
+    if config.aux_loss:
+        router += experts * exact + exact  # shares of the choices, the loss
+    router += (experts + 1) * 8  # what it counts
+    # Where rows go, their weights; and what is added up, of which backward asks for the shape only.
+    found = {"mlp.router": router, "mlp": leave * (16 + b + h * b)}
+    grouped = own == 4 or b == 2  # the kernel keeps where each expert's rows end
+    ends = 2 * here * 4 * grouped
+    inner = arrive * f * b * 3  # gate and up, silu of gate
+    if rounded:  # operands of the grouped products are fp32 copies, weights among them
+        weights = 3 * here * f * h * 4
+        found["mlp.experts"] = arrive * h * 4 + inner + arrive * f * 4 + weights + ends
+    else:
+        found["mlp"] += arrive * h * b
+        found["mlp.experts"] = inner + arrive * f * b + ends
+    # What they made of them, which came back to the layer where it was elsewhere.
+    found["mlp.experts" if rows is None else "mlp"] += leave * h * b
+    if config.shared_experts:
+        f = config.shared_experts * config.expert_ffn
+        found |= {"mlp.shared.gate_up": tokens * 2 * f * b, "mlp.shared": tokens * 2 * f * b}
+    return found
+
+
+def saved_ends(
+    config: ModelConfig,
+    *,
+    micro_batch: int = 1,
+    seq: int | None = None,
+    precision: PrecisionName = "fp32",
+    tp: int = 1,
+    tp_rank: int = 0,
+    sp: bool = False,
+    cp: int = 1,
+) -> dict[str, int]:
+    """The same of what is outside the blocks: the embedding, the last norm, the loss. Logits are
+    not kept: their log-softmax is, in fp32 or better."""
+    tokens = micro_batch * (config.seq if seq is None else seq) // cp
+    numbers = PRECISIONS[precision]
+    own, b = max(4, dtype_bytes(numbers.parameters)), dtype_bytes(numbers.activations)
+    h, between = config.hidden, tokens // (tp if sp else 1)
+    norm = between * (h * own + max(STATISTIC_BYTES, own) + (h * own if own != b else 0))
+    vocab = len(even_slices(config.vocab, tp)[tp_rank])
+    found = {
+        "embed": between * h * b if own == b else 0,
+        "norm": norm + (0 if sp else tokens * h * b),
+        "head": tokens * h * b if sp else 0,
+        "cross_entropy": tokens * vocab * max(4, b),
+    }
+    if cp == 1:
+        found["cross_entropy"] += tokens * 8  # labels, side by side
+    else:  # of positions that no table is kept for
+        found["rotary"] = 2 * (tokens // micro_batch) * config.head_dim * max(4, b)
+    if tp > 1:  # whose row, and of which rank
+        found["embed"] += tokens * (8 + 1)
+        found["cross_entropy"] += tokens * 2
+    return {module: nbytes for module, nbytes in found.items() if nbytes}

@@ -1,0 +1,103 @@
+"""Memory, as ratios within one run.
+
+    python tests/benchmarks/memory.py [copies] [garbage] [budgets]
+
+1. Copies of 64 MiB into fresh memory, over copies into a pool's: what page faults cost.
+2. Garbage: four ranks make circles of objects. The 99th percentile of step times with Python's own
+   collector, over that with collection at the same step on all ranks. In turns.
+3. Budgets: seconds of a step at several budgets, over those of a run that keeps everything, and
+   what was chosen.
+"""
+
+import statistics
+import sys
+import time
+
+import torch
+
+import picolab as pico
+from picolab.memory import GarbageCollector, MemoryPool
+from picolab.show.table import Table
+
+ROUNDS = 5
+
+
+class Garbage(pico.Observer):
+    """Objects that refer to themselves, on each rank as many, in other portions."""
+
+    def __init__(self, objects: int = 3000):
+        self.objects, self.kept = objects, []
+
+    def start(self, run) -> None:
+        # A program with a history: a full pass has to look at it.
+        self.kept = [[i] for i in range(500_000)]
+
+    def step(self, run, report) -> None:
+        pass
+
+    def gradients(self, run) -> None:
+        rank = torch.distributed.get_rank()
+        for _ in range(self.objects + 500 * rank):
+            circle = []
+            circle.append([circle])
+
+
+def copies() -> None:
+    size, pool = 64 << 20, MemoryPool(128 << 20)
+    source = torch.zeros(size, dtype=torch.uint8)
+
+    def fresh() -> None:
+        torch.empty(size, dtype=torch.uint8).copy_(source)
+
+    def pooled() -> None:
+        lease = pool.lease(size)
+        lease.tensor.copy_(source)
+        lease.free()
+
+    ratios = []
+    for _ in range(ROUNDS):
+        ratios.append(seconds(fresh) / seconds(pooled))
+    print(f"copies of 64 MiB, fresh / pooled: {statistics.median(ratios):.1f}")
+
+
+def seconds(work) -> float:
+    work()
+    began = time.perf_counter()
+    for _ in range(3):
+        work()
+    return time.perf_counter() - began
+
+
+def garbage(steps: int = 60) -> None:
+    ratios = []
+    for _ in range(3):
+        p99 = []
+        for observers in ([Garbage()], [Garbage(), GarbageCollector(every=20)]):
+            result = pico.train(
+                "tiny", "dp4", steps=steps, data="random", progress=False, observers=observers
+            )
+            p99.append(statistics.quantiles(result.step_s[5:], n=100)[98])
+        ratios.append(p99[0] / p99[1])
+    print(f"p99 of a step, Python's collector / aligned: {statistics.median(ratios):.2f} "
+          f"({', '.join(f'{ratio:.2f}' for ratio in ratios)})")  # fmt: skip
+
+
+def budgets(steps: int = 12) -> None:
+    base = dict(model="tiny", data="random", steps=steps, progress=False)
+    plain = statistics.median(pico.train(**base).step_s[2:])
+    rows = []
+    for budget in ("40MB", "30MB", "24MB", "20MB", "18MB"):
+        try:
+            result = pico.train(**base, memory_budget=budget)
+        except pico.RankFailure as failure:
+            rows.append([budget, "", str(failure).strip().splitlines()[-1][:60]])
+            continue
+        plan = next(iter(result.events.where("memory plan"))).data
+        rows.append([budget, statistics.median(result.step_s[2:]) / plain, plan["choices"]])
+    print(Table(["budget", "seconds / keep all", "blocks"], rows))
+
+
+if __name__ == "__main__":
+    parts = sys.argv[1:] or ["copies", "garbage", "budgets"]
+    for part in parts:
+        {"copies": copies, "garbage": garbage, "budgets": budgets}[part]()

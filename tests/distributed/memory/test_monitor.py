@@ -1,0 +1,270 @@
+"""What the monitor counts, in real steps: states and kept activations to the byte of the formula in
+each kind of layout and precision, a total that is there, and what torch's own tracker sees.
+
+Wrong versions kept below: memory that is freed by resizing and not noticed, views that count,
+gradients counted where autograd made them and not where they went, a pass that keeps nothing.
+"""
+
+import gc
+import itertools
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.distributed._tools.mem_tracker import MemTracker
+
+import picolab as pico
+from picolab import costs, launch
+from picolab.memory import MemoryMonitor, Watch, predicted, prediction, watch
+from picolab.model import Transformer
+from picolab.monitoring import events
+from picolab.training import TrainConfig, train_rank
+
+SHAPE = dict(hidden=48, ffn=80, layers=4, heads=6, kv_heads=3, vocab=97, seq=32)
+EXPERTS = dict(experts=4, experts_per_token=2, expert_ffn=24, aux_loss=0.01)
+CONFIG = TrainConfig(
+    model=pico.ModelConfig(**SHAPE), data="random", steps=2, micro_batch=2, products="rounded"
+)
+STATES = ("parameters", "gradients", "optimizer")
+
+
+@pytest.fixture(scope="module")
+def world():
+    with launch.World(2, quiet=True) as made:
+        yield made
+
+
+def monitored(configs, patch=None):
+    """This rank's reports of one run after the other: what was seen, what the run counts itself,
+    how many rows each expert got."""
+    found = []
+    for config in configs:
+        said, write = {}, events.write
+
+        def keep(kind, /, said=said, write=write, **data):
+            said[kind] = data
+            write(kind, **data)
+
+        events.write = keep
+        undo = patch() if patch else None
+        try:
+            report = train_rank(config, observers=[MemoryMonitor()])
+        finally:
+            events.write = write
+            if undo:
+                undo()
+        found.append((said["memory"], report.memory, said.get("experts"), report.losses))
+    return found
+
+
+def check_states(config, rank, seen, counted):
+    formula = costs.rank_states(config.model, config.layout, rank, precision=config.precision)
+    assert sum(seen["at_peak"].values()) == seen["most"]["total"]
+    assert max(seen["phases"].values()) == seen["most"]["total"]
+    for name in STATES:
+        assert counted[name] == formula[name]
+        if name != "gradients" or config.layout.zero < 2:
+            assert seen["most"][name] == formula[name], (str(config.layout), name)
+    for name, nbytes in predicted(config, rank).items():
+        off = seen["most"][name] / nbytes - 1
+        assert abs(off) < 0.02, (str(config.layout), rank, name, off)
+    if config.layout.zero == 3:
+        most = costs.gathered_bytes(config.model, config.layout, rank)
+        assert seen["most"]["gathered"] >= most
+    else:
+        assert seen["most"]["gathered"] == 0
+
+
+LAYOUTS = [
+    "dp2", "tp2", "tp2sp", "pp2", "pp2:gpipe", "pp2:interleaved-v2", "cp2",
+    "dp2zero1", "dp2zero2", "dp2zero3",
+]  # fmt: skip
+
+
+def test_categories_are_the_formulas_in_every_layout(world):
+    configs = [replace(CONFIG, layout=layout, accumulate=2) for layout in LAYOUTS]
+    for rank, found in enumerate(world.run(monitored, configs)):
+        for config, (seen, counted, _, _) in zip(configs, found):
+            check_states(config, rank, seen, counted)
+
+
+def kept_of(seen, layer):
+    name = f"layers.{layer}"
+    of = {module: n for module, n in seen["kept"].items() if f"{module}.".startswith(f"{name}.")}
+    return {module.removeprefix(name).removeprefix("."): nbytes for module, nbytes in of.items()}
+
+
+def check_saved(config, rank, seen, experts):
+    """Each module of each layer, and of the ends, to the byte."""
+    layout, model = config.layout, config.model
+    options = dict(
+        micro_batch=config.micro_batch, precision=config.precision, tp=layout.tp,
+        tp_rank=layout.coordinates(rank)["tp"], sp=layout.sp, cp=layout.cp,
+    )  # fmt: skip
+    for layer in range(model.layers):
+        rows = None
+        if layout.ep > 1:
+            loads = experts["loads"][layer]
+            each = model.experts // layout.ep
+            rows = loads[rank * each : (rank + 1) * each]
+        formula = costs.saved_bytes(model, layer, products=config.products, rows=rows, **options)
+        assert kept_of(seen, layer) == formula, (str(layout), config.precision, layer)
+    ends = costs.saved_ends(model, **options)
+    for name, nbytes in ends.items():
+        assert nbytes <= seen["kept"].get(name, 0) <= nbytes + 32, (str(layout), name)
+
+
+DENSE = [
+    replace(CONFIG, layout=layout, precision=precision, dtype=None)
+    for layout, precision in [
+        *itertools.product(["dp2"], ["fp32", "fp64", "bf16", "fp16", "fp8", "bf16-pure"]),
+        *itertools.product(["tp2", "tp2sp", "cp2"], ["fp32", "bf16"]),
+    ]
+]
+SPARSE = [
+    replace(
+        CONFIG,
+        model=CONFIG.model.replace(**EXPERTS, **more),
+        layout=layout,
+        precision=name,
+        dtype=None,
+    )
+    for layout, name, more in [
+        ("dp2", "fp32", {}),
+        ("dp2", "bf16", {}),
+        ("dp2", "fp64", {}),
+        ("dp2", "fp32", {"shared_experts": 1}),
+        ("dp2ep2", "fp32", {}),
+        ("dp2ep2", "bf16", {}),
+    ]
+]
+
+
+def test_each_operators_saved_bytes_are_the_formulas(world):
+    found = world.run(monitored, DENSE)[0]
+    for config, (seen, _, experts, _) in zip(DENSE, found):
+        check_saved(config, 0, seen, experts)
+
+
+def test_so_are_those_of_experts(world):
+    found = world.run(monitored, SPARSE)[0]
+    for config, (seen, _, experts, _) in zip(SPARSE, found):
+        check_saved(config, 0, seen, experts)
+
+
+def test_watching_changes_no_number(world):
+    config = replace(CONFIG, layout="dp2zero3", steps=3)
+    (*_, losses) = world.run(monitored, [config])[0][0]
+    assert losses == world.run(train_rank, config)[0].losses
+
+
+# -- one process: against what is there, and against torch's tracker
+
+
+def step_of(model, optimizer, tokens):
+    model.loss(tokens[:, :-1], tokens[:, 1:]).backward()
+    optimizer.step()
+
+
+def one_step(make=Watch):
+    """A watched step, what was alive at its end by a look at every tensor, and torch's tracker."""
+    model = Transformer(CONFIG.model, device="cpu")
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    tokens = torch.randint(97, (2, 33))
+    step_of(model, optimizer, tokens)
+    optimizer.zero_grad()
+    gc.collect()
+    tracker = MemTracker()
+    tracker.track_external(model, optimizer)
+    seen = make(model)
+    with tracker, seen:
+        seen.call(model.parameters(), "parameters")
+        seen.follow_gradients(model.parameters())
+        begin = len(seen.totals)
+        step_of(model, optimizer, tokens)
+        seen.call([t for of in optimizer.state.values() for t in of.values()], "optimizer")
+        mine = {id(t.untyped_storage()): t.untyped_storage() for t in watch._all_tensors()}
+        mine = sum(s.nbytes() for s in mine.values() if s.device.type == "cpu")
+        alive = seen.live
+    peak = tracker.get_tracker_snapshot("peak")[torch.device("cpu")]
+    return seen.peaks(begin), alive, mine, {str(k): v for k, v in peak.items()}
+
+
+def check_tracker(make=Watch):
+    most, alive, mine, peak = one_step(make)
+    assert alive == mine
+    by = {name.rpartition(".")[2]: nbytes for name, nbytes in peak.items()}
+    assert most["parameters"] == by["PARAM"] and most["optimizer"] == by["OPT"]
+    others = most["total"] - most["other"]
+    assert others == pytest.approx(by["Total"], rel=0.02)
+    return most, by
+
+
+def test_what_torchs_tracker_sees():
+    check_tracker()
+
+
+class NoDeaths(Watch):
+    def _dies(self, key, life):
+        self._lives.pop(key, None)
+
+
+class EveryView(Watch):
+    def see(self, tensor, before=False):
+        life = watch.Life(tensor.nbytes, "", before)
+        self._change(life, life.nbytes)
+        return life
+
+
+@pytest.mark.parametrize("wrong", [NoDeaths, EveryView])
+def test_a_wrong_watch_is_caught(wrong):
+    with pytest.raises(AssertionError):
+        check_tracker(wrong)
+
+
+def no_resizing():
+    real, watch.Watch._resized = watch.Watch._resized, lambda self, storage: None
+    return lambda: setattr(watch.Watch, "_resized", real)
+
+
+def nothing_kept():
+    real, watch.Watch._keep = watch.Watch._keep, lambda self, born: born.clear()
+    return lambda: setattr(watch.Watch, "_keep", real)
+
+
+def where_autograd_made_them():
+    real = watch.Watch.follow_gradients
+
+    def follow(self, parameters):
+        for parameter in parameters:
+            hook = parameter.register_hook(lambda g: self.call([g], "gradients"))
+            self._hooks.append(hook)
+
+    watch.Watch.follow_gradients = follow
+    return lambda: setattr(watch.Watch, "follow_gradients", real)
+
+
+def test_mutant_one_micro_batch_in_flight(world, monkeypatch):
+    config = replace(CONFIG, layout="pp2", accumulate=2)
+    seen, counted, *_ = world.run(monitored, [config])[0][0]
+    monkeypatch.setattr(
+        prediction, "activations", lambda *args: max(prediction.stage_bytes(*args).values())
+    )
+    with pytest.raises(AssertionError, match="activations"):
+        check_states(config, 0, seen, counted)
+
+
+def test_mutants_in_layouts(world):
+    for patch, layout in ((no_resizing, "dp2zero3"), (where_autograd_made_them, "dp2")):
+        config = replace(CONFIG, layout=layout, accumulate=2)
+        seen, counted, *_ = world.run(monitored, [config], patch)[0][0]
+        with pytest.raises(AssertionError):
+            check_states(config, 0, seen, counted)
+    seen, _, experts, _ = world.run(monitored, DENSE[:1], nothing_kept)[0][0]
+    with pytest.raises(AssertionError):
+        check_saved(DENSE[0], 0, seen, experts)
+
+
+def test_bad_input_gets_a_sentence():
+    with pytest.raises(ValueError, match="they are numbers of steps, from 0"):
+        MemoryMonitor(steps=(-1,))

@@ -1,0 +1,236 @@
+"""The scheduler: as good as the best of all plans, for every budget; and executed, gradients equal
+those of a run that keeps everything, to the last bit.
+
+Wrong versions kept below: the cheapest seconds for each block by itself (greedy), plans compared by
+their time only, blocks behind counted in place of those before.
+"""
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from picolab.memory import BlockRunner, MemoryPool, MemoryScheduler, Offload, far_file, scheduler
+from picolab.memory.scheduler import CHOICES, Cost, Measured
+from picolab.model import Transformer
+from picolab.specs import ModelConfig
+
+COSTS = st.builds(Cost, st.integers(0, 20), st.integers(0, 40), st.integers(0, 9).map(float))
+BLOCKS = st.dictionaries(st.sampled_from(CHOICES), COSTS, min_size=1)
+
+
+def measured(blocks):
+    return st.builds(
+        Measured, blocks=blocks, end=st.integers(0, 40), ends=st.integers(0, 9),
+        rest=st.integers(0, 60), pool=st.integers(0, 30), in_flight=st.integers(1, 3),
+    )  # fmt: skip
+
+
+def all_plans(of: Measured):
+    for choices in itertools.product(*of.blocks):
+        yield of.peak(choices), of.seconds(choices)
+
+
+def check_best(of: Measured, frontier):
+    """For every budget at which anything changes."""
+    plans = list(all_plans(of))
+    assert min(plan.peak for plan in frontier) == min(peak for peak, _ in plans)
+    for budget in {peak for peak, _ in plans}:
+        best = min(seconds for peak, seconds in plans if peak <= budget)
+        found = [plan for plan in frontier if plan.peak <= budget][-1]
+        assert found.seconds == best
+        assert of.peak(found.choices) == found.peak <= budget
+
+
+@given(measured(st.lists(BLOCKS, min_size=1, max_size=5).map(tuple)))
+@settings(max_examples=150, deadline=None)
+def test_as_good_as_the_best_of_all_plans(of):
+    check_best(of, MemoryScheduler(of).frontier)
+
+
+def ten_blocks():
+    return Measured(
+        blocks=tuple(
+            {
+                "keep": Cost(100 + i, 130 + i, 0.0),
+                "recompute": Cost(10, 120 + i, 3.0 + i % 3),
+                "offload": Cost(0, 40, 2.0 + i % 4),
+            }
+            for i in range(10)
+        ),
+        end=60, rest=90, pool=150,
+    )  # fmt: skip
+
+
+def test_so_it_is_for_ten_blocks():
+    check_best(ten_blocks(), MemoryScheduler(ten_blocks()).frontier)
+
+
+def greedy(of: Measured):
+    """Every block on its own: as it was before anybody looked at sums."""
+    found = []
+    for weight in (0.0, 0.01, 0.1, 1.0):
+        choices = tuple(
+            min(one, key=lambda c: one[c].seconds + weight * one[c].kept) for one in of.blocks
+        )
+        found.append(scheduler.MemoryPlan(choices, of.peak(choices), of.seconds(choices)))
+    return sorted(found, key=lambda plan: plan.peak)
+
+
+def test_mutant_greedy():
+    with pytest.raises(AssertionError):
+        check_best(ten_blocks(), greedy(ten_blocks()))
+
+
+def test_mutant_partial_plans_compared_by_time(monkeypatch):
+    monkeypatch.setattr(
+        scheduler._Partial, "beats", lambda self, other: self.seconds <= other.seconds
+    )
+    with pytest.raises(AssertionError):
+        check_best(ten_blocks(), MemoryScheduler(ten_blocks()).frontier)
+
+
+def test_the_curve_is_monotone_and_too_small_a_budget_is_told_the_least():
+    made = MemoryScheduler(ten_blocks())
+    peaks, seconds = zip(*((plan.peak, plan.seconds) for plan in made.frontier))
+    assert list(peaks) == sorted(set(peaks))
+    assert list(seconds) == sorted(set(seconds), reverse=True)
+    assert made.choose(10**9).choices == ("keep",) * 10
+    with pytest.raises(ValueError, match=rf"the least that works is .*\({made.least:,} bytes\)"):
+        made.choose(made.least - 1)
+
+
+# -- executed
+
+CONFIG = ModelConfig(hidden=32, ffn=48, layers=4, heads=4, kv_heads=2, vocab=97, seq=24)
+
+
+def gradients(choices, dtype=torch.float32, passes=2, patch=None):
+    model = Transformer(CONFIG, device="cpu", dtype=dtype)
+    offload = Offload(far_file(1 << 30), MemoryPool(1 << 30), model.parameters())
+    model.run_block = BlockRunner(model, choices, offload=offload)
+    if patch:
+        patch(offload, model)
+    generator = torch.Generator().manual_seed(3)
+    for _ in range(passes):  # the second is added to the first, by other buffers
+        tokens = torch.randint(97, (2, 25), generator=generator)
+        model.loss(tokens[:, :-1], tokens[:, 1:]).backward()
+    offload.close()
+    return [parameter.grad for parameter in model.parameters()], offload
+
+
+def equal(some, others):
+    return all(torch.equal(a, b) for a, b in zip(some, others, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_every_choice_gives_the_same_gradients_to_the_last_bit(dtype):
+    kept, _ = gradients(["keep"] * 4, dtype)
+    plans = [[choice] * 4 for choice in CHOICES[1:]]
+    plans += [
+        list(itertools.islice(itertools.cycle(p), 4)) for p in itertools.permutations(CHOICES)
+    ]
+    for plan in plans[: 9 if dtype == torch.float64 else None]:
+        assert equal(gradients(plan, dtype)[0], kept), plan
+
+
+def test_offloaded_bytes_are_those_that_backward_needs_once_each():
+    """The saved bytes of the list, less the parameters: q, k and v share a storage, and so do the
+    norm's result and the input of the product."""
+    _, offload = gradients(["keep", "offload", "keep", "keep"], passes=1)
+    tokens, h = 2 * 24, CONFIG.hidden
+    n, k, e, f = CONFIG.heads, CONFIG.kv_heads, CONFIG.head_dim, CONFIG.ffn
+    # (two sums: the block's input and that between its halves)
+    per_token = 2 * (h * 3) + (n + 2 * k) * e + (2 * n + k) * e + 4 * f
+    small = tokens * (n + 2) * 4  # log-sum-exps, and the norms' statistics below a KiB
+    moved = offload.moved - tokens * per_token * 4
+    assert 0 <= moved <= small
+    assert offload.near.wanted == offload.far.wanted == 0  # and all of it was given back
+    assert offload.near.made <= offload.near.lent
+
+
+def test_so_it_is_without_a_pool():
+    def fresh(offload, model):
+        offload.near = None
+
+    kept, _ = gradients(["keep"] * 4)
+    assert equal(gradients(["offload"] * 4, patch=fresh)[0], kept)
+
+
+def test_a_second_step_takes_no_new_buffers():
+    _, one = gradients(["offload"] * 4, passes=1)
+    _, four = gradients(["offload"] * 4, passes=4)
+    assert four.near.made == one.near.made and four.far.made == one.far.made
+    assert four.near.lent == 4 * one.near.lent
+
+
+def views_again(offload, model):
+    """As if each view were a memory of its own."""
+    entry = offload._entry
+    offload._entry = lambda storage, known, parcel: entry(storage, {}, parcel)
+
+
+def parameters_too(offload, model):
+    offload._stays = ()
+
+
+@pytest.mark.parametrize("wrong", [views_again, parameters_too])
+def test_mutant_more_travels_than_has_to(wrong):
+    right, much = (
+        gradients(["offload"] * 4, passes=1, patch=patch)[1].moved for patch in (None, wrong)
+    )
+    assert much > 1.1 * right
+
+
+def late(offload, model):
+    """A buffer goes back when the next block is begun, also if somebody still reads it."""
+    lend = offload.near.lend
+
+    def short(nbytes):
+        tensor = lend(nbytes)
+        slab_again = lend(nbytes)
+        del slab_again
+        return tensor
+
+    offload.near.lend = short
+    copy = offload._unpack
+
+    def unpack(view):
+        made = copy(view)
+        if not isinstance(view, torch.Tensor) and view.entry.nbytes > 4096:
+            view.entry.near.fill_(0)  # somebody else's copy
+        return made
+
+    offload._unpack = unpack
+
+
+def test_mutant_a_buffer_that_is_anothers_while_it_is_read():
+    kept, _ = gradients(["keep"] * 4)
+    assert not equal(gradients(["offload"] * 4, patch=late)[0], kept)
+
+
+def test_a_full_disk_is_an_error_of_one_call(monkeypatch, tmp_path):
+    from picolab.memory import offload as module
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    made = Offload(far_file(1 << 30, tmp_path), MemoryPool(1 << 30))
+    model = Transformer(CONFIG, device="cpu")
+    model.run_block = BlockRunner(model, ["keep", "keep", "offload", "keep"], offload=made)
+    tokens = torch.zeros((1, 24), dtype=torch.int64)
+    monkeypatch.setattr(module.os, "posix_fallocate", full)
+    with pytest.raises(OSError, match="the far memory is full: 0 bytes of activations"):
+        model.loss(tokens, tokens)
+    monkeypatch.undo()
+    model.loss(tokens, tokens).backward()  # and nothing is broken
+
+
+def test_bad_plans_get_a_sentence():
+    model = Transformer(CONFIG, device="cpu")
+    with pytest.raises(ValueError, match="there are 4 blocks here, and of each one of keep"):
+        BlockRunner(model, ["keep"])
+    with pytest.raises(ValueError, match="there is no Offload to do it"):
+        BlockRunner(model, ["offload"] * 4)
