@@ -8,7 +8,7 @@
     what is found      of which signal                                by which rule
     not finite         own loss and own gradient norm                 as they are told, at once
     loss spike         own loss of each rank                          Spike, 8 sigma and +10 %
-    gradient spike     own gradient norm of each rank                 Spike, 6 sigma and x4
+    gradient spike     own gradient norm of each rank                 Spike, 6 sigma and x5
     slow rank          how late it comes to collectives               8 of 10 steps above 10 %
     late data          the same, where more than half is the loader   8 of 10
     slow link          a message from its later end to its arrival    8 of 10 above 3x its own
@@ -31,7 +31,8 @@ Three things that are easy to do wrong:
   that is what a step is longer by, the *host* is busy, and nobody is accused.
 
 A stage of a pipeline that has no replica does what nobody else does: it is compared with what it
-took at the beginning. The same where there are experts, whose ranks have different work to do.
+took at the beginning. Where experts are dealt out over ranks no rank is called slow: who has those
+that are asked has more to do, which is told apart in experts.py.
 """
 
 import statistics
@@ -49,7 +50,8 @@ from picolab.specs import Layout
 
 FIRST = 20  # steps that say what is usual, after the first, which warms up
 PATIENCE = 20  # steps that others may be ahead of a rank that tells nothing
-LATE = 0.10  # of its own work, by which a rank is late
+LATE = 0.10  # of its own work, by which a rank is late (and half of the share without a core)
+STEP_SHARE = 0.08  # of a step: less than this is not worth a word
 SETTLE = 12  # steps that a slow run waits for its cause, which may be found by then
 UNEVEN = ("all_to_all",)  # of which ranks may send different sizes
 # How a run ended -> what it is called here. (An exception is its program's own, and says it.)
@@ -98,7 +100,7 @@ class AnomalyDetector:
         self._judged = -1
         self._not_heard: set[int] = set()
         self._losses = defaultdict(rules.Spike)
-        self._norms = defaultdict(lambda: rules.Spike(sigmas=6.0, factor=4.0))
+        self._norms = defaultdict(lambda: rules.Spike(sigmas=6.0, factor=5.0))
         self._broken: set[int] = set()  # ranks whose numbers are not finite, as was said
         self._late = defaultdict(rules.Often)
         self._usual: dict[int, list[float]] = defaultdict(list)
@@ -106,7 +108,6 @@ class AnomalyDetector:
         self._transfers: dict[tuple, list[float]] = defaultdict(list)
         self._memory = defaultdict(lambda: rules.Slope(least=1e5))
         self._experts = defaultdict(rules.Often)
-        self._has_experts = False
         self._run, self._busy = rules.Drift(), rules.Often()
         self._slow_run: Anomaly | None = None
         self._cause_at = -SETTLE - 1
@@ -221,7 +222,6 @@ class AnomalyDetector:
         return found
 
     def _collapse(self, data: dict) -> list[Anomaly]:
-        self._has_experts = True
         found = []
         for layer, loads in data["loads"].items():
             dead = rules.dead_experts(loads)
@@ -257,9 +257,14 @@ class AnomalyDetector:
     def _late_ranks(self, step: int, of: _Step) -> list[Anomaly]:
         if len(of.said) < 2:
             return []  # late is a word for several
-        if any(often.going_on for often in self._experts.values()):
-            return []  # who has the experts that are asked has more to do
+        if self._layout.ep > 1:
+            return []  # who has the experts that are asked has more to do (see experts.py)
         work = {rank: work_of(data, of.entries.get(rank, ())) for rank, data in of.said.items()}
+        # Neighbours that take cores take caches, too, which no clock tells: on a busy host more is
+        # asked for before a rank is accused.
+        seconds = statistics.fmean(data["seconds"] for data in of.said.values())
+        queued = statistics.fmean(part.queued for part in work.values())
+        least = LATE + queued / (2 * seconds)
         beyond = {rank: self._beyond_usual(rank, part.own) for rank, part in work.items()}
         found = []
         for rank, part in sorted(work.items()):
@@ -269,7 +274,7 @@ class AnomalyDetector:
             late = beyond[rank] - statistics.median(beyond[r] for r in others)
             alike = part.own - late  # what it would take if it were like the others
             late_data = part.data - statistics.median(work[r].data for r in others)
-            if self._late[rank].add(late > max(LATE * alike, 5e-4)):
+            if self._late[rank].add(late > max(least * alike, STEP_SHARE * seconds)):
                 data = late_data > late / 2
                 where = ", mostly in its data" if data else ""
                 text = (
@@ -282,7 +287,7 @@ class AnomalyDetector:
     def _beyond_usual(self, rank: int, own: float) -> float | None:
         """Own seconds where others do the same work; else those beyond what it took at first, and
         None as long as that is not known."""
-        if self._peers(rank) and not self._has_experts:
+        if self._peers(rank):
             return own
         first = self._usual[rank]
         if len(first) < FIRST:

@@ -65,8 +65,14 @@ class Spike:
         )
         flat = [x - slope * i for i, x in enumerate(logs)]
         middle, sigma = robust(flat)
-        excess = log - (middle + slope * len(logs))
+        # A fall gets slower, and a line through it would expect too little.
+        expected = max(middle + slope * len(logs), self.recent(logs))
+        excess = log - expected
         return excess > max(self.sigmas * sigma, math.log(self.factor))
+
+    @staticmethod
+    def recent(logs: list[float]) -> float:
+        return statistics.median(logs[-8:])
 
 
 def robust(values: Sequence[float]) -> tuple[float, float]:

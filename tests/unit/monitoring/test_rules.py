@@ -120,6 +120,19 @@ def test_a_steep_fall_is_no_spread():
     assert flagged(Flat(), values) == []
 
 
+def test_a_fall_that_gets_slower_has_no_spikes(monkeypatch):
+    """One rank's own losses in a real run. The mutant expects what a line through the window says,
+    which is too little where the fall gets slower."""
+    values = [
+        6.04, 5.93, 5.93, 5.66, 5.76, 5.73, 5.57, 5.45, 5.35, 5.0, 4.63, 4.88, 4.31, 4.48, 4.52,
+        3.97, 3.98, 4.07, 4.12, 3.96, 3.83, 3.4, 3.69, 3.26, 3.42, 3.33, 3.27, 3.06, 3.23, 2.99,
+        2.93, 3.56, 2.78, 3.45, 3.46, 2.7, 3.02, 2.54, 2.84, 3.12,
+    ]  # fmt: skip
+    assert flagged(Spike(), values) == []
+    monkeypatch.setattr(Spike, "recent", staticmethod(lambda logs: -math.inf))
+    assert flagged(Spike(), values) == [34]
+
+
 def test_a_new_level_is_no_endless_row_of_spikes():
     values = [1.0 + 0.01 * (i % 5) for i in range(50)] + [2.0 + 0.01 * (i % 5) for i in range(100)]
     assert flagged(Spike(), values) == list(range(50, 65))
