@@ -15,7 +15,7 @@
     leak               resident memory                                Slope, 0.1 MB a step
     desync             what each rank did over each group             the ledgers differ
     expert collapse    choices of experts                             8 of 10: half of them dead
-    slow run           the longest rank's step                        CUSUM
+    slow run           the longest step, less waiting for a core      CUSUM
     busy host          waiting for a core                             8 of 10 above 15 % of a step
     plateau, divergence   the loss                                    Plateau, Divergence
     silent rank        steps that others tell and it does not         20 of them
@@ -118,7 +118,7 @@ class AnomalyDetector:
         found: list[Anomaly] = []
         if event.kind == "ledger":
             for entry in event.data["entries"]:
-                if entry.step is not None and entry.step > self._judged:
+                if entry.step is not None and self._takes(entry.step, event.rank):
                     self._steps[entry.step].entries[entry.rank].append(entry)
         elif event.kind == "experts":
             found = self._collapse(event.data)
@@ -141,10 +141,9 @@ class AnomalyDetector:
         if self._layout is None:
             self._layout = Layout.parse(data["layout"])
             self.world_size = self.world_size or self._layout.world
-        if step <= self._judged:  # the run went back: what is done again is judged again
-            self._judged = step - 1
         found = self._finite(step, rank, data)
-        self._steps[step].said[rank] = data
+        if self._takes(step, rank):
+            self._steps[step].said[rank] = data
         while self._steps:
             done = min(self._steps)
             missing = [r for r in range(self.world_size) if r not in self._steps[done].said]
@@ -154,6 +153,14 @@ class AnomalyDetector:
             found += self._judge(done, self._steps.pop(done))
             self._judged = done
         return found
+
+    def _takes(self, step: int, rank: int) -> bool:
+        """Whether this step is still to be judged. If the run went back, what is done again is; of
+        a rank that was given up, what comes late is of a step that was judged without it."""
+        if step <= self._judged and rank not in self._not_heard:
+            self._judged = step - 1
+            self._steps.clear()
+        return step > self._judged
 
     def _silent(self, step: int, missing: list[int]) -> list[Anomaly]:
         """Others have told many steps since: its file is missing, or its disk is full. The steps
@@ -337,7 +344,7 @@ class AnomalyDetector:
             share = 100 * queued / seconds
             text = f"the host is busy: ranks wait for a core in {share:.0f} % of a step"
             found.append(Anomaly("busy host", step, (), text))
-        if self._run.add(seconds) and not self._busy.going_on:
+        if self._run.add(seconds - queued):
             text = f"steps take longer: {1e3 * seconds:.0f} ms"
             self._slow_run = self._slow_run or Anomaly("slow run", step, (), text)
         if data.get("loss") is not None and not self._broken:

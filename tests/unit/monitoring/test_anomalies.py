@@ -265,3 +265,12 @@ def test_a_rank_that_never_writes_is_told_and_the_others_are_judged():
     state = RunState(events, world_size=4)
     assert "nothing was heard of rank 3" in state.sentence()
     assert "nothing was heard" not in RunState(events, world_size=3).sentence()
+
+
+def test_a_run_that_goes_back_is_judged_again():
+    """Twenty steps are done again, without anything wrong; the mutant has forgotten who told what
+    of them when the first rank tells it, and takes the others' for missing."""
+    events, again = run(steps=60), run(steps=80, seed=1)[2 * 4 * 40 :]
+    assert found([*events, *again]) == []
+    spiked = run(steps=80, seed=1, change=at_step(50, 2, own_loss=3.0))[2 * 4 * 40 :]
+    assert names(found([*events, *spiked])) == [("loss spike", (2,))]
