@@ -8,7 +8,7 @@
     what is found      of which signal                                by which rule
     not finite         own loss and own gradient norm                 as they are told, at once
     loss spike         own loss of each rank                          Spike, 8 sigma and +10 %
-    gradient spike     own gradient norm of each rank                 Spike, 6 sigma and x5
+    gradient spike     own gradient norm of each rank                 Spike, 6 sigma and x6
     slow rank          how late it comes to collectives               8 of 10 steps above 10 %
     late data          the same, where more than half is the loader   8 of 10
     slow link          a message from its later end to its arrival    8 of 10 above 3x its own
@@ -100,7 +100,7 @@ class AnomalyDetector:
         self._judged = -1
         self._not_heard: set[int] = set()
         self._losses = defaultdict(rules.Spike)
-        self._norms = defaultdict(lambda: rules.Spike(sigmas=6.0, factor=5.0))
+        self._norms = defaultdict(lambda: rules.Spike(sigmas=6.0, factor=6.0))
         self._broken: set[int] = set()  # ranks whose numbers are not finite, as was said
         self._late = defaultdict(rules.Often)
         self._usual: dict[int, list[float]] = defaultdict(list)

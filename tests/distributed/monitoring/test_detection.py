@@ -15,7 +15,8 @@ import pytest
 import picolab as pico
 from picolab.debug.run_faults import CATALOGUE, InRun, find, table
 from picolab.monitoring import AnomalyDetector, BasicMonitoringSystem
-from picolab.training import Probe, TrainConfig, train_rank
+from picolab.specs import assemble
+from picolab.training import Probe, train_rank
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import detection
@@ -41,7 +42,7 @@ def test_what_ends_a_run(name):
 
 def test_whoever_judges_after_the_reduction_accuses_everybody_or_nobody():
     """The mutant, on a real run: what ranks tell of the whole step in place of their own."""
-    config = TrainConfig(**detection.NUMBERS, data="stdlib", seed=1)
+    config = assemble(**detection.NUMBERS, data="stdlib", seed=1)
     at = 30
     observers = [Probe(), InRun("loss spike", rank=2, at=at)]
     run = pico.run(train_rank, config, None, observers, world_size=4, quiet=True)
@@ -59,7 +60,7 @@ def test_whoever_judges_after_the_reduction_accuses_everybody_or_nobody():
 
 
 def norms(layout, **settings):
-    config = TrainConfig(layout=layout, steps=3, data="stdlib", **detection.SMALL, **settings)
+    config = assemble(layout=layout, steps=3, data="stdlib", **detection.SMALL, **settings)
     world = config.layout.world
     run = pico.run(train_rank, config, None, [Probe()], world_size=world, quiet=True)
     told = [event for event in run.events if event.kind == "step"]
@@ -104,10 +105,11 @@ def test_a_monitor_follows_a_job_and_lets_it_go():
         system.watch(job)
     result = job.result()
     system.close()
-    assert [(a.name, a.ranks, a.step) for a in heard] == [("gradient spike", (1,), 30)]
+    named = [(a.name, a.ranks, a.step) for a in heard if a.ranks]  # (the host may be busy)
+    assert named == [("gradient spike", (1,), 30)]
     assert system.anomalies == heard and len(system.collector.series("loss")) == 70
     later = BasicMonitoringSystem({"samples": False}).read(result.run_dir)
-    assert [(a.name, a.ranks) for a in later.anomalies] == [("gradient spike", (1,))]
+    assert [(a.name, a.ranks, a.step) for a in later.anomalies if a.ranks] == named
 
 
 def test_the_catalogue():
