@@ -16,7 +16,7 @@
     desync             what each rank did over each group             the ledgers differ
     expert collapse    choices of experts                             8 of 10: half of them dead
     slow run           the longest step, less waiting for a core      CUSUM
-    busy host          waiting for a core                             8 of 10 above 15 % of a step
+    busy host          waiting for a core                             8 of 10 above 20 % of a step
     plateau, divergence   the loss                                    Plateau, Divergence
     silent rank        steps that others tell and it does not         20 of them
     hang, dead rank, mismatch   how the run ended (and Silence, before that: hang.py)
@@ -52,6 +52,7 @@ FIRST = 20  # steps that say what is usual, after the first, which warms up
 PATIENCE = 20  # steps that others may be ahead of a rank that tells nothing
 LATE = 0.10  # of its own work, by which a rank is late (and half of the share without a core)
 STEP_SHARE = 0.08  # of a step: less than this is not worth a word
+BUSY = 0.20  # of a step, in which a rank waits for a core: more is a busy host
 SETTLE = 12  # steps that a slow run waits for its cause, which may be found by then
 UNEVEN = ("all_to_all",)  # of which ranks may send different sizes
 # How a run ended -> what it is called here. (An exception is its program's own, and says it.)
@@ -340,11 +341,12 @@ class AnomalyDetector:
         seconds = max(d["seconds"] for d in of.said.values())
         # The longest of the ranks: all wait for whom the host lets wait.
         queued = max(d.get("queued_s") or 0.0 for d in of.said.values())
-        if self._busy.add(queued > 0.15 * seconds):
+        if self._busy.add(queued > BUSY * seconds):
             share = 100 * queued / seconds
             text = f"the host is busy: ranks wait for a core in {share:.0f} % of a step"
             found.append(Anomaly("busy host", step, (), text))
-        if self._run.add(seconds - queued):
+        # (What neighbours cost beside cores, caches, is in no clock: then the host is what is told.)
+        if self._run.add(seconds - queued) and not self._busy.going_on:
             text = f"steps take longer: {1e3 * seconds:.0f} ms"
             self._slow_run = self._slow_run or Anomaly("slow run", step, (), text)
         if data.get("loss") is not None and not self._broken:

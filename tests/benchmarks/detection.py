@@ -28,7 +28,7 @@ from picolab.monitoring.system import BasicMonitoringSystem
 from picolab.show.table import Table
 from picolab.training.probe import Probe
 
-PACE_S = 0.025
+PACE_S = 0.04
 SMALL = dict(hidden=32, ffn=48, layers=2, heads=4, kv_heads=2, vocab=256, seq=32)
 # (256 tokens a rank: own losses of 16 differ by half, and gradients of some by seven times.)
 NUMBERS = dict(layout="dp4", micro_batch=8, steps=70, **SMALL)
