@@ -345,7 +345,7 @@ class AnomalyDetector:
             share = 100 * queued / seconds
             text = f"the host is busy: ranks wait for a core in {share:.0f} % of a step"
             found.append(Anomaly("busy host", step, (), text))
-        # (What neighbours cost beside cores, caches, no clock tells: then the host is what is told.)
+        # What neighbours cost beside cores (caches), no clock tells: then the host is what is told.
         if self._run.add(seconds - queued) and not self._busy.going_on:
             text = f"steps take longer: {1e3 * seconds:.0f} ms"
             self._slow_run = self._slow_run or Anomaly("slow run", step, (), text)
