@@ -9,7 +9,7 @@
     not finite         own loss and own gradient norm                 as they are told, at once
     loss spike         own loss of each rank                          Spike, 8 sigma and +10 %
     gradient spike     own gradient norm of each rank                 Spike, 6 sigma and x6
-    slow rank          how late it comes to collectives               8 of 10 steps above 10 %
+    slow rank          how late it comes to collectives               8 of 10 steps above 12 %
     late data          the same, where more than half is the loader   8 of 10
     slow link          a message from its later end to its arrival    8 of 10 above 3x its own
     leak               resident memory                                Slope, 0.1 MB a step
@@ -50,8 +50,8 @@ from picolab.specs import Layout
 
 FIRST = 20  # steps that say what is usual, after the first, which warms up
 PATIENCE = 20  # steps that others may be ahead of a rank that tells nothing
-LATE = 0.10  # of its own work, by which a rank is late (and half of the share without a core)
-STEP_SHARE = 0.08  # of a step: less than this is not worth a word
+LATE = 0.12  # of its own work, by which a rank is late; more where ranks wait for cores
+STEP_SHARE = 0.06  # of a step: less than this is not worth a word
 BUSY = 0.20  # of a step, in which a rank waits for a core: more is a busy host
 SETTLE = 12  # steps that a slow run waits for its cause, which may be found by then
 UNEVEN = ("all_to_all",)  # of which ranks may send different sizes
@@ -272,7 +272,8 @@ class AnomalyDetector:
         # asked for before a rank is accused.
         seconds = statistics.fmean(data["seconds"] for data in of.said.values())
         queued = statistics.fmean(part.queued for part in work.values())
-        least = LATE + queued / (2 * seconds)
+        more = max(0.0, queued / seconds - BUSY / 2)
+        least, of_step = LATE + more / 2, STEP_SHARE + more / 4
         beyond = {rank: self._beyond_usual(rank, part.own) for rank, part in work.items()}
         found = []
         for rank, part in sorted(work.items()):
@@ -282,7 +283,7 @@ class AnomalyDetector:
             late = beyond[rank] - statistics.median(beyond[r] for r in others)
             alike = part.own - late  # what it would take if it were like the others
             late_data = part.data - statistics.median(work[r].data for r in others)
-            if self._late[rank].add(late > max(least * alike, STEP_SHARE * seconds)):
+            if self._late[rank].add(late > max(least * alike, of_step * seconds)):
                 data = late_data > late / 2
                 where = ", mostly in its data" if data else ""
                 text = (
