@@ -12,7 +12,7 @@
     slow rank          how late it comes to collectives               8 of 10 steps above 12 %
     late data          the same, where more than half is the loader   8 of 10
     slow link          a message from its later end to its arrival    8 of 10 above 3x its own
-    leak               resident memory                                Slope, 0.1 MB a step
+    leak               resident memory                                Slope, 0.2 MB a step
     desync             what each rank did over each group             the ledgers differ
     expert collapse    choices of experts                             8 of 10: half of them dead
     slow run           the longest step, less waiting for a core      CUSUM
@@ -107,7 +107,7 @@ class AnomalyDetector:
         self._usual: dict[int, list[float]] = defaultdict(list)
         self._links = defaultdict(rules.Often)
         self._transfers: dict[tuple, list[float]] = defaultdict(list)
-        self._memory = defaultdict(lambda: rules.Slope(least=1e5))
+        self._memory = defaultdict(lambda: rules.Slope(least=2e5))
         self._experts = defaultdict(rules.Often)
         self._run, self._busy = rules.Drift(), rules.Often()
         self._slow_run: Anomaly | None = None
@@ -218,6 +218,8 @@ class AnomalyDetector:
         return found
 
     def _memory_of(self, step: int, said: Mapping[int, dict]) -> list[Anomaly]:
+        if step < FIRST:
+            return []  # what starts up grows
         sizes = {r: data["rss_bytes"] for r, data in said.items() if data.get("rss_bytes")}
         found = []
         for rank, size in sorted(sizes.items()):
