@@ -5,6 +5,7 @@
     faults.py      the fault catalogue: real bugs that can be switched on (its entries are in
                    reduction_faults.py, zero_faults.py, expert_faults.py and
                    other_faults.py)
+    run_faults.py  what goes wrong with a run whose program is right, for the monitors to find
     awkward.py     the model and the batch in which bugs have nowhere to hide
     observe.py     the two trainings, and what is noted of them
     evidence.py    how what differs is compared

@@ -6,14 +6,14 @@ end is different: it is painted at once, in the thread that delivers it, before 
 returns. So whoever waits for the result finds the last picture in place, also headless.
 """
 
-import heapq
 import threading
 from collections.abc import Callable
 from pathlib import Path
 
 from picolab.launch import rundirs
+from picolab.monitoring.event_files import RunFiles, event_files
 from picolab.monitoring.events import Event
-from picolab.monitoring.history import History, event_files, read_events
+from picolab.monitoring.history import History
 from picolab.monitoring.run_state import ENDED, RunState
 
 PERIOD_S = 0.2
@@ -30,8 +30,9 @@ class Follower:
         paint: Callable[[RunState], None] | None,
         end: Callable[[RunState], None],
     ):
-        self.state = RunState(world_size=getattr(source, "world_size", None))
         self._source, self._paint, self._end = source, paint, end
+        self._history = source.events
+        self.state = RunState(world_size=getattr(source, "world_size", None))
         self._ended = threading.Event()
         self._lock = threading.RLock()
         self._unregister = source.on_event(self._on_event)
@@ -51,7 +52,11 @@ class Follower:
 
     def _read(self) -> bool:
         """Take in what is new."""
-        return self._source.events.tell(self.state)
+        history = self._source.events
+        if history is not self._history:
+            self._history = history
+            self.state = RunState(world_size=getattr(self._source, "world_size", None))
+        return history.tell(self.state)
 
     def _on_event(self, event: Event | None) -> None:
         """In the thread that collects the ranks' events: it must not be held up, except by the
@@ -83,8 +88,9 @@ class Follower:
 class RunDirectory:
     """A run directory with the face of a job: events that grow, and an end.
 
-    Reads the ranks' `events.RANK.jsonl`, complete lines only. This is also how a run that torchrun
-    or Slurm started is seen: whoever writes these files is followed. `run.json` says how the run
+    Reads the ranks' `events.RANK.jsonl` (monitoring/event_files.py). This is also how a run that
+    torchrun or Slurm started is seen: whoever writes these files is followed; if another run begins
+    in the directory, that one from then on. `run.json` says how the run
     ended; where nobody writes that (a run of another machine), it is followed until it is closed.
     """
 
@@ -94,8 +100,8 @@ class RunDirectory:
             raise ValueError(
                 f"there is no run directory {self.run_dir}; `picolab runs ls` lists the runs"
             )
-        self._offsets: dict[Path, int] = {}
-        self._history = History(self.run_dir)
+        self._files = RunFiles(self.run_dir)
+        self._history = History(self.run_dir, self._files.starts)
         self._end_told = False
         self.is_running = rundirs.is_running(self.run_dir)  # by a process of this machine
 
@@ -109,9 +115,13 @@ class RunDirectory:
 
     @property
     def events(self) -> History:
-        """All events so far, in the order in which they are found."""
-        fresh = (read_events(path, self._offsets) for path in event_files(self.run_dir))
-        for event in heapq.merge(*fresh, key=lambda event: event.t):
+        """All events so far, in the order in which they are found; another history as soon as
+        another run has begun."""
+        run, fresh = self._files.run, self._files.poll()
+        if self._files.run != run:
+            self._history = History(self.run_dir, self._files.starts)
+            self._end_told = False
+        for event in fresh:
             self._history.add(event)
         state = self._about().get("state")
         if state in ENDED and not self._end_told:

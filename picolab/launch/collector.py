@@ -8,6 +8,7 @@ descriptor closed before the thread ends."""
 
 import os
 import pickle
+import secrets
 import selectors
 import struct
 import time
@@ -15,7 +16,7 @@ from collections.abc import Iterator
 from multiprocessing import Pipe, reduction
 from pathlib import Path
 
-from picolab.launch import blame, failures, orphans, server, stacks
+from picolab.launch import failures, orphans, server, stacks
 from picolab.launch.display import Display
 from picolab.launch.failures import RankFailure, RankHang, RankReport
 from picolab.launch.payload import unpack_result
@@ -23,6 +24,7 @@ from picolab.launch.rank import RankSpec, main
 from picolab.launch.rendezvous import Rendezvous
 from picolab.launch.server import RankProcess
 from picolab.launch.surroundings import Surroundings
+from picolab.monitoring import blame
 from picolab.monitoring.beacon import Reading
 from picolab.monitoring.beacon import read as read_beacon
 
@@ -178,8 +180,9 @@ class Collector:
 
     def _start(self) -> None:
         self._rendezvous = Rendezvous()
+        run = secrets.token_hex(6)
         for number in range(self._world):
-            spec = RankSpec(number, self._world, self._backend, self._run_dir, self._pretend)
+            spec = RankSpec(number, self._world, self._backend, self._run_dir, self._pretend, run)
             ours, theirs = Pipe()
             read_end, write_end = os.pipe()
             given = (self._blob, self._surroundings, self._rendezvous.store, theirs)

@@ -11,14 +11,14 @@ When one rank dies, the others usually fail a moment later in the collective the
 4. if nobody failed of their own accord but one rank had already returned, that rank is the cause:
    it left the others waiting.
 
-Where nobody failed and nothing moves, blame.py looks for the culprit.
+Where nobody failed and nothing moves, monitoring/blame.py looks for the culprit.
 """
 
 import re
 import signal
 from dataclasses import dataclass, field
 
-from picolab.launch import blame
+from picolab.monitoring import blame
 from picolab.monitoring.beacon import Reading
 
 _CONSEQUENCES = (
@@ -103,7 +103,7 @@ class RankFailure(RuntimeError):
 class RankHang(RankFailure):
     """No rank made progress for `timeout` seconds. `.stacks[rank]` is where each one was.
 
-    `.rank` is the culprit, None if the evidence (see blame.py) does not single one out.
+    `.rank` is the culprit, None if the evidence (see monitoring/blame.py) does not single one out.
     `.suspects` are all whom it fits: one, several, or none."""
 
     def __init__(

@@ -33,7 +33,7 @@ from picolab.launch.result import RunResult
 from picolab.launch.surroundings import Surroundings
 from picolab.launch.turns import Turns
 from picolab.monitoring import Event, History, Table
-from picolab.monitoring.history import lengths
+from picolab.monitoring.event_files import lengths
 from picolab.show.files import private
 from picolab.show.plain import put
 
@@ -300,6 +300,8 @@ class Job:
         data = {"state": state}
         if self._error is not None:
             data["error"] = str(self._error)
+        if isinstance(self._error, RankFailure):
+            data |= {"failure": self._error.kind, "rank": self._error.rank}
         self._event(Event("state", -1, time.time(), data))
 
     def _event(self, event: Event) -> None:

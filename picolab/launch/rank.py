@@ -32,6 +32,7 @@ from picolab.launch.orphans import die_with_parent, lead_a_group, watch_kernel
 from picolab.launch.surroundings import Surroundings, draw_anew
 from picolab.monitoring import events, ledger
 from picolab.monitoring.beacon import Beacon
+from picolab.monitoring.event_files import ends_whole, start_line
 from picolab.show.files import private
 from picolab.specs.needed import torch_needed
 
@@ -52,6 +53,7 @@ class RankSpec:
     backend: str  # "auto", "gloo" or "nccl"
     run_dir: Path
     pretend: int | None = None  # be rank 0 of so many, of which the others do not exist
+    run: str = ""  # the same in all ranks of a run, and another in every run
 
 
 def main(
@@ -219,16 +221,23 @@ def recorded(spec: RankSpec, send):
     path = spec.run_dir / f"events.{spec.rank}.jsonl"
     file = open(path, "a", buffering=1, opener=private)  # noqa: SIM115 - closed below, or by the end of the process
 
-    def sink(event: events.Event) -> None:
+    def put(line: str) -> None:
         nonlocal file
-        send("event", event)
         if file is not None:
             try:
-                file.write(event.to_json() + "\n")
+                file.write(line)
             except OSError as error:
                 file = None
                 send("warning", f"events are no longer written to {path}: {error.strerror}")
 
+    def sink(event: events.Event) -> None:
+        send("event", event)
+        if file is not None:
+            put(event.to_json() + "\n")
+
+    if not ends_whole(path):  # whoever wrote here before died in a line: it costs that line only
+        put("\n")
+    put(start_line(spec.run, spec.rank, spec.world_size, time.time()))
     events.start_recording(spec.rank, sink)
     try:
         yield

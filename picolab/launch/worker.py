@@ -9,6 +9,7 @@ renamed, so that whoever collects them never reads half a file.
 import contextlib
 import json
 import os
+import secrets
 import socket
 import sys
 import time
@@ -42,7 +43,6 @@ def main(argv: list[str]) -> int:
         return 2
     directory, rank = Path(argv[0]), int(os.environ["RANK"])
     world = int(os.environ["WORLD_SIZE"])
-    spec = RankSpec(rank, world, "auto", directory)
 
     def send(kind, *values):
         if kind == "warning":
@@ -55,6 +55,9 @@ def main(argv: list[str]) -> int:
         if rank == 0:
             about = rundirs.describe(directory)
             rundirs.write(directory, {**about, "world_size": world, "started": time.time()})
+        named = [secrets.token_hex(6)]
+        dist.broadcast_object_list(named, src=0)
+        spec = RankSpec(rank, world, "auto", directory, run=named[0])
         with recorded(spec, send):
             result = call(
                 spec, payloads.unpack(rundirs.read_pickle(directory / "payload.pkl")), send

@@ -20,7 +20,8 @@ from picolab.launch import payload as payloads
 from picolab.launch import rank as rank_process
 from picolab.launch.job import Backend, Job, run
 from picolab.launch.result import RunResult
-from picolab.monitoring.history import History, lengths
+from picolab.monitoring.event_files import lengths
+from picolab.monitoring.history import History
 
 state: dict[str, Any] = {}  # in a rank of a World: what the functions keep between calls
 

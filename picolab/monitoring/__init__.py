@@ -1,8 +1,9 @@
 """What a run says about itself, and what can be read from it. No torch here.
 
 `figures` and `wire` are modules of their own; as attributes (`pico.monitoring.figures`) they are
-imported when first asked for. `Table` and the general figures are in `picolab.show`; copies of
-notebooks that readers have made know them from here, so they are found here too.
+imported when first asked for, and so are the parts of the monitor, which no rank needs. `Table` and
+the general figures are in `picolab.show`; copies of notebooks that readers have made know them from
+here, so they are found here too.
 """
 
 import importlib
@@ -12,6 +13,13 @@ from picolab.monitoring.history import History
 from picolab.monitoring.ledger import Entry, Ledger, Totals
 from picolab.monitoring.observer import Observer, StepReport
 from picolab.show.table import Table
+
+_LAZY = {
+    "Anomaly": "anomalies",
+    "AnomalyDetector": "anomalies",
+    "BasicMonitoringSystem": "system",
+    "MetricsCollector": "collector",
+}
 
 __all__ = [
     "Entry",
@@ -23,10 +31,13 @@ __all__ = [
     "Table",
     "Totals",
     "emit",
+    *_LAZY,
 ]
 
 
 def __getattr__(name):
     if name in ("figures", "wire"):
         return importlib.import_module(f"picolab.monitoring.{name}")
+    if name in _LAZY:
+        return getattr(importlib.import_module(f"picolab.monitoring.{_LAZY[name]}"), name)
     raise AttributeError(f"module 'picolab.monitoring' has no attribute {name!r}")

@@ -1,12 +1,7 @@
 """What a rank says while it runs: events, one line of JSON each.
 
-An event is a kind, the rank, the time and a flat dictionary. The kinds in use:
-
-    values      what `pico.emit(loss=..., step=...)` was given
-    step        one optimizer step of the trainer: loss, grad_norm, tokens, seconds, compute_s, ...
-    eval        the loss on held-out text after so many steps: step, loss
-    ledger      the collectives since the last such event (see `ledger.Entry`)
-    status      a sentence about the run: "warming up", "waiting for job 2"
+An event is a kind, the rank, the time and a flat dictionary. Which kinds there are and what is in
+them, with units, is listed in event_kinds.py; how the files are read, in event_files.py.
 
 `comm` and the trainer write events, `launch` carries them, the dashboard draws them, and none of
 the three knows the others: they share this file. In a rank, `start_recording` names the sink;

@@ -21,7 +21,8 @@ from typing import Any
 
 from picolab.monitoring.activity import Activity, activity
 from picolab.monitoring.critical_path import Part, StepGraph, step_graph, with_tails
-from picolab.monitoring.history import History, event_files
+from picolab.monitoring.event_files import event_files
+from picolab.monitoring.history import History
 from picolab.monitoring.rank_seconds import RankSeconds, rank_seconds
 from picolab.monitoring.what_if import Cause, Replays, WhatIf
 from picolab.schedules import Action, Span

@@ -16,14 +16,13 @@ What the kernel itself says (a run's state) is on no disk; it is little, and kep
 size of what is emitted. A hundred thousand large objects are still large.
 """
 
-import heapq
-import json
 import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from itertools import islice, takewhile
+from itertools import islice
 from pathlib import Path
 
+from picolab.monitoring.event_files import RunFiles, first_events, in_order
 from picolab.monitoring.events import Event
 from picolab.monitoring.ledger import Entry, Folded, Ledger
 from picolab.monitoring.run_state import RunState
@@ -36,7 +35,7 @@ class History(Sequence):
     by one thread, the rest by any.
 
     run_dir   where the ranks write them; None: nowhere, so nothing can be folded
-    skip      file name -> bytes at its beginning that are not of this run; see `lengths`
+    skip      file name -> bytes at its beginning that are not of this run; see event_files.py
     """
 
     def __init__(self, run_dir: Path | None = None, skip: dict[str, int] | None = None):
@@ -52,9 +51,11 @@ class History(Sequence):
 
     @classmethod
     def read(cls, run_dir: Path) -> "History":
-        """Of a run that has left its events in this directory, in order of time."""
-        history = cls(run_dir)
-        for event in heapq.merge(*map(read_events, event_files(run_dir)), key=_time):
+        """Of the newest run that has left its events in this directory, in order of time."""
+        files = RunFiles(run_dir)
+        events = files.poll()
+        history = cls(run_dir, files.starts)
+        for event in events:
             history.add(event)
         return history
 
@@ -124,7 +125,7 @@ class History(Sequence):
     def __iter__(self) -> Iterator[Event]:
         with self._lock:
             newest, older, own = list(self._newest), Counter(self._on_disk), list(self._older_own)
-        yield from heapq.merge(self._older(older), own, key=_time)
+        yield from in_order([self._older(older), own])
         yield from newest
 
     def __getitem__(self, index):
@@ -176,53 +177,18 @@ class History(Sequence):
             path = self.run_dir / f"events.{rank}.jsonl"
             found = 0
             if path.is_file():
-                for line in islice(_lines(path, self._skip.get(path.name, 0)), count):
+                start = self._skip.get(path.name, 0)
+                for event in first_events(path, start, count, lambda line: wanted(rank, line)):
                     found += 1
-                    if wanted(rank, line):
-                        yield _event(line)
+                    if event is not None:
+                        yield event
             if found < count:
                 raise LookupError(
                     f"of {count:,} older events of rank {rank} only {found:,} are left in {path}: "
                     "what they add up to is still known, single ones are not"
                 )
 
-        return heapq.merge(*(of_rank(*item) for item in sorted(counts.items())), key=_time)
-
-
-def event_files(run_dir: Path) -> list[Path]:
-    return sorted(run_dir.glob("events.*.jsonl"))
-
-
-def lengths(run_dir: Path) -> dict[str, int]:
-    """How long each file of events is now: what a run that starts in this directory will skip."""
-    return {path.name: path.stat().st_size for path in event_files(run_dir)}
-
-
-def read_events(path: Path, offsets: dict[Path, int] | None = None) -> Iterator[Event]:
-    """The events in a rank's file, from `offsets[path]` on, which moves along. A line that is
-    still being written is left for later; one that was cut off, because its rank ended in it and
-    another went on, is left out."""
-    offsets = {} if offsets is None else offsets
-    for line in _lines(path, offsets.get(path, 0)):
-        offsets[path] = offsets.get(path, 0) + len(line)
-        try:
-            event = _event(line)
-        except json.JSONDecodeError:
-            continue
-        yield event
-
-
-def _lines(path: Path, start: int) -> Iterator[bytes]:
-    with open(path, "rb") as file:
-        file.seek(start)
-        yield from takewhile(lambda line: line.endswith(b"\n"), file)
-
-
-def _event(line: bytes) -> Event:
-    event = Event.from_json(line)
-    if event.kind == "ledger":
-        event.data["entries"] = Ledger(event.data["entries"]).entries
-    return event
+        return in_order(of_rank(*item) for item in sorted(counts.items()))
 
 
 def _items(event: Event) -> int:
@@ -233,7 +199,3 @@ def _items(event: Event) -> int:
 def _step(event: Event) -> int:
     step = event.data.get("step")
     return step if isinstance(step, int) else -1
-
-
-def _time(event: Event) -> float:
-    return event.t

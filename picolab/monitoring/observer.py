@@ -48,6 +48,11 @@ class StepReport:
     """Seconds in which this rank was ready to run and no core was free; None: not told here."""
     back_to: int | None = None
     """The step that the run goes on from, if this one was undone."""
+    own_loss: float | None = None
+    """The mean over this rank's own valid tokens, before anything was reduced; None where the rank
+    knows no loss."""
+    data_s: float | None = None
+    """Of the seconds: until the batch was there."""
 
 
 class Observer:

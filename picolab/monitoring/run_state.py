@@ -15,6 +15,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from functools import cache
 
+from picolab.monitoring import blame
 from picolab.monitoring.activity import Activity, activity
 from picolab.monitoring.events import Event
 from picolab.monitoring.experts import ExpertHistory
@@ -274,6 +275,10 @@ class RunState:
             parts.append(f"{speed:,.0f} tokens/s")
         if covered:
             return ", ".join(parts)
+        world = self.world_size or 0
+        if count > 3 and 0 < len(self.ranks) < world:
+            silent = [rank for rank in range(world) if rank not in self.ranks]
+            parts.append(f"nothing was heard of {blame.ranks(silent)}")
         if (slowest := self.slowest()) is not None:
             rank, waited = slowest
             parts.append(f"the others wait {waited * 1e3:.0f} ms for rank {rank}")

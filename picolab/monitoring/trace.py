@@ -20,7 +20,9 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from picolab.monitoring.activity import Activity
+from picolab.monitoring.activity import Activity, activity
+from picolab.monitoring.history import History
+from picolab.monitoring.ledger import Ledger
 from picolab.show.files import write_beside
 
 RUN, PIPELINE = 1, 2  # process ids
@@ -36,7 +38,7 @@ def chrome_trace(
     name      of the run, as the viewer shows it
     """
     activities, actions = list(activities), list(actions)
-    zero = min((activity.start for activity in activities), default=0.0)
+    zero = min((moments.start for moments in activities), default=0.0)
     events: list[dict] = []
 
     def at(time: float) -> int:
@@ -49,17 +51,17 @@ def chrome_trace(
         events.append({"name": title, "cat": category, "ph": "X", **where, "args": about})
 
     flows = 0
-    for activity in activities:
-        for rank, (start, end) in activity.bounds.items():
-            slice_of(RUN, rank, f"step {activity.step}", "step", start, end)
-        for rank, kind, start, end, entry in activity.intervals:
+    for moments in activities:
+        for rank, (start, end) in moments.bounds.items():
+            slice_of(RUN, rank, f"step {moments.step}", "step", start, end)
+        for rank, kind, start, end, entry in moments.intervals:
             if entry is None:
                 slice_of(RUN, rank, kind, kind, start, end)
                 continue
             about = {"reason": entry.reason, "axis": entry.axis, "bytes": entry.payload_bytes}
             about |= {} if entry.peer is None else {"peer": entry.peer}
             slice_of(RUN, rank, f"{entry.op} ({kind})", kind, start, end, **about)
-        for message in activity.messages:
+        for message in moments.messages:
             flows += 1
             common = {"name": message.reason, "cat": "message", "id": flows, "pid": RUN}
             sent, received = at(message.sent) / 1e3, at(message.received) / 1e3
@@ -72,13 +74,33 @@ def chrome_trace(
     named = [_named("process_name", RUN, name)]
     named += [
         _named("thread_name", RUN, f"rank {rank}", rank)
-        for rank in sorted({rank for activity in activities for rank in activity.bounds})
+        for rank in sorted({rank for moments in activities for rank in moments.bounds})
     ]
     if actions:
         named.append(_named("process_name", PIPELINE, "pipeline"))
         ranks = sorted({action[0] for action in actions})
         named += [_named("thread_name", PIPELINE, f"rank {rank}", rank) for rank in ranks]
     return {"traceEvents": [*named, *events], "displayTimeUnit": "ms"}
+
+
+def trace_of_run(events: History, steps: Iterable[int], *, name: str = "run") -> dict:
+    """The trace of these steps of a run, from what its ranks told."""
+    steps, ledger = list(steps), events.ledger.in_steps()
+    actions = [
+        (event.rank, *span)
+        for step in steps
+        for event in events.where("spans", step)
+        for span in event.data["spans"]
+    ]
+    return chrome_trace((activity_of(events, ledger, step) for step in steps), actions, name=name)
+
+
+def activity_of(events: History, ledger: Ledger, step: int) -> Activity:
+    """What every rank did when in this step. ledger: of all steps."""
+    said = {event.rank: event.data for event in events.where("step", step)}
+    seconds = {rank: data["seconds"] for rank, data in said.items()}
+    began = {r: data["began"] for r, data in said.items() if data.get("began") is not None}
+    return activity(step, ledger.step(step), seconds, began)
 
 
 def write_trace(path: str | Path, trace: dict) -> Path:

@@ -102,6 +102,8 @@ class GradientBuckets(Placement, ABC):
     only: Only | None
     model: nn.Module
     buffer: Buffer = staticmethod(torch.Tensor.new_empty)
+    before_sum: Callable[[Sequence[torch.Tensor]], None] | None = None
+    """Called with this rank's own gradients, a bucket at a time, before they travel."""
 
     @abstractmethod
     def _start(self, bucket: Bucket) -> None:
@@ -157,7 +159,7 @@ class GradientBuckets(Placement, ABC):
             if not slot.arrived and slot.parameter.grad is None:
                 self._put_nothing(slot)
         for bucket in self._buckets[self._next :]:
-            self._start(bucket)
+            self._go(bucket)
         # Only now: ranks arrive here with different numbers of buckets started, and collectives
         # are matched by their order.
         used = self._used_anywhere(used_here) if self.find_unused else None
@@ -173,6 +175,11 @@ class GradientBuckets(Placement, ABC):
 
     def finish_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
         self.finish()
+
+    @property
+    def watched(self) -> list[nn.Parameter]:
+        """The parameters whose gradients are summed here."""
+        return list(self._slots)
 
     def zero_grad(self) -> None:
         """Drop all gradients. Costs nothing: the buffers stay, and the next backward overwrites."""
@@ -205,8 +212,14 @@ class GradientBuckets(Placement, ABC):
         slot.arrived = True
         slot.bucket.missing -= 1
         while self._next < len(self._buckets) and self._buckets[self._next].missing == 0:
-            self._start(self._buckets[self._next])
+            self._go(self._buckets[self._next])
             self._next += 1
+
+    def _go(self, bucket: Bucket) -> None:
+        if self.before_sum is not None:
+            whole = [bucket.flat] if bucket.flat is not None else None
+            self.before_sum(whole or [slot.parameter.grad for slot in bucket.slots])
+        self._start(bucket)
 
     def _put(self, slot: Slot) -> None:
         """A gradient has come: into its bucket with it. Refuses to add it to a finished sum."""

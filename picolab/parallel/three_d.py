@@ -21,6 +21,7 @@ import torch.distributed as dist
 from picolab import comm, costs, schedules
 from picolab.model import Transformer, initialise
 from picolab.model.placement import Batch, Placement
+from picolab.model.transformer import IGNORED
 from picolab.moe import ExpertLayer, MoEParallelStrategy
 from picolab.moe.router import WholePool, is_bias
 from picolab.parallel import micro_batches
@@ -189,6 +190,8 @@ class ThreeDParallelOptimizer:
         for placement in self.placements:
             placement.attach(model)
 
+        self.own_loss: torch.Tensor | None = None  # of the last step, see `_own_loss`
+
         # 6. Where ranks hold the same, they drop the same (a model without dropout draws nothing).
         RandomStreams(seed, comm.device()).install(model, layout.sp)
 
@@ -222,7 +225,15 @@ class ThreeDParallelOptimizer:
                 stage_cost_s=stage_cost_s,
             )
         self.finish_gradients()
+        self.own_loss = self._own_loss(total * count, batch.labels_MBS)
         return self._over_all_ranks(total) / scale
+
+    def _own_loss(self, total: torch.Tensor, labels_MBS: torch.Tensor) -> torch.Tensor | None:
+        """The mean over this rank's own tokens, of the sum of their losses: before the reduction,
+        which spreads one rank's NaN over all. None where the rank knows no loss."""
+        if self.pipeline is not None and not self.pipeline.last:
+            return None
+        return total / (labels_MBS != IGNORED).sum().clamp(min=1)
 
     def evaluate(self, tokens_MBS: torch.Tensor, labels_MBS: torch.Tensor) -> torch.Tensor:
         """The mean loss of the global batch, as `forward_backward` returns it, and no gradients."""

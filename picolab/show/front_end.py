@@ -18,7 +18,9 @@ _seen = False
 def shell():
     """The IPython of a kernel; None in a script, in a terminal, and in a rank."""
     ipython = sys.modules.get("IPython")
-    found = ipython.get_ipython() if ipython is not None else None
+    # (It is half imported while another thread imports it.)
+    ask = getattr(ipython, "get_ipython", None)
+    found = ask() if ask is not None else None
     return found if getattr(found, "kernel", None) is not None else None
 
 

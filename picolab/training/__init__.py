@@ -10,6 +10,7 @@ What decides a run's numbers, `TrainConfig`, is described in specs/train_config.
     resume.py                           what may differ when a run goes on, and what is then said
     torchrun.py  the same run where torchrun started the ranks
     result.py    what comes back
+    observers.py, probe.py, snapshot.py   what is told, kept and gone back to beside the steps
     measure.py   this machine as a Hardware, for the planner
     tune.py, tune_log.py, tune_result.py   which layout is fastest here: trials, and their evidence
 
@@ -36,6 +37,7 @@ from picolab.training.text import Text
 _LAZY = {
     "Checkpoints": "checkpoint",
     "NonFiniteLoss": "trainer",
+    "Probe": "probe",
     "TrainResult": "result",
     "TuneResult": "tune_result",
     "train_here": "torchrun",

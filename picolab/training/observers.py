@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from picolab import comm
 from picolab.monitoring import Observer, StepReport, events
+from picolab.monitoring.resident import ResidentMemory
 from picolab.show.files import hold
 from picolab.training.folder import ANOTHERS
 from picolab.training.result import RankReport
@@ -49,19 +50,27 @@ class EventWriter(Observer):
     """Says each step to whoever watches: the notebook, the run directory. (The step's collectives
     were said before it, by the ledger.)"""
 
+    def __init__(self):
+        self._memory = ResidentMemory()
+
     def step(self, run, report: StepReport) -> None:
         events.write(
             "step",
             step=report.step,
             steps=run.config.steps,
             loss=report.loss,
+            own_loss=report.own_loss,
             grad_norm=report.grad_norm,
+            own_grad_norm=run.own_grad_norm,
             lr=report.lr,
+            loss_scale=run.precision.scale,
             tokens=report.tokens,
             began=report.began,
             seconds=report.seconds,
+            data_s=report.data_s,
             cpu_s=report.cpu_s,
             queued_s=report.queued_s,
+            rss_bytes=self._memory.read(),
             layout=str(run.config.layout),
             skipped=report.skipped,
         )

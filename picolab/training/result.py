@@ -14,10 +14,9 @@ from picolab import costs
 from picolab.launch import RunResult
 from picolab.model import Transformer, generate, load
 from picolab.monitoring import History, Ledger
-from picolab.monitoring.activity import Activity, activity
 from picolab.monitoring.activity_figure import activity_figure
 from picolab.monitoring.explanation import Explanation, explain_events
-from picolab.monitoring.trace import chrome_trace, write_trace
+from picolab.monitoring.trace import activity_of, trace_of_run, write_trace
 from picolab.schedules import Action, Span, Timeline
 from picolab.show.picture import LabFigure
 from picolab.show.table import bytes_text
@@ -161,7 +160,7 @@ class TrainResult:
 
         `timeline` is the pipeline's own view of the step: forwards and backwards.
         """
-        return activity_figure(self._activity(self._steps[step]))
+        return activity_figure(activity_of(self.events, self.ledger, self._steps[step]))
 
     def explain(self, step: int | None = None) -> Explanation:
         """Why a step took as long as it did: its critical path, each rank's seconds without
@@ -185,24 +184,12 @@ class TrainResult:
         if missing := [step for step in chosen if step not in self._steps]:
             first, last = self._steps[0], self._steps[-1]
             raise ValueError(f"there is no step {missing[0]}: this run has {first} to {last}")
-        actions = [
-            (event.rank, *span)
-            for step in chosen
-            for event in self.events.where("spans", step)
-            for span in event.data["spans"]
-        ]
         name = f"{self.config.model.name} on {self.layout}"
-        return write_trace(path, chrome_trace(map(self._activity, chosen), actions, name=name))
+        return write_trace(path, trace_of_run(self.events, chosen, name=name))
 
     @property
     def _steps(self) -> range:
         return range(self.first_step, self.first_step + len(self.losses))
-
-    def _activity(self, step: int) -> Activity:
-        said = {event.rank: event.data for event in self.events.where("step", step)}
-        seconds = {rank: data["seconds"] for rank, data in said.items()}
-        began = {r: data["began"] for r, data in said.items() if data.get("began") is not None}
-        return activity(step, self.ledger.step(step), seconds, began)
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """The trained parameters, whole, by their global names, on the CPU: the same names and

@@ -14,6 +14,7 @@ A run that is cut off is started again with `--resume`; torchrun's own `--max-re
 inside the same job, and on gloo the ranks often do not find each other there.
 """
 
+import secrets
 import sys
 import time
 from collections.abc import Callable
@@ -65,14 +66,14 @@ def train_here(*, progress: bool = True, **settings) -> TrainResult | None:
     # named the run directory.
     about = {"state": "running", "world_size": world, "backend": dist.get_backend()}
     directory = _agreed(lambda: rundirs.create("train", about, options.run_dir), only=0)
-    given = [config, checkpoints, directory]
+    given = [config, checkpoints, directory, secrets.token_hex(6)]
     dist.broadcast_object_list(given, src=0)
-    config, checkpoints, directory = given
+    config, checkpoints, directory, run_name = given
     directory.mkdir(parents=True, exist_ok=True)
 
     with attributed(directory, rank):
         bar = Progress(config.steps, str(config.layout)) if progress and rank == 0 else None
-        spec = RankSpec(rank, world, options.backend, directory)
+        spec = RankSpec(rank, world, options.backend, directory, run=run_name)
         report = _recorded_rank(spec, bar, config, checkpoints)
         reports = [None] * world if rank == 0 else None
         dist.gather_object(report, reports)

@@ -111,6 +111,7 @@ def train_step(run: "Run", step: int) -> StepReport:
     queued = ledger.queued()
     run.precision.before_step(run)
     run.tokens_MBS, run.labels_MBS = next_batch(run.text, config, run.device)
+    data_s = time.monotonic() - began
     count = global_count(run.labels_MBS)
     parallel.zero_grad()
     loss = parallel.forward_backward(
@@ -130,14 +131,14 @@ def train_step(run: "Run", step: int) -> StepReport:
     run.precision.after_step(taken)
     times = time.monotonic() - began, time.process_time() - cpu_began
     queued_s = None if queued is None else ledger.queued() - queued
-    skipped = not taken and back_to is None
-    report = StepReport(
-        step, loss.item(), norm, count, lr, *times, skipped, began, queued_s, back_to
-    )
+    skipped, own = not taken and back_to is None, parallel.own_loss
+    own_loss = None if own is None else own.item()
+    of_run = loss.item(), norm, count, lr, *times, skipped, began, queued_s, back_to
+    report = StepReport(step, *of_run, own_loss, data_s)
     run.ledger = Ledger(entry for entry in ledger.flush() if entry.step == step)
     ledger.step = None  # whatever observers send is no part of the step
     if taken:
-        _stop_if_not_finite(report)
+        _stop_if_not_finite(run, report)
     return report
 
 
@@ -152,6 +153,8 @@ class Run:
         self.labels_MBS: torch.Tensor | None = None
         self.ledger = Ledger()
         """Of the step that is over: this rank's collectives."""
+        self.own_grad_norm: float | None = None
+        """Of the step that is over: of this rank's own gradient, if a `Probe` listens."""
         self._open = ExitStack()
 
     def prepare(self, text: Text | None = None) -> None:
@@ -244,10 +247,14 @@ def _bytes(tensors: list[torch.Tensor]) -> int:
     return sum({memory.data_ptr(): memory.nbytes() for memory in memories}.values())
 
 
-def _stop_if_not_finite(report: StepReport) -> None:
-    """Loss and norm are global, so all ranks stop at the same step."""
+def _stop_if_not_finite(run: "Run", report: StepReport) -> None:
+    """Loss and norm are global, so all ranks stop at the same step. Each says what its own were:
+    that alone tells whose it is."""
     for name, value in (("loss", report.loss), ("gradient norm", report.grad_norm)):
         if not math.isfinite(value):
+            own = {"own_loss": report.own_loss, "own_grad_norm": run.own_grad_norm}
+            both = {"loss": report.loss, "grad_norm": report.grad_norm}
+            events.write("not finite", step=report.step, **both, **own)
             raise NonFiniteLoss(
                 f"the {name} is {value} at step {report.step}; "
                 "try a lower lr, a longer warmup or a tighter clip"

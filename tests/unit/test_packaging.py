@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 # pyproject.toml's name -> conda-forge's. Python and pip are conda's own affair.
-CONDA_NAMES = {"torch": "pytorch"}
+CONDA_NAMES = {"torch": "pytorch", "prometheus-client": "prometheus_client"}
 
 
 def pyproject_requirements() -> dict[str, Requirement]:

@@ -75,6 +75,14 @@ def test_the_block_blocks():
         assert "loss" in repr(Table(["loss"], [[1.0]]))
         """,
         """
+        from picolab.monitoring import BasicMonitoringSystem
+        from picolab.monitoring.events import Event
+        system = BasicMonitoringSystem({})
+        told = {"step": 0, "layout": "dp1", "seconds": 1.0, "loss": 2.0, "own_loss": float("nan")}
+        assert [a.ranks for a in system.add(Event("step", 0, 0.0, told))] == [(0,)]
+        assert system.collector.over_ranks("loss").max == 2.0
+        """,
+        """
         import picolab as pico
         import picolab.launch
         from picolab.launch import rundirs
@@ -111,6 +119,7 @@ def test_the_block_blocks():
         "settings",
         "costs",
         "monitoring",
+        "monitors",
         "launch",
         "cli",
         "workcopy",

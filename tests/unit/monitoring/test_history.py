@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from recorded import recorded_run
 
 from picolab.monitoring import Entry, Event, History, Ledger, history
+from picolab.monitoring.event_files import lengths
 from picolab.monitoring.events import start_recording, stop_recording
 from picolab.monitoring.figures import run_state
-from picolab.monitoring.history import lengths, read_events
 from picolab.monitoring.ledger import Folded, RankLedger, Totals
 from picolab.monitoring.run_state import RunState
 
@@ -210,18 +210,6 @@ def test_events_that_are_nowhere_are_asked_for(events, long, tmp_path):
     with pytest.raises(LookupError, match="only 0 are left"):
         list(long.ledger)
     assert len(long.ledger.step(STEPS - 1)) == 4 * 19  # still in memory
-
-
-def test_a_line_that_was_cut_off_costs_itself(tmp_path):
-    path = tmp_path / "events.0.jsonl"
-    lines = [Event("values", 0, float(i), {"x": i}).to_json() + "\n" for i in range(3)]
-    path.write_text(lines[0] + lines[1][:20] + "\n" + lines[2] + lines[0][:20])
-    offsets = {}
-    assert [event.data["x"] for event in read_events(path, offsets)] == [0, 2]
-    with open(path, "a") as file:
-        file.write(lines[0][20:])
-    assert [event.data["x"] for event in read_events(path, offsets)] == [0]
-    assert list(read_events(path, offsets)) == []
 
 
 def test_it_can_be_sent_and_stored(events, long):

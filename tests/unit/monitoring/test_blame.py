@@ -6,9 +6,10 @@ own, a rank of which nobody wants anything."""
 
 import pytest
 
-from picolab.launch import blame, stacks
-from picolab.launch.blame import Blame
+from picolab.launch import stacks
+from picolab.monitoring import blame
 from picolab.monitoring.beacon import Reading
+from picolab.monitoring.blame import Blame
 
 ALL = "ranks (0, 1, 2, 3)"
 REDUCE = f"all_reduce of {ALL}: float32[1] (torch.distributed.all_reduce)"

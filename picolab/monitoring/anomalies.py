@@ -1,0 +1,386 @@
+"""What is wrong with a run, and whose it is: the rules of rules.py on the events of its ranks.
+
+    detector = AnomalyDetector(world_size=4)
+    for event in result.events:
+        for anomaly in detector.add(event):
+            print(anomaly)     # step 61: rank 2 comes 9.1 ms late to its collectives (+28 % ...
+
+    what is found      of which signal                                by which rule
+    not finite         own loss and own gradient norm                 as they are told, at once
+    loss spike         own loss of each rank                          Spike, 8 sigma and +10 %
+    gradient spike     own gradient norm of each rank                 Spike, 6 sigma and x6
+    slow rank          how late it comes to collectives               8 of 10 steps above 12 %
+    late data          the same, where more than half is the loader   8 of 10
+    slow link          a message from its later end to its arrival    8 of 10 above 3x its own
+    leak               resident memory                                Slope, 0.2 MB a step
+    desync             what each rank did over each group             the ledgers differ
+    expert collapse    choices of experts                             8 of 10: half of them dead
+    slow run           the longest step, less waiting for a core      CUSUM
+    busy host          waiting for a core                             8 of 10 above 20 % of a step
+    plateau, divergence   the loss                                    Plateau, Divergence
+    silent rank        steps that others tell and it does not         20 of them
+    hang, dead rank, mismatch   how the run ended (and Silence, before that: hang.py)
+
+Three things that are easy to do wrong:
+
+* **Each rank's own value, before the reduction.** Afterwards a NaN is everybody's, and a spike too.
+* **Late is who comes late, not whose phase lasts long.** The others wait for the slow rank in their
+  own backward, which lasts as long as its. So of each step what counts is the time outside of
+  collectives (from leaving one to arriving at the next), beside that of the ranks that do the same.
+* **A rank that waits for a core is not slow.** Linux tells for how long; it is taken off, and where
+  that is what a step is longer by, the *host* is busy, and nobody is accused.
+
+A stage of a pipeline that has no replica does what nobody else does: it is compared with what it
+took at the beginning. Where experts are dealt out over ranks no rank is called slow: who has those
+that are asked has more to do, which is told apart in experts.py.
+"""
+
+import statistics
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from picolab.monitoring import rules
+from picolab.monitoring.blame import odd_one_out
+from picolab.monitoring.events import Event
+from picolab.monitoring.ledger import Entry
+from picolab.monitoring.step_split import waiting_of
+from picolab.specs import Layout
+
+FIRST = 20  # steps that say what is usual, after the first, which warms up
+PATIENCE = 20  # steps that others may be ahead of a rank that tells nothing
+LATE = 0.12  # of its own work, by which a rank is late; more where ranks wait for cores
+STEP_SHARE = 0.06  # of a step: less than this is not worth a word
+BUSY = 0.20  # of a step, in which a rank waits for a core: more is a busy host
+SETTLE = 12  # steps that a slow run waits for its cause, which may be found by then
+UNEVEN = ("all_to_all",)  # of which ranks may send different sizes
+# How a run ended -> what it is called here. (An exception is its program's own, and says it.)
+FAILURES = {
+    "hang": "hang", "signal": "dead rank", "exit": "dead rank", "mismatch": "mismatch",
+    "early return": "desync",
+}  # fmt: skip
+CAUSES = ("slow rank", "late data", "slow link", "busy host")
+
+
+class Anomaly(NamedTuple):
+    name: str
+    step: int | None
+    ranks: tuple[int, ...]
+    """Whose it is; of a link (from, to). Empty: nobody's in particular, or it cannot be told."""
+    text: str
+
+    def __str__(self) -> str:
+        return self.text if self.step is None else f"step {self.step}: {self.text}"
+
+
+@dataclass
+class _Step:
+    """One step, as far as it has been told."""
+
+    said: dict[int, dict] = field(default_factory=dict)  # rank -> its step event
+    entries: dict[int, list[Entry]] = field(default_factory=lambda: defaultdict(list))
+
+
+class Work(NamedTuple):
+    """A rank's part of a step, in seconds."""
+
+    own: float  # outside of collectives, and on a core
+    data: float  # of it, until the batch was there
+    queued: float  # of the rest, ready and without a core
+
+
+class AnomalyDetector:
+    """Fed with events, in the order in which they come; `add` returns what they show."""
+
+    def __init__(self, world_size: int | None = None):
+        self.world_size = world_size
+        self.found: list[Anomaly] = []
+        self._steps: dict[int, _Step] = defaultdict(_Step)
+        self._layout: Layout | None = None
+        self._judged = -1
+        self._not_heard: set[int] = set()
+        self._losses = defaultdict(rules.Spike)
+        self._norms = defaultdict(lambda: rules.Spike(sigmas=6.0, factor=6.0))
+        self._broken: set[int] = set()  # ranks whose numbers are not finite, as was said
+        self._late = defaultdict(rules.Often)
+        self._usual: dict[int, list[float]] = defaultdict(list)
+        self._links = defaultdict(rules.Often)
+        self._transfers: dict[tuple, list[float]] = defaultdict(list)
+        self._memory = defaultdict(lambda: rules.Slope(least=2e5))
+        self._experts = defaultdict(rules.Often)
+        self._run, self._busy = rules.Drift(), rules.Often()
+        self._slow_run: Anomaly | None = None
+        self._cause_at = -SETTLE - 1
+        self._plateau, self._divergence = rules.Plateau(), rules.Divergence()
+
+    def add(self, event: Event) -> list[Anomaly]:
+        """What this event shows, together with those before it."""
+        found: list[Anomaly] = []
+        if event.kind == "ledger":
+            for entry in event.data["entries"]:
+                if entry.step is not None and self._takes(entry.step, event.rank):
+                    self._steps[entry.step].entries[entry.rank].append(entry)
+        elif event.kind == "experts":
+            found = self._collapse(event.data)
+        elif event.kind == "step":
+            found = self._step(event.rank, event.data)
+        elif event.kind == "not finite":
+            found = self._finite(event.data["step"], event.rank, event.data)
+        elif event.kind == "state" and event.data.get("failure") in FAILURES:
+            found = self._ended(event.data)
+        self.found += found
+        return found
+
+    def _ended(self, data: dict) -> list[Anomaly]:
+        rank, name = data["rank"], FAILURES[data["failure"]]
+        text = data["error"].splitlines()[0]
+        return [Anomaly(name, None, () if rank is None else (rank,), text)]
+
+    def _step(self, rank: int, data: dict) -> list[Anomaly]:
+        step = data["step"]
+        if self._layout is None:
+            self._layout = Layout.parse(data["layout"])
+            self.world_size = self.world_size or self._layout.world
+        found = self._finite(step, rank, data)
+        if self._takes(step, rank):
+            self._steps[step].said[rank] = data
+        while self._steps:
+            done = min(self._steps)
+            missing = [r for r in range(self.world_size) if r not in self._steps[done].said]
+            if missing and len(self._steps) <= PATIENCE:
+                break
+            found += self._silent(done, missing)
+            found += self._judge(done, self._steps.pop(done))
+            self._judged = done
+        return found
+
+    def _takes(self, step: int, rank: int) -> bool:
+        """Whether this step is still to be judged. If the run went back, what is done again is; of
+        a rank that was given up, what comes late is of a step that was judged without it."""
+        if step <= self._judged and rank not in self._not_heard:
+            self._judged = step - 1
+            self._steps.clear()
+        return step > self._judged
+
+    def _silent(self, step: int, missing: list[int]) -> list[Anomaly]:
+        """Others have told many steps since: its file is missing, or its disk is full. The steps
+        are judged without it."""
+        new = [rank for rank in missing if rank not in self._not_heard]
+        self._not_heard |= set(new)
+        text = "rank {} tells nothing of its steps, while others go on"
+        return [Anomaly("silent rank", step, (rank,), text.format(rank)) for rank in new]
+
+    def _judge(self, step: int, of: _Step) -> list[Anomaly]:
+        found = self._desync(step, of) + self._spikes(step, of.said)
+        found += self._memory_of(step, of.said)
+        if step:  # the first warms up
+            found += self._late_ranks(step, of) + self._slow_links(step, of.entries)
+            found += self._whole_run(step, of)
+        if any(a.name in CAUSES for a in found):
+            self._cause_at = step
+        return found + self._settled(step)
+
+    # -- numbers --
+
+    def _finite(self, step: int, rank: int, data: dict) -> list[Anomaly]:
+        """At once, and not when all ranks have told the step: some may never tell it."""
+        if data.get("skipped"):
+            return []  # fp16's overflow: all ranks have seen it and left the step out
+        own = {"loss": data.get("own_loss"), "gradient norm": data.get("own_grad_norm")}
+        bad = [what for what, value in own.items() if rules.non_finite({rank: value})]
+        new = bool(bad) and rank not in self._broken
+        (self._broken.add if bad else self._broken.discard)(rank)
+        if not new:
+            return []
+        values = " and ".join(f"own {what} is {own[what]:g}" for what in bad)
+        text = f"rank {rank}'s {values}, before anything was reduced"
+        return [Anomaly("not finite", step, (rank,), text)]
+
+    def _spikes(self, step: int, said: Mapping[int, dict]) -> list[Anomaly]:
+        found = []
+        if self._broken:
+            return found  # what all have is no number, or comes of one that had none
+        for name, key, of_rank in (
+            ("loss spike", "own_loss", self._losses),
+            ("gradient spike", "own_grad_norm", self._norms),
+        ):
+            values = {r: data[key] for r, data in said.items() if data.get(key) is not None}
+            high = tuple(r for r, value in sorted(values.items()) if of_rank[r].add(value))
+            if not high:
+                continue
+            # Ranks of tp and cp share their tokens: they have the same own loss, and one culprit.
+            whom = high if len(high) <= len(values) / 2 else ()
+            shown = ", ".join(f"rank {r}: {values[r]:.3g}" for r in high)
+            who = " on all ranks at once" if len(high) == len(values) > 1 else ""
+            text = f"{name}{who}: {shown}, before the reduction"
+            found.append(Anomaly(name, step, whom, text))
+        return found
+
+    def _memory_of(self, step: int, said: Mapping[int, dict]) -> list[Anomaly]:
+        if step < FIRST:
+            return []  # what starts up grows
+        sizes = {r: data["rss_bytes"] for r, data in said.items() if data.get("rss_bytes")}
+        found = []
+        for rank, size in sorted(sizes.items()):
+            rest = [s for r, s in sizes.items() if r != rank]
+            # What all ranks grow by is no leak of one of them.
+            slope = self._memory[rank].add(size - (statistics.median(rest) if rest else 0))
+            if slope is not None:
+                text = f"rank {rank} grows by {slope / 1e6:.2f} MB a step"
+                found.append(Anomaly("leak", step, (rank,), text))
+        return found
+
+    def _collapse(self, data: dict) -> list[Anomaly]:
+        found = []
+        for layer, loads in data["loads"].items():
+            dead = rules.dead_experts(loads)
+            if self._experts[layer].add(2 * len(dead) >= len(loads)):
+                text = f"layer {layer}: {len(dead)} of {len(loads)} experts get next to no tokens"
+                found.append(Anomaly("expert collapse", data["step"], (), text))
+        return found
+
+    # -- collectives --
+
+    def _desync(self, step: int, of: _Step) -> list[Anomaly]:
+        calls = {
+            rank: [
+                ((e.axis, e.ranks), (e.op, e.dtype, e.op in UNEVEN or e.payload_bytes, e.reason))
+                for e in of.entries.get(rank, ())
+                if e.op not in ("send", "recv")
+            ]
+            for rank in of.said
+        }
+        found = []
+        for group, did in rules.odd_calls(calls).items():
+            odd = odd_one_out(did)
+            axis, counts = group[0], {rank: len(what) for rank, what in did.items()}
+            if len(set(counts.values())) > 1:
+                how = ", ".join(f"rank {r}: {n}" for r, n in sorted(counts.items()))
+                text = f"ranks differ in how many collectives over {axis} they did ({how})"
+            else:
+                text = f"ranks did different collectives over {axis}"
+            text += "" if odd is None else f"; rank {odd} is the odd one"
+            found.append(Anomaly("desync", step, () if odd is None else (odd,), text))
+        return found
+
+    def _late_ranks(self, step: int, of: _Step) -> list[Anomaly]:
+        if len(of.said) < 2:
+            return []  # late is a word for several
+        if self._layout.ep > 1:
+            return []  # who has the experts that are asked has more to do (see experts.py)
+        work = {rank: work_of(data, of.entries.get(rank, ())) for rank, data in of.said.items()}
+        # Neighbours that take cores take caches, too, which no clock tells: on a busy host more is
+        # asked for before a rank is accused.
+        seconds = statistics.fmean(data["seconds"] for data in of.said.values())
+        queued = statistics.fmean(part.queued for part in work.values())
+        more = max(0.0, queued / seconds - BUSY / 2)
+        least, of_step = LATE + more / 2, STEP_SHARE + more / 4
+        beyond = {rank: self._beyond_usual(rank, part.own) for rank, part in work.items()}
+        found = []
+        for rank, part in sorted(work.items()):
+            others = [r for r in self._peers(rank) or work if r in work and r != rank]
+            if not others or any(beyond[r] is None for r in (rank, *others)):
+                continue
+            late = beyond[rank] - statistics.median(beyond[r] for r in others)
+            alike = part.own - late  # what it would take if it were like the others
+            late_data = part.data - statistics.median(work[r].data for r in others)
+            if self._late[rank].add(late > max(least * alike, of_step * seconds)):
+                data = late_data > late / 2
+                where = ", mostly in its data" if data else ""
+                text = (
+                    f"rank {rank} comes {1e3 * late:.1f} ms late to its collectives "
+                    f"(+{100 * late / alike:.0f} % of its own work){where}"
+                )
+                found.append(Anomaly("late data" if data else "slow rank", step, (rank,), text))
+        return found
+
+    def _beyond_usual(self, rank: int, own: float) -> float | None:
+        """Own seconds where others do the same work; else those beyond what it took at first, and
+        None as long as that is not known."""
+        if self._peers(rank):
+            return own
+        first = self._usual[rank]
+        if len(first) < FIRST:
+            first.append(own)
+            return None
+        return own - statistics.median(first)
+
+    def _peers(self, rank: int) -> list[int]:
+        """The others that do the same work: those in the same stage."""
+        stage = self._layout.coordinates(rank)["pp"]
+        ranks = [r for r in range(self.world_size) if self._layout.coordinates(r)["pp"] == stage]
+        return [r for r in ranks if r != rank]
+
+    def _slow_links(self, step: int, entries: Mapping[int, list[Entry]]) -> list[Anomaly]:
+        """A message takes from when both ends are there until it has come; what the receiver waited
+        for a core is the host's."""
+        times: dict[tuple[int, int], list[float]] = defaultdict(list)
+        for entry, waited in waiting_of(e for of_rank in entries.values() for e in of_rank):
+            if entry.op == "recv" and entry.peer is not None and entry.seconds:
+                taken = entry.exposed_s - waited - (entry.queued_s or 0.0)
+                times[entry.peer, entry.rank].append(max(0.0, taken))
+        found = []
+        for (source, target), of_step in times.items():
+            # The shortest of a step is the link's; the others may have met something on their way.
+            taken, before = min(of_step), self._transfers[source, target]
+            if len(before) < FIRST:
+                before.append(taken)
+                continue
+            usual = statistics.median(before)
+            if self._links[source, target].add(taken > max(3 * usual, usual + 1e-3)):
+                text = (
+                    f"link {source} -> {target} takes {1e3 * taken:.1f} ms a message, and took "
+                    f"{1e3 * usual:.1f}"
+                )
+                found.append(Anomaly("slow link", step, (source, target), text))
+        return found
+
+    # -- the whole run --
+
+    def _whole_run(self, step: int, of: _Step) -> list[Anomaly]:
+        found = []
+        data = next(iter(of.said.values()))
+        seconds = max(d["seconds"] for d in of.said.values())
+        # The longest of the ranks: all wait for whom the host lets wait.
+        queued = max(d.get("queued_s") or 0.0 for d in of.said.values())
+        if self._busy.add(queued > BUSY * seconds):
+            share = 100 * queued / seconds
+            text = f"the host is busy: ranks wait for a core in {share:.0f} % of a step"
+            found.append(Anomaly("busy host", step, (), text))
+        # What neighbours cost beside cores (caches), no clock tells: then the host is what is told.
+        if self._run.add(seconds - queued) and not self._busy.going_on:
+            text = f"steps take longer: {1e3 * seconds:.0f} ms"
+            self._slow_run = self._slow_run or Anomaly("slow run", step, (), text)
+        if data.get("loss") is not None and not self._broken:
+            if self._divergence.add(data["loss"]):
+                text = f"the loss rises again, to {data['loss']:.3f}"
+                found.append(Anomaly("divergence", step, (), text))
+            if self._plateau.add(data["loss"]):
+                found.append(Anomaly("plateau", step, (), f"the loss stays at {data['loss']:.3f}"))
+        return found
+
+    def _settled(self, step: int) -> list[Anomaly]:
+        """A slow run whose cause was found meanwhile has been told already."""
+        slow = self._slow_run
+        if slow is None or step < slow.step + SETTLE:
+            return []
+        self._slow_run = None
+        if self._cause_at >= slow.step - SETTLE:
+            return []
+        return [slow._replace(step=step)]
+
+
+def work_of(said: dict, entries: list[Entry]) -> Work:
+    """What a rank did of a step itself: not what it stood still in collectives, which others
+    decide, and not what it waited for a core. (A sleeping rank is at work: it is late.)"""
+    exposed = sum(entry.exposed_s for entry in entries)
+    before = sum(entry.queued_before_s or 0.0 for entry in entries)
+    standing = sum(entry.queued_s or 0.0 for entry in entries)
+    # After the last one. (A rank may lose its core between two readings of a clock.)
+    began = said.get("began")
+    left = max((entry.start + entry.exposed_s for entry in entries), default=began)
+    tail = said["seconds"] if began is None else max(0.0, began + said["seconds"] - left)
+    after = min(max(0.0, (said.get("queued_s") or 0.0) - before - standing), tail)
+    queued = before + after
+    return Work(said["seconds"] - exposed - queued, said.get("data_s") or 0.0, queued)
