@@ -42,7 +42,11 @@ def test_where_a_weight_stops_moving():
     assert moves(asked["edge"], -1e-4), "towards zero a power of two can still step"
     assert find("bf16").ulp(torch.tensor(0.05)).item() == asked["step"]
     late = values(26)
-    for lr, edge in ((3e-5, late["late"]), (3e-4, late["early"])):
+    for lr, edge in (
+        (3e-5 / 4, late["late"]),
+        (late["then"] / 4, late["quarter"]),
+        (3e-4, late["early"]),
+    ):
         assert not moves(edge * (1 + 2.0**-6), lr) and moves(edge * (1 - 2.0**-6), lr)
     cosine = 3e-5 + (3e-4 - 3e-5) * (1 + math.cos(math.pi * 0.75)) / 2
     assert late["then_1e5"] == pytest.approx(1e5 * cosine)
@@ -144,7 +148,10 @@ def test_a_second_moment_in_bf16():
         assert after(1.001 * edge, beta) > 1 == after(0.999 * edge, beta)
     for start in (1.0, 1.5, 1.984375):  # what it can lose is never half a step
         assert in_format(0.999 * start, "bf16") == start > in_format(0.95 * start, "bf16")
-    assert in_format(1e-8, "fp16") == in_format((0.99 * asked["g16"]) ** 2, "fp16") == 0
+    assert in_format(1e-8, "fp16") == 0
+    for beta, edge in ((0.999, asked["g16"]), (0.95, asked["g16_fast"])):  # v starts at zero
+        grown = [in_format((1 - beta) * (near * edge) ** 2, "fp16") for near in (0.99, 1.01)]
+        assert grown[0] == 0 < grown[1]
 
 
 def test_stochastic_rounding_moves_as_far_as_it_should():
