@@ -28,7 +28,9 @@ Three things that are easy to do wrong:
   own backward, which lasts as long as its. So of each step what counts is the time outside of
   collectives (from leaving one to arriving at the next), beside that of the ranks that do the same.
 * **A rank that waits for a core is not slow.** Linux tells for how long; it is taken off, and where
-  that is what a step is longer by, the *host* is busy, and nobody is accused.
+  that is what a step is longer by, the *host* is busy, and nobody is accused. How much ranks go up
+  and down without a fault (a core that a neighbour shares) is measured, too: where two ranks of
+  real kernels swing by a third, one that is slower by a third cannot be told.
 
 A stage of a pipeline that has no replica does what nobody else does: it is compared with what it
 took at the beginning. Where experts are dealt out over ranks no rank is called slow: who has those
