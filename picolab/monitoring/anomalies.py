@@ -28,15 +28,18 @@ Three things that are easy to do wrong:
   own backward, which lasts as long as its. So of each step what counts is the time outside of
   collectives (from leaving one to arriving at the next), beside that of the ranks that do the same.
 * **A rank that waits for a core is not slow.** Linux tells for how long; it is taken off, and where
-  that is what a step is longer by, the *host* is busy, and nobody is accused.
+  that is what a step is longer by, the *host* is busy, and nobody is accused. How much ranks go up
+  and down without a fault (a core that a neighbour shares) is measured, too: where two ranks of
+  real kernels swing by a third, one that is slower by a third cannot be told.
 
 A stage of a pipeline that has no replica does what nobody else does: it is compared with what it
 took at the beginning. Where experts are dealt out over ranks no rank is called slow: who has those
 that are asked has more to do, which is told apart in experts.py.
 """
 
+import math
 import statistics
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -50,7 +53,9 @@ from picolab.specs import Layout
 
 FIRST = 20  # steps that say what is usual, after the first, which warms up
 PATIENCE = 20  # steps that others may be ahead of a rank that tells nothing
-LATE = 0.12  # of its own work, by which a rank is late; more where ranks wait for cores
+LATE = 0.12  # of its own work, by which a rank is late
+DELAY = 10  # steps, which `Often` needs
+NOISE, SWING = 2.5, 20  # and so many times what it goes up and down by; steps that say how much
 STEP_SHARE = 0.06  # of a step: less than this is not worth a word
 BUSY = 0.20  # of a step, in which a rank waits for a core: more is a busy host
 SETTLE = 12  # steps that a slow run waits for its cause, which may be found by then
@@ -105,6 +110,8 @@ class AnomalyDetector:
         self._broken: set[int] = set()  # ranks whose numbers are not finite, as was said
         self._late = defaultdict(rules.Often)
         self._usual: dict[int, list[float]] = defaultdict(list)
+        self._not_learned: deque[dict[int, float]] = deque()
+        self._differ: dict[int, deque[float]] = defaultdict(lambda: deque(maxlen=40))
         self._links = defaultdict(rules.Often)
         self._transfers: dict[tuple, list[float]] = defaultdict(list)
         self._memory = defaultdict(lambda: rules.Slope(least=2e5))
@@ -270,29 +277,41 @@ class AnomalyDetector:
         if self._layout.ep > 1:
             return []  # who has the experts that are asked has more to do (see experts.py)
         work = {rank: work_of(data, of.entries.get(rank, ())) for rank, data in of.said.items()}
-        # Neighbours that take cores take caches, too, which no clock tells: on a busy host more is
-        # asked for before a rank is accused.
         seconds = statistics.fmean(data["seconds"] for data in of.said.values())
-        queued = statistics.fmean(part.queued for part in work.values())
-        more = max(0.0, queued / seconds - BUSY / 2)
-        least, of_step = LATE + more / 2, STEP_SHARE + more / 4
         beyond = {rank: self._beyond_usual(rank, part.own) for rank, part in work.items()}
-        found = []
-        for rank, part in sorted(work.items()):
+        late: dict[int, float] = {}
+        for rank in sorted(work):
             others = [r for r in self._peers(rank) or work if r in work and r != rank]
-            if not others or any(beyond[r] is None for r in (rank, *others)):
+            if others and all(beyond[r] is not None for r in (rank, *others)):
+                late[rank] = beyond[rank] - statistics.median(beyond[r] for r in others)
+        # Neighbours that take cores take caches, too, which no clock tells: by how much a rank goes
+        # up and down here with nobody late, says what is much.
+        above = {}
+        for rank, by in late.items():
+            before = self._differ[rank]
+            swing = rules.quartile_sigma(before) if len(before) >= SWING else math.inf
+            alike = work[rank].own - by  # what it would take if it were like the others
+            above[rank] = by > max(LATE * alike, STEP_SHARE * seconds, NOISE * swing)
+        # What is usual is learned with a delay in which a fault is found: it never enters.
+        self._not_learned.append(late)
+        if any(of_rank.going_on for of_rank in self._late.values()):
+            self._not_learned.clear()
+        if len(self._not_learned) > DELAY:
+            for rank, by in self._not_learned.popleft().items():
+                self._differ[rank].append(by)
+        found = []
+        for rank, by in late.items():
+            if not self._late[rank].add(above[rank]):
                 continue
-            late = beyond[rank] - statistics.median(beyond[r] for r in others)
-            alike = part.own - late  # what it would take if it were like the others
-            late_data = part.data - statistics.median(work[r].data for r in others)
-            if self._late[rank].add(late > max(least * alike, of_step * seconds)):
-                data = late_data > late / 2
-                where = ", mostly in its data" if data else ""
-                text = (
-                    f"rank {rank} comes {1e3 * late:.1f} ms late to its collectives "
-                    f"(+{100 * late / alike:.0f} % of its own work){where}"
-                )
-                found.append(Anomaly("late data" if data else "slow rank", step, (rank,), text))
+            alike = work[rank].own - by
+            rest = [part.data for r, part in work.items() if r != rank]
+            data = work[rank].data - statistics.median(rest) > by / 2
+            where = ", mostly in its data" if data else ""
+            text = (
+                f"rank {rank} comes {1e3 * by:.1f} ms late to its collectives "
+                f"(+{100 * by / alike:.0f} % of its own work){where}"
+            )
+            found.append(Anomaly("late data" if data else "slow rank", step, (rank,), text))
         return found
 
     def _beyond_usual(self, rank: int, own: float) -> float | None:

@@ -81,6 +81,13 @@ def robust(values: Sequence[float]) -> tuple[float, float]:
     return middle, MAD_TO_SIGMA * statistics.median(abs(x - middle) for x in values)
 
 
+def quartile_sigma(values: Iterable[float]) -> float:
+    """Spread by the quartiles, as a sigma. (Of values that go up and down between two levels the
+    MAD is 0 or everything, depending on which of them has one more.)"""
+    low, _, high = statistics.quantiles(values, n=4)
+    return (high - low) / 1.349
+
+
 class Drift:
     """Has the level risen? CUSUM (Page 1954): what lies above the level, less half a sigma of
     slack, is added up, and never falls below 0. Small rises are found by their duration.

@@ -190,7 +190,7 @@ class ThreeDParallelOptimizer:
         for placement in self.placements:
             placement.attach(model)
 
-        self.own_loss: torch.Tensor | None = None  # of the last step, see `_own_loss`
+        self._own: tuple[torch.Tensor, float, torch.Tensor] | None = None  # see `own_loss`
 
         # 6. Where ranks hold the same, they drop the same (a model without dropout draws nothing).
         RandomStreams(seed, comm.device()).install(model, layout.sp)
@@ -225,15 +225,22 @@ class ThreeDParallelOptimizer:
                 stage_cost_s=stage_cost_s,
             )
         self.finish_gradients()
-        self.own_loss = self._own_loss(total * count, batch.labels_MBS)
+        self._keep_own(total, count, batch.labels_MBS)
         return self._over_all_ranks(total) / scale
 
-    def _own_loss(self, total: torch.Tensor, labels_MBS: torch.Tensor) -> torch.Tensor | None:
-        """The mean over this rank's own tokens, of the sum of their losses: before the reduction,
-        which spreads one rank's NaN over all. None where the rank knows no loss."""
-        if self.pipeline is not None and not self.pipeline.last:
+    def _keep_own(self, total: torch.Tensor, count: float, labels_MBS: torch.Tensor) -> None:
+        self._own = None
+        if self.pipeline is None or self.pipeline.last:
+            self._own = total.clone(), count, (labels_MBS != IGNORED).sum()
+
+    @property
+    def own_loss(self) -> float | None:
+        """The mean over this rank's own tokens in the last step: of before the reduction, which
+        spreads one rank's NaN over all. None where the rank knows no loss."""
+        if self._own is None:
             return None
-        return total / (labels_MBS != IGNORED).sum().clamp(min=1)
+        total, count, valid = self._own
+        return total.item() * count / max(1, valid.item())
 
     def evaluate(self, tokens_MBS: torch.Tensor, labels_MBS: torch.Tensor) -> torch.Tensor:
         """The mean loss of the global batch, as `forward_backward` returns it, and no gradients."""

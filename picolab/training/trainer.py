@@ -131,10 +131,9 @@ def train_step(run: "Run", step: int) -> StepReport:
     run.precision.after_step(taken)
     times = time.monotonic() - began, time.process_time() - cpu_began
     queued_s = None if queued is None else ledger.queued() - queued
-    skipped, own = not taken and back_to is None, parallel.own_loss
-    own_loss = None if own is None else own.item()
+    skipped = not taken and back_to is None
     of_run = loss.item(), norm, count, lr, *times, skipped, began, queued_s, back_to
-    report = StepReport(step, *of_run, own_loss, data_s)
+    report = StepReport(step, *of_run, parallel.own_loss, data_s)
     run.ledger = Ledger(entry for entry in ledger.flush() if entry.step == step)
     ledger.step = None  # whatever observers send is no part of the step
     if taken:

@@ -274,3 +274,19 @@ def test_a_run_that_goes_back_is_judged_again():
     assert found([*events, *again]) == []
     spiked = run(steps=80, seed=1, change=at_step(50, 2, own_loss=3.0))[2 * 4 * 40 :]
     assert names(found([*events, *spiked])) == [("loss spike", (2,))]
+
+
+def test_where_ranks_differ_anyway_more_is_asked_for(monkeypatch):
+    """Of two ranks on one busy core now the one and now the other gets more of it, for some
+    steps, and no clock tells. Who is late by that is not accused; who is late by far more is.
+    The mutant takes any 12 % for a fault."""
+
+    def take_turns(step, rank, data, entries):
+        if rank < 2 and step > 0:
+            swing = 0.010 * (-1) ** (step // 9) * (1 if rank else -1)
+            entries[0] = entries[0]._replace(exposed_s=entries[0].exposed_s + swing)
+
+    assert not any(a.ranks for a in found(run(change=take_turns, own=0.06)))
+    assert names(found(run(change=take_turns, own=0.06, slow={2: 0.040}))) == [("slow rank", (2,))]
+    monkeypatch.setattr(anomalies, "NOISE", 0.0)
+    assert any(a.ranks for a in found(run(change=take_turns, own=0.06)))
