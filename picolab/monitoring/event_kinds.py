@@ -78,6 +78,10 @@ KINDS: dict[str, tuple[str, dict[str, str]]] = {
         "experts changed their places",
         {"step": "number", "layer": "number", "order": "which expert is where now"},
     ),
+    "experts copied": (
+        "which experts have copies changed",
+        {"step": "number", "layer": "number", "copies": "which expert is on which other rank"},
+    ),
     "products": (
         "how fast matrices are multiplied in a short format, as measured at the start",
         {
@@ -92,6 +96,8 @@ KINDS: dict[str, tuple[str, dict[str, str]]] = {
         {
             "step": "number",
             "layers": "layer -> (format, why)",
+            "sizes": "layer -> weights",
+            "numbers": "layer -> numbers that its three products read in a step",
             "below_fp32": "share of the products",
         },
     ),
@@ -101,12 +107,43 @@ KINDS: dict[str, tuple[str, dict[str, str]]] = {
             "step": "number",
             "to": "the step it was taken back to; None: it was not",
             "why": "in words",
-            "layers": "whose precision was raised",
+            "layers": "layer whose precision was raised -> its new format",
         },
     ),
     "lowered": (
         "adaptive: a layer whose precision was lowered again",
         {"step": "number", "layer": "its name", "format": "its new one"},
+    ),
+    "memory": (
+        "the live bytes of a rank in a step that the memory monitor looked at",
+        {
+            "step": "number",
+            "most": "bytes: category -> the most it had; and total",
+            "at_peak": "bytes: category -> what it had when the total was largest",
+            "phases": "bytes: phase of the step -> the largest total",
+            "kept": "bytes: module -> what it left for backward",
+            "timeline": "list of [s, bytes of each category]",
+        },
+    ),
+    "memory plan": (
+        "what is done with each block under a budget",
+        {
+            "budget": "bytes",
+            "choices": "of each block: keep, recompute, selective, offload",
+            "peak": "bytes: predicted",
+            "seconds": "s: predicted, of a step more than if all were kept",
+            "least": "bytes: the smallest budget that could be kept",
+            "frontier": "list of [bytes, s, choices], none better in both than another",
+            "blocks": "of each block: choice -> what was measured",
+        },
+    ),
+    "garbage": (
+        "a pass of Python's collector, by all ranks at the same step",
+        {"step": "number", "kind": "young or full", "objects": "that it freed"},
+    ),
+    "leaks": (
+        "what outlived its step",
+        {"found": "list of places: file, line, bytes, times"},
     ),
     "resume": (
         "the run goes on from a checkpoint",

@@ -84,7 +84,7 @@ def _write(path: str | Path, text: str) -> Path:
 def _missing(what: str, package: str, else_: str, error: ImportError) -> ImportError:
     return ImportError(
         f"{what} needs the package {package}, which is not here ({error}); install it with "
-        f"pip install 'picolab[metrics]', or {package} alone ({else_})"
+        f"pip install {package}, or all exporters: pip install -e '.[metrics]' ({else_})"
     )
 
 

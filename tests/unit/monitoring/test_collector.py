@@ -160,7 +160,7 @@ def test_a_package_that_is_not_there_is_named(collector, tmp_path, monkeypatch, 
         return real(name, *rest)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(ImportError, match=r"needs the package .*pip install 'picolab\[metrics\]'"):
+    with pytest.raises(ImportError, match=r"needs the package .*pip install -e '\.\[metrics\]'"):
         export(collector, tmp_path / "out")
     assert not list(tmp_path.iterdir())
 

@@ -174,5 +174,8 @@ def test_every_field_that_is_written_is_documented():
         "status",
         "not finite",
         "host",
+        "experts moved",
+        "experts copied",
+        "memory",
     }
     assert len(table().rows) == len(documented)
