@@ -196,8 +196,8 @@ def test_openmetrics_on_the_loopback_interface(collector):
 # -- the system --
 
 
-def test_a_post_mortem_reads_what_a_run_left(events, tmp_path):
-    for event in events:
+def test_a_post_mortem_reads_what_a_run_left(tmp_path):
+    for event in recorded_run(steps=60):
         if event.rank >= 0:
             with open(tmp_path / f"events.{event.rank}.jsonl", "a") as file:
                 file.write(event.to_json() + "\n")
@@ -208,7 +208,7 @@ def test_a_post_mortem_reads_what_a_run_left(events, tmp_path):
     assert "rank 2" in repr(system) and system.report().rows[0][2] == "2"
     trace = json.loads(system.write_trace(tmp_path / "trace.json").read_text())
     steps = {e["name"] for e in trace["traceEvents"] if e.get("cat") == "step"}
-    assert steps == {f"step {n}" for n in range(STEPS)}
+    assert steps == {f"step {n}" for n in range(40, 60)}
 
 
 @pytest.mark.parametrize(
