@@ -12,7 +12,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from picolab.memory import BlockRunner, MemoryPool, MemoryScheduler, Offload, far_file, scheduler
+from picolab.memory import (
+    BlockRunner,
+    MemoryPool,
+    MemoryScheduler,
+    Offload,
+    far_file,
+    manager,
+    scheduler,
+)
 from picolab.memory.scheduler import CHOICES, Cost, Measured
 from picolab.model import Transformer
 from picolab.specs import ModelConfig
@@ -100,6 +108,18 @@ def test_the_curve_is_monotone_and_too_small_a_budget_is_told_the_least():
     assert made.choose(10**9).choices == ("keep",) * 10
     with pytest.raises(ValueError, match=rf"the least that works is .*\({made.least:,} bytes\)"):
         made.choose(made.least - 1)
+
+
+def test_a_budget_that_one_stage_of_a_pipeline_cannot_keep_is_told_which():
+    stages = [
+        MemoryScheduler(Measured(({"keep": Cost(work // 2, work, 0.0)},)))
+        for work in (3_000_000, 1_000_000)
+    ]
+    with pytest.raises(ValueError, match="on stage 0 of the pipeline"):
+        manager.check_possible(stages, 2_000_000)
+    with pytest.raises(ValueError, match=r"on every stage .*3,000,000 bytes"):
+        manager.check_possible(stages, 500_000)
+    manager.check_possible(stages, 3_000_000)
 
 
 # -- executed

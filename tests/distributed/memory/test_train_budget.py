@@ -1,0 +1,55 @@
+"""A budget as a reader meets it: `pico.train`, and what is said when the disk is full. (No world is
+open meanwhile: jobs take turns.)"""
+
+import os
+from dataclasses import replace
+
+import pytest
+
+import picolab as pico
+from picolab.memory import BlockRunner, MemoryMonitor, MemoryPool, Offload, far_file
+from picolab.training import TrainConfig, train_rank
+
+CONFIG = TrainConfig(
+    model=pico.ModelConfig(hidden=64, ffn=160, layers=4, heads=4, kv_heads=2, vocab=256, seq=64),
+    data="random", steps=3, micro_batch=4,
+)  # fmt: skip
+
+
+class Away(pico.Observer):
+    """Every block is offloaded."""
+
+    def start(self, run):
+        stays = list(run.parallel.held())
+        offload = Offload(far_file(1 << 30), MemoryPool(1 << 30), stays)
+        run.model.run_block = BlockRunner(run.model, ["offload"] * 4, offload=offload)
+
+
+def test_train_takes_a_budget():
+    result = pico.train(
+        CONFIG.model, "dp1", "random", 3, micro_batch=4, memory_budget="6MB", progress=False,
+        observers=[MemoryMonitor()],
+    )  # fmt: skip
+    (plan,) = [event.data for event in result.events if event.kind == "memory plan"]
+    (seen,) = [event.data for event in result.events if event.kind == "memory"]
+    assert seen["most"]["total"] <= plan["budget"] == result.config.memory_budget == 6_000_000
+    peaks = [peak for peak, *_ in plan["frontier"]]
+    assert peaks == sorted(peaks) and peaks[0] == plan["least"]
+
+
+def test_a_disk_that_is_full_in_a_step_ends_the_run_with_a_sentence():
+    with pytest.raises(pico.RankFailure, match="the far memory is full"):
+        pico.run(with_full_disk, replace(CONFIG, layout="dp1"), world_size=1, quiet=True)
+
+
+def with_full_disk(config):
+    real, calls = os.posix_fallocate, []
+
+    def full(handle, offset, size):
+        calls.append(size)
+        if len(calls) > 20:
+            raise OSError(28, "No space left on device")
+        real(handle, offset, size)
+
+    os.posix_fallocate = full
+    train_rank(config, observers=[Away()])
