@@ -33,6 +33,10 @@ ADDED_TO_A_SUM = (
     "this gradient would be added to a sum over all ranks; call zero_grad() after each "
     "finish() (set_to_none=False cannot be told from forgetting it)"
 )
+GONE = (
+    "who sums the gradients of this model is gone; keep what parallelize or DataParallelOptimizer "
+    "returned as long as the model is trained"
+)
 
 
 # Which parameters a placement looks after, where the replicas of some are not those of others.
@@ -129,7 +133,7 @@ class GradientBuckets(Placement, ABC):
             # back to the parameter, by way of this object, would keep the model for ever.
             me = weakref.ref(self)
             for parameter in self._trainable:
-                parameter.register_post_accumulate_grad_hook(lambda of: me()._arrived(of))
+                parameter.register_post_accumulate_grad_hook(lambda of: _there(me())._arrived(of))
 
     @contextmanager
     def no_sync(self) -> Iterator[None]:
@@ -243,3 +247,9 @@ class GradientBuckets(Placement, ABC):
     def _drop(self, slot: Slot) -> None:
         """No rank used the parameter: no gradient."""
         slot.parameter.grad = None
+
+
+def _there(placement: GradientBuckets | None) -> GradientBuckets:
+    if placement is None:
+        raise RuntimeError(GONE)
+    return placement

@@ -363,6 +363,10 @@ def misuse():
     data.finish()
     refused(data.finish)
 
+    model, data = build()
+    del data
+    refused(lambda: loss_of(model, 0).backward())
+
     refused(lambda: DataParallelOptimizer(nn.Linear(2, 2, device="meta")))
     refused(lambda: DataParallelOptimizer(mlp(), bucket_bytes=0))
     refused(lambda: DataParallelOptimizer(mlp(), axis="dq"))
@@ -376,6 +380,7 @@ def test_misuse_is_refused_with_a_sentence():
         "would be added to a sum over all ranks",
         "would be added to a sum over all ranks",
         "finish() was called twice",
+        "who sums the gradients of this model is gone",
         "the model has no values yet",
         "bucket_bytes is 0",
         "no axis 'dq'",
