@@ -17,7 +17,7 @@ from tests.chapters.c01_4d_basics import test_time as counting
 
 NOTEBOOK = Path(__file__).resolve().parents[3] / "notebooks" / "04_mixed_precision.ipynb"
 RUNS = (1.0, 0.6)  # minutes of all runs on two quiet cores, sections 1 to 4, and 5 to 8
-SECOND_HALF = "5. Errors that hide"
+SECOND_HALF = "5. How to measure an error"
 
 
 def saved() -> list[dict]:
