@@ -19,7 +19,8 @@ here nothing: the detector says so.
 delayed scaling every rank has to use the same scale, or what one saturates another does not: once a
 step the amaxes of all products travel side by side, and their maximum is taken over the ranks of
 the data axes *and* of tp. (Over the wrong group, runs diverged after a thousand steps: Megatron-LM
-issue 442.) A current scale is each rank's own, and never coarser than that of the whole tensor.
+pull request 442.) A current scale is each rank's own, and never coarser than that of the whole
+tensor.
 
 Sources: arXiv 2209.05433; TransformerEngine's `DelayedScaling`, which corrects as here: an amax
 that is 0 or not finite leaves the scale as it was.

@@ -4,8 +4,8 @@
     dx = dy W       (tokens, out) (out, in)
     dw = dy^T x     (tokens, out) (tokens, in)
 
-    native    the processor multiplies bf16 (or fp16) and adds in fp32: up to twice as fast as fp32
-              where it has instructions for that, and a hundred times as slow where it has none,
+    native    the processor multiplies bf16 (or fp16) and adds in fp32: several times as fast as
+              fp32 where it has instructions for that, and tens of times as slow where it has none,
               for some layouts of the operands and not for others
     rounded   the same numbers as fp32, multiplied in fp32, and the result rounded: what the
               hardware computes, up to the order of additions

@@ -1,5 +1,5 @@
 """Exercise: a linear layer with block-scaled fp8 operands, forward and backward (chapter 4,
-section 6).
+sections 2 and 8).
 
 What is expected is multiplied in fp64 from operands that are rounded block by block, number by
 number, by the definition of rounding (`picolab.precision.round_to`). Compared is each element, with

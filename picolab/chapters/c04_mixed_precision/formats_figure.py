@@ -66,7 +66,7 @@ def bits_table(value: float) -> Table:
             note = "flushed to zero"
         elif 0 < abs(held) < 2.0**format.least:
             note = "subnormal"
-        off = "exact" if held == value else f"{100 * abs(held - value) / abs(value):.2g} %"
+        off = "exact" if held == value else f"{100 * abs(held - value) / abs(value):.3g} %"
         rows.append([name, pattern(value, format), f"{held:.9g}", off, note])
     columns = ["format", "sign exponent mantissa", "is", "off by", ""]
     return Table(columns, rows, f"{value:.17g}, rounded to the nearest")
@@ -125,7 +125,7 @@ def formats_figure() -> LabFigure:
             name,
             FORMATS[name].bits,
             FORMATS[name].mantissa,
-            f"{100 * FORMATS[name].unit:.2g} %",
+            f"{100 * FORMATS[name].unit:.3g} %",
             f"2^{FORMATS[name].least}",
             f"{FORMATS[name].smallest:.2g}",
             f"{FORMATS[name].largest:.6g}",

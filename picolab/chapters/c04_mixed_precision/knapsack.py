@@ -1,4 +1,4 @@
-"""Exercise: which layer in which format, exactly (chapter 4, section 5).
+"""Exercise: which layer in which format, exactly (chapter 4, section 6).
 
 A knapsack with one choice a layer. Small ones are compared with every combination, middle ones with
 two halves of which every combination is known, large ones with a table over whole damages: three
@@ -274,9 +274,9 @@ EXERCISE = Exercise(
     interface="`my_selection(seconds, damage, budget)` returns a list, for each layer the number "
     "of its format. `seconds[layer][format]` is what the layer takes in this format, "
     "`damage[layer][format]` what the format does to it; lists of lists of numbers, whole or "
-    "broken. Format 0 is fp32 and does no damage; a layer has 1 to 4 formats, and more damage is "
+    "not. Format 0 is fp32 and does no damage; a layer has 1 to 4 formats, and more damage is "
     "not always faster. A damage may be 1e-30 and count, or `math.inf`; the budget is 0 or more, "
-    "perhaps `math.inf`, and may be used up to the last. No layers: an empty list. Nothing is "
+    "perhaps `math.inf`, and may be used up entirely. No layers: an empty list. Nothing is "
     "sent.",
     budget=f"The least possible time; any decision that has it will do. {SECONDS:.0f} s for 60 "
     "layers of 4 formats.",

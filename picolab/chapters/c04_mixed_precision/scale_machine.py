@@ -1,4 +1,4 @@
-"""Exercise: the loss-scale machine (chapter 4, section 3).
+"""Exercise: the loss-scale machine (chapter 4, section 4).
 
 Scripts of steps, on ranks that hold different shards: each step is a setting of its own, with the
 state that a right machine has by then, so what goes wrong later is told where it begins. A rank's
@@ -267,11 +267,11 @@ EXERCISE = Exercise(
     interface="`my_scaled_step(gradients, scale, streak, patience, settings)` returns `gradients, "
     "scale, streak, patience`, the last three for the next step. gradients: a list of tensors in "
     "fp32 or fp16, this rank's own (other ranks have other shards), some None, some empty; "
-    "returned is a new list, all in fp32, or None if the step is skipped. An overflow takes 1 from "
-    "patience and sets streak to 0; if patience is then 0 or less, the scale becomes scale * "
-    "settings['backoff'], and at least settings['least']. A good step adds 1 to streak; when it "
-    "is settings['interval'], the scale becomes scale * settings['growth'], at most "
-    "settings['most'], streak 0 and patience settings['hysteresis']. That is the only way for "
+    "returned is a new list, all in fp32 (a None stays None), or None if the step is skipped. An "
+    "overflow takes 1 from patience and sets streak to 0; if patience is then 0 or less, the scale "
+    "becomes scale * settings['backoff'], and at least settings['least']. A good step adds 1 to "
+    "streak; when it is settings['interval'], the scale becomes scale * settings['growth'], at "
+    "most settings['most'], streak 0 and patience settings['hysteresis']. That is the only way for "
     "patience to come back. Scales are powers of two. `pico.comm.all_reduce(t, axis, reason, op)`; "
     "the axis of all ranks is 'world', op 'sum', 'max' or 'min'.",
     budget="One all-reduce of 8 bytes at most.",
@@ -286,10 +286,10 @@ EXERCISE = Exercise(
     ),
     stub_function=my_scaled_step,
     solution_function=solution,
-    why="Gradients of most layers are too small for fp16, so the loss is made larger before it is "
-    "differentiated, by a power of two, which rounds nothing. How large, the run finds out: it "
-    "grows until something overflows, so a skipped step now and then is how it works and no sign "
-    "of trouble. With hysteresis 1 this is `torch.amp.GradScaler`, with more Megatron-LM's "
+    why="Many gradients of a large run are too small for fp16, so the loss is made larger before "
+    "it is differentiated, by a power of two, which rounds nothing. How large, the run finds out: "
+    "it grows until something overflows, so a skipped step now and then is how it works and no "
+    "sign of trouble. With hysteresis 1 this is `torch.amp.GradScaler`, with more Megatron-LM's "
     "`DynamicGradScaler`, which does not blame the scale for one odd batch. With sharded gradients "
     "only one rank may see the overflow, so the decision travels: 4 bytes a step. Clipping comes "
     "after dividing, or its limit is in scaled units. `pico.source('picolab.precision.scaler')`; "

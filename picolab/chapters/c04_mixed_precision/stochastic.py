@@ -1,4 +1,4 @@
-"""Exercise: stochastic rounding to bf16 (chapter 4, section 2).
+"""Exercise: stochastic rounding to bf16 (chapter 4, section 3).
 
 Millions of numbers, so that a probability can be told from another: every count is compared with
 its binomial distribution, six standard deviations wide, which right code leaves once in 5e8 tries
