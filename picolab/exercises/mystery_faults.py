@@ -103,7 +103,7 @@ def _gradients_in_fp64(layout):
 )
 def _overflow_decided_alone(layout):
     # (The norm of such a step is not finite, and a rank that takes it would stop the run.)
-    quiet = patched(trainer, "_stop_if_not_finite", lambda report: None)
+    quiet = patched(trainer, "_stop_if_not_finite", lambda *_: None)
     with patched(precision, "agreed", lambda mine: mine), quiet:
         yield
 
