@@ -131,7 +131,8 @@ CASES = (
         "dp2",
         "'For nine steps the loss stands still, and the gradient norm is nan or inf. Then it "
         "learns, but again and again a step has the norm inf and does nothing: of 24 steps hardly "
-        "more than half are updates. One of the two replicas must be broken, and drags the other one along.'",
+        "more than half are updates. One of the two replicas must be broken, and drags the other "
+        "one along.'",
         "B",
         "scale",
         "One process has the same losses, the same scales, and skips the same steps; the ledger "
