@@ -177,7 +177,13 @@ FEW, MANY = (0.1, 0.5, 1.0), (0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 1.0)
 EACH = ["dp2", "tp2", "pp2", "dp2zero3", "dp2ep2"]
 
 
-@pytest.mark.parametrize("layout", EACH)
+@pytest.mark.parametrize(
+    "layout",
+    [
+        of if of in ("pp2", "dp2zero3") else pytest.param(of, marks=pytest.mark.weekly)
+        for of in EACH
+    ],
+)
 def test_the_peak_is_within_every_budget(world, layout):
     for found in world.run(at_budgets, of_layout(layout), FEW):
         assert len(check_kept(found)) > 1
