@@ -66,10 +66,10 @@ _ROOMS = (
     "chapters",
     "lab",
 )
-# Those that take torch.
+# Those that take torch as they are imported. (`training` does so later, while ranks run.)
 _WITH_TORCH = tuple(
     f"picolab.{room}"
-    for room in ("comm", "model", "moe", "precision", "memory", "parallel", "training", "debug")
+    for room in ("comm", "model", "moe", "precision", "memory", "parallel", "debug")
 )
 # What knows no chapter until the chapters are registered with it; `lab` does that itself.
 _ENGINES = ("picolab.exercises", "picolab.chapters")

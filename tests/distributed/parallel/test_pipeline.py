@@ -17,6 +17,7 @@ from picolab.model import Transformer, initialise, slices
 from picolab.model.transformer import cross_entropy
 from picolab.monitoring import step_split
 from picolab.monitoring.figures import run_state
+from picolab.monitoring.trace import activity_of
 from picolab.parallel.pipeline import PipelineParallelOptimizer
 from picolab.specs import ModelConfig
 from picolab.specs.schedule_name import ScheduleName
@@ -317,7 +318,7 @@ def test_a_real_run_in_time_and_as_a_trace(tmp_path):
     kinds = "compute", "communication", "waiting", "bubble"
     in_us = {kind: 0.0 for kind in kinds}
     for step in range(4):
-        found = run._activity(step)
+        found = activity_of(run.events, run.ledger, step)
         assert len(found.messages) == 2 * 3 * 8
         assert all(m.sent < m.received and abs(m.source - m.target) == 1 for m in found.messages)
         seconds = {e.rank: e.data["seconds"] for e in run.events.where("step", step)}

@@ -15,6 +15,7 @@ import resource
 import shutil
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -362,12 +363,11 @@ def first_slice_of_moments():
     """Moments not resharded: each rank is given the slice of the first, as picotron's weights."""
     real = checkpoint_plan.parts
 
-    def wrong(optimizer):
-        found = real(optimizer)
-        for name, part in found.items():
+    def wrong(optimizer, copies):
+        found = real(optimizer, copies)
+        for name, parts in found.items():
             if "exp_avg" in name:
-                zeros = (0,) * len(part.offsets)
-                found[name] = checkpoint_plan.Part(part.values, part.shape, zeros)
+                found[name] = [replace(part, offsets=(0,) * len(part.offsets)) for part in parts]
         return found
 
     checkpoint.parts = wrong
@@ -375,8 +375,8 @@ def first_slice_of_moments():
 
 def step_counts_from_zero():
     real = checkpoint_plan.parts
-    checkpoint.parts = lambda optimizer: {
-        name: part for name, part in real(optimizer).items() if "optimizer.step" not in name
+    checkpoint.parts = lambda optimizer, copies: {
+        name: of for name, of in real(optimizer, copies).items() if "optimizer.step" not in name
     }
 
 
