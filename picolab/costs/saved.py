@@ -15,8 +15,8 @@ A tensor belongs to the module in whose forward it was made; the two sums of the
 the block's own (the first block's input is the embedding's). With sequence parallelism a rank has
 1/tp of what lies between the matrices, but of their inputs the gathered whole.
 
-tests/distributed/memory/test_saved.py compares each module, for dense blocks and experts, in every
-precision, with and without tp, sp and cp.
+tests/distributed/memory/test_monitor.py compares each module, for dense blocks and experts, in
+every precision, with and without tp, sp and cp.
 """
 
 from typing import Literal
@@ -56,8 +56,11 @@ def saved_bytes(
     low = precision not in ("fp32", "fp64")
     h, between = config.hidden, tokens // (tp if sp else 1)
 
-    # The norm reads what flows between layers in fp32 or better: a copy, or the residual itself.
-    norm = between * (h * own + stat + (h * own if own != b else 0))
+    def normed(rows: int, size: int) -> int:
+        """A norm reads in fp32 or better: a copy, or what is there itself."""
+        return rows * (size * own + stat + (size * own if own != b else 0))
+
+    norm = normed(between, h)
     given = 0 if sp else tokens * h * b  # what it gives; gathered, it is the next module's
     gathered = tokens * h * b if sp else 0
     residual = between * h * b if own == b else 0
@@ -72,14 +75,21 @@ def saved_bytes(
     found = {
         "attention_norm": norm + given,
         "attention.qkv": gathered + tokens * qkv,
+        "attention.q_norm": normed(tokens * n, e) if config.qk_norm else 0,
+        "attention.k_norm": normed(tokens * k, e) if config.qk_norm else 0,
         "attention": tokens * attention,
         "mlp_norm": norm + given,
         "": 2 * residual,
     }
     if has_experts(config, layer):
-        found |= _experts(config, tokens, own, b, low and products == "rounded", rows)
-        if low and not config.shared_experts:  # nobody reads it but to copy it
-            found["mlp_norm"] -= given
+        sizes = tokens, between, tokens * (cp if config.pools_tokens else 1)
+        rounded = low and products == "rounded"
+        found |= _experts(config, *sizes, own, b, rounded, rows, tp, tp_rank)
+        # The router reads what the norm gives, if not a copy; and shared experts, if not gathered.
+        reads = not low or (config.shared_experts and not sp)
+        found["mlp_norm"] = norm + between * h * b * bool(reads)
+        if sp and config.shared_experts:
+            found["mlp"] += tokens * h * b
     else:
         f = len(even_slices(config.ffn, tp)[tp_rank])
         found["mlp.gate_up"] = gathered + tokens * 2 * f * b
@@ -88,20 +98,30 @@ def saved_bytes(
 
 
 def _experts(
-    config: ModelConfig, tokens: int, own: int, b: int, rounded: bool, rows: list[int] | None
+    config: ModelConfig,
+    tokens: int,
+    between: int,
+    pool: int,
+    own: int,
+    b: int,
+    rounded: bool,
+    rows: list[int] | None,
+    tp: int,
+    tp_rank: int,
 ) -> dict[str, int]:
     """A layer of experts. Rows leave with the tokens of this rank and arrive at its experts: the
-    same ones where all are here."""
-    h, f, experts, each = config.hidden, config.expert_ffn, config.experts, config.experts_per_token
+    same ones where all are here. The router reads `between` tokens, and decides for `pool`."""
+    h, experts, each = config.hidden, config.experts, config.experts_per_token
+    f = len(even_slices(config.expert_ffn, tp)[tp_rank])
     leave = tokens * each
     arrive = leave if rows is None else sum(rows)
     here = experts if rows is None else len(rows)
     exact = max(4, b)
-    router = tokens * experts * (exact + 1)  # scores, and which were chosen
+    router = pool * experts * (exact + 1)  # scores, and which were chosen
     if config.router_renormalise:
-        router += tokens * (experts + 2) * exact  # the chosen scores, their sum twice
+        router += pool * (experts + 2) * exact  # the chosen scores, their sum twice
     if exact != b:
-        router += tokens * h * exact  # what it reads, in fp32
+        router += between * h * exact  # what it reads, in fp32
     if config.aux_loss:
         router += experts * exact + exact  # shares of the choices, the loss
     router += (experts + 1) * 8  # what it counts
@@ -119,7 +139,7 @@ def _experts(
     # What they made of them, which came back to the layer where it was elsewhere.
     found["mlp.experts" if rows is None else "mlp"] += leave * h * b
     if config.shared_experts:
-        f = config.shared_experts * config.expert_ffn
+        f = len(even_slices(config.shared_experts * config.expert_ffn, tp)[tp_rank])
         found |= {"mlp.shared.gate_up": tokens * 2 * f * b, "mlp.shared": tokens * 2 * f * b}
     return found
 

@@ -15,6 +15,7 @@ is none. Twin: torch's memory snapshot, which shows stacks of what is alive, on 
 
 import gc
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
@@ -66,6 +67,7 @@ class LeakFinder(Observer):
         self._watch: _LineWatch | None = None
 
     def start(self, run) -> None:
+        run.until_end(closing(self))
         self._first = run.first_step + self.skip
         if self.skip == 0:
             self._begin(run)
@@ -86,6 +88,12 @@ class LeakFinder(Observer):
     def end(self, run) -> None:
         if self._watch is not None:  # a shorter run
             self._end()
+
+    def close(self) -> None:
+        """The run is over, however it ended: nothing is watched any more."""
+        watch, self._watch = self._watch, None
+        if watch is not None:
+            watch.__exit__(None, None, None)
 
     def _begin(self, run) -> None:
         self._watch = _LineWatch(run).__enter__()

@@ -19,6 +19,7 @@ the second is looked at.
 """
 
 from collections.abc import Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -78,6 +79,7 @@ class MemoryMonitor(Observer):
         self._watch: Watch | None = None
 
     def start(self, run) -> None:
+        run.until_end(closing(self))
         self._begin(run, run.first_step)
 
     def gradients(self, run) -> None:
@@ -94,7 +96,13 @@ class MemoryMonitor(Observer):
         self._begin(run, report.back_to)
 
     def end(self, run) -> None:
-        self._finish(run, None)
+        self.close()
+
+    def close(self) -> None:
+        """The run is over, however it ended: nothing is watched any more."""
+        watch, self._watch = self._watch, None
+        if watch is not None:
+            watch.__exit__(None, None, None)
 
     def _begin(self, run, step: int) -> None:
         if step in self.steps:

@@ -55,7 +55,7 @@ class FarFile:
     def slab(self, size: int) -> memoryview:
         size_in_file = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
         try:
-            os.posix_fallocate(self._file.fileno(), self._size, size_in_file)
+            _reserve(self._file.fileno(), self._size, size_in_file)
         except OSError as error:
             raise OSError(
                 error.errno,
@@ -69,6 +69,16 @@ class FarFile:
 
     def close(self) -> None:
         self._file.close()
+
+
+def _reserve(handle: int, begin: int, size: int) -> None:
+    """Let so many bytes of a file be there."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(handle, begin, size)
+        return
+    end = begin + size  # macOS has no such call
+    while begin < end:
+        begin += os.pwrite(handle, bytes(min(end - begin, 1 << 20)), begin)
 
 
 def far_file(cap: int, folder: str | Path | None = None) -> MemoryPool:
@@ -107,9 +117,10 @@ class Parcel:
 class Offload:
     """Takes what blocks keep to the far memory, and back into near buffers.
 
-    near: None for fresh memory of the device that a tensor came from (a GPU's allocator keeps it).
-    stays: tensors that do not travel. With it a block keeps next to
-    nothing between its forward and its backward; without it, all that its operators need.
+    near: None for fresh memory of the device that a tensor came from (a GPU's allocator keeps it),
+    and so it is where the pool's cap leaves no room: experts may have got more rows than in the
+    step that a cap was measured in. stays: tensors that do not travel. With it a block keeps next
+    to nothing between its forward and its backward; without it, all that its operators need.
     """
 
     def __init__(
@@ -139,17 +150,19 @@ class Offload:
 
         return _Hooks(pack, self._unpack, known)
 
-    def fetch(self, parcel: Parcel | None) -> None:
-        """Let what is away come back, as far as there are buffers for it."""
-        for ref in parcel.entries if parcel is not None else ():
+    def fetch(self, parcel: Parcel | None) -> bool:
+        """Let what is away come back, as far as there are buffers for it; whether there were. What
+        was given away last is needed first."""
+        for ref in reversed(parcel.entries) if parcel is not None else ():
             entry = ref()
             if entry is None or entry.near is not None:
                 continue
             try:
                 entry.near = self._room(entry)
-            except PoolFull:
-                return  # when it is asked for, others will have gone
+            except (PoolFull, ValueError):
+                return False  # when it is asked for, others will have gone
             entry.coming = self._thread().submit(_copy, entry.near, entry.far.tensor)
+        return True
 
     def close(self) -> None:
         if self._worker is not None:
@@ -180,7 +193,10 @@ class Offload:
             return view
         entry = view.entry
         if entry.near is None:
-            entry.near = self._room(entry)
+            try:
+                entry.near = self._room(entry)
+            except (PoolFull, ValueError):  # what has gone is not enough, or it is above the cap
+                entry.near = self._fresh(entry)
             _copy(entry.near, entry.far.tensor)
         elif entry.coming is not None:
             entry.coming.result()
@@ -189,8 +205,9 @@ class Offload:
         return made.set_(entry.near.untyped_storage(), view.offset, view.size, view.stride)
 
     def _room(self, entry: _Entry) -> torch.Tensor:
-        if self.near is not None:
-            return self.near.lend(entry.nbytes)
+        return self._fresh(entry) if self.near is None else self.near.lend(entry.nbytes)
+
+    def _fresh(self, entry: _Entry) -> torch.Tensor:
         return torch.empty(entry.nbytes, dtype=torch.uint8, device=entry.device)
 
     def _thread(self) -> ThreadPoolExecutor:

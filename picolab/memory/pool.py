@@ -94,7 +94,8 @@ class MemoryPool:
             )
         self.cap, self.least = cap, least
         self._source, self._give_back = source or self._host, give_back
-        self._lock = threading.Lock()
+        # (Python's collector may free what was lent while this very thread makes a slab.)
+        self._lock = threading.RLock()
         self._idle: dict[int, list[memoryview]] = defaultdict(list)
         self._cooling: list[tuple[Callable[[], bool], memoryview]] = []
         self.slabs: list[torch.Tensor] = []

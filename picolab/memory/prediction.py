@@ -18,7 +18,9 @@ def predicted(config: TrainConfig, rank: int = 0, rows: dict | None = None) -> d
     """Bytes by category on one rank. rows: of experts that ep deals out, layer -> how many rows
     each of this rank's gets (nobody knows them before)."""
     layout = config.layout
-    states = costs.rank_states(config.model, layout, rank, precision=config.precision)
+    states = costs.rank_states(
+        config.model, layout, rank, precision=config.precision, expert_copies=config.expert_copies
+    )
     found = {name: states[name] for name in ("parameters", "gradients", "optimizer")}
     if layout.zero >= 2:
         whole = sum(p.numel for p in costs.local_parameters(config.model, layout, rank))

@@ -260,8 +260,8 @@ class BlockRunner:
             y = block(x, tables)
 
         def begins(_) -> None:
-            self.offload.fetch(parcel)
-            self.offload.fetch(parcel.before)
+            if self.offload.fetch(parcel):
+                self.offload.fetch(parcel.before)
 
         y.register_hook(begins)
         return y

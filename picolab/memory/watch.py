@@ -37,11 +37,11 @@ import gc
 import time
 import weakref
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
 
 CATEGORIES = (
     "parameters",
@@ -85,10 +85,12 @@ def in_backward() -> bool:
 
 class Watch(TorchDispatchMode):
     """While it is entered, storages of this process are known. model: gives modules their names;
-    None: they are called after their types.
+    None: they are called after their types. Several may be entered, and left in any order.
 
     After it: `changes`, one for each birth, death and new size.
     """
+
+    _entered: ClassVar[list["Watch"]] = []
 
     def __init__(self, model: nn.Module | None = None):
         super().__init__()
@@ -232,20 +234,21 @@ class Watch(TorchDispatchMode):
             everywhere.register_module_forward_pre_hook(self._enter_module),
             everywhere.register_module_forward_hook(self._leave_module, always_call=True),
         ]
-        resize, watch = torch.UntypedStorage.resize_, self
-
-        def resize_(storage: torch.UntypedStorage, size: int):
-            result = resize(storage, size)
-            watch._resized(storage)
-            return result
-
-        self._resize = resize
-        torch.UntypedStorage.resize_ = resize_  # no operator: the dispatcher does not see it
+        self._entered.append(self)
+        torch.UntypedStorage.resize_ = _resize  # no operator: the dispatcher does not see it
         return super().__enter__()
 
     def __exit__(self, *error) -> None:
+        later = []  # torch takes the last mode off its stack, whoever leaves
+        while (mode := _get_current_dispatch_mode()) is not self:
+            TorchDispatchMode.__exit__(mode, None, None, None)
+            later.append(mode)
         super().__exit__(*error)
-        torch.UntypedStorage.resize_ = self._resize
+        for mode in reversed(later):
+            TorchDispatchMode.__enter__(mode)
+        self._entered.remove(self)
+        if not self._entered:
+            torch.UntypedStorage.resize_ = _torchs_resize
         for hook in self._hooks:
             hook.remove()
         self._settle()
@@ -294,6 +297,16 @@ class Watch(TorchDispatchMode):
                     most[name] = max(most[name], nbytes)
                 most["total"] = max(most["total"], self.totals[at])
         return most
+
+
+_torchs_resize = torch.UntypedStorage.resize_
+
+
+def _resize(storage: torch.UntypedStorage, size: int):
+    result = _torchs_resize(storage, size)
+    for watch in Watch._entered:
+        watch._resized(storage)
+    return result
 
 
 def _tensors(of: Any) -> list[torch.Tensor]:

@@ -75,7 +75,8 @@ class Linear(nn.Module):
         return self.biased(self.product(x, self.weight))
 
     def biased(self, y: torch.Tensor) -> torch.Tensor:
-        return y if self.bias is None else y + self.bias
+        """y + b, in y's dtype: a bias that stays fp32 makes no fp32 of what is short."""
+        return y if self.bias is None else (y + self.bias).to(y.dtype)
 
 
 class Embedding(nn.Module):

@@ -133,7 +133,11 @@ class GradientBuckets(Placement, ABC):
             # back to the parameter, by way of this object, would keep the model for ever.
             me = weakref.ref(self)
             for parameter in self._trainable:
-                parameter.register_post_accumulate_grad_hook(lambda of: _there(me())._arrived(of))
+                if hasattr(parameter, "summed_by"):  # an older placement, which this one replaces
+                    parameter.summed_by.remove()
+                parameter.summed_by = parameter.register_post_accumulate_grad_hook(
+                    lambda of: _there(me())._arrived(of)
+                )
 
     @contextmanager
     def no_sync(self) -> Iterator[None]:

@@ -12,7 +12,7 @@ import torch
 
 import picolab as pico
 from picolab import launch
-from picolab.memory import GarbageCollector, LeakFinder, watch
+from picolab.memory import GarbageCollector, LeakFinder, MemoryMonitor, watch
 from picolab.parallel import buckets
 from picolab.training import TrainConfig, train_rank
 
@@ -136,13 +136,13 @@ class Leaky(pico.Observer):
         circle.append(circle)
 
 
-def found(config, leaks=True):
+def found(config, leaks=True, others=()):
     for kept in KEPT.values():
         kept.clear()
     finder = LeakFinder()
     gc.disable()
     try:
-        train_rank(config, observers=[Leaky(leaks), finder])
+        train_rank(config, observers=[*others, Leaky(leaks), finder])
     finally:
         gc.enable()
     for kept in KEPT.values():
@@ -150,10 +150,11 @@ def found(config, leaks=True):
     return [tuple(leak) for leak in finder.found]
 
 
-def test_ten_leaks_of_four_kinds_are_named_by_file_and_line(world):
+@pytest.mark.parametrize("others", [[], [MemoryMonitor()]], ids=["alone", "beside"])
+def test_ten_leaks_of_four_kinds_are_named_by_file_and_line(world, others):
     lines = Path(__file__).read_text().splitlines()
     wanted = {number for number, line in enumerate(lines, 1) if re.search(r"# leak \d", line)}
-    for leaks in world.run(found, replace(CONFIG, steps=6)):
+    for leaks in world.run(found, replace(CONFIG, steps=6), True, others):
         here = {line: circle for file, line, _, _, _, circle in leaks if file == __file__}
         assert set(here) == wanted, leaks
         assert [line for line, circle in here.items() if circle] == [max(wanted)]

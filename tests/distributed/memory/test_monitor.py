@@ -12,10 +12,11 @@ from dataclasses import replace
 import pytest
 import torch
 from torch.distributed._tools.mem_tracker import MemTracker
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 import picolab as pico
 from picolab import costs, launch
-from picolab.memory import MemoryMonitor, Watch, predicted, prediction, watch
+from picolab.memory import LeakFinder, MemoryMonitor, Watch, predicted, prediction, watch
 from picolab.model import Transformer
 from picolab.monitoring import events
 from picolab.training import TrainConfig, train_rank
@@ -88,6 +89,34 @@ def test_categories_are_the_formulas_in_every_layout(world):
             check_states(config, rank, seen, counted)
 
 
+def test_copies_of_experts_are_predicted(world):
+    model = CONFIG.model.replace(**EXPERTS)
+    config = replace(CONFIG, model=model, layout="dp2ep2", expert_copies="0@1 1:2@0 1:3@0")
+    for rank, ((seen, counted, *_),) in enumerate(world.run(monitored, [config])):
+        for name in STATES:
+            assert predicted(config, rank)[name] == counted[name] == seen["most"][name]
+
+
+class Fails(pico.Observer):
+    def gradients(self, run):
+        raise ArithmeticError("on purpose")
+
+
+def watched_after_a_failure(config):
+    """What of torch is another's after a run that failed while it was watched."""
+    found, resize = [], torch.UntypedStorage.resize_
+    for observer in (MemoryMonitor(steps=(0,)), LeakFinder(skip=0)):
+        with pytest.raises(ArithmeticError, match="on purpose"):
+            train_rank(config, observers=[observer, Fails()])
+        found.append(_get_current_dispatch_mode() is not None)
+        found.append(torch.UntypedStorage.resize_ is not resize)
+    return found
+
+
+def test_nobody_watches_after_a_run_that_failed(world):
+    assert not any(map(any, world.run(watched_after_a_failure, replace(CONFIG, layout="dp2"))))
+
+
 def kept_of(seen, layer):
     name = f"layers.{layer}"
     of = {module: n for module, n in seen["kept"].items() if f"{module}.".startswith(f"{name}.")}
@@ -134,10 +163,18 @@ DENSE = [
         *itertools.product(["tp2", "tp2sp", "cp2"], ["fp32", "bf16"]),
     ]
 ]
+MORE = CONFIG.model.replace(qk_norm=True, qkv_bias=True)
+DENSE += [
+    replace(CONFIG, model=MORE, layout=layout, precision=precision, dtype=None)
+    for layout, precision in [
+        *itertools.product(["dp2"], ["fp32", "fp64", "bf16", "bf16-pure"]),
+        *itertools.product(["tp2", "tp2sp", "cp2"], ["bf16"]),
+    ]
+]
 SPARSE = [
     replace(
         CONFIG,
-        model=CONFIG.model.replace(**EXPERTS, **more),
+        model=CONFIG.model.replace(**EXPERTS | more),
         layout=layout,
         precision=name,
         dtype=None,
@@ -149,6 +186,12 @@ SPARSE = [
         ("dp2", "fp32", {"shared_experts": 1}),
         ("dp2ep2", "fp32", {}),
         ("dp2ep2", "bf16", {}),
+        ("tp2", "bf16", {"shared_experts": 1}),
+        ("tp2sp", "fp32", {"shared_experts": 1}),
+        ("tp2sp", "bf16", {"shared_experts": 1}),
+        ("tp2sp", "bf16", {}),
+        ("cp2", "fp32", {}),
+        ("cp2", "bf16", {"aux_loss": 0.0}),
     ]
 ]
 

@@ -287,6 +287,14 @@ def frozen_layers():
     model.loss(tokens[:, :-1], tokens[:, 1:]).backward()
     with pytest.raises(RuntimeError, match="was frozen when DataParallelOptimizer was made"):
         data.finish()
+    data = DataParallelOptimizer(model)  # what that sentence says
+    data.zero_grad()
+    model.loss(tokens[me : me + 1, :-1], tokens[me : me + 1, 1:]).backward()
+    data.finish()
+    reference.embed.requires_grad_(True)
+    reference.zero_grad()
+    reference.loss(tokens[:, :-1], tokens[:, 1:]).backward()
+    difference = max(difference, worst(gradients(model), gradients(reference)))
     return difference, payload == trainable
 
 

@@ -180,6 +180,32 @@ def test_what_is_lent_comes_back_when_nobody_has_it():
     assert made.wanted == 0
 
 
+def leased_while_the_collector_frees(within_s=60):
+    """Whether a slab is made although its making lets the collector free one of the same pool."""
+
+    def source(size):
+        gc.collect()
+        return memoryview(bytearray(size))
+
+    made = MemoryPool(1_000_000, source=source)
+    circle = [made.lend(5000)]
+    circle.append(circle)
+    del circle
+    asking = threading.Thread(target=lambda: made.lease(70_000), daemon=True)
+    asking.start()
+    asking.join(within_s)
+    return not asking.is_alive() and made.wanted == 70_000
+
+
+def test_the_collector_may_free_what_was_lent_while_a_slab_is_made():
+    assert leased_while_the_collector_frees()
+
+
+def test_mutant_a_lock_that_its_own_thread_waits_for(monkeypatch):
+    monkeypatch.setattr(pool.threading, "RLock", threading.Lock)
+    assert not leased_while_the_collector_frees(within_s=2)
+
+
 def test_bad_input_gets_a_sentence():
     with pytest.raises(ValueError, match="the cap is 100; it is a number of bytes"):
         MemoryPool(100)

@@ -21,6 +21,7 @@ from picolab.memory import (
     manager,
     scheduler,
 )
+from picolab.memory import offload as offload_module
 from picolab.memory.scheduler import CHOICES, Cost, Measured
 from picolab.model import Transformer
 from picolab.specs import ModelConfig
@@ -179,6 +180,37 @@ def test_so_it_is_without_a_pool():
     assert equal(gradients(["offload"] * 4, patch=fresh)[0], kept)
 
 
+def with_cap(cap, count):
+    def patch(offload, model):
+        offload.near = MemoryPool(cap)
+        fresh = offload._fresh
+        offload._fresh = lambda entry: count.append(entry) or fresh(entry)
+
+    return patch
+
+
+@pytest.mark.parametrize("cap, enough", [(4096, False), (30_000, False), (60_000, True)])
+def test_a_near_pool_that_is_too_small_ends_no_backward(cap, enough):
+    """A block needs some 100 KB, the last of it first, and its operators up to 50 KB at a time.
+    What no pool of 4 KiB ever holds is taken beside it."""
+    beside = []
+    found, offload = gradients(["offload"] * 4, patch=with_cap(cap, beside))
+    assert equal(found, gradients(["keep"] * 4)[0])
+    assert offload.near.held <= cap and bool(beside) != enough
+
+
+def test_mutant_fetched_in_the_order_of_forward(monkeypatch):
+    monkeypatch.setattr(offload_module, "reversed", iter, raising=False)
+    beside = []
+    gradients(["offload"] * 4, patch=with_cap(60_000, beside))
+    assert beside
+
+
+def test_so_it_is_where_no_file_can_be_reserved_without_writing_it(monkeypatch):
+    monkeypatch.delattr(offload_module.os, "posix_fallocate")  # macOS
+    assert equal(gradients(["offload"] * 4)[0], gradients(["keep"] * 4)[0])
+
+
 def test_a_second_step_takes_no_new_buffers():
     _, one = gradients(["offload"] * 4, passes=1)
     _, four = gradients(["offload"] * 4, passes=4)
@@ -232,8 +264,6 @@ def test_mutant_a_buffer_that_is_anothers_while_it_is_read():
 
 
 def test_a_full_disk_is_an_error_of_one_call(monkeypatch, tmp_path):
-    from picolab.memory import offload as module
-
     def full(*_):
         raise OSError(28, "No space left on device")
 
@@ -241,7 +271,7 @@ def test_a_full_disk_is_an_error_of_one_call(monkeypatch, tmp_path):
     model = Transformer(CONFIG, device="cpu")
     model.run_block = BlockRunner(model, ["keep", "keep", "offload", "keep"], offload=made)
     tokens = torch.zeros((1, 24), dtype=torch.int64)
-    monkeypatch.setattr(module.os, "posix_fallocate", full)
+    monkeypatch.setattr(offload_module.os, "posix_fallocate", full)
     with pytest.raises(OSError, match="the far memory is full: 0 bytes of activations"):
         model.loss(tokens, tokens)
     monkeypatch.undo()

@@ -271,6 +271,15 @@ def test_models_that_are_only_described_are_refused():
         Transformer(ModelConfig.preset("gpt-3-175b"))
 
 
+def test_a_bias_that_stays_fp32_leaves_short_numbers_short():
+    linear = Transformer(CONFIG.replace(qkv_bias=True), device="cpu").layers[0].attention.qkv
+    x = torch.ones((1, CONFIG.hidden), dtype=torch.bfloat16)
+    y = (x.float() @ linear.weight.T).bfloat16()
+    found = linear.biased(y)
+    assert found.dtype == torch.bfloat16
+    assert torch.equal(found, (y.float() + linear.bias).bfloat16())  # rounded once, after the sum
+
+
 def test_what_is_added_to_all_keys_is_seen_through_rotation_only(monkeypatch):
     """Why the oracle has biases in fp64 alone: the gradient of keys' is a sum that would be 0."""
     config = CONFIG.replace(qkv_bias=True)
