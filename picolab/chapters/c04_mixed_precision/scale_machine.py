@@ -92,6 +92,12 @@ _SCRIPTS = (
         "...0*1n....",
     ),
     ("from the least scale on", _TORCHS, 1.0, "01n*..0...."),
+    (
+        "between 8 and 64, by steps that overshoot both",
+        {**_TORCHS, "growth": 4.0, "backoff": 0.125, "interval": 1, "least": 8.0, "most": 64.0},
+        32.0,
+        ".01..n..",
+    ),
 )
 
 
@@ -134,6 +140,7 @@ def _machine(
     streak_stays: bool = False,
     refilled: str = "by growth",
     bounds: bool = True,
+    whole_steps: bool = False,
     ignores_patience: bool = False,
     spent_at: int = 0,
 ) -> tuple[float, int, int]:
@@ -143,7 +150,8 @@ def _machine(
     if bad:
         patience -= 1
         if patience <= spent_at or ignores_patience:
-            scale = max(scale * settings["backoff"], least)
+            fallen = max(scale * settings["backoff"], least)
+            scale = fallen if fallen == scale * settings["backoff"] or not whole_steps else scale
             if refilled == "by backoff":
                 patience = settings["hysteresis"]
         return scale, streak if streak_stays else 0, patience
@@ -151,7 +159,9 @@ def _machine(
     if refilled == "by a good step":
         patience = settings["hysteresis"]
     if streak == settings["interval"] + late:
-        streak, scale = 0, min(scale * settings["growth"], most)
+        grown = min(scale * settings["growth"], most)
+        scale = grown if grown == scale * settings["growth"] or not whole_steps else scale
+        streak = 0
         if refilled == "by growth":
             patience = settings["hysteresis"]
     return scale, streak, patience
@@ -175,6 +185,9 @@ _MISTAKES = {
     },
     "patience did not come back with growth": {"refilled": "never"},
     "it went beyond `least` or `most`": {"bounds": False},
+    "a step that would go beyond `least` or `most` was left out; it goes as far as there": {
+        "whole_steps": True
+    },
 }
 
 

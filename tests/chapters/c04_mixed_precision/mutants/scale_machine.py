@@ -353,6 +353,13 @@ def reads_the_judges_frames(gradients, scale, streak, patience, settings):
     return says_nothing(gradients, scale, streak, patience, settings)
 
 
+def leaves_out_what_overshoots(gradients, scale, streak, patience, settings):
+    """A growth that would go beyond the most is none."""
+    found, now, *others = solution(gradients, scale, streak, patience, settings)
+    now = scale if scale < now < scale * settings["growth"] else now
+    return found, now, *others
+
+
 MUTANTS = {
     decides_alone: "All ranks decide alike",
     patience_back_by_a_good_step: "patience came back with a good step",
@@ -394,6 +401,7 @@ MUTANTS = {
     the_largest_travels: "so the step is skipped",
     forgets_the_state: "it returns 2 things",
     reads_the_judges_frames: "a rank can only be told",
+    leaves_out_what_overshoots: "a step that would go beyond `least` or `most` was left out",
 }
 
 
