@@ -187,8 +187,9 @@ def _tried(attempt: Attempt, learner, values, block: int, kind: str) -> bool:
 
 
 def _like(t: torch.Tensor, turned: bool) -> torch.Tensor:
-    """A copy. turned: the last dim has the largest stride, as after a transposition."""
-    return t.movedim(-1, 0).contiguous().movedim(0, -1) if turned else t.clone()
+    """A copy. turned: with its dims in the reverse order in memory."""
+    order = tuple(reversed(range(t.dim())))
+    return t.permute(order).contiguous().permute(order) if turned else t.clone()
 
 
 def _unchanged(attempt: Attempt, tensors: dict) -> bool:

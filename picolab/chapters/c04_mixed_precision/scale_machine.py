@@ -94,9 +94,17 @@ _SCRIPTS = (
     ("from the least scale on", _TORCHS, 1.0, "01n*..0...."),
     (
         "between 8 and 64, by steps that overshoot both",
-        {**_TORCHS, "growth": 4.0, "backoff": 0.125, "interval": 1, "least": 8.0, "most": 64.0},
+        {
+            **_TORCHS,
+            "growth": 4.0,
+            "backoff": 0.125,
+            "interval": 1,
+            "hysteresis": 2,
+            "least": 8.0,
+            "most": 64.0,
+        },
         32.0,
-        ".01..n..",
+        ".0.00n..",
     ),
 )
 
@@ -123,12 +131,12 @@ def _draw(step: int, rank: int, scale: float, bad: str) -> list[torch.Tensor | N
     half = torch.randn((2, 6), generator=draw).half()  # as a product in fp16 gives it
     half[0, :3] = torch.tensor([6e-8, -6e-8, 65504.0]).half()
     if bad == "i":
-        (of[1] if step % 2 else half).view(-1)[-1] = -math.inf if step % 3 else math.inf
+        (half, of[1], of[2])[step % 3].view(-1)[-1] = -math.inf if step % 2 else math.inf
     if bad == "n":
         half[-1, -1] = math.nan
     if bad == "b":
         of[0][-1, :2] = torch.tensor([math.inf, -math.inf])
-    return [of[0], None, half, *of[1:]]
+    return [of[0], None, half, of[3], of[1], of[2]]
 
 
 def _machine(
