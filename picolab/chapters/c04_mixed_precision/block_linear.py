@@ -82,6 +82,7 @@ _SETTINGS = (
     ("outputs of very different size", (24,), 16, 24, 8, "outputs"),
     ("blocks of zeros", (19,), 18, 15, 5, "zeros"),
     ("largest numbers between 7/8 and 1 of a power of two", (8,), 8, 8, 8, "edges"),
+    ("largest numbers at the very end of the format", (8,), 32, 20, 8, "ends"),
     ("sequences, x of (2, 3, 10)", (2, 3), 10, 6, 4, "tokens"),
     ("sequences, x of (2, 1, 5, 9)", (2, 1, 5), 9, 4, 3, "tokens"),
     ("one token", (1,), 6, 5, 4, ""),
@@ -89,7 +90,9 @@ _SETTINGS = (
     ("a block larger than everything", (4,), 5, 3, 100, "outliers"),
     ("gradients of about 1e-9", (12,), 9, 11, 4, "small gradients"),
     ("x of about 1e-30", (12,), 9, 11, 4, "small inputs"),
+    ("x of about 1e-40, subnormal in fp32", (12,), 9, 11, 4, "tiny inputs"),
     ("x of about 1e30", (12,), 9, 11, 4, "large inputs"),
+    ("x and dy that are not contiguous", (2, 3), 10, 6, 4, "not contiguous"),
     ("a frozen weight", (5,), 7, 3, 4, "frozen"),
     ("an x that needs no gradient", (5,), 7, 3, 4, "no dx"),
     ("17 tokens, 33 to 65, blocks of 16", (17,), 33, 65, 16, "tokens"),
@@ -117,22 +120,32 @@ def _draw(attempt: Attempt, leading, inputs: int, outputs: int, kind: str):
             powers = 10 * attempt.tensor(*leading, 1, dtype=torch.float32)
             factors = torch.exp2(powers.round().clamp(-20, 20))
             x, dy = x * factors, dy / factors
-        if kind == "inputs":
+        if kind in ("inputs", "ends"):
             x = x * _uneven(inputs)
         if kind == "outputs":
             dy = dy * _uneven(outputs)
         if kind == "zeros":
             x[3:14, 4:11], dy[:6], dy[..., 5:10] = 0, 0, 0
         batches.append((x, dy))
-    if kind == "inputs":
+    if kind in ("inputs", "ends"):
         weight = weight / _uneven(inputs)
     if kind == "outputs":
         weight = weight / _uneven(outputs)[:, None]
     if kind == "zeros":
         weight[:, 5:10], weight[5:10] = 0, 0
-    factor = {"small inputs": 1e-30, "large inputs": 1e30}.get(kind, 1.0)
-    smaller = {"small gradients": 1e-9, "large inputs": 1e-9}.get(kind, 1.0)
-    return weight, [(x * factor, dy * smaller) for x, dy in batches]
+    factor = {"small inputs": 1e-30, "tiny inputs": 1e-40, "large inputs": 1e30}.get(kind, 1.0)
+    smaller = {"small gradients": 1e-9, "large inputs": 1e-9, "tiny inputs": 1e6}.get(kind, 1.0)
+    if kind == "tiny inputs":  # (products stay normal numbers of fp32)
+        weight = weight * 1e6
+    batches = [(x * factor, dy * smaller) for x, dy in batches]
+    if kind == "ends":
+        weight, batches = _at_ends(weight), [(_at_ends(x), _at_ends(dy)) for x, dy in batches]
+    return weight, batches
+
+
+def _at_ends(t: torch.Tensor) -> torch.Tensor:
+    """7/8 of a power of two each, as 448 and 57344 are."""
+    return t.sign() * torch.ldexp(torch.full_like(t, 0.875), torch.frexp(t)[1])
 
 
 def _uneven(n: int) -> torch.Tensor:
@@ -145,7 +158,8 @@ def _tried(attempt: Attempt, learner, values, block: int, kind: str) -> bool:
     """Two micro-batches: forward of both, then backward of both."""
     kept, batches = values
     weight = kept.clone().requires_grad_(kind != "frozen")
-    inputs = [x.clone().requires_grad_(kind != "no dx") for x, _ in batches]
+    turned = kind == "not contiguous"
+    inputs = [_like(x, turned).requires_grad_(kind != "no dx") for x, _ in batches]
     outs = []
     for x, (was, _) in zip(inputs, batches):
         given = {"x": x, "weight": weight, "block": block}
@@ -159,7 +173,7 @@ def _tried(attempt: Attempt, learner, values, block: int, kind: str) -> bool:
             y.requires_grad, "no gradient can flow back through what it returns"
         ):
             return False
-        given = dy.clone()
+        given = _like(dy, turned)
         with attempt.watching():
             y.backward(given)
         changed = {"x": (x, was), "weight": (weight, kept), "dy": (given, dy)}
@@ -170,6 +184,12 @@ def _tried(attempt: Attempt, learner, values, block: int, kind: str) -> bool:
     if kind == "frozen":
         return attempt.require(weight.grad is None, "a frozen weight has no gradient")
     return _dw(attempt, weight.grad, batches, block)
+
+
+def _like(t: torch.Tensor, turned: bool) -> torch.Tensor:
+    """A copy. turned: with its dims in the reverse order in memory."""
+    order = tuple(reversed(range(t.dim())))
+    return t.permute(order).contiguous().permute(order) if turned else t.clone()
 
 
 def _unchanged(attempt: Attempt, tensors: dict) -> bool:
@@ -200,7 +220,8 @@ def _rounded(
 ) -> torch.Tensor:
     """t, in fp64, as fp8 with a power of two for each block along dim (0: the whole row; dim None:
     the whole tensor). above: so many powers more. rule "down": the standard's, which saturates;
-    "late": blocks are counted from the end. size: of blocks, whatever was asked."""
+    "inside": what is at the end of the format counts as beyond; "unbounded": any e; "late": blocks
+    are counted from the end. size: of blocks, whatever was asked."""
     t = t.double()
     if dim is None:
         return _scaled(t, format, t.abs().amax().expand_as(t), above, rule)
@@ -221,13 +242,13 @@ def _scaled(t, format: str, amax, above: int, rule: str) -> torch.Tensor:
 
 
 def _power(amax: float, largest: float, rule: str) -> int:
-    """The least e with amax <= largest * 2^e."""
+    """The least e with amax <= largest * 2^e; see _rounded for the rules of mistakes."""
     if amax == 0:
         return 0
     e = math.frexp(amax)[1] - math.frexp(largest)[1]
     if rule != "down":
-        e += amax > largest * 2.0**e
-    return max(-126, min(126, e))
+        e += amax > largest * 2.0**e or (rule == "inside" and amax == largest * 2.0**e)
+    return e if rule == "unbounded" else max(-126, min(126, e))
 
 
 def _forward(attempt: Attempt, y, x, weight, block: int) -> bool:
@@ -278,6 +299,9 @@ def _of_scales(product) -> dict:
     return {
         "a block whose largest number is above 448 (57344) times the scale was saturated: the "
         "scale is the least power of two for which it is not": product({"rule": "down"}),
+        "a block whose largest number is exactly 448 (57344) times a power of two has that power "
+        "as its scale: it is at the end of the format, and not beyond": product({"rule": "inside"}),
+        "e went beyond -126 or 126": product({"rule": "unbounded"}),
         "the scale is a power of two larger than it need be": product({"above": 1}),
         "the scale is a power of two smaller than it must be": product({"above": -1}),
         "blocks are counted from the end; the shorter one is the last": product({"rule": "late"}),
@@ -435,9 +459,10 @@ EXERCISE = Exercise(
     "number 448; dy to e5m2, 57344), and multiplied by 2^e again; e is the least whole number for "
     "which the block's largest number is not beyond the format, but from -126 to 126; if all are "
     "0, any. torch casts: `t.to(torch.float8_e4m3fn)`, `torch.float8_e5m2`. Products and sums are "
-    "in fp32. Two micro-batches may be forward before the first goes backward.",
+    "in fp32. x and dy need not be contiguous. Two micro-batches may be forward before the first "
+    "goes backward.",
     budget="Nothing is sent. Each element of y, dx and dW within twice the rounding of its own sum "
-    "in fp32; twenty settings.",
+    "in fp32; some twenty settings.",
     hints=(
         "Which dim vanishes in each of the three products? A scale can only be taken out of a sum "
         "if it is the same for all terms of it.",

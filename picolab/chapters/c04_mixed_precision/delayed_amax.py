@@ -13,7 +13,7 @@ from picolab.exercises.attempt import Attempt
 from picolab.exercises.case import Case
 from picolab.exercises.definition import Exercise
 
-HISTORY = 4
+OTHER = 2.0**-9  # the history of a run that is taken up again, beside the one just returned
 
 
 def my_delayed(tensors, history, scales, largest):
@@ -40,14 +40,18 @@ def solution(tensors, history, scales, largest):
 
 def judge(learner, attempt: Attempt) -> None:
     mesh, seed = comm.mesh(), attempt.case.values["seed"]
+    steps = attempt.case.values["steps"]
     axes = [axis for axis in ("dp", "cp", "tp") if mesh.size(axis) > 1]
     stage = mesh.size("world") // mesh.size("pp")
     ours = range(attempt.rank // stage * stage, (attempt.rank // stage + 1) * stage)
-    largest = torch.tensor([448.0, 448.0, 57344.0, 448.0, 57344.0, 448.0])
-    state = [torch.zeros(HISTORY, len(largest)), torch.ones(len(largest))]  # history, scales
+    # The one of 1.75 is no fp8, and the only one whose scale can come to 2^-126.
+    largest = torch.tensor([448.0, 1.75, 57344.0, 448.0, 57344.0, 448.0])
+    state = [torch.zeros(steps, len(largest)), torch.ones(len(largest))]  # history, scales
     for step, kind in enumerate(_STEPS):
         attempt.setting(f"step {step + 1}, {kind}" if kind else f"step {step + 1}")
-        mine = _draw(seed, step, attempt.rank, kind)
+        mine = _draw(seed, step, attempt.rank, kind, largest)
+        if kind == "of a run that is taken up again":  # what comes in is what counts
+            state = [state[0] * OTHER, state[1] * 0.5]
         given = {
             "tensors": mine, "history": state[0], "scales": state[1], "largest": largest,
         }  # fmt: skip
@@ -55,7 +59,8 @@ def judge(learner, attempt: Attempt) -> None:
         attempt.only("all_reduce")
         _within(attempt, ours)
         everyones = {
-            rank: _amaxes(_draw(seed, step, rank, kind)) for rank in range(mesh.size("world"))
+            rank: _amaxes(_draw(seed, step, rank, kind, largest))
+            for rank in range(mesh.size("world"))
         }
         right = _compare(attempt, result, everyones, ours, axes, state, largest)
         n = 4 * len(largest)
@@ -68,12 +73,13 @@ def judge(learner, attempt: Attempt) -> None:
 _STEPS = (
     "", "", "", "the largest are on one rank", "", "all zero on every rank but one", "",
     "the largest is 448 or a little beside it", "an infinity on some ranks", "", "", "", "",
-    "a NaN on some ranks", "no tokens on some ranks", "", "", "", "tiny numbers",
+    "a NaN on some ranks", "no tokens on some ranks", "of a run that is taken up again", "", "",
+    "tiny numbers",
     "", "a little more than 2^-60 of the end of the format", "", "huge ones", "",
 )  # fmt: skip
 
 
-def _draw(seed: int, step: int, rank: int, kind: str) -> list[torch.Tensor]:
+def _draw(seed: int, step: int, rank: int, kind: str, largest) -> list[torch.Tensor]:
     """A rank's parts of six operands. (The last one is all zero until step 6, on all ranks.)"""
     draw = torch.Generator().manual_seed(seed + 100 * step + rank)
     shapes = ((3 + rank, 5), (4, 2), (2, 3, 4), (11,), (1, 1), (5, 2))
@@ -103,9 +109,8 @@ def _draw(seed: int, step: int, rank: int, kind: str) -> list[torch.Tensor]:
     if kind == "tiny numbers" or (step > 18 and kind != "huge ones"):
         of = [one * small for one, small in zip(of, (1e-30, 1e-38, 1e-20, 1e-37, 1e-10, 1e-36))]
     if kind.startswith("a little more"):  # log2 of the ratio is 59.9999999
-        ends = (448.0, 448.0, 57344.0, 448.0, 57344.0, 448.0)
         of = [one.clamp(-1e-30, 1e-30) for one in of]
-        for one, end in zip(of, ends):
+        for one, end in zip(of, largest.tolist()):
             one.view(-1)[0] = -end * 2.0**-60 * (1 + 2.0**-23)
     if kind == "huge ones":
         of = [one / one.abs().max() * 3e38 for one in of]
@@ -172,6 +177,9 @@ def _compare(attempt: Attempt, result, everyones, ours, axes, state, largest) ->
             torch.cat([history[:-1], group.amax(0)[None]]),
         ),
         "it is the history of the step before: this step's amaxes are missing": history,
+        "it goes on from what it returned before, and not from the history that is given": (
+            torch.cat([history[1:] / OTHER, group.amax(0)[None]])
+        ),
         "it has the largest so far in its newest row; asked for is this step's": after(
             torch.maximum(history.amax(0), group.amax(0))
         ),
@@ -215,7 +223,8 @@ def _compare(attempt: Attempt, result, everyones, ours, axes, state, largest) ->
             torch.where(most.isfinite(), right, 1.0),
         ),
         "it went beyond 2^-126 or 2^126": (
-            _scales(most, scales, largest, bound=127),
+            _scales(most, scales, largest, ends=(-127, 127)),
+            _scales(most, scales, largest, ends=(-149, 126)),
             torch.where(right == 2.0**126, math.inf, right),
         ),
     }
@@ -223,13 +232,13 @@ def _compare(attempt: Attempt, result, everyones, ours, axes, state, largest) ->
     return following
 
 
-def _scales(most, scales, largest, up: int = 0, bound: int = 126) -> torch.Tensor:
+def _scales(most, scales, largest, up: int = 0, ends=(-126, 126)) -> torch.Tensor:
     """Number by number, in whole powers of two."""
     found = scales.clone()
     for i, (amax, top) in enumerate(zip(most.tolist(), largest.tolist())):
         if 0 < amax < math.inf:
             power = math.frexp(top / amax)[1] - 1 + up
-            found[i] = 2.0 ** max(-bound, min(bound, power))
+            found[i] = 2.0 ** max(ends[0], min(ends[1], power))
     return found
 
 
@@ -275,14 +284,14 @@ EXERCISE = Exercise(
     "`pico.source('picolab.precision.fp8')`.",
     judge=judge,
     cases=(
-        Case("dp3", values={"seed": 10_000}),
+        Case("dp3", values={"seed": 10_000, "steps": 4}),
         Case(
             "dp2tp2",
             "dp and tp",
-            {"seed": 20_000},
+            {"seed": 20_000, "steps": 3},
             if_apart="every rank takes part in each all-reduce of its line, whatever it has",
         ),
-        Case("pp2cp2", "cp and pp", {"seed": 30_000}),
+        Case("pp2cp2", "cp and pp", {"seed": 30_000, "steps": 1}),
     ),
     blocked=("picolab.precision.fp8.Fp8Product.remember",),
     timeout=5.0,

@@ -78,6 +78,8 @@ def _questions(attempt: Attempt):
     yield "2 layers, room for both", *two, 0.75, _every
     yield "2 layers, room for one of them", *two, 0.5, _every
     yield "2 layers, room for the lesser", *two, 0.3, _every
+    turned = [[5.0, 1.0], [3.0, 2.5]], [[0.0, 0.5], [0.0, 0.25]]
+    yield "as many layers and as much room, other numbers", *turned, 0.5, _every
     yield "a budget of 0", *two, 0.0, _every
     yield "any damage is accepted", *two, math.inf, _every
     yield "one layer", [[2.0, 1.5, 1.0]], [[0.0, 0.5, 1.0]], 0.75, _every
@@ -95,6 +97,8 @@ def _questions(attempt: Attempt):
     yield "a format that does no damage, and no budget", *free, 0.0, _every
     tiny = [[2.0, 1.0, 0.5]] * 4, [[0.0, 2.0**-100, 2.0**-99]] * 3 + [[0.0, 1e-3, 1e-2]]
     yield "damages of about 1e-30", *tiny, 5 * 2.0**-100, _every
+    beyond = [[2.0, 1.0]] * 3, [[0.0, 0.5], [0.0, 0.5], [0.0, 2.0**-40]]
+    yield "a damage of 1e-12 that is too much", *beyond, 1.0, _every
     barred = [[2.0, 0.5, 1.0]] * 3, [[0.0, math.inf, 0.25]] * 3
     yield "a format of infinite damage", *barred, 0.5, _every
     yield "the same, and any damage is accepted", *barred, math.inf, _every
@@ -179,7 +183,8 @@ def _is_best(attempt: Attempt, answer, seconds, damage, budget, reference) -> bo
     spent, took = _sum(damage, answer), _sum(seconds, answer)
     if not attempt.require(
         spent <= budget,
-        f"{_short(answer)} does {spent:.6g} of damage, and the budget is {budget:.6g}"
+        f"{_short(answer)} does {spent:.6g} of damage, and the budget is {budget:.6g}: "
+        f"{spent - budget:.3g} too much"
         + (", of all layers together" if all(_each_within(damage, answer, budget)) else ""),
     ):
         return False

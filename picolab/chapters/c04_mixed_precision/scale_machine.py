@@ -92,6 +92,20 @@ _SCRIPTS = (
         "...0*1n....",
     ),
     ("from the least scale on", _TORCHS, 1.0, "01n*..0...."),
+    (
+        "between 8 and 64, by steps that overshoot both",
+        {
+            **_TORCHS,
+            "growth": 4.0,
+            "backoff": 0.125,
+            "interval": 1,
+            "hysteresis": 2,
+            "least": 8.0,
+            "most": 64.0,
+        },
+        32.0,
+        ".0.00n..",
+    ),
 )
 
 
@@ -117,12 +131,12 @@ def _draw(step: int, rank: int, scale: float, bad: str) -> list[torch.Tensor | N
     half = torch.randn((2, 6), generator=draw).half()  # as a product in fp16 gives it
     half[0, :3] = torch.tensor([6e-8, -6e-8, 65504.0]).half()
     if bad == "i":
-        (of[1] if step % 2 else half).view(-1)[-1] = -math.inf if step % 3 else math.inf
+        (half, of[1], of[2])[step % 3].view(-1)[-1] = -math.inf if step % 2 else math.inf
     if bad == "n":
         half[-1, -1] = math.nan
     if bad == "b":
         of[0][-1, :2] = torch.tensor([math.inf, -math.inf])
-    return [of[0], None, half, *of[1:]]
+    return [of[0], None, half, of[3], of[1], of[2]]
 
 
 def _machine(
@@ -134,6 +148,7 @@ def _machine(
     streak_stays: bool = False,
     refilled: str = "by growth",
     bounds: bool = True,
+    whole_steps: bool = False,
     ignores_patience: bool = False,
     spent_at: int = 0,
 ) -> tuple[float, int, int]:
@@ -143,7 +158,8 @@ def _machine(
     if bad:
         patience -= 1
         if patience <= spent_at or ignores_patience:
-            scale = max(scale * settings["backoff"], least)
+            fallen = max(scale * settings["backoff"], least)
+            scale = fallen if fallen == scale * settings["backoff"] or not whole_steps else scale
             if refilled == "by backoff":
                 patience = settings["hysteresis"]
         return scale, streak if streak_stays else 0, patience
@@ -151,7 +167,9 @@ def _machine(
     if refilled == "by a good step":
         patience = settings["hysteresis"]
     if streak == settings["interval"] + late:
-        streak, scale = 0, min(scale * settings["growth"], most)
+        grown = min(scale * settings["growth"], most)
+        scale = grown if grown == scale * settings["growth"] or not whole_steps else scale
+        streak = 0
         if refilled == "by growth":
             patience = settings["hysteresis"]
     return scale, streak, patience
@@ -175,6 +193,9 @@ _MISTAKES = {
     },
     "patience did not come back with growth": {"refilled": "never"},
     "it went beyond `least` or `most`": {"bounds": False},
+    "a step that would go beyond `least` or `most` was left out; it goes as far as there": {
+        "whole_steps": True
+    },
 }
 
 

@@ -34,6 +34,7 @@ def solution(x, generator):
 
 
 def judge(learner, attempt: Attempt) -> None:
+    deviations: list[float] = []
     for about, x in _questions(attempt):
         attempt.only()
         attempt.budget(count=0)
@@ -43,11 +44,19 @@ def judge(learner, attempt: Attempt) -> None:
         got = attempt.call(learner, {"x": x, "generator": generator})
         if not _neighbours(attempt, got, x) or not _chances(attempt, got, x):
             return
+        deviations += _deviation(got, x)
         if not torch.equal(default, torch.get_rng_state()):
             attempt.wrong("it takes random numbers from torch's own generator, not from the given")
             return
         if not _again(attempt, learner, got, x, generator, before):
             return
+    # For 20 numbers of variance 1 the sum of squares is below 2 once in ten million times.
+    if len(deviations) >= 20 and not attempt.require(
+        sum(one**2 for one in deviations) >= len(deviations) / 10,
+        "as many go up as should, and again and again nearly exactly so many: chances were dealt "
+        "out evenly, and each number needs one of its own, independent of all others",
+    ):
+        return
     attempt.setting("the same weights, 64 updates of 1/64 of an ulp")
     if _many_steps(attempt, learner):
         attempt.only()
@@ -155,16 +164,30 @@ def _chances(attempt: Attempt, got: torch.Tensor, x: torch.Tensor) -> bool:
             )
     if x.numel() == MANY:  # (so few go up that nothing can be said)
         return True
-    off, variance = (up - p).flatten(), variance.flatten()
-    for apart in (1, 2, 3, len(off) // 2):
-        spread = (variance[apart:] * variance[:-apart]).sum()
-        if spread >= ENOUGH and not _as_expected((off[apart:] * off[:-apart]).sum(), 0.0, spread):
-            return attempt.require(
-                False,
-                f"as many go up as should, but numbers that stand {apart} apart go the same way "
-                "(or opposite ways) too often: each needs a chance of its own",
-            )
-    return True
+    found, spread = (_with_those_apart(of.flatten()) for of in (up - p, variance))
+    off = found.abs() / spread.clamp(min=ENOUGH).sqrt() * (spread >= ENOUGH)
+    apart = int(off.argmax())
+    return attempt.require(
+        off[apart].item() <= SIGMAS + 1,  # (of so many distances)
+        f"as many go up as should, but numbers that stand {apart + 1} apart go the same way (or "
+        "opposite ways) too often: each needs a chance of its own",
+    )
+
+
+def _with_those_apart(of: torch.Tensor) -> torch.Tensor:
+    """For each distance, from 1 on, the sum of of[i] * of[i + distance]: by a Fourier transform."""
+    spectrum = torch.fft.rfft(of, 2 * len(of))
+    return torch.fft.irfft(spectrum.abs() ** 2, 2 * len(of))[1 : len(of)]
+
+
+def _deviation(got: torch.Tensor, x: torch.Tensor) -> list[float]:
+    """How far the count is from its mean, in standard deviations; nothing where few could go up."""
+    p = _bounds(x)[2].where(_between(x), 0.0)
+    variance = (p * (1 - p)).sum().item()
+    if variance < LARGE / 2:
+        return []
+    up = (got.float() != _bounds(x)[0]) & _between(x)
+    return [(up.sum() - p.sum()).item() / math.sqrt(variance)]
 
 
 def _as_expected(found, mean, variance) -> bool:

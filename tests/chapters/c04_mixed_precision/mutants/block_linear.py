@@ -22,11 +22,14 @@ def _rounded(t, dtype, dim, block, *, rule="up", scaled="block", late=False):
     mantissa, power = torch.frexp(amax)
     top, most = torch.frexp(torch.tensor(largest))
     power = power - most
-    if rule == "up":
+    if rule in ("up", "unbounded"):
         power = power + (mantissa > top)
+    if rule == "inside":
+        power = power + (mantissa >= top)
     if rule == "always up":
         power = power + 1
-    scale = torch.ldexp(torch.ones_like(amax), power.clamp(-126, 126))
+    power = power if rule == "unbounded" else power.clamp(-126, 126)
+    scale = torch.ldexp(torch.ones_like(amax), power)
     if rule == "any number":
         scale = torch.where(amax > 0, amax / largest, 1.0)
     values = (blocks / scale).clamp(-largest, largest).to(dtype).float() * scale
@@ -333,6 +336,20 @@ def reads_the_judges_frames(x, weight, block):
     return through_autograd(x, weight, block)
 
 
+def inside_the_end(x, weight, block):
+    """Largest numbers of 448 times a power of two count as beyond it."""
+    return _answer(x, weight, block, rule="inside")
+
+
+def any_power(x, weight, block):
+    return _answer(x, weight, block, rule="unbounded")
+
+
+def by_views(x, weight, block):
+    """A view instead of flatten needs what is contiguous."""
+    return _answer(x.view(-1, x.shape[-1]), weight, block).view(*x.shape[:-1], -1)
+
+
 MUTANTS = {
     reuses_the_forwards_weight: "W has its blocks along the inputs, as for y",
     reuses_the_forwards_x: "x has its blocks along the inputs, as for y",
@@ -378,6 +395,9 @@ MUTANTS = {
     by_the_package: "is what this exercise asks you to write",
     by_the_packages_product: "is what this exercise asks you to write",
     reads_the_judges_frames: "dx is wrong: dy was not rounded",
+    inside_the_end: "it is at the end of the format, and not beyond",
+    any_power: "e went beyond -126 or 126",
+    by_views: "view size is not compatible",
 }
 
 

@@ -353,6 +353,30 @@ def reads_the_judges_memory(tensors, history, scales, largest):
     return its_own_alone(tensors, history, scales, largest)
 
 
+def four_steps_always(tensors, history, scales, largest):
+    def roll(history, newest):
+        return torch.cat([history[-3:], newest[None]])
+
+    return _answer(tensors, history, scales, largest, roll=roll)
+
+
+def knows_no_least(tensors, history, scales, largest):
+    def scale(most, largest, scales):
+        known = (most > 0) & most.isfinite()
+        power = torch.frexp(largest.double() / most.double().where(known, 1.0))[1] - 1
+        return torch.ldexp(torch.ones_like(scales), power.clamp(max=126)), known
+
+    return _answer(tensors, history, scales, largest, scale=scale)
+
+
+def goes_on_with_its_own(tensors, history, scales, largest):
+    """The history that it returned last, whatever is given."""
+    history = _known.get(history.shape, history)
+    found, history = solution(tensors, history, scales, largest)
+    _known[history.shape] = history
+    return found, history
+
+
 MUTANTS = {
     its_own_alone: "its newest amaxes are this rank's own",
     the_whole_world: "hold other layers",
@@ -397,6 +421,9 @@ MUTANTS = {
     gathers: "it uses all-gathers",
     gathers_objects: "`all_gather_object`",
     reads_the_judges_memory: "its newest amaxes are this rank's own",
+    four_steps_always: "has the shape (4, 6), and should have (3, 6)",
+    knows_no_least: "it went beyond 2^-126 or 2^126",
+    goes_on_with_its_own: "it goes on from what it returned before",
 }
 
 

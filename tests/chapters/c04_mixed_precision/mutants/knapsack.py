@@ -304,6 +304,16 @@ def reads_the_judges_frames(seconds, damage, budget):
     return greedy_by_ratio(seconds, damage, budget)
 
 
+def with_a_relative_epsilon(seconds, damage, budget):
+    return solution(seconds, damage, budget * (1 + 1e-9))
+
+
+def remembers_by_size_and_budget(seconds, damage, budget):
+    """The key still says too little."""
+    key = len(seconds), budget
+    return list(_known.setdefault(key, tuple(solution(seconds, damage, budget))))
+
+
 MUTANTS = {
     greedy_by_ratio: "most seconds a damage first",
     each_within_the_budget: "of all layers together",
@@ -339,6 +349,8 @@ MUTANTS = {
     by_local_search: "is possible within the budget",
     relaxed: "is possible within the budget",
     reads_the_judges_frames: "most seconds a damage first",
+    with_a_relative_epsilon: "9.09e-13 too much",
+    remembers_by_size_and_budget: "as many layers and as much room, other numbers",
 }
 
 

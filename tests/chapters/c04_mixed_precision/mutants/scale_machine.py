@@ -353,6 +353,25 @@ def reads_the_judges_frames(gradients, scale, streak, patience, settings):
     return says_nothing(gradients, scale, streak, patience, settings)
 
 
+def leaves_out_what_overshoots(gradients, scale, streak, patience, settings):
+    """A growth that would go beyond the most is none."""
+    found, now, *others = solution(gradients, scale, streak, patience, settings)
+    now = scale if scale < now < scale * settings["growth"] else now
+    return found, now, *others
+
+
+def patience_back_below_the_most(gradients, scale, streak, patience, settings):
+    """Only a growth that moves the scale gives patience back."""
+    found, now, streak, after = solution(gradients, scale, streak, patience, settings)
+    stays = found is not None and now == scale
+    return found, now, streak, patience if stays else after
+
+
+def the_last_gradient_is_forgotten(gradients, scale, streak, patience, settings):
+    """An index that ends too early."""
+    return _answer(gradients, scale, streak, patience, settings, finite=lambda of: _finite(of[:-1]))
+
+
 MUTANTS = {
     decides_alone: "All ranks decide alike",
     patience_back_by_a_good_step: "patience came back with a good step",
@@ -394,6 +413,9 @@ MUTANTS = {
     the_largest_travels: "so the step is skipped",
     forgets_the_state: "it returns 2 things",
     reads_the_judges_frames: "a rank can only be told",
+    patience_back_below_the_most: "patience did not come back with growth",
+    the_last_gradient_is_forgotten: "has a gradient that is not finite",
+    leaves_out_what_overshoots: "a step that would go beyond `least` or `most` was left out",
 }
 
 

@@ -250,6 +250,26 @@ def reads_the_judges_frames(x, generator):
     return to_the_nearest(x, generator)
 
 
+def deals_out_evenly(x, generator):
+    """Every chance from 0 to 65535 once, shuffled: no count is ever off."""
+
+    def chance(x, generator):
+        shuffled = torch.randperm(x.numel(), generator=generator)
+        return (shuffled * 65536 // max(1, x.numel())).int().view(x.shape)
+
+    return _answer(x, generator, chance=chance)
+
+
+def draws_5000_for_all(x, generator):
+    """And takes them again and again."""
+
+    def chance(x, generator):
+        drawn = torch.randint(0, 2**16, (5000,), dtype=torch.int32, generator=generator)
+        return drawn.repeat(1 + x.numel() // 5000)[: x.numel()].view(x.shape)
+
+    return _answer(x, generator, chance=chance)
+
+
 MUTANTS = {
     one_chance_a_row: "go the same way: each needs a chance of its own",
     eight_bits_of_chance: "the random numbers have too few bits",
@@ -285,6 +305,8 @@ MUTANTS = {
     of_the_package: "is what this exercise asks you to write",
     the_examples_alone: "or rounded to the nearest",
     reads_the_judges_frames: "or rounded to the nearest",
+    deals_out_evenly: "dealt out evenly",
+    draws_5000_for_all: "numbers that stand 5000 apart",
 }
 
 
