@@ -10,7 +10,8 @@ experts, also while it runs.
 from typing import NamedTuple
 
 from picolab.monitoring.experts import ExpertHistory
-from picolab.show.picture import ANSWER, BLUE, LETTERS, RUST, TEXT, LabFigure, broken, template
+from picolab.monitoring.panels_figure import panels_figure
+from picolab.show.picture import ANSWER, BLUE, RUST, LabFigure
 from picolab.show.table import Table
 
 HEIGHT = 300  # of the three panels, in pixels
@@ -169,35 +170,11 @@ def experts_figure(history: ExpertHistory) -> LabFigure:
         raise ValueError("this run has told of no experts: its model has none, or no step is over")
 
     def build():
-        import plotly.graph_objects as go
-
         shown = drawn(history)
-        data = []
-        for (panel, trace), values in zip(traces(), shown.traces, strict=True):
-            number = "" if panel == 0 else str(panel + 1)
-            data.append({**trace, **values, "xaxis": f"x{number}", "yaxis": f"y{number}"})
-        layout: dict = {"template": template(), "height": HEIGHT + 120, "margin": {"t": 80}}
         places = domains(0.0, 1.0, [0.0, 0.42], [0.52, 1.0])
-        for panel, ((x, y), (across, up)) in enumerate(zip(axes(shown.layers), places)):
-            number = "" if panel == 0 else str(panel + 1)
-            layout[f"xaxis{number}"] = {**x, "domain": across, "anchor": f"y{number}"}
-            layout[f"yaxis{number}"] = {**y, "domain": up, "anchor": f"x{number}"}
-        layout["annotations"] = [
-            {
-                "text": broken(title, LETTERS // 2),
-                "x": across[0],
-                "y": up[1],
-                "yshift": 4,
-                "xref": "paper",
-                "yref": "paper",
-                "xanchor": "left",
-                "yanchor": "bottom",
-                "showarrow": False,
-                "align": "left",
-                "font": {"size": 13, "color": TEXT},
-            }
-            for title, (across, up) in zip(shown.titles, places)
-        ]
-        return go.Figure(data=data, layout=layout)
+        whole = {"height": HEIGHT + 120, "margin": {"t": 80}}
+        return panels_figure(
+            traces(), shown.traces, shown.titles, axes(shown.layers), places, **whole
+        )
 
     return LabFigure(text(history), build)

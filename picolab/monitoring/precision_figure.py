@@ -8,8 +8,9 @@ dashboard puts under its other panels for a run with adaptive precision, also wh
 
 from typing import NamedTuple
 
+from picolab.monitoring.panels_figure import panels_figure
 from picolab.monitoring.precision import LADDER, PrecisionHistory
-from picolab.show.picture import BLUE, LETTERS, OCHRE, RUST, TEXT, LabFigure, broken, template
+from picolab.show.picture import BLUE, OCHRE, RUST, LabFigure
 from picolab.show.table import Table
 
 HEIGHT = 260  # of the panels, in pixels
@@ -156,35 +157,11 @@ def precision_figure(history: PrecisionHistory) -> LabFigure:
         )
 
     def build():
-        import plotly.graph_objects as go
-
         shown = drawn(history)
-        data = []
-        for (panel, trace), values in zip(traces(), shown.traces, strict=True):
-            number = "" if panel == 0 else str(panel + 1)
-            data.append({**trace, **values, "xaxis": f"x{number}", "yaxis": f"y{number}"})
-        layout: dict = {"template": template(), "height": HEIGHT + 130, "margin": {"t": 84}}
         places = domains(0.0, 1.0, [0.0, 0.42], [0.52, 1.0])
-        for panel, ((x, y), (across, up)) in enumerate(zip(axes(shown.layers), places)):
-            number = "" if panel == 0 else str(panel + 1)
-            layout[f"xaxis{number}"] = {**x, "domain": across, "anchor": f"y{number}"}
-            layout[f"yaxis{number}"] = {**y, "domain": up, "anchor": f"x{number}"}
-        layout["annotations"] = [
-            {
-                "text": broken(title, LETTERS // 2),
-                "x": across[0],
-                "y": up[1],
-                "yshift": 4,
-                "xref": "paper",
-                "yref": "paper",
-                "xanchor": "left",
-                "yanchor": "bottom",
-                "showarrow": False,
-                "align": "left",
-                "font": {"size": 13, "color": TEXT},
-            }
-            for title, (across, up) in zip(shown.titles, places)
-        ]
-        return go.Figure(data=data, layout=layout)
+        whole = {"height": HEIGHT + 130, "margin": {"t": 84}}
+        return panels_figure(
+            traces(), shown.traces, shown.titles, axes(shown.layers), places, **whole
+        )
 
     return LabFigure(text(history), build)
