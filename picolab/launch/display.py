@@ -50,7 +50,7 @@ class Display:
                 self._show(rank)
         if self._hidden:
             kept = "not kept" if self._files is None else f"all in {self._run_dir}/rank.*.log"
-            self._print(f"... {self._hidden} more lines, {kept}", always=True)
+            self._print(f"... {self._hidden} more lines, {kept}")
             self._hidden = 0
         for file in self._files or ():
             file.close()

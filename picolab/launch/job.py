@@ -30,7 +30,7 @@ from picolab.launch.display import Display
 from picolab.launch.failures import RankFailure, Stopped
 from picolab.launch.rank import HELD
 from picolab.launch.result import RunResult
-from picolab.launch.surroundings import Surroundings
+from picolab.launch.surroundings import Surroundings, keep_standard_files
 from picolab.launch.turns import Turns
 from picolab.monitoring import Event, History, Table
 from picolab.monitoring.event_files import lengths
@@ -147,6 +147,7 @@ class Job:
         self.state: State = "waiting"
         self.seconds = 0.0
         self._called = time.monotonic()
+        keep_standard_files()
         surroundings = Surroundings.now()
         about = {"world_size": world_size, "backend": backend, "state": "waiting"}
         self.run_dir = rundirs.create(name, about, run_dir)

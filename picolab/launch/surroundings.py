@@ -73,6 +73,19 @@ class Surroundings:
         sys.path[:], sys.argv[:] = self.path, self.argv
 
 
+def keep_standard_files() -> None:
+    """Under `nohup script <&-`, or in a service, 0, 1 or 2 may be closed, and the next file opened
+    would have that number: a pipe to the server, which a rank closes when it empties its standard
+    input. So nothing stands there.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            # the least number that is free; the server inherits it
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+
+
 def draw_anew() -> None:
     """In a rank: random numbers of its own. Without this, ranks that each draw their weights would
     all draw the same ones, and a step that forgets its all-reduce would look right."""

@@ -272,6 +272,37 @@ def test_hard_surroundings_get_a_sentence(sentence, tmp_path):
     assert re.search(sentence, done.stdout), (done.stdout[-500:], done.stderr[-2000:])
 
 
+@forked
+def test_a_script_whose_standard_files_are_closed_runs(tmp_path):
+    """A service or `<&- >&- 2>&-` starts it so. What it starts inherits three files that are open;
+    mutants: nothing takes their numbers, or what does is not inherited."""
+    script = (
+        "import os, subprocess, sys\nimport picolab as pico\n"
+        "from picolab.launch import surroundings\n"
+        "CHILD = 'import os; [os.fstat(number) for number in range(3)]'\n"
+        "def child():\n    return subprocess.call([sys.executable, '-c', CHILD])\n"
+        "told = [child()]\n"  # the first mutant
+        "surroundings.os.set_inheritable = lambda *_: None\n"
+        "surroundings.keep_standard_files()\n"
+        "told.append(child())\n"  # the second
+        "os.set_inheritable = __import__('posix').set_inheritable\n"
+        "os.closerange(0, 3)\n"
+        "told.append(pico.run(int, world_size=2)[1])\n"
+        "told.append(child())\n"
+        "open(sys.argv[1], 'w').write(str(told))\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(pico.__file__).parents[1])}
+    closed = 'exec "$0" -c "$1" "$2" <&- >&- 2>&-'
+    said = tmp_path / "said"
+    subprocess.run(
+        ["sh", "-c", closed, sys.executable, script, str(said)],
+        env=environment,
+        timeout=120,
+        check=True,
+    )
+    assert said.read_text() == "[1, 1, 0, 0]"
+
+
 def test_a_live_run_is_known_by_its_lock(monkeypatch, tmp_path):
     """Mutant: by the number of its process, which says nothing in another container."""
     job = pico.run(time.sleep, 600, world_size=1, wait=False, quiet=True, run_dir=tmp_path / "run")

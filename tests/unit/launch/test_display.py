@@ -82,6 +82,14 @@ def test_all_in_the_log_is_said_only_if_it_is(tmp_path, capsys):
         assert last == f"... 5 more lines, {kept}"
 
 
+def test_quiet_is_quiet_in_a_flood_too(tmp_path, capsys):
+    shown = Display(tmp_path, 1, quiet=True)
+    shown.feed(0, b"line\n" * (SHOWN_LINES + 5))
+    shown.close()
+    assert capsys.readouterr().out == ""
+    assert (tmp_path / "rank.0.log").read_bytes().count(b"\n") == SHOWN_LINES + 5
+
+
 def test_a_log_that_is_a_link_is_not_written(tmp_path, capsys):
     (tmp_path / "theirs").write_text("precious")
     os.symlink(tmp_path / "theirs", tmp_path / "rank.0.log")
