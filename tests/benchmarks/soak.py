@@ -144,7 +144,7 @@ def soak(launches: int, seed: int, limit_s: float) -> dict:
 
 
 def state(me: psutil.Process) -> dict:
-    # A thread that has printed in a kernel had a zmq socket of its own; its file goes with a circle.
+    # A thread that printed in a kernel had a zmq socket of its own; its file goes with a circle.
     gc.collect()
     folder = Path(tempfile.gettempdir())
     return {
