@@ -48,6 +48,7 @@ from picolab.monitoring import rules
 from picolab.monitoring.blame import odd_one_out
 from picolab.monitoring.events import Event
 from picolab.monitoring.ledger import Entry
+from picolab.monitoring.series import Binned, largest_of_each
 from picolab.monitoring.step_split import waiting_of
 from picolab.specs import Layout
 
@@ -59,6 +60,7 @@ NOISE, SWING = 2.5, 20  # and so many times what it goes up and down by; steps t
 STEP_SHARE = 0.06  # of a step: less than this is not worth a word
 BUSY = 0.20  # of a step, in which a rank waits for a core: more is a busy host
 SETTLE = 12  # steps that a slow run waits for its cause, which may be found by then
+LATE_COLUMNS = 200  # of steps, of which it is kept how late each rank was
 UNEVEN = ("all_to_all",)  # of which ranks may send different sizes
 # How a run ended -> what it is called here. (An exception is its program's own, and says it.)
 FAILURES = {
@@ -101,6 +103,8 @@ class AnomalyDetector:
     def __init__(self, world_size: int | None = None):
         self.world_size = world_size
         self.found: list[Anomaly] = []
+        self.late = Binned(LATE_COLUMNS, largest_of_each)
+        """By step: rank -> how late it came to its collectives, in shares of the step."""
         self._steps: dict[int, _Step] = defaultdict(_Step)
         self._layout: Layout | None = None
         self._judged = -1
@@ -284,6 +288,8 @@ class AnomalyDetector:
             others = [r for r in self._peers(rank) or work if r in work and r != rank]
             if others and all(beyond[r] is not None for r in (rank, *others)):
                 late[rank] = beyond[rank] - statistics.median(beyond[r] for r in others)
+        if late and seconds:
+            self.late.add(step, {rank: by / seconds for rank, by in late.items()})
         # Neighbours that take cores take caches, too, which no clock tells: by how much a rank goes
         # up and down here with nobody late, says what is much.
         above = {}

@@ -39,6 +39,13 @@ KINDS: dict[str, tuple[str, dict[str, str]]] = {
             "skipped": "true: all ranks agreed not to update",
         },
     ),
+    "settings": (
+        "what a run was started with, by rank 0, before its first step",
+        {
+            "settings": "name -> value, as text where JSON has no word for it",
+            "flops_per_token": "operations of forward and backward, by `costs.flops_per_token`",
+        },
+    ),
     "not finite": (
         "the run stops at this step, by each rank; in place of its step",
         {
