@@ -6,6 +6,7 @@
         run.json              what was started, when, by which process, how it ended
         events.RANK.jsonl     the rank's events (`monitoring.Event`), one line each
         rank.RANK.log         everything the rank printed
+        alerts.jsonl          what a monitor told of it (`monitoring.AlertManager`), if one watched
 
 `picolab runs ls` lists them, `picolab runs rm NAME...` removes them. A run that is still going is
 never removed. Nobody else may look: folders are made with mode 0700, files with 0600. A folder that
@@ -237,6 +238,7 @@ _NAME = re.compile(r"\d{8}-\d{6}-\d{4}-")
 # What is written into a run directory.
 _OURS = re.compile(
     r"(rank|events|beacon|stack|result|error)\.\d+(\.\w+)?$|(run\.json|payload\.pkl|held)$"
+    r"|alerts\.(jsonl|state\.json)$"
 )
 
 

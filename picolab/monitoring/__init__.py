@@ -15,6 +15,7 @@ from picolab.monitoring.observer import Observer, StepReport
 from picolab.show.table import Table
 
 _LAZY = {
+    "AlertManager": "alerts",
     "Anomaly": "anomalies",
     "AnomalyDetector": "anomalies",
     "BasicMonitoringSystem": "system",

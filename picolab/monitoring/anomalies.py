@@ -68,6 +68,10 @@ FAILURES = {
     "early return": "desync",
 }  # fmt: skip
 CAUSES = ("slow rank", "late data", "slow link", "busy host")
+NAMES = (
+    "not finite", "loss spike", "gradient spike", *CAUSES, "slow run", "leak", "desync",
+    "expert collapse", "plateau", "divergence", "silent rank", "hang", "dead rank", "mismatch",
+)  # fmt: skip
 
 
 class Anomaly(NamedTuple):
