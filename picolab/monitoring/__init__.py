@@ -19,6 +19,7 @@ _LAZY = {
     "Anomaly": "anomalies",
     "AnomalyDetector": "anomalies",
     "BasicMonitoringSystem": "system",
+    "BasicVisualization": "visualization",
     "MetricsCollector": "collector",
 }
 

@@ -18,6 +18,7 @@ import math
 import os
 from collections import deque
 from collections.abc import Iterable
+from itertools import takewhile
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -130,20 +131,41 @@ def read_history(run: str | Path) -> list[Transition]:
     path = path / LINES if path.is_dir() else path
     if not path.exists():
         return []
-    found = []
     with open(path, "rb", opener=private) as file:
-        for line in file:
-            try:
-                told = json.loads(line)
-            except ValueError:
-                continue
-            told = _checked(told, path)
-            try:
-                found.append(Transition(**{name: told[name] for name in Transition._fields}))
-            except KeyError as missing:
-                sentence = f"{path}: a line without {missing}: it is no history of alerts"
-                raise ValueError(sentence) from None
-    return found
+        told = [_transition(line, path) for line in file]
+    return [transition for transition in told if transition is not None]
+
+
+class HistoryTail:
+    """The history of a run that goes on: `poll` gives the lines that are new."""
+
+    def __init__(self, folder: str | Path):
+        self._path, self._read = Path(folder) / LINES, 0
+
+    def poll(self) -> list[Transition]:
+        if not self._path.exists():
+            return []
+        found = []
+        with open(self._path, "rb", opener=private) as file:
+            file.seek(self._read)
+            for line in takewhile(lambda line: line.endswith(b"\n"), file):
+                self._read += len(line)
+                found.append(_transition(line, self._path))
+        return [transition for transition in found if transition is not None]
+
+
+def _transition(line: bytes, path: Path) -> Transition | None:
+    """None of a line that was cut off."""
+    try:
+        told = json.loads(line)
+    except ValueError:
+        return None
+    told = _checked(told, path)
+    try:
+        return Transition(**{name: told[name] for name in Transition._fields})
+    except KeyError as missing:
+        sentence = f"{path}: a line without {missing}: it is no history of alerts"
+        raise ValueError(sentence) from None
 
 
 def _checked(told, path: Path) -> dict:

@@ -111,6 +111,7 @@ class AnomalyDetector:
         """By step: rank -> how late it came to its collectives, in shares of the step."""
         self._steps: dict[int, _Step] = defaultdict(_Step)
         self._layout: Layout | None = None
+        self._alike: dict[int, list[int]] = {}  # rank -> those that do the same work
         self._judged = -1
         self._not_heard: set[int] = set()
         self._losses = defaultdict(rules.Spike)
@@ -337,15 +338,20 @@ class AnomalyDetector:
 
     def _peers(self, rank: int) -> list[int]:
         """The others that do the same work: those in the same stage."""
-        stage = self._layout.coordinates(rank)["pp"]
-        ranks = [r for r in range(self.world_size) if self._layout.coordinates(r)["pp"] == stage]
-        return [r for r in ranks if r != rank]
+        if rank not in self._alike:
+            ranks = range(self.world_size)
+            stages = {other: self._layout.coordinates(other)["pp"] for other in ranks}
+            alike = [r for r in ranks if stages[r] == stages[rank] and r != rank]
+            self._alike[rank] = alike
+        return self._alike[rank]
 
     def _slow_links(self, step: int, entries: Mapping[int, list[Entry]]) -> list[Anomaly]:
         """A message takes from when both ends are there until it has come; what the receiver waited
         for a core is the host's."""
         times: dict[tuple[int, int], list[float]] = defaultdict(list)
-        for entry, waited in waiting_of(e for of_rank in entries.values() for e in of_rank):
+        of_all = [entry for of_rank in entries.values() for entry in of_rank]
+        messages = any(entry.op == "recv" for entry in of_all)
+        for entry, waited in waiting_of(of_all) if messages else ():
             if entry.op == "recv" and entry.peer is not None and entry.seconds:
                 taken = entry.exposed_s - waited - (entry.queued_s or 0.0)
                 times[entry.peer, entry.rank].append(max(0.0, taken))

@@ -28,6 +28,7 @@ from picolab.monitoring.activity_figure import (
 from picolab.monitoring.activity_figure import arrays as activity_arrays
 from picolab.monitoring.activity_figure import axes as activity_axes
 from picolab.monitoring.activity_figure import traces as activity_traces
+from picolab.monitoring.alert_history import read_history
 from picolab.monitoring.gantt_figure import gantt
 from picolab.monitoring.history import History
 from picolab.monitoring.run_state import RunState, decimate
@@ -201,12 +202,13 @@ def training_figure(source, covers: str = "", beside: Losses | None = None) -> L
     return LabFigure(text, lambda: _training(state, covers, beside))
 
 
-def run_state(source) -> RunState:
-    """A RunState of whatever carries events."""
+def run_state(source, watch: bool = False) -> RunState:
+    """A RunState of whatever carries events. watch: with what a monitor looks at, and the alerts
+    that one has left in the run's folder. (Given a RunState, that one.)"""
     if isinstance(source, RunState):
         return source
     events = getattr(source, "events", source)
-    state = RunState(world_size=getattr(source, "world_size", None))
+    state = RunState(world_size=getattr(source, "world_size", None), watch=watch)
     if isinstance(events, History):
         events.tell(state)
     else:
@@ -214,6 +216,10 @@ def run_state(source) -> RunState:
             state.add(event)
     if not hasattr(source, "state") and state.state == "running":
         state.state = "done"  # a result, or a list that was kept: nothing more will come
+    folder = getattr(source, "run_dir", None)
+    if watch and folder is not None:
+        for transition in read_history(folder):
+            state.watch.alert(transition)
     return state
 
 
@@ -519,6 +525,9 @@ def _single(state: RunState, panel: int, table) -> LabFigure:
         ]
         x, y = _axes(panel, len(drawn.traces[-1]["y"]))
         figure = go.Figure(data=chosen, layout={"template": template(), "title": {"text": title}})
+        if panel == 0 and drawn.watch is not None:
+            figure.add_trace({**watch_figure.MARKS, **drawn.watch.marks, "yaxis": "y2"})
+            figure.update_layout(yaxis2=_ON_THE_AXIS)
         height = HEIGHT + (max(0, len(state.ranks) - 6) * 24 if panel == 2 else 0)
         figure.update_layout(height=height, xaxis=x, yaxis=y, barmode="stack")
         if panel == 2:
@@ -610,7 +619,21 @@ def training_layout(drawn: Panels, heading: str = "") -> dict:
         layout[f"yaxis{number}"] = {**y, **shown, "domain": y_domain, "anchor": f"x{number}"}
     if drawn.watch is not None:
         layout[f"yaxis{_MARKS}"] = _ON_THE_AXIS
+    for name, axis in moving_ranges(drawn).items():
+        layout[name] |= axis
     return layout
+
+
+def moving_ranges(drawn: Panels) -> dict[str, dict]:
+    """The part of the layout that goes with the steps: where two of the axes end."""
+    found = {}
+    if drawn.activity:
+        found["xaxis5"] = {"range": activity_axes(drawn.activity)[0]["range"]}
+    if drawn.watch is not None:
+        before = sum(section.module.AXES for section in drawn.below[:-1])
+        last = 6 + before + watch_figure.FINDINGS
+        found[f"xaxis{last}"] = {"range": [0, drawn.watch.last]}
+    return found
 
 
 def training_traces(drawn: Panels) -> list[dict]:

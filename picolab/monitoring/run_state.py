@@ -20,6 +20,7 @@ from bisect import insort
 from collections import defaultdict
 from collections.abc import Iterable
 from functools import cache
+from operator import is_
 
 from picolab.monitoring import blame
 from picolab.monitoring.activity import Activity, activity
@@ -61,9 +62,10 @@ class RunState:
         self._loose: dict[str, Totals] = defaultdict(Totals)  # outside steps, by reason
         self.experts = ExpertHistory()
         self.precision = PrecisionHistory()
-        self.watch = Watch(world_size) if watch else None
+        self.watch = Watch() if watch else None
         self._splits: dict[int, dict[int, StepSplit]] = {}  # step of the window -> its split
         self._traffic: dict[int, dict[str, Totals]] = {}
+        self._mean: tuple[list, dict[int, StepSplit]] = ([], {})  # of the splits that it is of
         self.settings: dict[str, object] = {}
         """What the run was started with, if it has told."""
         self.flops_per_token: float | None = None
@@ -199,7 +201,10 @@ class RunState:
             steps = steps[1:]
         for step in [step for step in steps if step not in self._splits]:
             self._splits[step] = step_split(self._entries[step], self._seconds[step])
-        return mean_split(self._splits[step] for step in steps)
+        of_steps = [self._splits[step] for step in steps]
+        if not (len(of_steps) == len(self._mean[0]) and all(map(is_, of_steps, self._mean[0]))):
+            self._mean = of_steps, mean_split(of_steps)
+        return self._mean[1]
 
     def activity(self, step: int | None = None) -> Activity | None:
         """What each rank did when in this step of the window (None: the newest that is complete);

@@ -1,7 +1,7 @@
 """What somebody who watches a run looks at, beside its loss and speed: what was noticed, who comes
 late, the gradient's norm, the loss scale, the processes' memory, and the alerts.
 
-    state = RunState(events, world_size=4, watch=True)
+    state = RunState(events, watch=True)
     state.watch.findings()        # the alerts if an alert manager has left some, else the anomalies
 
 A part of `RunState`, fed with the same events. Everything that is drawn is bounded: a picture costs
@@ -13,6 +13,7 @@ import itertools
 import math
 from typing import NamedTuple
 
+from picolab.monitoring.alert_history import Transition
 from picolab.monitoring.anomalies import AnomalyDetector
 from picolab.monitoring.events import Event
 from picolab.monitoring.series import Binned, Series, largest_of_each
@@ -20,6 +21,7 @@ from picolab.show.plain import visible
 
 COLUMNS = 200
 MARKS = 200
+NOTICED = "noticed"
 _SEVERAL = 3  # findings whose words a mark shows; of more it says how many
 
 
@@ -27,30 +29,23 @@ class Finding(NamedTuple):
     """An alert, or an anomaly: from when to when, and what it says."""
 
     name: str
-    rank: int | None
+    rank: int | str | None
+    state: str
+    """of an alert as in alert_history.py; NOTICED: of one moment"""
     begin: int | None
     """step; None: of none, such as how the run ended"""
     fired: int | None
-    """step from which it counts; None: pending"""
+    """step from which it counts"""
     end: int | None
-    """step at which it was resolved; None: not yet, or it was one moment"""
+    """step at which it was over"""
     said: str
     cause: str = ""
-    """of an alert that was held back: by which other one"""
-    moment: bool = False
-
-    @property
-    def state(self) -> str:
-        if self.moment:
-            return "noticed"
-        if self.end is not None:
-            return "resolved"
-        return "pending" if self.fired is None else "firing"
+    """of one that was held back: by what"""
 
 
 class Watch:
-    def __init__(self, world_size: int | None = None):
-        self.detector = AnomalyDetector(world_size)
+    def __init__(self):
+        self.detector = AnomalyDetector()
         self.grad_norms, self.loss_scales, self.overflows = Series(), Series(), Series()
         self.scaled = False
         """Was the loss ever multiplied by something?"""
@@ -77,10 +72,8 @@ class Watch:
     def missed(self, step: int) -> None:
         """Some events were not heard, of steps up to this one: nothing of those is judged."""
         self._from = step + 2  # the next one's collectives may have been among them
-        of = self.detector.world_size
-        found, late = self.detector.found, self.detector.late
-        self.detector = AnomalyDetector(of)
-        self.detector.found, self.detector.late = found, late
+        before, self.detector = self.detector, AnomalyDetector(self.detector.world_size)
+        self.detector.found, self.detector.late = before.found, before.late
 
     def _judges(self, event: Event) -> bool:
         """Those of other programs and older versions may have too little to judge by."""
@@ -107,39 +100,30 @@ class Watch:
         if step is not None:
             self.marks.add(step, (1, (visible(said),)))
 
-    def alert(self, told: dict) -> None:
-        """One line of the alert history: {t, step, name, rank, state, severity, value, said,
-        cause}."""
-        key, step = (told["name"], told.get("rank")), told.get("step")
-        known, state = self._alerts.get(key), told["state"]
+    def alert(self, told: Transition) -> None:
+        """What has become of an alert."""
+        key, step = (told.name, told.rank), told.step
+        known = self._alerts.get(key)
         if known is None or known.end is not None:
             if known is not None:  # it comes again: another row
                 self._alerts[*key, next(self._count)] = self._alerts.pop(key)
-            known = Finding(key[0], key[1], step, None, None, "")
-        said = visible(str(told.get("said") or known.said))
-        known = known._replace(said=said, cause=visible(str(told.get("cause") or "")))
-        if state == "firing":
-            if known.fired is None:
-                self._mark(step, f"step {step}: {said}")
+            known = Finding(*key, told.state, step, None, None, "")
+        words = {"said": visible(told.said), "cause": visible(told.cause or "")}
+        known = known._replace(state=told.state, **words)
+        if told.state == "firing" and known.fired is None:
             known = known._replace(fired=step)
-        elif state == "resolved":
+            self._mark(step, f"step {step}: {known.said}")
+        if told.state in ("resolved", "passed"):
             known = known._replace(end=step)
         self._alerts[key] = known
 
     def findings(self) -> list[Finding]:
-        """Oldest first."""
+        """The alerts, if an alert manager has left some; else the anomalies. Oldest first."""
         found = list(self._alerts.values()) or [
-            Finding(
-                anomaly.name,
-                anomaly.ranks[0] if len(anomaly.ranks) == 1 else None,
-                anomaly.step,
-                anomaly.step,
-                None,
-                visible(anomaly.text),
-                moment=True,
-            )
-            for anomaly in self.detector.found
-        ]
+            Finding(a.name, a.ranks[0] if len(a.ranks) == 1 else None, NOTICED,
+                    a.step, a.step, a.step, visible(a.text))
+            for a in self.detector.found
+        ]  # fmt: skip
         return sorted(found, key=lambda f: math.inf if f.begin is None else f.begin)
 
 

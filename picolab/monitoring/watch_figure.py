@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from picolab.monitoring.panels_figure import panels_figure
 from picolab.monitoring.run_state import RunState
-from picolab.monitoring.watch import Finding, Watch
+from picolab.monitoring.watch import NOTICED, Finding, Watch
 from picolab.show.picture import BLUE, GREY, OCHRE, RED, RUST, TEXT, LabFigure, broken
 from picolab.show.table import Table, bytes_text
 
@@ -29,9 +29,9 @@ LATEST = 30.0  # % of a step: a darker place means no more than this
 ROWS = 8  # findings drawn, the newest
 _PANEL, _ROW, _BETWEEN = 170, 38, 96  # pixels: a panel, a finding, from a panel to the one below
 _NOTICEABLE = 6.0  # % of a step
-_LETTERS = 84  # of a finding above its bar
+_LETTERS = 92  # of a finding above its bar
 _SHADES = [[0.0, "rgba(178,83,42,0.04)"], [0.4, "rgba(178,83,42,0.45)"], [1.0, "rgba(178,83,42,1)"]]
-_STATES = {"pending": OCHRE, "firing": RED, "resolved": GREY}
+_STATES = {"pending": OCHRE, "held back": "rgba(106,111,120,0.35)", "firing": RED, "over": GREY}
 
 
 class Shape(NamedTuple):
@@ -41,8 +41,6 @@ class Shape(NamedTuple):
     """Which of the panels."""
     ranks: int
     rows: int
-    last: int
-    """a round step: the axis of the findings ends there"""
 
 
 class Drawn(NamedTuple):
@@ -53,11 +51,13 @@ class Drawn(NamedTuple):
     shape: Shape | None
     """None: nothing to draw."""
     marks: dict
+    last: int
+    """The step at which the axis of the findings ends: a round one."""
 
 
 def nothing() -> Drawn:
     empty = [{"x": _array([]), "y": _array([])} for _ in traces()]
-    return Drawn(empty, [""] * AXES, None, {"x": _array([]), "y": _array([]), "hovertext": []})
+    return Drawn(empty, [""] * AXES, None, {"x": _array([]), "y": _array([]), "hovertext": []}, 1)
 
 
 def drawn(state: RunState, covered: bool = False) -> Drawn:
@@ -86,8 +86,8 @@ def drawn(state: RunState, covered: bool = False) -> Drawn:
     titles = [who, _norm_title(watch), held_title, _scale_title(watch), _findings_title(findings)]
     present = tuple(panel for panel in range(AXES) if there[panel])
     ranks = len(late["y"]) if late else 0
-    shape = Shape(present, ranks, min(ROWS, len(findings)), last) if present else None
-    return Drawn(found, titles, shape, marks(watch))
+    shape = Shape(present, ranks, min(ROWS, len(findings))) if present else None
+    return Drawn(found, titles, shape, marks(watch), last)
 
 
 def marks(watch: Watch) -> dict:
@@ -182,9 +182,9 @@ def _findings_title(findings: list[Finding]) -> str:
         return ""
     firing = sum(finding.state == "firing" for finding in findings)
     many = len(findings)
-    title = f"{many} finding{'s' * (many > 1)}" if findings[0].moment else f"{firing} alert" + (
-        f"{'s' * (firing != 1)} firing, {many} in all"
-    )  # fmt: skip
+    title = f"{many} finding{'s' * (many > 1)}"
+    if any(finding.state != NOTICED for finding in findings):
+        title = f"{firing} alert{'s' * (firing != 1)} firing, {many} in all"
     return title + (f"; the newest {ROWS}" if many > ROWS else "")
 
 
@@ -196,17 +196,16 @@ def _bars(findings: list[Finding], last: int) -> tuple[list[dict], dict, int]:
     moments: tuple[list, list, list] = ([], [], [])
     for row, f in enumerate(findings):
         begin = last if f.begin is None else f.begin
-        if f.moment:
+        if f.state == NOTICED:
             for values, value in zip(moments, (begin, row, plain(_said(f), 60))):
                 values.append(value)
             continue
         end = last if f.end is None else f.end
         fired = end if f.fired is None else f.fired
-        for state, start, stop in (
-            ("pending", begin, fired),
-            ("resolved" if f.end is not None or f.cause else "firing", fired, end),
-        ):
-            if stop > start or (state != "pending" and f.fired is not None):
+        first = "held back" if f.cause else "pending"
+        then = "firing" if f.state == "firing" else "over"
+        for state, start, stop in ((first, begin, fired), (then, fired, end)):
+            if stop > start or (state == then and f.fired is not None):
                 lines[state][0].extend([start, max(stop, start + last / 200), math.nan])
                 lines[state][1].extend([row, row, math.nan])
     bars = [{"x": _array(x), "y": _array(y)} for x, y in lines.values()]
@@ -216,14 +215,14 @@ def _bars(findings: list[Finding], last: int) -> tuple[list[dict], dict, int]:
     words = [html.escape(_short(_said(f)), quote=False) for f in findings]
     listed = {"x": _array([0.0] * len(findings)), "y": rows, "text": words}
     listed["hovertext"] = [plain(_said(f), 60) for f in findings]
-    unit = 10 ** max(1, len(str(last)) - 1)  # round: the layout changes seldom
+    unit = 10 ** max(1, len(str(last)) - 2)  # it changes seldom
     return bars, listed, -(-last // unit) * unit
 
 
 def _said(f: Finding) -> str:
     when = "" if f.begin is None else f"step {f.begin}, "
     held = f" (held back: {f.cause})" if f.cause else ""
-    state = "" if f.moment else f"{f.state} "
+    state = "" if f.state == NOTICED else f"{f.state} "
     return f"{when}{state}{f.name}: {f.said}{held}"
 
 
@@ -303,14 +302,14 @@ _MARK = {
 MARKS = {**_MARK, "hoverinfo": "text", "name": "findings"}
 
 
-def axes(shape: Shape | None) -> list[tuple[dict, dict]]:
-    """The x and y axis of each panel."""
+def axes(shape: Shape | None, last: int = 1) -> list[tuple[dict, dict]]:
+    """The x and y axis of each panel. last: `Drawn.last`."""
     step = {"title": {"text": "step"}, "tickformat": ",~r", "nticks": 6, "rangemode": "tozero"}
     of_map = {**step, "showgrid": False, "zeroline": False, "rangemode": "normal"}
     ranks = {"type": "category", "autorange": "reversed", "showgrid": False}
-    norm = {"type": "log", "nticks": 5, "exponentformat": "power"}
+    norm = {"type": "log", "nticks": 5, "tickformat": ".2~g"}
     held = {"title": {"text": "MB"}, "nticks": 5}
-    scale = {"type": "log", "nticks": 5, "exponentformat": "power"}
+    scale = {"type": "log", "nticks": 5, "tickformat": ",.6~r"}
     rows = {
         "range": [(shape.rows if shape else 1) - 0.6, -0.8],
         "showticklabels": False,
@@ -318,7 +317,6 @@ def axes(shape: Shape | None) -> list[tuple[dict, dict]]:
         "zeroline": False,
         "fixedrange": True,
     }
-    last = shape.last if shape else 1
     # The words begin at its left end, wherever a reader zooms.
     until = {**step, "range": [0, last], "showgrid": False, "fixedrange": True}
     return [(of_map, ranks), (step, norm), (step, held), (step, scale), (until, rows)]
@@ -354,12 +352,8 @@ def domains(low: float, high: float, left: list, right: list, shape: Shape | Non
 
 
 def text(state: RunState) -> str:
-    """The titles, and the findings as a table."""
-    found = drawn(state)
-    if found.shape is None:
-        return ""
-    lines = [found.titles[panel] for panel in found.shape.there]
-    return "\n".join([*lines, repr(findings_table(state.watch))])
+    """The titles, and the findings as a table; nothing where there is nothing to draw."""
+    return watch_figure(state).text if drawn(state).shape is not None else ""
 
 
 def findings_table(watch: Watch) -> Table:
@@ -371,24 +365,43 @@ def findings_table(watch: Watch) -> Table:
     return Table(["step", "state", "what", "rank", "in words"], rows)
 
 
-def watch_figure(state: RunState) -> LabFigure:
-    """The panels as a figure of their own. ValueError where there is nothing to draw."""
+def watch_figure(state: RunState, panel: int | None = None) -> LabFigure:
+    """The panels as a figure of their own, or one of them. ValueError where there is nothing to
+    draw."""
     shown = nothing() if state.watch is None else drawn(state)
+    if shown.shape is not None and panel is not None:
+        there = tuple(one for one in shown.shape.there if one == panel)
+        shown = shown._replace(shape=shown.shape._replace(there=there) if there else None)
     if shown.shape is None:
-        raise ValueError("this run has told nothing that a monitor looks at: no step is over")
+        raise ValueError(f"this run has told nothing of it: {_WHY[panel]}")
 
     def build():
-        places = domains(0.0, 1.0, [0.0, 0.44], [0.54, 1.0], shown.shape)
+        right = [0.0, 1.0] if len(shown.shape.there) == 1 else [0.54, 1.0]
+        left = [0.0, 1.0] if len(shown.shape.there) == 1 else [0.0, 0.44]
+        places = domains(0.0, 1.0, left, right, shown.shape)
         figure = panels_figure(
-            traces(), shown.traces, shown.titles, axes(shown.shape), places,
+            traces(), shown.traces, shown.titles, axes(shown.shape, shown.last), places,
             height=height(shown.shape) + 130, margin={"t": 84},
         )  # fmt: skip
-        return without_absent(figure, shown.shape)
+        return _without_absent(figure, shown.shape)
 
-    return LabFigure(text(state), build)
+    lines = [shown.titles[panel] for panel in shown.shape.there]
+    if FINDINGS in shown.shape.there:
+        lines.append(repr(findings_table(state.watch)))
+    return LabFigure("\n".join(lines), build)
 
 
-def without_absent(figure, shape: Shape):
+_WHY = {
+    None: "it is not watched, or no step is over",
+    LATE: "it takes two ranks that have told some steps, and experts that are not dealt out",
+    NORM: "no step is over",
+    MEMORY: "no step is over, or this system does not say what a process has in memory",
+    SCALE: "its loss was never multiplied by anything; precision='fp16' does that",
+    FINDINGS: "nothing was out of the ordinary",
+}
+
+
+def _without_absent(figure, shape: Shape):
     """A live figure needs a place for what may still come; one that is finished does not."""
     import plotly.graph_objects as go
 
