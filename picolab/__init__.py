@@ -31,6 +31,7 @@ _PUBLIC = {
     "tune": "picolab.training.tune:tune",
     "verify": "picolab.debug:verify",
     "dry_run": "picolab.debug:dry_run",
+    "diagnose": "picolab.debug:diagnose",
     "parallelize": "picolab.parallel:parallelize",
     "exercise": "picolab.exercises:exercise",
     "mystery": "picolab.lab:mystery",

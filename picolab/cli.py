@@ -1,5 +1,5 @@
-"""The command `picolab`: doctor, train, explain, tune, plan, checkpoint, verify, quiz, progress,
-runs and demo.
+"""The command `picolab`: doctor, train, explain, debug, tune, plan, checkpoint, verify, quiz,
+progress, runs and demo.
 
 Each command is a small frozen dataclass whose fields are its flags, and a `run` that does the work
 with imports of its own: `picolab --help` takes no torch. What a program may want to read goes to
@@ -192,12 +192,43 @@ def _run_directory(name: str) -> Path:
     from picolab.launch import rundirs
 
     if name:
-        path = Path(name).expanduser()
-        return path if path.is_dir() or path.name != name else rundirs.root() / name
+        return rundirs.find(name)
     trained = [run for run in rundirs.ls() if run.name.endswith("-train")]
     if not trained:
         raise ValueError(f"there is no run in {rundirs.root()} to explain; picolab train makes one")
     return trained[-1]
+
+
+@dataclass(frozen=True)
+class Debug:
+    """Why does it stand still? Of a run that hangs, parted ways or died: each rank's last
+    collective, who waits for whom, where each rank is, and whose fault it is, in one sentence.
+
+    picolab debug 20261124-101530-0001-train --stacks"""
+
+    run_dir: Annotated[
+        Positional[str], arg(metavar="RUN", help_behavior_hint="(default: the newest)")
+    ] = ""
+    """a run directory, or the name of one in `picolab runs ls`"""
+    stacks: bool = False
+    """every rank's stack, too"""
+    json: bool = False
+    """print one JSON object"""
+
+    def run(self) -> int:
+        from picolab.launch import rundirs
+        from picolab.monitoring.who_waits import of_folder
+        from picolab.show.terminal import say
+
+        run_dir = rundirs.find(self.run_dir)
+        found = of_folder(run_dir, going_on=rundirs.is_running(run_dir))
+        if self.json:
+            print(json.dumps({"run_dir": str(run_dir), **found.as_dict()}))
+            return 0
+        say(found)
+        if self.stacks and found.stacks:
+            say(f"\n{found.stacks_text()}")
+        return 0
 
 
 @dataclass(frozen=True)
@@ -724,6 +755,7 @@ Command = (
     Annotated[Doctor, subcommand("doctor")]
     | Annotated[Train, subcommand("train")]
     | Annotated[Explain, subcommand("explain")]
+    | Annotated[Debug, subcommand("debug")]
     | Annotated[Tune, subcommand("tune")]
     | Annotated[Plan, subcommand("plan")]
     | Annotated[Checkpoint, subcommand("checkpoint")]

@@ -40,12 +40,12 @@ that are asked has more to do, which is told apart in experts.py.
 import math
 import statistics
 from collections import defaultdict, deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from picolab.monitoring import rules
-from picolab.monitoring.blame import odd_one_out
+from picolab.monitoring.blame import UNEVEN, odd_one_out
 from picolab.monitoring.events import Event
 from picolab.monitoring.ledger import Entry
 from picolab.monitoring.series import Binned, largest_of_each
@@ -61,7 +61,6 @@ STEP_SHARE = 0.06  # of a step: less than this is not worth a word
 BUSY = 0.20  # of a step, in which a rank waits for a core: more is a busy host
 SETTLE = 12  # steps that a slow run waits for its cause, which may be found by then
 LATE_COLUMNS = 200  # of steps, of which it is kept how late each rank was
-UNEVEN = ("all_to_all",)  # of which ranks may send different sizes
 # How a run ended -> what it is called here. (An exception is its program's own, and says it.)
 FAILURES = {
     "hang": "hang", "signal": "dead rank", "exit": "dead rank", "mismatch": "mismatch",
@@ -188,7 +187,8 @@ class AnomalyDetector:
         return [Anomaly("silent rank", step, (rank,), text.format(rank)) for rank in new]
 
     def _judge(self, step: int, of: _Step) -> list[Anomaly]:
-        found = self._desync(step, of) + self._spikes(step, of.said)
+        found = desync(step, {r: of.entries.get(r, ()) for r in of.said})
+        found += self._spikes(step, of.said)
         found += self._memory_of(step, of.said)
         if step:  # the first warms up
             found += self._late_ranks(step, of) + self._slow_links(step, of.entries)
@@ -257,28 +257,6 @@ class AnomalyDetector:
         return found
 
     # -- collectives --
-
-    def _desync(self, step: int, of: _Step) -> list[Anomaly]:
-        calls = {
-            rank: [
-                ((e.axis, e.ranks), (e.op, e.dtype, e.op in UNEVEN or e.payload_bytes, e.reason))
-                for e in of.entries.get(rank, ())
-                if e.op not in ("send", "recv")
-            ]
-            for rank in of.said
-        }
-        found = []
-        for group, did in rules.odd_calls(calls).items():
-            odd = odd_one_out(did)
-            axis, counts = group[0], {rank: len(what) for rank, what in did.items()}
-            if len(set(counts.values())) > 1:
-                how = ", ".join(f"rank {r}: {n}" for r, n in sorted(counts.items()))
-                text = f"ranks differ in how many collectives over {axis} they did ({how})"
-            else:
-                text = f"ranks did different collectives over {axis}"
-            text += "" if odd is None else f"; rank {odd} is the odd one"
-            found.append(Anomaly("desync", step, () if odd is None else (odd,), text))
-        return found
 
     def _late_ranks(self, step: int, of: _Step) -> list[Anomaly]:
         if len(of.said) < 2:
@@ -404,6 +382,30 @@ class AnomalyDetector:
         if self._cause_at >= slow.step - SETTLE:
             return []
         return [slow._replace(step=step)]
+
+
+def desync(step: int, entries: Mapping[int, Sequence[Entry]]) -> list[Anomaly]:
+    """Groups whose ranks did not do the same collectives in a step. entries: of each rank."""
+    calls = {
+        rank: [
+            ((e.axis, e.ranks), (e.op, e.dtype, e.op in UNEVEN or e.payload_bytes, e.reason))
+            for e in of_rank
+            if e.op not in ("send", "recv")
+        ]
+        for rank, of_rank in entries.items()
+    }
+    found = []
+    for group, did in rules.odd_calls(calls).items():
+        odd = odd_one_out(did)
+        axis, counts = group[0], {rank: len(what) for rank, what in did.items()}
+        if len(set(counts.values())) > 1:
+            how = ", ".join(f"rank {r}: {n}" for r, n in sorted(counts.items()))
+            text = f"ranks differ in how many collectives over {axis} they did ({how})"
+        else:
+            text = f"ranks did different collectives over {axis}"
+        text += "" if odd is None else f"; rank {odd} is the odd one"
+        found.append(Anomaly("desync", step, () if odd is None else (odd,), text))
+    return found
 
 
 def work_of(said: dict, entries: list[Entry]) -> Work:
