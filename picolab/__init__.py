@@ -41,6 +41,7 @@ _PUBLIC = {
     "scoreboard": "picolab.lab:scoreboard",
     "panel": "picolab.lab:panel",
     "dashboard": "picolab.lab:dashboard",
+    "report": "picolab.lab:report",
     "quiz": "picolab.lab:quiz",
     "doctor": "picolab.lab:doctor",
     "source": "picolab.lab:source",

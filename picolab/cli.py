@@ -232,6 +232,32 @@ class Debug:
 
 
 @dataclass(frozen=True)
+class Report:
+    """A run as one HTML page, with everything in it: its panels, what was found, the debugger's
+    verdict where it failed, its settings.
+
+    picolab report 20261124-101530-0001-train -o monday.html"""
+
+    run_dir: Annotated[
+        Positional[str], arg(metavar="RUN", help_behavior_hint="(default: the newest)")
+    ] = ""
+    """a run directory, or the name of one in `picolab runs ls`; also one that goes on"""
+    output: Annotated[
+        Path | None,
+        arg(metavar="FILE", aliases=("-o",), help_behavior_hint="(default: RUN.html, here)"),
+    ] = None
+    """where to write it"""
+    peak_flops: Annotated[float | None, arg(metavar="FLOAT", help_behavior_hint="")] = None
+    """what one rank's device can do a second, for the MFU"""
+
+    def run(self) -> int:
+        from picolab.lab.report import report
+
+        print(report(self.run_dir, self.output, self.peak_flops))
+        return 0
+
+
+@dataclass(frozen=True)
 class Tune:
     """Which layout is fastest here? The planner proposes, short real runs decide, and the default
     layout is the answer unless it is beaten in a last comparison.
@@ -756,6 +782,7 @@ Command = (
     | Annotated[Train, subcommand("train")]
     | Annotated[Explain, subcommand("explain")]
     | Annotated[Debug, subcommand("debug")]
+    | Annotated[Report, subcommand("report")]
     | Annotated[Tune, subcommand("tune")]
     | Annotated[Plan, subcommand("plan")]
     | Annotated[Checkpoint, subcommand("checkpoint")]

@@ -14,14 +14,15 @@ from picolab.lab.package_source import Source, source
 from picolab.lab.panel import Panel, panel
 from picolab.lab.placement import placement_figure
 from picolab.lab.quiz_card import Quiz, quiz
+from picolab.lab.report import report
 from picolab.lab.timetable import timetable
 
 chapters.register()
 register_form(form)
 
-# The functions `dashboard`, `doctor`, `panel` and `timetable` have the names of their modules. They
-# are imported here at once, so that these names are the functions from the first moment on:
-# importing a module later does not put it in their place.
+# The functions `dashboard`, `doctor`, `panel`, `report` and `timetable` have the names of their
+# modules. They are imported here at once, so that these names are the functions from the first
+# moment on: importing a module later does not put it in their place.
 __all__ = [
     "Comparison",
     "Dashboard",
@@ -38,6 +39,7 @@ __all__ = [
     "panel",
     "placement_figure",
     "quiz",
+    "report",
     "scoreboard",
     "source",
     "timetable",

@@ -164,14 +164,30 @@ class RunDirectory:
 
 
 def state_of(source, watch: bool = False) -> RunState:
-    """Of a run that is not followed. A run directory is read once from its beginning, whatever its
-    length: what is kept in memory of a long run is its end."""
-    if not (watch and isinstance(source, RunDirectory)):
-        return run_state(source, watch)
+    """Of a run that is not followed. To watch one it takes all of its events, and in memory are the
+    newest of a long run: then its files are read once, from the beginning.
+
+    ValueError for files that this version cannot read."""
+    known = None
+    if not isinstance(source, RunDirectory):
+        known = run_state(source, watch)
+        if not (watch and getattr(source.events, "older", 0)):
+            return known
+        source = RunDirectory(source.run_dir)
+    elif not watch:
+        return run_state(source)
     files, state = RunFiles(source.run_dir), RunState(world_size=source.world_size, watch=True)
-    for event in files.poll():
-        state.add(event)
-    if source.state in ENDED:
+    try:
+        for event in files.poll():
+            state.add(event)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"the events in {source.run_dir} are not as this version of picolab writes them "
+            f"({error!r}); read them with the version that has written them"
+        ) from error
+    if known is not None:
+        state.state, state.error = known.state, known.error
+    elif source.state in ENDED:
         state.add(Event("state", -1, 0.0, {"state": source.state}))
     for transition in read_history(source.run_dir):
         state.watch.alert(transition)
