@@ -1,5 +1,5 @@
-"""The command `picolab`: doctor, train, explain, debug, tune, plan, checkpoint, verify, quiz,
-progress, runs and demo.
+"""The command `picolab`: doctor, train, explain, debug, report, tune, plan, checkpoint, verify,
+quiz, progress, runs and demo.
 
 Each command is a small frozen dataclass whose fields are its flags, and a `run` that does the work
 with imports of its own: `picolab --help` takes no torch. What a program may want to read goes to

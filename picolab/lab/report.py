@@ -120,8 +120,7 @@ def _pairs(pairs: Iterable[tuple[str, object]]) -> str:
 
 def _figure(state: RunState) -> str:
     """Without its heading, which the page has."""
-    figure = training_figure(state).figure
-    figure.update_layout(title=None)
+    figure = training_figure(state, headed=False).figure
     config = {"displaylogo": False, "responsive": True}
     drawn = figure.to_html(full_html=False, include_plotlyjs=True, config=config, auto_play=False)
     return f"<figure>{drawn}</figure>"

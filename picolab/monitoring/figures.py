@@ -192,14 +192,17 @@ def precision(source) -> LabFigure:
     return precision_figure.precision_figure(run_state(source).precision)
 
 
-def training_figure(source, covers: str = "", beside: Losses | None = None) -> LabFigure:
+def training_figure(
+    source, covers: str = "", beside: Losses | None = None, headed: bool = True
+) -> LabFigure:
     """The four panels together, under the sentence that says where the run is. With `covers`, the
     two lower ones say only this, in the picture and in the text. `beside`: the losses of earlier
-    runs by name, drawn in grey.
+    runs by name, drawn in grey. Without `headed` the sentence is in the text only.
     """
     state = run_state(source)
     text = training_text(state, covers, beside)
-    return LabFigure(text, lambda: _training(state, covers, beside))
+    heading = state.sentence(bool(covers)) if headed else ""
+    return LabFigure(text, lambda: _training(state, covers, beside, heading))
 
 
 def run_state(source, watch: bool = False) -> RunState:
@@ -313,7 +316,7 @@ def _speed(state: RunState):
     speed = state.speed()
     title = "tokens/s: no step yet" if speed is None else f"{speed:,.0f} tokens/s (median)"
     if (mfu := state.mfu()) is not None:
-        title += f", MFU {100 * mfu:.1f} %"
+        title += f", MFU {100 * mfu:.1f}\N{NO-BREAK SPACE}%"
     return [{"x": x, "y": y}], title
 
 
@@ -615,6 +618,10 @@ def training_layout(drawn: Panels, heading: str = "") -> dict:
     for panel, ((x, y), (x_domain, y_domain)) in enumerate(zip(pairs, domains)):
         number = "" if panel == 0 else str(panel + 1)
         shown = {} if panel < 4 else {"visible": there[panel]}
+        if not there[panel]:
+            # Out of the way: what cannot be seen still takes the mouse from what is behind it, and
+            # an axis without any length would be given the whole figure.
+            y_domain = share(0, 2)
         layout[f"xaxis{number}"] = {**x, **shown, "domain": x_domain, "anchor": f"y{number}"}
         layout[f"yaxis{number}"] = {**y, **shown, "domain": y_domain, "anchor": f"x{number}"}
     if drawn.watch is not None:
@@ -661,11 +668,11 @@ def training_arrays(drawn: Panels) -> list[dict]:
     return [*drawn.traces, *activity_arrays(drawn.activity), *below, *marks, drawn.ghosts]
 
 
-def _training(state: RunState, covers: str = "", beside: Losses | None = None):
+def _training(state: RunState, covers: str, beside: Losses | None, heading: str):
     import plotly.graph_objects as go
 
     drawn = panels(state, covers, beside)
-    traces, layout = training_traces(drawn), training_layout(drawn, state.sentence(bool(covers)))
+    traces, layout = training_traces(drawn), training_layout(drawn, heading)
     # A live view needs a place for what is not there yet; what is finished does not.
     there = [True] * 4 + [drawn.activity is not None]
     for section in drawn.below:

@@ -29,7 +29,7 @@ LATEST = 30.0  # % of a step: a darker place means no more than this
 ROWS = 8  # findings drawn, the newest
 _PANEL, _ROW, _BETWEEN = 170, 38, 96  # pixels: a panel, a finding, from a panel to the one below
 _NOTICEABLE = 6.0  # % of a step
-_LETTERS = 92  # of a finding above its bar
+_LETTERS = 74  # of a finding above its bar
 _SHADES = [[0.0, "rgba(178,83,42,0.04)"], [0.4, "rgba(178,83,42,0.45)"], [1.0, "rgba(178,83,42,1)"]]
 _STATES = {"pending": OCHRE, "held back": "rgba(106,111,120,0.35)", "firing": RED, "over": GREY}
 
@@ -312,8 +312,8 @@ def axes(shape: Shape | None, last: int = 1) -> list[tuple[dict, dict]]:
     scale = {"type": "log", "nticks": 5, "tickformat": ",.6~r"}
     rows = {
         "range": [(shape.rows if shape else 1) - 0.6, -0.8],
+        "tickvals": list(range(shape.rows if shape else 1)),
         "showticklabels": False,
-        "showgrid": False,
         "zeroline": False,
         "fixedrange": True,
     }

@@ -112,9 +112,14 @@ def explanations(of: type) -> dict[str, str]:
 
 
 def described(config: TrainConfig) -> dict[str, Any]:
-    """Its settings as plain values, for people: the model's name and shape, then the run's."""
-    shape = {f.name: getattr(config.model, f.name) for f in fields(ModelConfig) if f.name != "name"}
+    """Its settings as plain values, for people: the model, the run, and of the model's shape what
+    has no default or another value."""
     of_run = {f.name: getattr(config, f.name) for f in fields(config) if f.name != "model"}
+    shape = {
+        f.name: getattr(config.model, f.name)
+        for f in fields(ModelConfig)
+        if f.name != "name" and getattr(config.model, f.name) != f.default
+    }
     found = {"model": config.model.name, **of_run, **shape}
     return {
         name: value if isinstance(value, bool | int | float | str) else str(value)
