@@ -105,6 +105,8 @@ class AnomalyDetector:
     def __init__(self, world_size: int | None = None):
         self.world_size = world_size
         self.found: list[Anomaly] = []
+        self._lasting: list[Anomaly] = []
+        self._missing: set[int] = set()
         self._steps: dict[int, _Step] = defaultdict(_Step)
         self._layout: Layout | None = None
         self._judged = -1
@@ -141,7 +143,35 @@ class AnomalyDetector:
         elif event.kind == "state" and event.data.get("failure") in FAILURES:
             found = self._ended(event.data)
         self.found += found
+        self._lasting += found
         return found
+
+    @property
+    def judged(self) -> int:
+        """The newest step that all ranks (or all that are still heard) have told."""
+        return self._judged
+
+    @property
+    def going_on(self) -> list[Anomaly]:
+        """What was found and has not ended. (A finding is told once; a spike is over at once.)"""
+        self._lasting = [anomaly for anomaly in self._lasting if self._goes_on(anomaly)]
+        return list(self._lasting)
+
+    def _goes_on(self, anomaly: Anomaly) -> bool:
+        match anomaly.name:
+            case "slow rank" | "late data":
+                return self._late[anomaly.ranks[0]].going_on
+            case "slow link":
+                return self._links[anomaly.ranks].going_on
+            case "busy host":
+                return self._busy.going_on
+            case "expert collapse":
+                return any(of_layer.going_on for of_layer in self._experts.values())
+            case "not finite":
+                return set(anomaly.ranks) <= self._broken
+            case "silent rank":
+                return set(anomaly.ranks) <= self._missing
+        return anomaly.name in ("dead rank", "mismatch")
 
     def _ended(self, data: dict) -> list[Anomaly]:
         rank, name = data["rank"], FAILURES[data["failure"]]
@@ -177,6 +207,7 @@ class AnomalyDetector:
     def _silent(self, step: int, missing: list[int]) -> list[Anomaly]:
         """Others have told many steps since: its file is missing, or its disk is full. The steps
         are judged without it."""
+        self._missing = set(missing)
         new = [rank for rank in missing if rank not in self._not_heard]
         self._not_heard |= set(new)
         text = "rank {} tells nothing of its steps, while others go on"

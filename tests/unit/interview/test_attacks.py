@@ -13,8 +13,8 @@ import pytest
 
 from picolab.interview import allowed, expressions, values
 from picolab.interview.bank import BankError, Question, load
-from picolab.show import yaml_file
 from picolab.interview.lint import lint
+from picolab.show import yaml_file
 
 CONFIG = 'ModelConfig.preset("tiny")'
 
