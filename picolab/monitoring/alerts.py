@@ -176,7 +176,7 @@ class AlertManager:
         save_s: float = 0.0,
     ):
         from_file = rules is None or isinstance(rules, str | Path)
-        self.rules = load(rules, metrics) if from_file else in_order(rules)
+        self.rules = load(rules, metrics) if from_file else in_order(rules, metrics)
         self.notifiers = list(notify)
         self.alerts: dict[Key, Alert] = {}
         self.history: deque[Transition] = deque(maxlen=KEPT)
@@ -303,7 +303,9 @@ class AlertManager:
 
     def _resolve(self, alert: Alert, now: Moment) -> tuple[Transition, bool]:
         told, alert.told, alert.resolved = alert.told, False, now
-        return self._become(alert, "resolved", now), told
+        over = self._become(alert, "resolved", now)
+        after = f"over after {now.tick - alert.began.tick} steps: {over.said}"
+        return over._replace(said=after), told
 
     def _begin(self, alert: Alert, now: Moment) -> None:
         quiet = self._rule[alert.name].quiet
@@ -385,9 +387,11 @@ class AlertManager:
             self._save(at_once=True)
 
     def close(self) -> None:
-        """Let those who tell finish. Each takes a bounded time for it."""
+        """Let those who tell finish (each takes a bounded time for it), and the history go."""
         for notifier in self.notifiers:
             notifier.close()
+        if self._file is not None:
+            self._file.close()
 
     # -- what survives --
 

@@ -105,6 +105,8 @@ class AnomalyDetector:
     def __init__(self, world_size: int | None = None):
         self.world_size = world_size
         self.found: list[Anomaly] = []
+        self.work: dict[int, Work] = {}
+        """Of the newest step that was judged."""
         self._lasting: list[Anomaly] = []
         self._missing: set[int] = set()
         self._steps: dict[int, _Step] = defaultdict(_Step)
@@ -312,6 +314,7 @@ class AnomalyDetector:
         if self._layout.ep > 1:
             return []  # who has the experts that are asked has more to do (see experts.py)
         work = {rank: work_of(data, of.entries.get(rank, ())) for rank, data in of.said.items()}
+        self.work = work
         seconds = statistics.fmean(data["seconds"] for data in of.said.values())
         beyond = {rank: self._beyond_usual(rank, part.own) for rank, part in work.items()}
         late: dict[int, float] = {}

@@ -89,6 +89,7 @@ class BasicMonitoringSystem:
         self._ticked: int | None = None  # the newest step that the alerts have heard
         self._told_before = 0  # steps that they heard in an earlier life
         self._hang: Anomaly | None = None
+        self._trouble: str | None = None
         self.anomalies: list[Anomaly] = []
         self.served = None
         self._callbacks: list[Callable[[Anomaly], None]] = []
@@ -162,7 +163,8 @@ class BasicMonitoringSystem:
     @property
     def troubles(self) -> list[str]:
         """What could not be written or told."""
-        found = [self.alerts.trouble, *(getattr(n, "trouble", None) for n in self._notifiers)]
+        found = [self._trouble, self.alerts.trouble]
+        found += [getattr(notifier, "trouble", None) for notifier in self._notifiers]
         return [trouble for trouble in found if trouble]
 
     # -- of one that goes --
@@ -191,20 +193,24 @@ class BasicMonitoringSystem:
         self._ended.set()
         if self._thread is not None:
             self._thread.join()
-        for notifier in self._notifiers:
+        for notifier in self._notifiers:  # (of a run that was read nobody was told, and they end)
             notifier.close()
+        self.alerts.close()
         for trouble in self.troubles:
             warnings.warn(trouble, stacklevel=2)
         if self.served is not None:
             self.served.close()
 
     def _follow(self) -> None:
-        while True:
+        last = False
+        while not last:
             last = self._ended.is_set() or self._source.done
-            self._look()
-            if last:
+            try:
+                self._look()
+            except ValueError as error:  # a run of another version, say
+                self._trouble = f"the monitor has stopped: {error}"
                 return
-            self._ended.wait(PERIOD_S)
+            self._ended.wait(0 if last else PERIOD_S)
 
     def _look(self) -> None:
         now, events = time.monotonic(), self._source.events

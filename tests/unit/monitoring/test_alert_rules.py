@@ -90,6 +90,9 @@ def test_all_mistakes_of_a_file_at_once_and_a_file_that_is_not_there(tmp_path):
 def test_causes_come_first():
     rules = [Rule("s", anomaly=("slow run",)), Rule("c", anomaly=("hang",), hides=("s",))]
     assert [rule.name for rule in in_order(rules)] == ["c", "s"]
+    with pytest.raises(ValueError, match="there is no metric 'los'; did you mean 'loss'"):
+        AlertManager([Rule("r", metric="los", above=1.0)])
+    AlertManager([Rule("r", metric="los", above=1.0)], metrics=["los"])
 
 
 def test_durations_and_whose_an_alert_is():

@@ -145,7 +145,10 @@ def test_a_silence_hides_ends_and_is_shown(tmp_path):
     manager.silence("r", rank=2, steps=3, why="its fan is replaced")
 
     def again(step, manager):  # the silence survives the manager, too
-        return AlertManager(manager.rules, [told], tmp_path) if step == 1 else manager
+        if step != 1:
+            return manager
+        manager.close()
+        return AlertManager(manager.rules, [told], tmp_path)
 
     manager = lived([], {("r", 2): "xxxxx", ("r", 1): "..x"}, manager, again)
     assert [(t.step, t.rank, t.state) for t in manager.history] == [
@@ -208,7 +211,10 @@ def check(of, cuts=(), folder=None):
     told = Told()
 
     def between(step, manager):
-        return AlertManager(RULES, [told], folder) if step in cuts else manager
+        if step not in cuts:
+            return manager
+        manager.close()  # (what a kill does, too: it lets the lock go)
+        return AlertManager(RULES, [told], folder)
 
     manager = lived([], of, AlertManager(RULES, [told], folder), between)
     history = list(manager.history)
@@ -402,7 +408,7 @@ def test_killed_between_a_line_and_what_is_saved_or_in_the_middle_of_a_line(tmp_
     for torn in (b"", b'{"v": 1, "n": 9, "t": 8.0, "na'):
         folder = tmp_path / f"torn {len(torn)}"
         folder.mkdir()
-        lived([], {"r": "..x"}, AlertManager([rule("r")], folder=folder))
+        lived([], {"r": "..x"}, AlertManager([rule("r")], folder=folder)).close()
         (folder / "alerts.state.json").unlink()
         with open(folder / "alerts.jsonl", "ab") as file:
             file.write(torn)
@@ -456,7 +462,11 @@ def test_what_another_version_has_written(tmp_path):
 
 
 def test_a_rule_that_is_no_more_and_a_manager_that_has_begun(tmp_path):
-    lived([], {"gone": "x", "r": "x"}, AlertManager([rule("gone"), rule("r")], folder=tmp_path))
+    old = AlertManager([rule("gone"), rule("r")], folder=tmp_path)
+    lived([], {"gone": "x", "r": "x"}, old)
+    with pytest.raises(ValueError, match=r"another monitor writes the alerts of .*close it first"):
+        AlertManager([rule("r")], folder=tmp_path)
+    old.close()
     manager = AlertManager([rule("r")], folder=tmp_path)
     assert [a.name for a in manager.firing] == ["r"] and len(manager.history) == 2
     with pytest.raises(ValueError, match="this AlertManager has begun"):

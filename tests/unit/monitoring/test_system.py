@@ -167,6 +167,10 @@ def test_a_run_of_another_version(recorded, tmp_path):
         (tmp_path / "events.0.jsonl").write_text(line + "\n")
         with pytest.raises(ValueError, match="this run was written by another version of picolab"):
             BasicMonitoringSystem(QUIET).read(tmp_path)
+        followed = BasicMonitoringSystem(QUIET | {"history": False}).follow(tmp_path)
+        followed._thread.join(20)
+        with pytest.warns(UserWarning, match="the monitor has stopped: this run was written by an"):
+            followed.close()
     (tmp_path / "alerts.jsonl").write_text('{"v": 99}\n')
     with pytest.raises(ValueError, match="written by another version of picolab"):
         BasicMonitoringSystem(QUIET).watch(job([], tmp_path))
