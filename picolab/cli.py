@@ -1,5 +1,5 @@
-"""The command `picolab`: doctor, train, explain, debug, report, tune, plan, checkpoint, verify,
-quiz, progress, runs and demo.
+"""The command `picolab`: doctor, train, explain, debug, report, alerts, tune, plan, checkpoint,
+verify, quiz, progress, runs and demo.
 
 Each command is a small frozen dataclass whose fields are its flags, and a `run` that does the work
 with imports of its own: `picolab --help` takes no torch. What a program may want to read goes to
@@ -195,7 +195,7 @@ def _run_directory(name: str) -> Path:
         return rundirs.find(name)
     trained = [run for run in rundirs.ls() if run.name.endswith("-train")]
     if not trained:
-        raise ValueError(f"there is no run in {rundirs.root()} to explain; picolab train makes one")
+        raise ValueError(f"there is no run in {rundirs.root()}; picolab train makes one")
     return trained[-1]
 
 
@@ -254,6 +254,42 @@ class Report:
         from picolab.lab.report import report
 
         print(report(self.run_dir, self.output, self.peak_flops))
+        return 0
+
+
+@dataclass(frozen=True)
+class Alerts:
+    """What somebody was told of a run, and what fires now.
+
+    Of a run that no monitor watched it says what the rules make of its events; so it does with
+    --rules, of any run. --check only reads a file of rules, and tells its mistakes."""
+
+    run_dir: Annotated[
+        Positional[str], arg(metavar="RUN", help_behavior_hint="(default: the newest trained one)")
+    ] = ""
+    """a run directory, or the name of a run as picolab runs ls shows it"""
+    rules: Annotated[
+        str | None, arg(metavar="FILE", help_behavior_hint="(default: the package's)")
+    ] = None
+    """alert rules in YAML"""
+    check: Annotated[str | None, arg(metavar="FILE", help_behavior_hint="")] = None
+    """only see whether a file of rules can be used"""
+    json: bool = False
+    """print one JSON object"""
+
+    def run(self) -> int:
+        from picolab.monitoring.alert_rules import load
+        from picolab.monitoring.alert_summary import summary
+        from picolab.show.terminal import say
+
+        if self.check is not None:
+            rules = load(self.check)
+            names = [rule.name for rule in rules]
+            shown = json.dumps({"rules": names}) if self.json else f"{len(names)} rules: all right"
+            say(shown)
+            return 0
+        found = summary(_run_directory(self.run_dir), self.rules)
+        say(found.to_json() if self.json else found)
         return 0
 
 
@@ -715,20 +751,30 @@ class Runs(_Several):
 @dataclass(frozen=True)
 class Demo:
     """A minute in the terminal. memory: what a step's bytes are for, what a budget lets each block
-    do and why, and that the peak stays below it."""
+    do and why, and that the peak stays below it. monitoring: one of four ranks is slow for a while;
+    it is found, named, and told to be over."""
 
-    topic: Positional[Literal["memory"]]
+    topic: Positional[Literal["memory", "monitoring"]]
     """about what"""
-    layout: str = "dp1"
+    layout: Annotated[
+        str | None, arg(metavar="LAYOUT", help_behavior_hint="(default: dp1; monitoring: dp4)")
+    ] = None
     """of the runs"""
-    model: str = "tiny"
+    model: Annotated[
+        str | None, arg(metavar="MODEL", help_behavior_hint="(default: tiny; monitoring: smaller)")
+    ] = None
     """which model is trained"""
 
     def run(self) -> int:
         from picolab.show.terminal import say
-        from picolab.training.memory_demo import memory_demo
 
-        for part in memory_demo(layout=self.layout, model=self.model):
+        if self.topic == "memory":
+            from picolab.training.memory_demo import memory_demo as demo
+        else:
+            from picolab.debug.monitoring_demo import monitoring_demo as demo
+
+        asked = {"layout": self.layout, "model": self.model}
+        for part in demo(**{name: value for name, value in asked.items() if value is not None}):
             say(part)
         return 0
 
@@ -783,6 +829,7 @@ Command = (
     | Annotated[Explain, subcommand("explain")]
     | Annotated[Debug, subcommand("debug")]
     | Annotated[Report, subcommand("report")]
+    | Annotated[Alerts, subcommand("alerts")]
     | Annotated[Tune, subcommand("tune")]
     | Annotated[Plan, subcommand("plan")]
     | Annotated[Checkpoint, subcommand("checkpoint")]

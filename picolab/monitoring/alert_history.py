@@ -9,10 +9,12 @@
 
 A manager that starts again in the folder reads the second and then the lines that are newer: it
 goes on where the other was killed, and tells nobody twice. A torn last line is one that was never
-told. Where the disk is full the lines are kept, said to be missing (`trouble`), and written as soon
-as there is space. Fields may be added to a line; none changes its meaning within a version `v`.
+told. One manager at a time: the file is locked while one writes it. Where the disk is full the
+lines are kept, said to be missing (`trouble`), and written as soon as there is space. Fields may be
+added to a line; none changes its meaning within a version `v`.
 """
 
+import fcntl
 import json
 import math
 import os
@@ -20,7 +22,7 @@ from collections import deque
 from collections.abc import Iterable
 from itertools import takewhile
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import BinaryIO, Literal, NamedTuple
 
 from picolab.monitoring.alert_rules import Rank, Severity
 from picolab.show.files import private, write_beside
@@ -72,7 +74,32 @@ class AlertHistory:
         self.folder = Path(folder)
         self.trouble: str | None = None
         self._waiting: deque[str] = deque(maxlen=KEPT)
+        self._held = self._hold()
         self.lines = len(read_history(self.folder))
+
+    def _hold(self) -> BinaryIO | None:
+        """The file, locked as long as it is open here: it ends with this process, however."""
+        path = self.folder / LINES
+        try:
+            file = open(path, "ab", opener=private)  # noqa: SIM115
+        except OSError as error:
+            self._in_trouble(path, error)
+            return None
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            raise ValueError(
+                f"another monitor writes the alerts of {self.folder}; close it first, or keep no "
+                'history here: {"history": False}'
+            ) from None
+        except OSError:
+            pass  # a file system that knows no locks
+        return file
+
+    def close(self) -> None:
+        if self._held is not None:
+            self._held.close()
 
     def append(self, transitions: Iterable[Transition]) -> None:
         self._waiting.extend(transition.to_json() for transition in transitions)

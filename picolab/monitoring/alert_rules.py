@@ -225,17 +225,16 @@ def load(path: str | Path | None = None, metrics: Iterable[str] | None = None) -
             f"{path.name}, line 1: a file of alert rules is `rules:` and below it a list, each "
             "with a name and an anomaly or a metric"
         )
-    known = [metric.name for metric in METRICS] if metrics is None else list(metrics)
     rules, wrong = [], []
     for i, entry in enumerate(data["rules"]):
         try:
-            rules.append(_rule(entry, line_node(root, i), known))
+            rules.append(_rule(entry, line_node(root, i), _known(metrics)))
         except _Wrong as mistake:
             wrong.append((line_of(root, ("rules", i, mistake.field)), str(mistake)))
     if wrong:
         raise FileMistake("\n".join(f"{path.name}, line {n}: {said}" for n, said in wrong))
     try:
-        return in_order(rules)
+        return in_order(rules, metrics)
     except _Wrong as mistake:
         name, _, sentence = str(mistake).partition(": ")
         last = max(i for i, rule in enumerate(rules) if rule.name == name)
@@ -263,9 +262,17 @@ def _rule(entry: Any, node: yaml.Node, metrics: list[str]) -> Rule:
         given[names[key]] = _value(key, value)
     if "name" not in given:
         raise _Wrong("", "a rule needs a `name`, by which its alerts are called")
-    if given.get("metric") and given["metric"] not in metrics:
-        raise _Wrong("metric", _unknown("metric", given["metric"], metrics))
+    _has_metric(given.get("metric", ""), metrics)
     return Rule(**given)
+
+
+def _known(metrics: Iterable[str] | None) -> list[str]:
+    return [metric.name for metric in METRICS] if metrics is None else list(metrics)
+
+
+def _has_metric(name: str, metrics: list[str]) -> None:
+    if name and name not in metrics:
+        raise _Wrong("metric", _unknown("metric", name, metrics))
 
 
 def _value(key: str, value: Any) -> Any:
@@ -293,9 +300,11 @@ def _value(key: str, value: Any) -> Any:
     return value
 
 
-def in_order(rules: Iterable[Rule]) -> tuple[Rule, ...]:
+def in_order(rules: Iterable[Rule], metrics: Iterable[str] | None = None) -> tuple[Rule, ...]:
     """Causes before what they hide; ValueError where that cannot be."""
     rules = tuple(rules)
+    for rule in rules:
+        _has_metric(rule.metric, _known(metrics))
     by_name = {rule.name: rule for rule in rules}
     for i, rule in enumerate(rules):
         if any(other.name == rule.name for other in rules[:i]):

@@ -176,7 +176,7 @@ class AlertManager:
         save_s: float = 0.0,
     ):
         from_file = rules is None or isinstance(rules, str | Path)
-        self.rules = load(rules, metrics) if from_file else in_order(rules)
+        self.rules = load(rules, metrics) if from_file else in_order(rules, metrics)
         self.notifiers = list(notify)
         self.alerts: dict[Key, Alert] = {}
         self.history: deque[Transition] = deque(maxlen=KEPT)
@@ -278,9 +278,8 @@ class AlertManager:
         _count(alert, rule, hit, now, new_step or opens)
         if alert.state == "pending":
             yield from self._pending(alert, rule, now, new_step, opens)
-        elif new_step and rule.quiet.passed(alert.last, now, 2**alert.again):
-            told, alert.told, alert.resolved = alert.told, False, now
-            yield self._become(alert, "resolved", now), told
+        elif new_step and self._quiet(alert, now):
+            yield self._resolve(alert, now)
         elif (hidden := self._hidden(alert, now)) and hidden[0] != alert.state:
             yield self._become(alert, hidden[0], now, hidden[1]), False
 
@@ -294,11 +293,19 @@ class AlertManager:
             yield self._become(alert, state, now, cause), tell
         elif opens:
             yield self._become(alert, "pending", now), False
-        elif alert.ready is None and new_step and rule.held.passed(alert.last, now):
-            told, alert.told = alert.told, False
-            if told:  # it had fired, was hidden, and did not come back
-                alert.resolved = now
-            yield self._become(alert, "resolved" if told else "passed", now), told
+        elif alert.told and new_step and self._quiet(alert, now):
+            yield self._resolve(alert, now)  # it had fired, was hidden, and did not come back
+        elif not (alert.told or alert.ready) and new_step and rule.held.passed(alert.last, now):
+            yield self._become(alert, "passed", now), False
+
+    def _quiet(self, alert: Alert, now: Moment) -> bool:
+        return self._rule[alert.name].quiet.passed(alert.last, now, 2**alert.again)
+
+    def _resolve(self, alert: Alert, now: Moment) -> tuple[Transition, bool]:
+        told, alert.told, alert.resolved = alert.told, False, now
+        over = self._become(alert, "resolved", now)
+        after = f"over after {now.tick - alert.began.tick} steps: {over.said}"
+        return over._replace(said=after), told
 
     def _begin(self, alert: Alert, now: Moment) -> None:
         quiet = self._rule[alert.name].quiet
@@ -380,9 +387,11 @@ class AlertManager:
             self._save(at_once=True)
 
     def close(self) -> None:
-        """Let those who tell finish. Each takes a bounded time for it."""
+        """Let those who tell finish (each takes a bounded time for it), and the history go."""
         for notifier in self.notifiers:
             notifier.close()
+        if self._file is not None:
+            self._file.close()
 
     # -- what survives --
 

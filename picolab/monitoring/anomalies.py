@@ -108,6 +108,10 @@ class AnomalyDetector:
         self.found: list[Anomaly] = []
         self.late = Binned(LATE_COLUMNS, largest_of_each)
         """By step: rank -> how late it came to its collectives, in shares of the step."""
+        self.work: dict[int, Work] = {}
+        """Of the newest step that was judged."""
+        self._lasting: list[Anomaly] = []
+        self._missing: set[int] = set()
         self._steps: dict[int, _Step] = defaultdict(_Step)
         self._layout: Layout | None = None
         self._alike: dict[int, list[int]] = {}  # rank -> those that do the same work
@@ -145,7 +149,35 @@ class AnomalyDetector:
         elif event.kind == "state" and event.data.get("failure") in FAILURES:
             found = self._ended(event.data)
         self.found += found
+        self._lasting += found
         return found
+
+    @property
+    def judged(self) -> int:
+        """The newest step that all ranks (or all that are still heard) have told."""
+        return self._judged
+
+    @property
+    def going_on(self) -> list[Anomaly]:
+        """What was found and has not ended. (A finding is told once; a spike is over at once.)"""
+        self._lasting = [anomaly for anomaly in self._lasting if self._goes_on(anomaly)]
+        return list(self._lasting)
+
+    def _goes_on(self, anomaly: Anomaly) -> bool:
+        match anomaly.name:
+            case "slow rank" | "late data":
+                return self._late[anomaly.ranks[0]].going_on
+            case "slow link":
+                return self._links[anomaly.ranks].going_on
+            case "busy host":
+                return self._busy.going_on
+            case "expert collapse":
+                return any(of_layer.going_on for of_layer in self._experts.values())
+            case "not finite":
+                return set(anomaly.ranks) <= self._broken
+            case "silent rank":
+                return set(anomaly.ranks) <= self._missing
+        return anomaly.name in ("dead rank", "mismatch")
 
     def _ended(self, data: dict) -> list[Anomaly]:
         rank, name = data["rank"], FAILURES[data["failure"]]
@@ -181,6 +213,7 @@ class AnomalyDetector:
     def _silent(self, step: int, missing: list[int]) -> list[Anomaly]:
         """Others have told many steps since: its file is missing, or its disk is full. The steps
         are judged without it."""
+        self._missing = set(missing)
         new = [rank for rank in missing if rank not in self._not_heard]
         self._not_heard |= set(new)
         text = "rank {} tells nothing of its steps, while others go on"
@@ -264,6 +297,7 @@ class AnomalyDetector:
         if self._layout.ep > 1:
             return []  # who has the experts that are asked has more to do (see experts.py)
         work = {rank: work_of(data, of.entries.get(rank, ())) for rank, data in of.said.items()}
+        self.work = work
         seconds = statistics.fmean(data["seconds"] for data in of.said.values())
         beyond = {rank: self._beyond_usual(rank, part.own) for rank, part in work.items()}
         late: dict[int, float] = {}
