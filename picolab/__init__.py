@@ -32,6 +32,8 @@ _PUBLIC = {
     "verify": "picolab.debug:verify",
     "dry_run": "picolab.debug:dry_run",
     "diagnose": "picolab.debug:diagnose",
+    "trace_step": "picolab.debug:trace_step",
+    "compare_steps": "picolab.debug:compare_steps",
     "parallelize": "picolab.parallel:parallelize",
     "exercise": "picolab.exercises:exercise",
     "mystery": "picolab.lab:mystery",

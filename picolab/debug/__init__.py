@@ -6,6 +6,7 @@
                    reduction_faults.py, zero_faults.py, expert_faults.py and
                    other_faults.py)
     hang.py        who waits for whom, and why: diagnose(run)
+    step_trace.py  one step, module by module: where two runs or two ranks part ways
     run_faults.py  what goes wrong with a run whose program is right, for the monitors to find
     awkward.py     the model and the batch in which bugs have nowhere to hide
     observe.py     the two trainings, and what is noted of them
@@ -36,6 +37,7 @@ from picolab.debug.evidence import Evidence
 from picolab.debug.faults import CATALOGUE, Fault
 from picolab.debug.hang import diagnose
 from picolab.debug.oracle import judge, main_verify, verify
+from picolab.debug.step_trace import StepTrace, compare_steps, trace_step
 from picolab.debug.verdict import Row, Verdict
 from picolab.monitoring.who_waits import Diagnosis
 
@@ -47,10 +49,13 @@ __all__ = [
     "Evidence",
     "Fault",
     "Row",
+    "StepTrace",
     "Verdict",
+    "compare_steps",
     "diagnose",
     "dry_run",
     "judge",
     "main_verify",
+    "trace_step",
     "verify",
 ]

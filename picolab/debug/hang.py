@@ -23,7 +23,7 @@ def diagnose(run: Any) -> Diagnosis:
     """
     if isinstance(run, Job) and not run.done:
         tell = lambda: Told.of(run.events, run.world_size)  # noqa: E731
-        return of_going_on(lambda: run.where().found, tell)
+        return of_going_on(lambda ask: run.where(ask).found, tell)
     if isinstance(run, str | Path):
         path = rundirs.find(str(run))
     elif (path := getattr(run, "run_dir", None)) is None:

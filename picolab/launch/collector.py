@@ -37,6 +37,7 @@ QUIET_S = (
     1.0  # a run that is stopped after so long without a sign of life may be asked where it was
 )
 PATIENCE_S = 0.3  # for stacks, where a run has failed and nobody is to wait for long
+_GONE = ("exception", "exit", "signal")  # reports of ranks that are no more
 GOODBYE_S = 2.0  # to end by themselves once all have their results
 GONE_S = 60.0  # the rank server tells when they have; it may be importing, and be slow at it
 
@@ -323,32 +324,28 @@ class Collector:
         if idle > self._timeout and self._failed_at is None:
             self._hang(idle)
 
-    def where(self, quiet_s: float | None = None, patience: float = 1.5) -> Standstill:
-        """Where each rank is: what its beacon has, and its stack if it can still give one."""
-        gone = {
-            r.rank
-            for r in self.ranks
-            if r.ended or (r.report and r.report.kind in ("exception", "exit", "signal"))
-        }
-        pids = {
-            n: pid
-            for n, pid in self.pids().items()
-            if n not in gone and self.ranks[n].result is None
-        }
-        stopped = {n for n, pid in pids.items() if stacks.is_stopped(pid)}
-        texts = stacks.ask(pids, self._run_dir, patience)
+    def where(
+        self, quiet_s: float | None = None, patience: float = 1.5, ask: bool = True
+    ) -> Standstill:
+        """Where each rank is: what its beacon has, and its stack if it can still give one. ask
+        False: no stacks. (To ask is a signal, which ends some waits: so beacons are read first.)"""
         found = {}
         for rank in self.ranks:
-            state = "stopped" if rank.rank in stopped else "running"
-            state = "gone" if rank.rank in gone else state
-            state = "returned" if rank.result is not None else state
-            text = texts.get(rank.rank) or (rank.report.traceback if rank.report else "")
-            found[rank.rank] = RankThen.of_beacon(
-                self._run_dir / f"beacon.{rank.rank}",
-                state=state,
-                stack=stacks.name_cells(text),
-                in_torch=stacks.ends_in_torch_distributed(text),
-            )
+            then = RankThen.of_beacon(self._run_dir / f"beacon.{rank.rank}")
+            if rank.result is not None:
+                then.state = "returned"
+            elif rank.ended or (rank.report and rank.report.kind in _GONE):
+                then.state = "gone"
+                then.stack = rank.report.traceback if rank.report else ""
+            elif rank.process.pid and stacks.is_stopped(rank.process.pid):
+                then.state = "stopped"
+            found[rank.rank] = then
+        there = {n: pid for n, pid in self.pids().items() if found[n].state != "returned"}
+        there = {n: pid for n, pid in there.items() if found[n].state != "gone"}
+        texts = stacks.ask(there, self._run_dir, patience) if ask else {}
+        for n, text in texts.items():
+            found[n].stack = stacks.name_cells(text)
+            found[n].in_torch = stacks.ends_in_torch_distributed(text)
         return Standstill(found, quiet_s=quiet_s)
 
     def _note_where(self, failure: RankFailure | None) -> None:

@@ -236,13 +236,14 @@ class Job:
         self._stop()
         return f"job {self.id} ({self.name}) was stopped after {self.seconds:.1f} s"
 
-    def where(self) -> "Where":
-        """Where each rank is right now: its stack, and the collective it is in."""
+    def where(self, ask: bool = True) -> "Where":
+        """Where each rank is right now: its stack, and the collective it is in. ask False: without
+        the stacks, for which ranks are sent a signal."""
         if self.done:
             raise ValueError(
                 f"job {self.id} ({self.name}) has ended ({self.state}): no rank is left to ask"
             )
-        return Where(self._collector.where())
+        return Where(self._collector.where(ask=ask))
 
     def on_event(self, callback: Callable[[Event], None]) -> Callable[[], None]:
         """Call `callback(event)` for each event from now on, in the collecting thread. Returns

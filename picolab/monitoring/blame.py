@@ -152,17 +152,21 @@ def entered(call: Call, rank: int, other: int, calls: Sequence[Call]) -> int:
     return max((known.number for known in calls if known.group == group), default=0)
 
 
+def missing(rank: int, readings: Mapping[int, Reading], calls: Calls) -> set[int]:
+    """Those who have not entered the call that this rank stands in; nobody, where numbers do not
+    tell."""
+    call, what = standing(readings[rank], calls.get(rank, ())), parse(readings[rank].text)
+    if call is None or not call.number or (what.peers and not what.is_message):
+        return set()
+    others = set(what.peers or what.ranks) & set(readings) - {rank}
+    return {o for o in others if entered(call, rank, o, calls.get(o, ())) < call.number}
+
+
 def awaits(rank: int, readings: Mapping[int, Reading], calls: Calls) -> set[int]:
     """Those without whom the call that this rank is in may not end."""
     what = parse(readings[rank].text)
-    others = (set(what.peers) or set(what.ranks) or set(readings)) - {rank}
-    call = standing(readings[rank], calls.get(rank, ()))
-    if call is None or not call.number or (what.peers and not what.is_message):
-        return others
-    late = {
-        other for other in others if entered(call, rank, other, calls.get(other, ())) < call.number
-    }
-    return late or others
+    others = set(what.peers) or set(what.ranks) or set(readings)
+    return missing(rank, readings, calls) or others - {rank}
 
 
 def _only_one_missing(readings: Mapping[int, Reading], inside: set[int]) -> set[int]:
@@ -173,10 +177,10 @@ def _only_one_missing(readings: Mapping[int, Reading], inside: set[int]) -> set[
         if parse(reading.text).op.lstrip("i") not in ("send", "recv"):
             call = (frozenset(group(reading)), signature(reading))
             calls.setdefault(call, set()).add(rank)
-    missing = {
+    alone = {
         rank
         for (members, _), here in calls.items()
         for rank in members - here
         if len(here) >= 2 and len(members - here) == 1
     }
-    return missing if len(missing) == 1 else set()
+    return alone if len(alone) == 1 else set()

@@ -144,6 +144,14 @@ KINDS: dict[str, tuple[str, dict[str, str]]] = {
             "blocks": "of each block: choice -> what was measured",
         },
     ),
+    "trace": (
+        "one step, module by module (debug/step_trace.py)",
+        {
+            "step": "number",
+            "layout": "as text",
+            "points": "list of [kind, name, micro-batch, slice, norm, sum]; norm and sum in fp64",
+        },
+    ),
     "garbage": (
         "a pass of Python's collector, by all ranks at the same step",
         {"step": "number", "kind": "young or full", "objects": "that it freed"},

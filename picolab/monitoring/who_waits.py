@@ -23,7 +23,7 @@ import json
 import re
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -147,7 +147,7 @@ def of_folder(run_dir: str | Path, going_on: bool = False) -> Diagnosis:
         return _unknown(str(error))
     if found is None and going_on:
         return of_going_on(
-            lambda: left_in(run_dir, world), lambda: Told.of(RunFiles(run_dir).poll(), world)
+            lambda ask: left_in(run_dir, world), lambda: Told.of(RunFiles(run_dir).poll(), world)
         )
     told, state = Told.of(RunFiles(run_dir).poll(), world), about.get("state")
     if found is not None:
@@ -169,24 +169,26 @@ def of_folder(run_dir: str | Path, going_on: bool = False) -> Diagnosis:
     return Diagnosis(f"nothing is wrong as far as the files tell: {known}, and {told}", "nothing")
 
 
-def of_going_on(look: Callable[[], Standstill | None], tell: Callable[[], "Told"]) -> Diagnosis:
-    """Of a run that is alive: it is looked at until something moves, for `LOOKS_S` at most."""
-    first, until = look(), time.monotonic() + LOOKS_S
+def of_going_on(look: Callable[[bool], Standstill | None], tell: Callable[[], "Told"]) -> Diagnosis:
+    """Of a run that is alive: it is looked at until something moves, for `LOOKS_S` at most. look:
+    takes whether ranks may be asked for their stacks."""
+    first, until = look(False), time.monotonic() + LOOKS_S
     fine = "nothing is wrong as far as can be seen"
     if first is None:
         return Diagnosis(f"{fine}: the ranks have only just begun", "nothing")
-    while True:
+    while time.monotonic() < until:
         time.sleep(LOOKS_S / 8)
-        now, told = look(), tell()
-        moved = now is None or any(
+        now = look(False)
+        if now is None or any(
             now.ranks[rank].reading != then.reading for rank, then in first.ranks.items()
-        )
-        if moved and told.parted is not None:
-            return _of_parted(told.parted, ", and the run goes on all the same")
-        if moved:
+        ):
+            told = tell()
+            if told.parted is not None:
+                return _of_parted(told.parted, ", and the run goes on all the same")
             return Diagnosis(f"{fine}: ranks move, and {told}", "nothing")
-        if time.monotonic() > until:
-            return of_standstill(now, told)
+    found = look(True) or first
+    found.quiet_s = LOOKS_S
+    return of_standstill(found, tell())
 
 
 @dataclass
@@ -247,7 +249,7 @@ def of_standstill(found: Standstill, told: Told | None = None) -> Diagnosis:
     calls = {rank: then.calls for rank, then in at.items()}
     waits = {
         rank: tuple(sorted(blame.awaits(rank, readings, calls)))
-        if then.reading.inside and then.state != "returned" and rank != found.rank
+        if then.reading.inside and then.state != "returned" and _waited(found, rank)
         else ()
         for rank, then in at.items()
     }
@@ -326,12 +328,7 @@ def _of_hang(found: Standstill, waits: Mapping[int, tuple[int, ...]]) -> Diagnos
     blamed = found.blamed()
     rank = blamed.rank
     if rank is None:
-        circle = _circle(waits)
-        text = blamed.why
-        if circle:
-            each = ", ".join(f"rank {r} in {_last(found.ranks[r])}" for r in circle)
-            text = f"{blame.ranks(circle)} wait for each other ({each}); {blamed.why}"
-        return Diagnosis(text, "hang", None)
+        return Diagnosis(_of_nobody(found, blamed), "hang", None)
     then, call = found.ranks[rank], _missed(found, rank, waits)
     text = _never(rank, found, call, waits) if call is not None else blamed.why
     if then.state == "stopped":
@@ -349,6 +346,30 @@ def _of_hang(found: Standstill, waits: Mapping[int, tuple[int, ...]]) -> Diagnos
     return Diagnosis(text, "hang", rank)
 
 
+def _of_nobody(found: Standstill, blamed: blame.Blame) -> str:
+    """What can be said where nobody is to blame: they wait in a circle, or in the same call."""
+    readings = {rank: then.reading for rank, then in found.ranks.items()}
+    calls = {rank: then.calls for rank, then in found.ranks.items()}
+    missing = {r: blame.missing(r, readings, calls) for r in readings if readings[r].inside}
+    circle = _circle(missing)
+    if circle:
+        each = ", ".join(f"rank {r} stands in {_last(found.ranks[r])}" for r in circle)
+        return f"{blame.ranks(circle)} wait for each other: {each}"
+    stand = {r: then.standing for r, then in found.ranks.items() if then.standing is not None}
+    if len(stand) == len(readings) and not any(missing.values()):
+        names = sorted({call.name for call in stand.values()})
+        return (
+            f"every rank is in its collective ({', '.join(names)}), and nobody is missing from "
+            "one: it is the transfer that does not end"
+        )
+    return blamed.why
+
+
+def _waited(found: Standstill, rank: int) -> bool:
+    """Not the one that died: it waits for nobody."""
+    return rank != found.rank or found.ranks[rank].state != "gone"
+
+
 def _missed(found: Standstill, rank: int, waits) -> Call | None:
     """The call in which others stand and wait for this rank."""
     standing = [
@@ -359,30 +380,27 @@ def _missed(found: Standstill, rank: int, waits) -> Call | None:
 
 def _never(rank: int, found: Standstill, call: Call, waits) -> str:
     """rank 2 never entered all_reduce #41 on dp (dp: loss), in which ranks 0, 1, 3 wait."""
-    waiting = [
-        r
+    calls = {
+        r: then.standing
         for r, then in found.ranks.items()
-        if then.standing is not None
-        and (then.standing.group, then.standing.number) == (call.group, call.number)
-        and rank in waits[r]
-    ]
-    verb = "waits" if len(waiting) == 1 else "wait"
-    if all(found.ranks[r].state == "gone" for r in waiting):
-        verb = "stood"
+        if rank in waits[r] and then.standing is not None
+    }
+    past = all(found.ranks[r].state == "gone" for r in calls)
     if not call.what.is_message:
+        here = [r for r, of in calls.items() if (of.group, of.number) == (call.group, call.number)]
+        verb = "stood" if past else "waits" if len(here) == 1 else "wait"
+        ranks = blame.ranks(here)
         return (
-            f"rank {rank} never entered {call.name} ({call.what.reason}), in which "
-            f"{blame.ranks(waiting)} {verb}"
+            f"rank {rank} never entered {call.name} ({call.what.reason}), in which {ranks} {verb}"
         )
-    number, axis = f" #{call.number}" if call.number else "", call.what.axis or "raw"
+    verb = "waited" if past else "waits" if len(calls) == 1 else "wait"
+    each = [f"rank {r} ({of.what.op} #{of.number}, {of.what.reason})" for r, of in calls.items()]
     did = "sent" if call.what.source is not None else "took"
-    return (
-        f"rank {rank} never {did} message{number} on {axis} ({call.what.reason}), for which "
-        f"{blame.ranks(waiting)} {'waited' if verb == 'stood' else verb}"
-    )
+    axis = f" on {call.what.axis}" if call.what.axis else ""
+    return f"rank {rank} never {did} the message{axis} for which {' and '.join(each)} {verb}"
 
 
-def _circle(waits: Mapping[int, tuple[int, ...]]) -> list[int]:
+def _circle(waits: Mapping[int, Collection[int]]) -> list[int]:
     """Ranks of which each waits for the next, and the last for the first; [] if there are none."""
     path: list[int] = []
     rank = next((r for r, others in waits.items() if others), None)
@@ -434,7 +452,7 @@ def place(stack: str) -> str:
     frames = list(_FRAME.finditer(stack))
     own = [f for f in frames if f["cell"] or not _is_librarys(f["file"])]
     if not frames:
-        return stack.strip() if len(stack) < 90 else ""
+        return ""
     frame = (own or frames)[-1]
     file = frame["cell"] or Path(frame["file"]).name
     return f"{file}:{frame['line']} ({frame['name']})"
