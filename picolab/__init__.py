@@ -39,6 +39,7 @@ _PUBLIC = {
     "compare": "picolab.lab:compare",
     "scoreboard": "picolab.lab:scoreboard",
     "panel": "picolab.lab:panel",
+    "budget_panel": "picolab.lab:budget_panel",
     "dashboard": "picolab.lab:dashboard",
     "quiz": "picolab.lab:quiz",
     "doctor": "picolab.lab:doctor",

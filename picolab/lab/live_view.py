@@ -131,10 +131,11 @@ def sentence_html(text: str, before: str = "") -> str:
 
 def _shape(drawn: Panels) -> tuple:
     """What the layout depends on, besides titles: reasons of the ledger, ranks of the fifth panel,
-    layers of experts, layers with a format."""
+    layers of experts, layers with a format, ranks whose memory is looked at."""
     ranks = len(drawn.activity.bounds) if drawn.activity else 0
     experts = tuple(drawn.experts.layers.items())
-    return len(drawn.traces[-1]["y"]), ranks, experts, drawn.precision.layers
+    reasons = len(drawn.traces[-1]["y"])
+    return reasons, ranks, experts, drawn.precision.layers, drawn.memory.ranks
 
 
 def _same(old, new) -> bool:

@@ -5,8 +5,8 @@ Each builder takes a list of events, a `RunState`, or anything with `.events` (a
 and returns a `LabFigure`. A figure's title is what it found, not what it shows. `panels` gives
 the same four panels as plain arrays, in a fixed order of traces, which is what the live dashboard
 assigns at each paint. Below them come more where a run has told of them: the newest step in time
-(activity_figure.py, a pipeline), the experts (experts_figure.py), and the format of each layer
-(precision_figure.py).
+(activity_figure.py, a pipeline), the experts (experts_figure.py), the format of each layer
+(precision_figure.py), and where bytes go (memory_figure.py).
 
 The figures of a schedule (`gantt`, `schedule_slider`, `schedule_figure`) live beside this file and
 are offered here too.
@@ -16,7 +16,7 @@ import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from picolab.monitoring import experts_figure, precision_figure
+from picolab.monitoring import experts_figure, memory_figure, precision_figure
 from picolab.monitoring.activity import Activity
 from picolab.monitoring.activity_figure import (
     MAX_BARS,
@@ -52,6 +52,7 @@ __all__ = [
     "gantt",
     "ledger_figure",
     "loss_figure",
+    "memory",
     "panels",
     "precision",
     "schedule_figure",
@@ -83,7 +84,9 @@ class Panels(NamedTuple):
     experts: experts_figure.Drawn
     """Of a model with experts three more panels, below those; else empty ones."""
     precision: precision_figure.Drawn
-    """Of a run with adaptive precision two more, below all others; else empty ones."""
+    """Of a run with adaptive precision two more, below those; else empty ones."""
+    memory: memory_figure.Drawn
+    """Of a run whose memory is looked at two more, below all others; else empty ones."""
 
 
 def panels(source, covers: str = "", beside: Losses | None = None) -> Panels:
@@ -108,6 +111,7 @@ def panels(source, covers: str = "", beside: Losses | None = None) -> Panels:
         _ghosts(beside),
         experts_figure.drawn(shown.experts),
         precision_figure.drawn(shown.precision),
+        memory_figure.drawn(shown.memory),
     )
 
 
@@ -142,6 +146,12 @@ def precision(source) -> LabFigure:
     """Each layer's format, step by step, and what it saves. ValueError without adaptive
     precision."""
     return precision_figure.precision_figure(run_state(source).precision)
+
+
+def memory(source) -> LabFigure:
+    """A step's live bytes in time, by category, and each rank's at its peak. ValueError without a
+    `MemoryMonitor`."""
+    return memory_figure.memory_figure(run_state(source).memory)
 
 
 def training_figure(source, covers: str = "", beside: Losses | None = None) -> LabFigure:
@@ -210,6 +220,8 @@ def training_text(state: RunState, covers: str = "", beside: Losses | None = Non
         parts.append(experts_figure.text(state.experts))
     if state.precision and not covers:
         parts.append(precision_figure.text(state.precision))
+    if state.memory and not covers:
+        parts.append(memory_figure.text(state.memory))
     if beside:
         rows = [[name, len(losses), losses[max(losses)]] for name, losses in beside.items()]
         parts.append(f"earlier runs\n{Table(['layout', 'steps', 'last loss'], rows)}")
@@ -487,7 +499,7 @@ _LEFT, _RIGHT = [0.0, 0.42], [0.52, 1.0]  # of the width
 # of the ledger has two lines and its bar), their axes, the fifth panel with its title and axis.
 _TOP, _TOP_HEADED, _BOTTOM = 56, 104, 44
 _UPPER, _BETWEEN, _REASON, _LEAST_ROWS, _BELOW, _FIFTH = 200, 112, 46, 4, 40, 100
-_EXPERTS_ABOVE, _PRECISION_ABOVE = 64, 92
+_EXPERTS_ABOVE, _PRECISION_ABOVE, _MEMORY_ABOVE = 64, 92, 92
 _TITLE = 32  # letters in a line of a panel's title
 
 
@@ -502,28 +514,35 @@ def training_layout(drawn: Panels, heading: str = "") -> dict:
     formats = 0
     if drawn.precision.layers:
         formats = _PRECISION_ABOVE + precision_figure.HEIGHT + _BELOW
-    whole = _UPPER + _BETWEEN + lower + _BELOW + fifth + experts + formats
+    alive = _MEMORY_ABOVE + memory_figure.HEIGHT + _BELOW if drawn.memory.ranks else 0
+    whole = _UPPER + _BETWEEN + lower + _BELOW + fifth + experts + formats + alive
     height = top + whole + _BOTTOM
 
     def share(*pixels: int) -> list[float]:
         return [edge / whole for edge in pixels]
 
-    base = _BELOW + fifth + experts + formats
+    base = _BELOW + fifth + experts + formats + alive
     upper, below = share(whole - _UPPER, whole), share(base, base + lower)
     domains = [(_LEFT, upper), (_RIGHT, upper), (_LEFT, below), (_RIGHT, below)]
-    foot = _BELOW + formats + experts
+    foot = _BELOW + alive + formats + experts
     domains.append(([0.0, 1.0], share(foot, foot + ROW * ranks)))
-    foot = _BELOW + formats
+    foot = _BELOW + alive + formats
     domains += experts_figure.domains(*share(foot, foot + experts_figure.HEIGHT), _LEFT, _RIGHT)
-    of_formats = share(_BELOW, _BELOW + precision_figure.HEIGHT)
+    foot = _BELOW + alive
+    of_formats = share(foot, foot + precision_figure.HEIGHT)
     domains += precision_figure.domains(*of_formats, _LEFT, _RIGHT)
+    of_bytes = share(_BELOW, _BELOW + memory_figure.HEIGHT)
+    domains += memory_figure.domains(*of_bytes, _LEFT, _RIGHT)
     titles = [broken(title, LETTERS if i == 4 else _TITLE) for i, title in enumerate(drawn.titles)]
     headed = list(zip(titles, domains))
     if experts:
         headed += zip((broken(t, _TITLE) for t in drawn.experts.titles), domains[5:])
     if formats:
         titled = (broken(t, _TITLE) for t in drawn.precision.titles)
-        headed += zip(titled, domains[-precision_figure.AXES :])
+        headed += zip(titled, domains[5 + experts_figure.AXES :])
+    if alive:
+        titled = (broken(t, _TITLE) for t in drawn.memory.titles)
+        headed += zip(titled, domains[-memory_figure.AXES :])
     layout: dict = {
         "template": template(),
         "height": height,
@@ -558,11 +577,10 @@ def training_layout(drawn: Panels, heading: str = "") -> dict:
         ],
     }
     pairs = [*(_axes(panel, rows) for panel in range(4)), activity_axes(drawn.activity)]
-    pairs += experts_figure.axes(drawn.experts.layers) + precision_figure.axes(
-        drawn.precision.layers
-    )
+    pairs += experts_figure.axes(drawn.experts.layers)
+    pairs += precision_figure.axes(drawn.precision.layers) + memory_figure.axes(drawn.memory.ranks)
     there = [True] * 4 + [bool(ranks)] + [bool(experts)] * experts_figure.AXES
-    there += [bool(formats)] * precision_figure.AXES
+    there += [bool(formats)] * precision_figure.AXES + [bool(alive)] * memory_figure.AXES
     for panel, ((x, y), (x_domain, y_domain)) in enumerate(zip(pairs, domains)):
         number = "" if panel == 0 else str(panel + 1)
         shown = {} if panel < 4 else {"visible": there[panel]}
@@ -572,13 +590,15 @@ def training_layout(drawn: Panels, heading: str = "") -> dict:
 
 
 def training_traces(drawn: Panels) -> list[dict]:
-    """The ten traces of the four panels, the five of the fifth, those of experts, of formats and
-    the earlier runs' losses, with their data, each on its panel's axes."""
+    """The ten traces of the four panels, the five of the fifth, those of experts, formats and
+    bytes, and the earlier runs' losses, with their data, each on its panel's axes."""
     traces = []
     placed = [*_traces(), *((4, trace) for trace in activity_traces())]
     placed += [(5 + panel, trace) for panel, trace in experts_figure.traces()]
     first = 5 + experts_figure.AXES
     placed += [(first + panel, trace) for panel, trace in precision_figure.traces()]
+    first += precision_figure.AXES
+    placed += [(first + panel, trace) for panel, trace in memory_figure.traces()]
     placed.append((0, _GHOSTS))
     for (panel, trace), data in zip(placed, training_arrays(drawn), strict=True):
         number = "" if panel == 0 else str(panel + 1)
@@ -589,7 +609,8 @@ def training_traces(drawn: Panels) -> list[dict]:
 def training_arrays(drawn: Panels) -> list[dict]:
     """The data of `training_traces`, in their order."""
     fifth = activity_arrays(drawn.activity)
-    return [*drawn.traces, *fifth, *drawn.experts.traces, *drawn.precision.traces, drawn.ghosts]
+    more = [*drawn.experts.traces, *drawn.precision.traces, *drawn.memory.traces]
+    return [*drawn.traces, *fifth, *more, drawn.ghosts]
 
 
 def _training(state: RunState, covers: str = "", beside: Losses | None = None):
@@ -602,7 +623,8 @@ def _training(state: RunState, covers: str = "", beside: Losses | None = None):
     there |= {"x5"} if drawn.activity else set()
     there |= {"x6", "x7", "x8"} if drawn.experts.layers else set()
     there |= {"x9", "x10"} if drawn.precision.layers else set()
-    for number in {"x5", "x6", "x7", "x8", "x9", "x10"} - there:
+    there |= {"x11", "x12"} if drawn.memory.ranks else set()
+    for number in {f"x{n}" for n in range(5, 13)} - there:
         del layout[f"xaxis{number[1:]}"], layout[f"yaxis{number[1:]}"]
     *traces, ghosts = traces
     traces = [trace for trace in traces if trace["xaxis"] in there]

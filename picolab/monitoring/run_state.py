@@ -20,6 +20,7 @@ from picolab.monitoring.activity import Activity, activity
 from picolab.monitoring.events import Event
 from picolab.monitoring.experts import ExpertHistory
 from picolab.monitoring.ledger import Entry, Totals
+from picolab.monitoring.memory import MemoryHistory
 from picolab.monitoring.precision import PrecisionHistory
 from picolab.monitoring.step_split import StepSplit, mean_split, step_split
 from picolab.schedules import make, simulate
@@ -50,6 +51,7 @@ class RunState:
         self._loose: dict[str, Totals] = defaultdict(Totals)  # outside steps, by reason
         self.experts = ExpertHistory()
         self.precision = PrecisionHistory()
+        self.memory = MemoryHistory()
         self.heard = 0
         for event in events:
             self.add(event)
@@ -65,6 +67,7 @@ class RunState:
         kept["_seconds"], kept["_entries"] = defaultdict(dict, seconds), defaultdict(list, entries)
         kept["_began"] = defaultdict(dict, began)
         kept["experts"], kept["precision"] = other.experts.copy(), other.precision.copy()
+        kept["memory"] = other.memory.copy()
         vars(self).update(kept)
 
     def add(self, event: Event) -> None:
@@ -93,6 +96,8 @@ class RunState:
             self.precision.add(event.kind, data)
             if data.get("to") is not None:
                 self._forget(data["to"])
+        elif event.kind in ("memory", "memory plan"):
+            self.memory.add(event.kind, event.rank, data)
         elif event.kind == "values":
             self._add_values(data)
         elif event.kind == "ledger":
