@@ -42,6 +42,7 @@ _PUBLIC = {
     "compare": "picolab.lab:compare",
     "scoreboard": "picolab.lab:scoreboard",
     "panel": "picolab.lab:panel",
+    "budget_panel": "picolab.lab:budget_panel",
     "dashboard": "picolab.lab:dashboard",
     "report": "picolab.lab:report",
     "quiz": "picolab.lab:quiz",

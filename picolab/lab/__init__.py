@@ -6,6 +6,7 @@ runs.
 
 from picolab import chapters
 from picolab.exercises.mystery import register_form
+from picolab.lab.budget_panel import BudgetPanel, budget_panel
 from picolab.lab.dashboard import Dashboard, dashboard
 from picolab.lab.doctor import doctor
 from picolab.lab.guesses import Comparison, Disagreement, Guess, compare, guess, scoreboard
@@ -20,10 +21,11 @@ from picolab.lab.timetable import timetable
 chapters.register()
 register_form(form)
 
-# The functions `dashboard`, `doctor`, `panel`, `report` and `timetable` have the names of their
-# modules. They are imported here at once, so that these names are the functions from the first
-# moment on: importing a module later does not put it in their place.
+# The functions `budget_panel`, `dashboard`, `doctor`, `panel`, `report` and `timetable` have the
+# names of their modules. They are imported here at once, so that these names are the functions from
+# the first moment on: importing a module later does not put it in their place.
 __all__ = [
+    "BudgetPanel",
     "Comparison",
     "Dashboard",
     "Disagreement",
@@ -31,6 +33,7 @@ __all__ = [
     "Panel",
     "Quiz",
     "Source",
+    "budget_panel",
     "compare",
     "dashboard",
     "doctor",

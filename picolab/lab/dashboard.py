@@ -122,7 +122,8 @@ class Dashboard(Shown):
         """The panels as they are now: a static figure, with `.save(path)`. Of a run with a
         pipeline there are five: the newest step in time, with its messages, is below the four. Of a
         model with experts come three more: who is asked, what is dropped, what it costs; of a run
-        with adaptive precision two: each layer's format, and what it saves."""
+        with adaptive precision two: each layer's format, and what it saves; of one whose memory is
+        looked at two: the bytes of a step in time, and of each rank at its peak."""
         return training_figure(self._state, self._cover(), self._beside)
 
     def activity(self, step: int | None = None) -> LabFigure:

@@ -6,8 +6,9 @@ and returns a `LabFigure`. A figure's title is what it found, not what it shows.
 the same four panels as plain arrays, in a fixed order of traces, which is what the live dashboard
 assigns at each paint. Below them come more where a run has told of them: the newest step in time
 (activity_figure.py, a pipeline), the experts (experts_figure.py), the format of each layer
-(precision_figure.py); and, of a run that is watched (`RunState(watch=True)`), who comes late and
-what was found (watch_figure.py), with marks on the loss.
+(precision_figure.py), and where bytes go (memory_figure.py); and, of a run that is watched
+(`RunState(watch=True)`), who comes late and what was found (watch_figure.py), with marks on the
+loss.
 
 The figures of a schedule (`gantt`, `schedule_slider`, `schedule_figure`) live beside this file and
 are offered here too.
@@ -18,7 +19,7 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import NamedTuple
 
-from picolab.monitoring import experts_figure, precision_figure, watch_figure
+from picolab.monitoring import experts_figure, memory_figure, precision_figure, watch_figure
 from picolab.monitoring.activity import Activity
 from picolab.monitoring.activity_figure import (
     MAX_BARS,
@@ -55,6 +56,7 @@ __all__ = [
     "gantt",
     "ledger_figure",
     "loss_figure",
+    "memory",
     "panels",
     "precision",
     "schedule_figure",
@@ -87,16 +89,19 @@ class Panels(NamedTuple):
     """Of a model with experts three more panels, below those; else empty ones."""
     precision: precision_figure.Drawn
     """Of a run with adaptive precision two more, below those; else empty ones."""
+    memory: memory_figure.Drawn
+    """Of a run whose memory is looked at two more, below those; else empty ones."""
     watch: watch_figure.Drawn | None
     """Of a run that is watched some more, below all others, and marks on the loss."""
 
     @property
     def below(self) -> list["_Section"]:
         """The groups of panels below the newest step, from top to bottom."""
-        experts, formats, watched = self.experts, self.precision, self.watch
+        experts, formats, bytes_, watched = self.experts, self.precision, self.memory, self.watch
         found = [
             _Section(experts_figure, experts, experts.layers, 64, experts_figure.HEIGHT),
             _Section(precision_figure, formats, formats.layers, 92, precision_figure.HEIGHT),
+            _Section(memory_figure, bytes_, bytes_.ranks, 92, memory_figure.HEIGHT),
         ]
         if watched is not None:
             height = watch_figure.height(watched.shape)
@@ -155,6 +160,7 @@ def panels(source, covers: str = "", beside: Losses | None = None) -> Panels:
         _ghosts(beside),
         experts_figure.drawn(shown.experts),
         precision_figure.drawn(shown.precision),
+        memory_figure.drawn(shown.memory),
         watch_figure.drawn(state, bool(covers)) if state.watch is not None else None,
     )
 
@@ -190,6 +196,12 @@ def precision(source) -> LabFigure:
     """Each layer's format, step by step, and what it saves. ValueError without adaptive
     precision."""
     return precision_figure.precision_figure(run_state(source).precision)
+
+
+def memory(source) -> LabFigure:
+    """A step's live bytes in time, by category, and each rank's at its peak. ValueError without a
+    `MemoryMonitor`."""
+    return memory_figure.memory_figure(run_state(source).memory)
 
 
 def training_figure(
@@ -266,6 +278,8 @@ def training_text(state: RunState, covers: str = "", beside: Losses | None = Non
         parts.append(experts_figure.text(state.experts))
     if state.precision and not covers:
         parts.append(precision_figure.text(state.precision))
+    if state.memory and not covers:
+        parts.append(memory_figure.text(state.memory))
     if state.watch is not None and not covers:
         parts += filter(None, [watch_figure.text(state)])
     if beside:

@@ -27,6 +27,7 @@ from picolab.monitoring.activity import Activity, activity
 from picolab.monitoring.events import Event
 from picolab.monitoring.experts import ExpertHistory
 from picolab.monitoring.ledger import Entry, Totals
+from picolab.monitoring.memory import MemoryHistory
 from picolab.monitoring.precision import PrecisionHistory
 from picolab.monitoring.series import Series
 from picolab.monitoring.step_split import StepSplit, mean_split, step_split
@@ -71,6 +72,7 @@ class RunState:
         self.flops_per_token: float | None = None
         self.peak_flops: float | None = None
         """Of one rank's device, if whoever draws has said it."""
+        self.memory = MemoryHistory()
         self.heard = 0
         for event in events:
             self.add(event)
@@ -90,6 +92,7 @@ class RunState:
         kept["_seconds"], kept["_entries"] = defaultdict(dict, seconds), defaultdict(list, entries)
         kept["_began"] = defaultdict(dict, began)
         kept["experts"], kept["precision"] = other.experts.copy(), other.precision.copy()
+        kept["memory"] = other.memory.copy()
         vars(self).update(kept)
 
     def add(self, event: Event) -> None:
@@ -123,6 +126,8 @@ class RunState:
         elif event.kind == "settings":
             self.settings = dict(data["settings"])
             self.flops_per_token = data.get("flops_per_token")
+        elif event.kind in ("memory", "memory plan"):
+            self.memory.add(event.kind, event.rank, data)
         elif event.kind == "values":
             self._add_values(data)
         elif event.kind == "ledger":
