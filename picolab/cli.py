@@ -1,5 +1,5 @@
-"""The command `picolab`: doctor, train, explain, tune, plan, checkpoint, verify, quiz, progress,
-runs and demo.
+"""The command `picolab`: doctor, train, explain, debug, report, alerts, tune, plan, checkpoint,
+verify, quiz, progress, runs and demo.
 
 Each command is a small frozen dataclass whose fields are its flags, and a `run` that does the work
 with imports of its own: `picolab --help` takes no torch. What a program may want to read goes to
@@ -192,12 +192,105 @@ def _run_directory(name: str) -> Path:
     from picolab.launch import rundirs
 
     if name:
-        path = Path(name).expanduser()
-        return path if path.is_dir() or path.name != name else rundirs.root() / name
+        return rundirs.find(name)
     trained = [run for run in rundirs.ls() if run.name.endswith("-train")]
     if not trained:
-        raise ValueError(f"there is no run in {rundirs.root()} to explain; picolab train makes one")
+        raise ValueError(f"there is no run in {rundirs.root()}; picolab train makes one")
     return trained[-1]
+
+
+@dataclass(frozen=True)
+class Debug:
+    """Why does it stand still? Of a run that hangs, parted ways or died: each rank's last
+    collective, who waits for whom, where each rank is, and whose fault it is, in one sentence.
+
+    picolab debug 20261124-101530-0001-train --stacks"""
+
+    run_dir: Annotated[
+        Positional[str], arg(metavar="RUN", help_behavior_hint="(default: the newest)")
+    ] = ""
+    """a run directory, or the name of one in `picolab runs ls`"""
+    stacks: bool = False
+    """every rank's stack, too"""
+    json: bool = False
+    """print one JSON object"""
+
+    def run(self) -> int:
+        from picolab.launch import rundirs
+        from picolab.monitoring.who_waits import of_folder
+        from picolab.show.terminal import say
+
+        run_dir = rundirs.find(self.run_dir)
+        found = of_folder(run_dir, going_on=rundirs.is_running(run_dir))
+        if self.json:
+            print(json.dumps({"run_dir": str(run_dir), **found.as_dict()}))
+            return 0
+        say(found)
+        if self.stacks and found.stacks:
+            say(f"\n{found.stacks_text()}")
+        return 0
+
+
+@dataclass(frozen=True)
+class Report:
+    """A run as one HTML page, with everything in it: its panels, what was found, the debugger's
+    verdict where it failed, its settings.
+
+    picolab report 20261124-101530-0001-train -o monday.html"""
+
+    run_dir: Annotated[
+        Positional[str], arg(metavar="RUN", help_behavior_hint="(default: the newest)")
+    ] = ""
+    """a run directory, or the name of one in `picolab runs ls`; also one that goes on"""
+    output: Annotated[
+        Path | None,
+        arg(metavar="FILE", aliases=("-o",), help_behavior_hint="(default: RUN.html, here)"),
+    ] = None
+    """where to write it"""
+    peak_flops: Annotated[float | None, arg(metavar="FLOAT", help_behavior_hint="")] = None
+    """what one rank's device can do a second, for the MFU"""
+
+    def run(self) -> int:
+        from picolab.lab.report import report
+
+        print(report(self.run_dir, self.output, self.peak_flops))
+        return 0
+
+
+@dataclass(frozen=True)
+class Alerts:
+    """What somebody was told of a run, and what fires now.
+
+    Of a run that no monitor watched it says what the rules make of its events; so it does with
+    --rules, of any run. --check only reads a file of rules, and tells its mistakes."""
+
+    run_dir: Annotated[
+        Positional[str], arg(metavar="RUN", help_behavior_hint="(default: the newest trained one)")
+    ] = ""
+    """a run directory, or the name of a run as picolab runs ls shows it"""
+    rules: Annotated[
+        str | None, arg(metavar="FILE", help_behavior_hint="(default: the package's)")
+    ] = None
+    """alert rules in YAML"""
+    check: Annotated[str | None, arg(metavar="FILE", help_behavior_hint="")] = None
+    """only see whether a file of rules can be used"""
+    json: bool = False
+    """print one JSON object"""
+
+    def run(self) -> int:
+        from picolab.monitoring.alert_rules import load
+        from picolab.monitoring.alert_summary import summary
+        from picolab.show.terminal import say
+
+        if self.check is not None:
+            rules = load(self.check)
+            names = [rule.name for rule in rules]
+            shown = json.dumps({"rules": names}) if self.json else f"{len(names)} rules: all right"
+            say(shown)
+            return 0
+        found = summary(_run_directory(self.run_dir), self.rules)
+        say(found.to_json() if self.json else found)
+        return 0
 
 
 @dataclass(frozen=True)
@@ -658,20 +751,30 @@ class Runs(_Several):
 @dataclass(frozen=True)
 class Demo:
     """A minute in the terminal. memory: what a step's bytes are for, what a budget lets each block
-    do and why, and that the peak stays below it."""
+    do and why, and that the peak stays below it. monitoring: one of four ranks is slow for a while;
+    it is found, named, and told to be over."""
 
-    topic: Positional[Literal["memory"]]
+    topic: Positional[Literal["memory", "monitoring"]]
     """about what"""
-    layout: str = "dp1"
+    layout: Annotated[
+        str | None, arg(metavar="LAYOUT", help_behavior_hint="(default: dp1; monitoring: dp4)")
+    ] = None
     """of the runs"""
-    model: str = "tiny"
+    model: Annotated[
+        str | None, arg(metavar="MODEL", help_behavior_hint="(default: tiny; monitoring: smaller)")
+    ] = None
     """which model is trained"""
 
     def run(self) -> int:
         from picolab.show.terminal import say
-        from picolab.training.memory_demo import memory_demo
 
-        for part in memory_demo(layout=self.layout, model=self.model):
+        if self.topic == "memory":
+            from picolab.training.memory_demo import memory_demo as demo
+        else:
+            from picolab.debug.monitoring_demo import monitoring_demo as demo
+
+        asked = {"layout": self.layout, "model": self.model}
+        for part in demo(**{name: value for name, value in asked.items() if value is not None}):
             say(part)
         return 0
 
@@ -724,6 +827,9 @@ Command = (
     Annotated[Doctor, subcommand("doctor")]
     | Annotated[Train, subcommand("train")]
     | Annotated[Explain, subcommand("explain")]
+    | Annotated[Debug, subcommand("debug")]
+    | Annotated[Report, subcommand("report")]
+    | Annotated[Alerts, subcommand("alerts")]
     | Annotated[Tune, subcommand("tune")]
     | Annotated[Plan, subcommand("plan")]
     | Annotated[Checkpoint, subcommand("checkpoint")]

@@ -57,10 +57,11 @@ class Pending:
     def __init__(self, works, tensor: torch.Tensor, start: float, *entries: tuple, peers=(None,)):
         self._works, self.tensor, self._start = works, tensor, start
         self._entries, self._peers = entries, peers  # a peer for each entry, None of collectives
+        self._call = current.go_on() if works is not None else 0
 
     def wait(self) -> torch.Tensor:
         if self._works is not None:
-            waited = current.stand_still()
+            waited = current.stand_still(self._call)
             for work in self._works:
                 work.wait()
             end = current.now()
@@ -247,7 +248,7 @@ def send(
     m = mesh()
     peer = m.ranks(axis)[to]
     entry = _entry("send", axis, m, x, _bytes(x), reason)
-    start = _enter(entry, x, f" to {peer}")
+    start = _enter(entry, x, f" to {peer}", ("send", axis, peer))
     work = _isend(x.contiguous(), peer, group=m.group(axis))
     if async_op:
         return Pending([work], x, start, entry, peers=(peer,))
@@ -262,7 +263,7 @@ def recv(x: torch.Tensor, source: int, axis: str, reason: str) -> torch.Tensor:
     m = mesh()
     peer = m.ranks(axis)[source]
     entry = _entry("recv", axis, m, x, _bytes(x), reason)
-    start = _enter(entry, x, f" from {peer}")
+    start = _enter(entry, x, f" from {peer}", ("recv", axis, peer))
     _irecv(x, peer, group=m.group(axis)).wait()
     return _done(entry, start, x, peer)
 
@@ -336,7 +337,7 @@ def barrier(axis: str = "world", reason: str = "barrier") -> None:
     if m.size(axis) == 1:
         return
     entry = ("barrier", axis, m.ranks(axis), "", 0, 0.0, reason)
-    start = current.enter(f"barrier over {axis} of ranks {m.ranks(axis)} ({reason})")
+    start = current.enter(f"barrier over {axis} of ranks {m.ranks(axis)} ({reason})", axis)
     _barrier(group=m.group(axis))
     _done(entry, start, None)
 
@@ -383,12 +384,16 @@ def _refuse_what_autograd_follows(op: str, x: torch.Tensor) -> None:
         )
 
 
-def _enter(entry: tuple, x: torch.Tensor, detail: str = "") -> float:
+def _enter(
+    entry: tuple, x: torch.Tensor, detail: str = "", among: str | tuple | None = None
+) -> float:
+    """among: which calls it is numbered with; None: those of its axis."""
     op, axis, ranks, dtype, _, _, reason = entry
     where = _RANKS_TEXT.get(ranks)
     if where is None:
         where = _RANKS_TEXT[ranks] = f"ranks ({', '.join(map(str, ranks))})"
-    return current.enter(f"{op} over {axis} of {where}: {dtype}{[*x.shape]}{detail} ({reason})")
+    what = f"{op} over {axis} of {where}: {dtype}{[*x.shape]}{detail} ({reason})"
+    return current.enter(what, axis if among is None else among)
 
 
 def _done(entry: tuple, start: float, result, peer: int | None = None):

@@ -83,7 +83,9 @@ class EveryCall(TorchDispatchMode):
         if "object" in called:
             op = called
         ranks = _ranks((*args, *kwargs.values()))
-        start = current.enter(f"{called or op} of ranks {ranks} (torch.distributed)")
+        start = current.enter(
+            f"{called or op} of ranks {ranks} (torch.distributed)", ("raw", ranks)
+        )
         result = func(*args, **kwargs)
         sizes = [_bytes(one) for one in (*args, *kwargs.values(), result)]
         dtypes = [str(t.dtype).removeprefix("torch.") for one in args for t in _tensors(one)]

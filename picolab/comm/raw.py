@@ -97,8 +97,8 @@ def _peer(op: str, ranks: tuple[int, ...], args: tuple, kwargs: dict) -> int | N
     if op not in ("send", "recv"):
         return None
     within = kwargs.get("group_dst", kwargs.get("group_src"))
-    if within is not None:
-        return ranks[within]
+    if within is not None:  # (torch itself refuses one that is not there)
+        return ranks[within] if within in range(len(ranks)) else None
     return args[1] if len(args) > 1 else kwargs.get("dst", kwargs.get("src"))
 
 
@@ -117,9 +117,11 @@ def _counting(original, name, op, position, keyword):
         entry = (op, "raw", ranks, dtype, payload, ring_bytes(op, payload, len(ranks)))
         entry = (*entry, f"torch.distributed.{name}")
         where = f"ranks ({', '.join(map(str, ranks))})"
-        start = current.enter(f"{name} of {where}: {dtype}{shape} (torch.distributed.{name})")
-        work = original(*args, **kwargs)
         peer = _peer(op, ranks, args, kwargs)
+        end = "" if peer is None else f" {'to' if op == 'send' else 'from'} {peer}"
+        what = f"{name} of {where}: {dtype}{shape}{end} (torch.distributed.{name})"
+        start = current.enter(what, ("raw", ranks) if peer is None else ("raw", ranks, op, peer))
+        work = original(*args, **kwargs)
         if kwargs.get("async_op") or name in ("isend", "irecv"):
             works = [work] if work is not None else []
             pending = _PendingWork(works, x, start, entry, peers=(peer,))

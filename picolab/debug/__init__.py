@@ -5,6 +5,8 @@
     faults.py      the fault catalogue: real bugs that can be switched on (its entries are in
                    reduction_faults.py, zero_faults.py, expert_faults.py and
                    other_faults.py)
+    hang.py        who waits for whom, and why: diagnose(run)
+    step_trace.py  one step, module by module: where two runs or two ranks part ways
     run_faults.py  what goes wrong with a run whose program is right, for the monitors to find
     awkward.py     the model and the batch in which bugs have nowhere to hide
     observe.py     the two trainings, and what is noted of them
@@ -30,24 +32,30 @@ from picolab.debug import (  # noqa: F401 (they fill the catalogue)
     zero_faults,
 )
 from picolab.debug.cause import Cause
-from picolab.debug.diagnosis import diagnose
 from picolab.debug.dry_run import DryRun, dry_run
 from picolab.debug.evidence import Evidence
 from picolab.debug.faults import CATALOGUE, Fault
+from picolab.debug.hang import diagnose
 from picolab.debug.oracle import judge, main_verify, verify
+from picolab.debug.step_trace import StepTrace, compare_steps, trace_step
 from picolab.debug.verdict import Row, Verdict
+from picolab.monitoring.who_waits import Diagnosis
 
 __all__ = [
     "CATALOGUE",
     "Cause",
+    "Diagnosis",
     "DryRun",
     "Evidence",
     "Fault",
     "Row",
+    "StepTrace",
     "Verdict",
+    "compare_steps",
     "diagnose",
     "dry_run",
     "judge",
     "main_verify",
+    "trace_step",
     "verify",
 ]

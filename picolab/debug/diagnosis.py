@@ -49,7 +49,7 @@ from picolab.model import Piece
 from picolab.parallel.tensor import HEAD_NORM, HEAD_NORMS
 
 
-def diagnose(evidence: Evidence, *, ledger: bool = True) -> Cause | None:
+def likely_cause(evidence: Evidence, *, ledger: bool = True) -> Cause | None:
     """The most likely cause of what differs; None if nothing does. ledger False: from the numbers
     alone, as where there is no formula to compare with."""
     numbers = next((cause for rule in _RULES if (cause := rule(evidence))), None)

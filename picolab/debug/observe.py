@@ -284,7 +284,7 @@ def _points(model: nn.Module) -> Iterator[tuple[dict, dict]]:
 
     handles = [
         module.register_forward_hook(lambda _, __, output, name=name: note(name, output))
-        for name, module in _named_points(model)
+        for name, module in named_points(model)
     ]
     try:
         yield forward, backward
@@ -329,7 +329,7 @@ def _add_balance(
         found.of_balance[name] = found.of_balance.get(name, 0) + gradient
 
 
-def _named_points(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+def named_points(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """The points by their global names: a later stage counts its own layers from 0."""
     for name, module in model.named_modules():
         if not _POINT.fullmatch(name):

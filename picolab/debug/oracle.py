@@ -48,7 +48,7 @@ import torch
 from picolab import launch
 from picolab.debug import faults
 from picolab.debug.awkward import Recipe
-from picolab.debug.diagnosis import diagnose
+from picolab.debug.diagnosis import likely_cause
 from picolab.debug.evidence import TOLERANCE, Evidence, difference, ratio, simple
 from picolab.debug.observe import Held, Observation, observe, one_process
 from picolab.debug.verdict import Row, Verdict
@@ -186,7 +186,7 @@ def judge(evidence: Evidence) -> Verdict:
         evidence,
         rows,
         ledger,
-        diagnose(evidence) if wrong else None,
+        likely_cause(evidence) if wrong else None,
         notes=notes,
     )
 

@@ -70,14 +70,21 @@ def table() -> Table:
 
 
 class InRun(Observer):
-    """Puts a fault of the catalogue into a run: on `rank`, from step `at` on (or at that step).
+    """Puts a fault of the catalogue into a run: on `rank`, from step `at` on (or at that step), and
+    of those that last, to before step `until`.
 
     slower: for the slow ones, by how much more than usual. pace_s: that of the run's `Pace`."""
 
     def __init__(
-        self, name: str, rank: int = 0, at: int = 40, slower: float = 0.3, pace_s: float = 0.0
+        self,
+        name: str,
+        rank: int = 0,
+        at: int = 40,
+        slower: float = 0.3,
+        pace_s: float = 0.0,
+        until: int | None = None,
     ):
-        self.fault, self.rank, self.at = find(name).name, rank, at
+        self.fault, self.rank, self.at, self.until = find(name).name, rank, at, until
         self.slower, self.pace_s = slower, pace_s
 
     def begin(self, run) -> None:
@@ -85,9 +92,11 @@ class InRun(Observer):
 
     @property
     def since(self) -> bool:
-        """Has the step come?"""
+        """Has the step come, and not the end?"""
         step = comm.ledger().step
-        return step is not None and step >= self.at
+        if step is None or step < self.at:
+            return False
+        return self.until is None or step < self.until
 
     @property
     def now(self) -> bool:

@@ -18,8 +18,9 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from picolab.interview import values as numbers
-from picolab.interview import yaml_file
-from picolab.interview.yaml_file import BankError, line_of
+from picolab.show import yaml_file
+from picolab.show.yaml_file import FileMistake as BankError
+from picolab.show.yaml_file import line_of
 
 Language = Literal["en", "zh"]
 Kind = Literal["explain", "numeric", "code", "diagnose", "design"]

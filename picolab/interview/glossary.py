@@ -11,8 +11,9 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from picolab.interview import yaml_file
-from picolab.interview.yaml_file import BankError, line_of
+from picolab.show import yaml_file
+from picolab.show.yaml_file import FileMistake as BankError
+from picolab.show.yaml_file import line_of
 
 FILE = "glossary.yaml"
 _SAME = re.compile(r"```.*?```|`[^`]*`|\{\{.*?\}\}", re.DOTALL)

@@ -8,8 +8,9 @@ from typing import Literal
 
 import yaml
 
-from picolab.interview import yaml_file
-from picolab.interview.yaml_file import BankError, line_of
+from picolab.show import yaml_file
+from picolab.show.yaml_file import FileMistake as BankError
+from picolab.show.yaml_file import line_of
 
 
 @dataclass(frozen=True)

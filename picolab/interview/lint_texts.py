@@ -11,7 +11,7 @@ from picolab.interview import values as numbers
 from picolab.interview.bank import Bank, Question, Translation
 from picolab.interview.lint_places import File, Finding, Place, told
 from picolab.interview.typed_numbers import given_numbers, typed_numbers
-from picolab.interview.yaml_file import BankError
+from picolab.show.yaml_file import FileMistake as BankError
 
 WORDS, WARM_UP_WORDS = (120, 350), (40, 150)
 RIGHT = ("answer", "rubric", "red_flags", "followups")

@@ -12,9 +12,10 @@ from typing import Annotated
 
 from pydantic import Field, ValidationError, model_validator
 
-from picolab.interview import yaml_file
 from picolab.interview.bank import Text, _Strict
-from picolab.interview.yaml_file import BankError, line_of
+from picolab.show import yaml_file
+from picolab.show.yaml_file import FileMistake as BankError
+from picolab.show.yaml_file import line_of
 
 FILE = "sources.yaml"
 

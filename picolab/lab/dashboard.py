@@ -5,8 +5,9 @@
     result = job.result()                                 # next cell
     pico.dashboard(result, other)                         # loss and speed of two runs
 
-In a front end, a live figure is painted at most five times a second from one background thread,
-and replaced by a light static figure when the run ends, so that the saved notebook keeps a picture;
+In a front end, a live figure is painted at most twice a second from one background thread, can be
+paused (the run goes on), keeps what a reader has zoomed into, and is
+replaced by a light static figure when the run ends, so that the saved notebook keeps a picture;
 a page may be loaded again at any time.
 Headless (papermill, nbval), no widget is made: the cell shows what is there, does not wait, and the
 picture of the whole run takes its place when the run ends, before `job.result()` returns.
@@ -16,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from picolab.lab import guesses
-from picolab.lab.follower import Follower, RunDirectory
+from picolab.lab.follower import Follower, RunDirectory, state_of
 from picolab.monitoring.figures import LabFigure, activity_figure, run_state, training_figure
 from picolab.monitoring.overlay_figure import overlay_figure
 from picolab.monitoring.run_state import ENDED, RunState
@@ -29,6 +30,8 @@ def dashboard(
     covers: str | Sequence[str] = (),
     beside: Mapping[str, object] | None = None,
     live: bool | None = None,
+    watch: bool = False,
+    peak_flops: float | None = None,
 ) -> "Dashboard | Overlay":
     """Show loss, tokens/s, where a step goes, and what travels.
 
@@ -39,23 +42,30 @@ def dashboard(
              picture and text, until each has a guess or was skipped
     beside   {name: result}: the losses of earlier runs, in grey behind those of this one
     live     True or False instead of finding out whether there is a front end with widgets
+    watch    also what somebody looks at who watches a run: who comes late, the gradient's norm, the
+             processes' memory, the loss scale, what was found, with marks on the loss
+    peak_flops   of one rank's device, a second, such as `pico.training.measure(...).peak_flops`:
+             for the MFU beside the tokens/s
 
     Returns a `Dashboard`, which has shown itself; its `.figure` can be saved.
     """
     ids = [covers] if isinstance(covers, str) else list(covers)
     if others:
-        if ids or beside:
+        if ids or beside or watch:
             raise ValueError(
-                "covers and beside are for the dashboard of one run; leave them out for several"
+                "covers, beside and watch are for the dashboard of one run; leave them out for "
+                "several"
             )
         return Overlay([source, *others])
     if isinstance(source, str | Path):
         source = RunDirectory(source)
         follows = (source.is_running and has_front_end()) if live is None else live
-        return Dashboard(source, follows and source.state not in ENDED, follows, ids, beside)
-    _require_run(source)
-    follows = hasattr(source, "on_event") and not source.done
-    return Dashboard(source, follows, has_front_end() if live is None else live, ids, beside)
+        follows, live = follows and source.state not in ENDED, follows
+    else:
+        _require_run(source)
+        follows = hasattr(source, "on_event") and not source.done
+        live = has_front_end() if live is None else live
+    return Dashboard(source, follows, live, ids, beside, watch, peak_flops)
 
 
 class Dashboard(Shown):
@@ -68,7 +78,10 @@ class Dashboard(Shown):
         live: bool,
         covers: Sequence[str] = (),
         beside: Mapping[str, object] | None = None,
+        watch: bool = False,
+        peak_flops: float | None = None,
     ):
+        self._watch, self._peak_flops = watch, peak_flops
         self._view = self._follower = None
         self._covers = covers
         self._beside = {name: run_state(run).losses for name, run in (beside or {}).items()}
@@ -76,17 +89,28 @@ class Dashboard(Shown):
             if live:
                 from picolab.lab.live_view import LiveView
 
-                self._view = LiveView(_starting(source))
+                self._view = LiveView(_starting(source), watch, self._paint_again)
                 if has_front_end() and hasattr(source, "hold"):
                     source.hold(self._view.stands)
             self.show(self._view.box if live else Message(_going(source)))
-            self._follower = Follower(source, self._paint if live else None, self._end)
+            paint = self._paint if live else None
+            self._follower = Follower(source, paint, self._end, self._begin)
             self._state = self._follower.state
         else:
-            self._state = run_state(source)
+            self._state = state_of(source, watch)
+            self._state.peak_flops = peak_flops
             self.show()
         for id in [id for id in covers if not guesses.given(id)]:
             guesses.once_given(id, self._uncover)
+
+    def _begin(self) -> RunState:
+        state = RunState(watch=self._watch)
+        state.peak_flops = self._peak_flops
+        return state
+
+    def _paint_again(self) -> None:
+        if self._follower is not None:
+            self._follower.paint_again()
 
     @property
     def state(self) -> RunState:
@@ -98,7 +122,8 @@ class Dashboard(Shown):
         """The panels as they are now: a static figure, with `.save(path)`. Of a run with a
         pipeline there are five: the newest step in time, with its messages, is below the four. Of a
         model with experts come three more: who is asked, what is dropped, what it costs; of a run
-        with adaptive precision two: each layer's format, and what it saves."""
+        with adaptive precision two: each layer's format, and what it saves; of one whose memory is
+        looked at two: the bytes of a step in time, and of each rank at its peak."""
         return training_figure(self._state, self._cover(), self._beside)
 
     def activity(self, step: int | None = None) -> LabFigure:

@@ -1,9 +1,9 @@
 """Follow a run while it goes: paint now and then, and end in order.
 
-Ranks say hundreds of things a second, and a front end can show about five pictures in that time.
-So one thread looks five times a second whether there is news, and paints once for all of it. The
-end is different: it is painted at once, in the thread that delivers it, before `job.result()`
-returns. So whoever waits for the result finds the last picture in place, also headless.
+Ranks say hundreds of things a second, and nobody reads more than a few pictures in that time. So
+one thread looks twice a second whether there is news, and paints once for all of it. The end is
+different: it is painted at once, in the thread that delivers it, before `job.result()` returns. So
+whoever waits for the result finds the last picture in place, also headless.
 """
 
 import threading
@@ -11,12 +11,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from picolab.launch import rundirs
+from picolab.monitoring.alert_history import HistoryTail, read_history
 from picolab.monitoring.event_files import RunFiles, event_files
 from picolab.monitoring.events import Event
+from picolab.monitoring.figures import run_state
 from picolab.monitoring.history import History
 from picolab.monitoring.run_state import ENDED, RunState
 
-PERIOD_S = 0.2
+PERIOD_S = 0.5
 
 
 class Follower:
@@ -29,10 +31,12 @@ class Follower:
         source,
         paint: Callable[[RunState], None] | None,
         end: Callable[[RunState], None],
+        begin: Callable[[], RunState] = RunState,
     ):
+        """begin: makes the state of a run of which nothing was heard yet."""
         self._source, self._paint, self._end = source, paint, end
-        self._history = source.events
-        self.state = RunState(world_size=getattr(source, "world_size", None))
+        self._begin, self._due = begin, False
+        self._start(source.events)
         self._ended = threading.Event()
         self._lock = threading.RLock()
         self._unregister = source.on_event(self._on_event)
@@ -45,18 +49,32 @@ class Follower:
     def going(self) -> bool:
         return not self._ended.is_set()
 
+    def paint_again(self) -> None:
+        """At the next look, whether or not there is news."""
+        self._due = True
+
     def close(self) -> None:
         """Stop following; the run goes on."""
         self._unregister()
         self._ended.set()
 
+    def _start(self, history: History) -> None:
+        self._history, self.state = history, self._begin()
+        self.state.world_size = getattr(self._source, "world_size", None)
+        self._alerts = None
+        if self.state.watch is not None and getattr(self._source, "run_dir", None) is not None:
+            self._alerts = HistoryTail(self._source.run_dir)
+
     def _read(self) -> bool:
         """Take in what is new."""
         history = self._source.events
         if history is not self._history:
-            self._history = history
-            self.state = RunState(world_size=getattr(self._source, "world_size", None))
-        return history.tell(self.state)
+            self._start(history)
+        fresh = history.tell(self.state)
+        told = self._alerts.poll() if self._alerts is not None else []
+        for transition in told:
+            self.state.watch.alert(transition)
+        return fresh or bool(told)
 
     def _on_event(self, event: Event | None) -> None:
         """In the thread that collects the ranks' events: it must not be held up, except by the
@@ -81,7 +99,8 @@ class Follower:
                 if self._source.done:
                     self.close()
                     self._end(self.state)
-                elif fresh:
+                elif fresh or self._due:
+                    self._due = False
                     self._paint(self.state)
 
 
@@ -142,3 +161,34 @@ class RunDirectory:
 
     def _about(self) -> dict:
         return rundirs.describe(self.run_dir)
+
+
+def state_of(source, watch: bool = False) -> RunState:
+    """Of a run that is not followed. To watch one it takes all of its events, and in memory are the
+    newest of a long run: then its files are read once, from the beginning.
+
+    ValueError for files that this version cannot read."""
+    known = None
+    if not isinstance(source, RunDirectory):
+        known = run_state(source, watch)
+        if not (watch and getattr(source.events, "older", 0)):
+            return known
+        source = RunDirectory(source.run_dir)
+    elif not watch:
+        return run_state(source)
+    files, state = RunFiles(source.run_dir), RunState(world_size=source.world_size, watch=True)
+    try:
+        for event in files.poll():
+            state.add(event)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"the events in {source.run_dir} are not as this version of picolab writes them "
+            f"({error!r}); read them with the version that has written them"
+        ) from error
+    if known is not None:
+        state.state, state.error = known.state, known.error
+    elif source.state in ENDED:
+        state.add(Event("state", -1, 0.0, {"state": source.state}))
+    for transition in read_history(source.run_dir):
+        state.watch.alert(transition)
+    return state

@@ -159,7 +159,7 @@ class LiveFigure(FigureWidget):
         """Send the data and what can change of the layout, though nothing has changed here."""
         with self._lock:
             data, layout = copy.deepcopy(self._data), copy.deepcopy(self._layout_obj._props)
-            for name in ("x", "y", "text"):
+            for name in ("x", "y", "z", "text", "hovertext"):
                 having = [index for index, trace in enumerate(data) if name in trace]
                 if having:
                     self._send_restyle_msg({name: [data[i][name] for i in having]}, having)
@@ -168,7 +168,7 @@ class LiveFigure(FigureWidget):
             changes |= {
                 f"{name}.{part}": axis[part]
                 for name, axis in axes.items()
-                for part in ("domain", "range")
+                for part in ("domain", "range", "visible")
                 if part in axis
             }
             self._send_relayout_msg(changes)

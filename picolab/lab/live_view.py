@@ -2,18 +2,20 @@
 
 One figure and a sentence above it. A paint assigns only what changed, in one batch (one message
 instead of one for each attribute), and as numpy arrays, which travel as bytes: lists of 2,000
-points take fifty times as long. At the end a light picture takes the figure's place *inside* the
-view, which is never taken away: a page that was loaded again may know nothing else of the run.
-Only made where there is a front end.
+points take fifty times as long. A part of a panel that a reader has zoomed into stays as it is, and
+a picture that was paused stands while the run goes on. At the end a light picture takes the
+figure's place *inside* the view, which is never taken away: a page that was loaded again may know
+nothing else of the run. Only made where there is a front end.
 """
 
 import html
 import threading
+from collections.abc import Callable
 
-from picolab.monitoring.activity_figure import axes as activity_axes
 from picolab.monitoring.figures import (
     Losses,
     Panels,
+    moving_ranges,
     panels,
     training_arrays,
     training_layout,
@@ -28,13 +30,26 @@ WAITING = "waiting for the first event"
 
 
 class LiveView:
-    def __init__(self, said: str = WAITING):
+    def __init__(self, said: str = WAITING, watch: bool = False, again: Callable | None = None):
+        """again: called when a reader goes on after a pause, so that somebody paints what was
+        missed. Without it there is no pause."""
         import ipywidgets
 
-        self._drawn = panels(RunState())
+        self._drawn = panels(RunState(watch=watch))
         self._arrays = training_arrays(self._drawn)
-        self.sentence = ipywidgets.HTML()
-        self.box = ipywidgets.VBox([self.sentence])
+        self._ranges: dict[str, tuple] = {}  # of axes, as they were set here
+        self._titles: list[str] = []
+        self.sentence = ipywidgets.HTML(layout={"flex": "1 1 0%"})
+        self.pause = ipywidgets.ToggleButton(
+            description="Pause",
+            icon="pause",
+            tooltip="the picture stands and the run goes on",
+            layout={"width": "100px", "flex": "0 0 auto"},
+        )
+        self.pause.observe(lambda change: self._paused(change.new, again), "value")
+        shown = [self.sentence, self.pause] if again is not None else [self.sentence]
+        self._head = ipywidgets.HBox(shown, layout={"align_items": "flex-start"})
+        self.box = ipywidgets.VBox([self._head])
         self.wait(said)
         self.stands = threading.Event()  # a page can draw the figure
         self._figure, self._making = None, threading.RLock()
@@ -56,8 +71,18 @@ class LiveView:
                     layout={**training_layout(self._drawn), "autosize": True},
                 )
                 self._figure._config = {"displaylogo": False}
-                self.box.children = (self.sentence, self._figure)
+                layout = training_layout(self._drawn)
+                self._ranges = _ranges(layout)
+                self._titles = [note["text"] for note in layout["annotations"]]
+                self.box.children = (self._head, self._figure)
             return self._figure
+
+    def _paused(self, paused: bool, again: Callable) -> None:
+        self.pause.description, self.pause.icon = (
+            ("Go on", "play") if paused else ("Pause", "pause")
+        )
+        if not paused:
+            again()
 
     def wait(self, said: str = WAITING) -> None:
         """Say this, with a sign that something goes on, until the run says something itself."""
@@ -69,6 +94,8 @@ class LiveView:
     def paint(self, state: RunState, covers: str = "", beside: Losses | None = None) -> None:
         """Show where the run is now; with `covers`, the lower panels say only this; `beside` are
         the losses of earlier runs."""
+        if self.pause.value:
+            return
         if state.status or not state.is_empty:
             self.say(state.sentence(bool(covers)))
         drawn = panels(state, covers, beside)
@@ -84,18 +111,31 @@ class LiveView:
                         trace[name] = values
             if _shape(drawn) != _shape(self._drawn):
                 layout = training_layout(drawn)
+                titles = [note["text"] for note in layout["annotations"]]
                 # Assigned, since to update a list updates its old items, later in this batch.
                 self.figure.layout.annotations = layout.pop("annotations")
+                self._set_ranges(layout)
                 self.figure.update_layout(layout)
             else:
                 titles = [note["text"] for note in training_layout(drawn)["annotations"]]
-                for shown, title in zip(self.figure.layout.annotations, titles):
-                    if shown.text != title:
-                        shown.text = title
-            ends = tuple(activity_axes(drawn.activity)[0]["range"])
-            if drawn.activity and self.figure.layout.xaxis5.range != ends:
-                self.figure.layout.xaxis5.range = ends  # each step has its own length
+                for place, (shown, title) in enumerate(zip(self._titles, titles)):
+                    if shown != title:
+                        self.figure.layout.annotations[place].text = title
+                layout = moving_ranges(drawn)
+                if layout != moving_ranges(self._drawn):
+                    self._set_ranges(layout)
+                    self.figure.update_layout(layout)
+            self._titles = titles
         self._drawn, self._arrays = drawn, arrays
+
+    def _set_ranges(self, layout: dict) -> None:
+        """Leave out of the layout the range of an axis in which a reader has zoomed since."""
+        for name, ends in _ranges(layout).items():
+            now = self.figure.layout[name].range
+            if name in self._ranges and now is not None and now != self._ranges[name]:
+                del layout[name]["range"]
+            else:
+                self._ranges[name] = ends
 
     def end(self, picture) -> None:
         """The run has ended: this takes the figure's place. The figure itself goes a little later:
@@ -108,7 +148,7 @@ class LiveView:
         timer.start()
 
     def _close(self, figure) -> None:
-        for widget in (figure, self.sentence):
+        for widget in (figure, self.sentence, self.pause, self._head):
             widget.close()
 
 
@@ -129,17 +169,26 @@ def sentence_html(text: str, before: str = "") -> str:
     )
 
 
+def _ranges(layout: dict) -> dict[str, tuple]:
+    return {
+        name: tuple(axis["range"])
+        for name, axis in layout.items()
+        if name[1:5] == "axis" and "range" in axis
+    }
+
+
 def _shape(drawn: Panels) -> tuple:
     """What the layout depends on, besides titles: reasons of the ledger, ranks of the fifth panel,
-    layers of experts, layers with a format."""
+    and what there is below."""
     ranks = len(drawn.activity.bounds) if drawn.activity else 0
-    experts = tuple(drawn.experts.layers.items())
-    return len(drawn.traces[-1]["y"]), ranks, experts, drawn.precision.layers
+    return len(drawn.traces[-1]["y"]), ranks, [section.shape for section in drawn.below]
 
 
 def _same(old, new) -> bool:
-    if isinstance(new, dict):
-        return old == new
+    if getattr(new, "dtype", "O") != "O":
+        import numpy
+
+        return old is not None and numpy.array_equal(old, new, equal_nan=True)
     if old is None or len(old) != len(new):
         return False
     if getattr(new, "ndim", 1) > 1:

@@ -6,6 +6,7 @@ that the true cause can still arrive, and ranks causes before consequences); not
 `timeout` seconds; or the job was stopped. In each of them every process is killed and every
 descriptor closed before the thread ends."""
 
+import contextlib
 import os
 import pickle
 import secrets
@@ -27,10 +28,16 @@ from picolab.launch.surroundings import Surroundings
 from picolab.monitoring import blame
 from picolab.monitoring.beacon import Reading
 from picolab.monitoring.beacon import read as read_beacon
+from picolab.monitoring.standstill import RankThen, Standstill
 
 TICK_S = 0.1
 GRACE_S = 0.4  # after the first failure: time for the true cause to arrive
 LEFT_ALONE_S = 1.0  # a rank returned, and all others stand still in a collective with it
+QUIET_S = (
+    1.0  # a run that is stopped after so long without a sign of life may be asked where it was
+)
+PATIENCE_S = 0.3  # for stacks, where a run has failed and nobody is to wait for long
+_GONE = ("exception", "exit", "signal")  # reports of ranks that are no more
 GOODBYE_S = 2.0  # to end by themselves once all have their results
 GONE_S = 60.0  # the rank server tells when they have; it may be importing, and be slow at it
 
@@ -116,6 +123,7 @@ class Collector:
         self._clock = _Clock()
         self._progress_at = self._clock.now
         self._beacons: dict[int, Reading] = {}
+        self._where: Standstill | None = None  # as a hang was found
 
     # -- what the job calls, from any thread --
 
@@ -170,11 +178,15 @@ class Collector:
                     on_slow_start = None
                 self._check_progress()
             if self._stopping:
+                self._note_where(None)
                 return None
             if all(rank.result is not None for rank in self.ranks):
                 self._say_goodbye()
                 return [unpack_result(rank.result) for rank in self.ranks]
             raise self._failure()
+        except RankFailure as failure:
+            self._note_where(failure)
+            raise
         finally:
             self._leave_nothing()
 
@@ -312,6 +324,43 @@ class Collector:
         if idle > self._timeout and self._failed_at is None:
             self._hang(idle)
 
+    def where(
+        self, quiet_s: float | None = None, patience: float = 1.5, ask: bool = True
+    ) -> Standstill:
+        """Where each rank is: what its beacon has, and its stack if it can still give one. ask
+        False: no stacks. (To ask is a signal, which ends some waits: so beacons are read first.)"""
+        found = {}
+        for rank in self.ranks:
+            then = RankThen.of_beacon(self._run_dir / f"beacon.{rank.rank}")
+            if rank.result is not None:
+                then.state = "returned"
+            elif rank.ended or (rank.report and rank.report.kind in _GONE):
+                then.state = "gone"
+                then.stack = rank.report.traceback if rank.report else ""
+            elif rank.process.pid and stacks.is_stopped(rank.process.pid):
+                then.state = "stopped"
+            found[rank.rank] = then
+        there = {n: pid for n, pid in self.pids().items() if found[n].state != "returned"}
+        there = {n: pid for n, pid in there.items() if found[n].state != "gone"}
+        texts = stacks.ask(there, self._run_dir, patience) if ask else {}
+        for n, text in texts.items():
+            found[n].stack = stacks.name_cells(text)
+            found[n].in_torch = stacks.ends_in_torch_distributed(text)
+        return Standstill(found, quiet_s=quiet_s)
+
+    def _note_where(self, failure: RankFailure | None) -> None:
+        """Into the run directory, while there are ranks to ask: see monitoring/standstill.py. Of a
+        run that was stopped only if it stood still."""
+        idle = self._clock.now - self._progress_at
+        if failure is None and (idle < QUIET_S or not self.ranks):
+            return
+        found = self._where or self.where(idle, PATIENCE_S)
+        if failure is not None:
+            found.failure, found.rank = failure.kind, failure.rank
+            found.what = failure.headline().splitlines()[0]
+        with contextlib.suppress(OSError):  # of a full disk others have spoken
+            found.save(self._run_dir)
+
     def _look_for_early_return(self) -> None:
         returned = {rank.rank for rank in self.ranks if rank.result is not None}
         waiting = [rank for rank in self.ranks if rank.result is None]
@@ -354,15 +403,9 @@ class Collector:
             rank.report.traceback = stacks.name_cells(texts[rank.rank])
 
     def _hang(self, idle: float) -> None:
-        pids = self.pids()
-        stopped = {rank for rank, pid in pids.items() if stacks.is_stopped(pid)}
-        texts = stacks.ask(pids, self._run_dir)
-        blamed = blame.of_hang(
-            self._beacons,
-            returned={rank.rank for rank in self.ranks if rank.result is not None},
-            stopped=stopped,
-            calling={n for n, text in texts.items() if stacks.ends_in_torch_distributed(text)},
-        )
+        found = self._where = self.where(idle)
+        texts = {n: then.stack for n, then in found.ranks.items() if then.stack}
+        blamed = found.blamed()
         lines = [f"no rank made progress for {idle:.0f} s: {blamed.why}. Where each rank is:"]
         for rank in self.ranks:
             reading = self._beacons[rank.rank]
@@ -376,7 +419,8 @@ class Collector:
                 where = "has entered no collective"
             lines.append(f"rank {rank.rank}: {where}")
             lines += [texts[rank.rank]] if rank.rank in texts else []
-        free = [n for n in pids if n not in stopped and not self._beacons[n].inside]
+        free = [n for n in texts if not self._beacons[n].inside]
+        free = [n for n in free if found.ranks[n].state == "running"]
         if free:
             lines.append(
                 f"{blame.ranks(free).capitalize()} may still be computing, in silence: then wait "

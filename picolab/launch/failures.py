@@ -17,6 +17,7 @@ Where nobody failed and nothing moves, monitoring/blame.py looks for the culprit
 import re
 import signal
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from picolab.monitoring import blame
 from picolab.monitoring.beacon import Reading
@@ -70,7 +71,9 @@ class RankFailure(RuntimeError):
     kind: "exception", "exit", "signal", "mismatch" (ranks disagree about a collective), "early
     return", "hang". `.rank` is None where ranks contradict each other and no majority tells which
     of them is wrong. `.consequences` are the other ranks' reports. If the rank raised, `__cause__`
-    is its exception."""
+    is its exception. `.run_dir` has the rest of the story: `pico.diagnose(error)`."""
+
+    run_dir: Path | None = None
 
     def __init__(self, cause: RankReport, consequences: list[RankReport], notes: str = ""):
         self.rank, self.kind, self.traceback = cause.rank, cause.kind, cause.traceback

@@ -24,7 +24,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
-from picolab.launch import payload, rundirs, server, stacks
+from picolab.launch import payload, rundirs, server
 from picolab.launch.collector import Collector
 from picolab.launch.display import Display
 from picolab.launch.failures import RankFailure, Stopped
@@ -34,6 +34,7 @@ from picolab.launch.surroundings import Surroundings, keep_standard_files
 from picolab.launch.turns import Turns
 from picolab.monitoring import Event, History, Table
 from picolab.monitoring.event_files import lengths
+from picolab.monitoring.standstill import Standstill
 from picolab.show.files import private
 from picolab.show.plain import put
 
@@ -236,14 +237,14 @@ class Job:
         self._stop()
         return f"job {self.id} ({self.name}) was stopped after {self.seconds:.1f} s"
 
-    def where(self) -> "Where":
-        """Where each rank is right now: its stack, and the collective it is in."""
+    def where(self, ask: bool = True) -> "Where":
+        """Where each rank is right now: its stack, and the collective it is in. ask False: without
+        the stacks, for which ranks are sent a signal."""
         if self.done:
             raise ValueError(
                 f"job {self.id} ({self.name}) has ended ({self.state}): no rank is left to ask"
             )
-        texts = stacks.ask(self._collector.pids(), self.run_dir)
-        return Where({rank: stacks.name_cells(text) for rank, text in texts.items()}, self.run_dir)
+        return Where(self._collector.where(ask=ask))
 
     def on_event(self, callback: Callable[[Event], None]) -> Callable[[], None]:
         """Call `callback(event)` for each event from now on, in the collecting thread. Returns
@@ -274,6 +275,8 @@ class Job:
             self._error = (
                 error if isinstance(error, RankFailure | OSError | ImportError) else _wrap(error)
             )
+            if isinstance(self._error, RankFailure):
+                self._error.run_dir = self.run_dir
             self._finish(display, "failed")
         else:
             if values is not None:
@@ -398,11 +401,10 @@ class JobList(list):
 class Where:
     """The stacks of a running job, and the last collective each rank entered."""
 
-    def __init__(self, stacks: dict[int, str], run_dir: Path):
-        from picolab.monitoring.beacon import read
-
-        self.stacks = stacks
-        self.collectives = {rank: read(run_dir / f"beacon.{rank}") for rank in stacks}
+    def __init__(self, found: Standstill):
+        self.found = found
+        self.stacks = {rank: then.stack for rank, then in found.ranks.items() if then.stack}
+        self.collectives = {rank: found.ranks[rank].reading for rank in self.stacks}
 
     def __repr__(self) -> str:
         parts = []

@@ -6,6 +6,8 @@
         run.json              what was started, when, by which process, how it ended
         events.RANK.jsonl     the rank's events (`monitoring.Event`), one line each
         rank.RANK.log         everything the rank printed
+        alerts.jsonl          what a monitor told of it (`monitoring.AlertManager`), if one watched
+        where.json            of a run that failed: where each rank was (monitoring/standstill.py)
 
 `picolab runs ls` lists them, `picolab runs rm NAME...` removes them. A run that is still going is
 never removed. Nobody else may look: folders are made with mode 0700, files with 0600. A folder that
@@ -193,6 +195,20 @@ def ls() -> list[Path]:
     return sorted(path for path in root().iterdir() if _NAME.match(path.name) and _is_folder(path))
 
 
+def find(name: str) -> Path:
+    """A path, or the name of a run; "": the newest run. ValueError if there is none."""
+    if name:
+        path = Path(name).expanduser()
+        path = path if path.is_dir() or path.name != name else root() / name
+    else:
+        path = next(reversed(ls()), None)
+    if path is None:
+        raise ValueError(f"there is no run in {root()}; picolab train makes one")
+    if not path.is_dir():
+        raise ValueError(f"there is no run directory {path}; `picolab runs ls` lists the runs")
+    return path
+
+
 def _is_folder(path: Path) -> bool:
     """And no link to one."""
     return stat.S_ISDIR(path.lstat().st_mode)
@@ -236,7 +252,8 @@ def remove(names: list[str]) -> list[Path]:
 _NAME = re.compile(r"\d{8}-\d{6}-\d{4}-")
 # What is written into a run directory.
 _OURS = re.compile(
-    r"(rank|events|beacon|stack|result|error)\.\d+(\.\w+)?$|(run\.json|payload\.pkl|held)$"
+    r"(rank|events|beacon|stack|result|error)\.\d+(\.\w+)?$|(run\.json|where\.json|payload\.pkl|held)$"
+    r"|alerts\.(jsonl|state\.json)$"
 )
 
 

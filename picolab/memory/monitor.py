@@ -15,7 +15,7 @@ the second is looked at.
                backward) and between (sums over the ranks, the update)
     kept       bytes that each module's operators left for the backward pass, of one micro-batch
                after the other, added up
-    timeline   [seconds, bytes of each category], thinned out
+    timeline   [seconds, bytes of each category], thinned out; the peak stays
 """
 
 from collections.abc import Iterable, Sequence
@@ -155,7 +155,7 @@ def call_copies(watch: Watch, model: torch.nn.Module) -> None:
 def told(watch: RunWatch) -> dict[str, Any]:
     """What a watch saw, as an event says it."""
     most, at_peak, timeline = dict.fromkeys(CATEGORIES, 0), {}, []
-    phases, peak = dict.fromkeys(PHASES, 0), 0
+    phases, peak, top = dict.fromkeys(PHASES, 0), 0, 0
     begin = watch.begin
     every = max(1, (len(watch.changes) - begin) // POINTS)
     first = watch.changes[begin][3] if len(watch.changes) > begin else 0.0
@@ -168,8 +168,10 @@ def told(watch: RunWatch) -> dict[str, Any]:
         phases[phase] = max(phases[phase], total)
         if total > peak:
             peak, at_peak = total, dict(alive)
-        if (at - begin) % every == 0:
-            timeline.append([round(when - first, 6), *alive.values()])
+        starts = not timeline or (at - begin) % every == 0
+        if starts or total > top:  # of so many changes in a row, the one with most alive
+            top, point = total, [round(when - first, 6), *alive.values()]
+            timeline[len(timeline) - (not starts) :] = [point]
     kept: dict[str, int] = {}
     for life, grown, _, _ in watch.changes[begin:]:
         if grown > 0 and life.category == "activations":

@@ -15,9 +15,11 @@ from picolab.monitoring.observer import Observer, StepReport
 from picolab.show.table import Table
 
 _LAZY = {
+    "AlertManager": "alerts",
     "Anomaly": "anomalies",
     "AnomalyDetector": "anomalies",
     "BasicMonitoringSystem": "system",
+    "BasicVisualization": "visualization",
     "MetricsCollector": "collector",
 }
 

@@ -40,14 +40,15 @@ that are asked has more to do, which is told apart in experts.py.
 import math
 import statistics
 from collections import defaultdict, deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from picolab.monitoring import rules
-from picolab.monitoring.blame import odd_one_out
+from picolab.monitoring.blame import UNEVEN, odd_one_out
 from picolab.monitoring.events import Event
 from picolab.monitoring.ledger import Entry
+from picolab.monitoring.series import Binned, largest_of_each
 from picolab.monitoring.step_split import waiting_of
 from picolab.specs import Layout
 
@@ -59,13 +60,17 @@ NOISE, SWING = 2.5, 20  # and so many times what it goes up and down by; steps t
 STEP_SHARE = 0.06  # of a step: less than this is not worth a word
 BUSY = 0.20  # of a step, in which a rank waits for a core: more is a busy host
 SETTLE = 12  # steps that a slow run waits for its cause, which may be found by then
-UNEVEN = ("all_to_all",)  # of which ranks may send different sizes
+LATE_COLUMNS = 200  # of steps, of which it is kept how late each rank was
 # How a run ended -> what it is called here. (An exception is its program's own, and says it.)
 FAILURES = {
     "hang": "hang", "signal": "dead rank", "exit": "dead rank", "mismatch": "mismatch",
     "early return": "desync",
 }  # fmt: skip
 CAUSES = ("slow rank", "late data", "slow link", "busy host")
+NAMES = (
+    "not finite", "loss spike", "gradient spike", *CAUSES, "slow run", "leak", "desync",
+    "expert collapse", "plateau", "divergence", "silent rank", "hang", "dead rank", "mismatch",
+)  # fmt: skip
 
 
 class Anomaly(NamedTuple):
@@ -101,8 +106,15 @@ class AnomalyDetector:
     def __init__(self, world_size: int | None = None):
         self.world_size = world_size
         self.found: list[Anomaly] = []
+        self.late = Binned(LATE_COLUMNS, largest_of_each)
+        """By step: rank -> how late it came to its collectives, in shares of the step."""
+        self.work: dict[int, Work] = {}
+        """Of the newest step that was judged."""
+        self._lasting: list[Anomaly] = []
+        self._missing: set[int] = set()
         self._steps: dict[int, _Step] = defaultdict(_Step)
         self._layout: Layout | None = None
+        self._alike: dict[int, list[int]] = {}  # rank -> those that do the same work
         self._judged = -1
         self._not_heard: set[int] = set()
         self._losses = defaultdict(rules.Spike)
@@ -137,7 +149,35 @@ class AnomalyDetector:
         elif event.kind == "state" and event.data.get("failure") in FAILURES:
             found = self._ended(event.data)
         self.found += found
+        self._lasting += found
         return found
+
+    @property
+    def judged(self) -> int:
+        """The newest step that all ranks (or all that are still heard) have told."""
+        return self._judged
+
+    @property
+    def going_on(self) -> list[Anomaly]:
+        """What was found and has not ended. (A finding is told once; a spike is over at once.)"""
+        self._lasting = [anomaly for anomaly in self._lasting if self._goes_on(anomaly)]
+        return list(self._lasting)
+
+    def _goes_on(self, anomaly: Anomaly) -> bool:
+        match anomaly.name:
+            case "slow rank" | "late data":
+                return self._late[anomaly.ranks[0]].going_on
+            case "slow link":
+                return self._links[anomaly.ranks].going_on
+            case "busy host":
+                return self._busy.going_on
+            case "expert collapse":
+                return any(of_layer.going_on for of_layer in self._experts.values())
+            case "not finite":
+                return set(anomaly.ranks) <= self._broken
+            case "silent rank":
+                return set(anomaly.ranks) <= self._missing
+        return anomaly.name in ("dead rank", "mismatch")
 
     def _ended(self, data: dict) -> list[Anomaly]:
         rank, name = data["rank"], FAILURES[data["failure"]]
@@ -173,13 +213,15 @@ class AnomalyDetector:
     def _silent(self, step: int, missing: list[int]) -> list[Anomaly]:
         """Others have told many steps since: its file is missing, or its disk is full. The steps
         are judged without it."""
+        self._missing = set(missing)
         new = [rank for rank in missing if rank not in self._not_heard]
         self._not_heard |= set(new)
         text = "rank {} tells nothing of its steps, while others go on"
         return [Anomaly("silent rank", step, (rank,), text.format(rank)) for rank in new]
 
     def _judge(self, step: int, of: _Step) -> list[Anomaly]:
-        found = self._desync(step, of) + self._spikes(step, of.said)
+        found = desync(step, {r: of.entries.get(r, ()) for r in of.said})
+        found += self._spikes(step, of.said)
         found += self._memory_of(step, of.said)
         if step:  # the first warms up
             found += self._late_ranks(step, of) + self._slow_links(step, of.entries)
@@ -249,34 +291,13 @@ class AnomalyDetector:
 
     # -- collectives --
 
-    def _desync(self, step: int, of: _Step) -> list[Anomaly]:
-        calls = {
-            rank: [
-                ((e.axis, e.ranks), (e.op, e.dtype, e.op in UNEVEN or e.payload_bytes, e.reason))
-                for e in of.entries.get(rank, ())
-                if e.op not in ("send", "recv")
-            ]
-            for rank in of.said
-        }
-        found = []
-        for group, did in rules.odd_calls(calls).items():
-            odd = odd_one_out(did)
-            axis, counts = group[0], {rank: len(what) for rank, what in did.items()}
-            if len(set(counts.values())) > 1:
-                how = ", ".join(f"rank {r}: {n}" for r, n in sorted(counts.items()))
-                text = f"ranks differ in how many collectives over {axis} they did ({how})"
-            else:
-                text = f"ranks did different collectives over {axis}"
-            text += "" if odd is None else f"; rank {odd} is the odd one"
-            found.append(Anomaly("desync", step, () if odd is None else (odd,), text))
-        return found
-
     def _late_ranks(self, step: int, of: _Step) -> list[Anomaly]:
         if len(of.said) < 2:
             return []  # late is a word for several
         if self._layout.ep > 1:
             return []  # who has the experts that are asked has more to do (see experts.py)
         work = {rank: work_of(data, of.entries.get(rank, ())) for rank, data in of.said.items()}
+        self.work = work
         seconds = statistics.fmean(data["seconds"] for data in of.said.values())
         beyond = {rank: self._beyond_usual(rank, part.own) for rank, part in work.items()}
         late: dict[int, float] = {}
@@ -284,6 +305,8 @@ class AnomalyDetector:
             others = [r for r in self._peers(rank) or work if r in work and r != rank]
             if others and all(beyond[r] is not None for r in (rank, *others)):
                 late[rank] = beyond[rank] - statistics.median(beyond[r] for r in others)
+        if late and seconds:
+            self.late.add(step, {rank: by / seconds for rank, by in late.items()})
         # Neighbours that take cores take caches, too, which no clock tells: by how much a rank goes
         # up and down here with nobody late, says what is much.
         above = {}
@@ -327,15 +350,20 @@ class AnomalyDetector:
 
     def _peers(self, rank: int) -> list[int]:
         """The others that do the same work: those in the same stage."""
-        stage = self._layout.coordinates(rank)["pp"]
-        ranks = [r for r in range(self.world_size) if self._layout.coordinates(r)["pp"] == stage]
-        return [r for r in ranks if r != rank]
+        if rank not in self._alike:
+            ranks = range(self.world_size)
+            stages = {other: self._layout.coordinates(other)["pp"] for other in ranks}
+            alike = [r for r in ranks if stages[r] == stages[rank] and r != rank]
+            self._alike[rank] = alike
+        return self._alike[rank]
 
     def _slow_links(self, step: int, entries: Mapping[int, list[Entry]]) -> list[Anomaly]:
         """A message takes from when both ends are there until it has come; what the receiver waited
         for a core is the host's."""
         times: dict[tuple[int, int], list[float]] = defaultdict(list)
-        for entry, waited in waiting_of(e for of_rank in entries.values() for e in of_rank):
+        of_all = [entry for of_rank in entries.values() for entry in of_rank]
+        messages = any(entry.op == "recv" for entry in of_all)
+        for entry, waited in waiting_of(of_all) if messages else ():
             if entry.op == "recv" and entry.peer is not None and entry.seconds:
                 taken = entry.exposed_s - waited - (entry.queued_s or 0.0)
                 times[entry.peer, entry.rank].append(max(0.0, taken))
@@ -388,6 +416,30 @@ class AnomalyDetector:
         if self._cause_at >= slow.step - SETTLE:
             return []
         return [slow._replace(step=step)]
+
+
+def desync(step: int, entries: Mapping[int, Sequence[Entry]]) -> list[Anomaly]:
+    """Groups whose ranks did not do the same collectives in a step. entries: of each rank."""
+    calls = {
+        rank: [
+            ((e.axis, e.ranks), (e.op, e.dtype, e.op in UNEVEN or e.payload_bytes, e.reason))
+            for e in of_rank
+            if e.op not in ("send", "recv")
+        ]
+        for rank, of_rank in entries.items()
+    }
+    found = []
+    for group, did in rules.odd_calls(calls).items():
+        odd = odd_one_out(did)
+        axis, counts = group[0], {rank: len(what) for rank, what in did.items()}
+        if len(set(counts.values())) > 1:
+            how = ", ".join(f"rank {r}: {n}" for r, n in sorted(counts.items()))
+            text = f"ranks differ in how many collectives over {axis} they did ({how})"
+        else:
+            text = f"ranks did different collectives over {axis}"
+        text += "" if odd is None else f"; rank {odd} is the odd one"
+        found.append(Anomaly("desync", step, () if odd is None else (odd,), text))
+    return found
 
 
 def work_of(said: dict, entries: list[Entry]) -> Work:

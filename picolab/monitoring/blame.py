@@ -4,22 +4,28 @@ When nothing moves, most ranks stand in a collective and wait, and the loudest t
 that they look alike. The evidence is in who does *not*. In this order, the first that speaks:
 
 1. a rank that the system shows as stopped (SIGSTOP): nothing goes on without it;
-2. a rank that has returned, and that another one waits for: it will never come;
-3. a rank that is in no collective, and that another one waits for;
-4. the only rank that is missing from a collective which at least two of its group are in: it is in
+2. the only rank that did something else than the others of its group under the same number: another
+   operation, size or type, for another reason or in another step (`first_difference`);
+3. a rank that has returned, and that another one waits for: it will never come;
+4. a rank that is in no collective, and that another one waits for;
+5. the only rank that is missing from a collective which at least two of its group are in: it is in
    one of another operation, shape or group.
 
-Whom a rank waits for is read from its beacon (`monitoring/beacon.py`): the group of the
-collective it is in, or the peer. With two ranks that differ there is no majority, so neither is
-named. Nor is anybody if all are in the same collective, or all outside: then their stacks are what
-there is. To name the first rank in such cases would send the reader to correct code."""
+Whom a rank waits for is read from its beacon (`monitoring/beacon.py`): the peer, or those of the
+group of the collective it is in who have not entered as many of that group. With two ranks that
+differ there is no majority, so neither is named. Nor is anybody if all are in the same collective,
+or all outside: then their stacks are what there is. To name the first rank in such cases would send
+the reader to correct code."""
 
 import re
-from collections import Counter
-from collections.abc import Collection, Hashable, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from typing import NamedTuple
 
-from picolab.monitoring.beacon import Reading
+from picolab.monitoring.beacon import Call, Reading, parse
+
+UNEVEN = ("all_to_all", "all_to_all_single")  # of which ranks may send different sizes
+Calls = Mapping[int, Sequence[Call]]
 
 
 class Blame(NamedTuple):
@@ -33,11 +39,23 @@ class Blame(NamedTuple):
         return self.suspects[0] if len(self.suspects) == 1 else None
 
 
+class Difference(NamedTuple):
+    """Calls that should be one and the same, and are not: rank -> call."""
+
+    calls: dict[int, Call]
+
+    @property
+    def rank(self) -> int | None:
+        """The only one that did something else; None if there is no majority."""
+        return odd_one_out({rank: sense(call) for rank, call in self.calls.items()})
+
+
 def of_hang(
     readings: Mapping[int, Reading],
     returned: Collection[int] = (),
     stopped: Collection[int] = (),
     calling: Collection[int] = (),
+    calls: Calls | None = None,
 ) -> Blame:
     """Whom to blame, by the rules above.
 
@@ -45,16 +63,20 @@ def of_hang(
     returned  the ranks whose function has ended
     stopped   the ranks that the system shows as stopped
     calling   the ranks whose stack ends inside torch.distributed: they are in a call, whatever
-              the beacon says (not every call of torch's is written to it)"""
+              the beacon says (not every call of torch's is written to it)
+    calls     each rank's newest calls"""
     there = set(readings) - set(returned)
     inside = {rank for rank in there if readings[rank].inside}
     # A batch is written when it is issued; that somebody waits for it is not.
     unseen = {rank for rank in there if readings[rank].text.startswith("batch_isend_irecv")}
     outside = there - inside - unseen - set(calling)
-    awaited = {peer for rank in inside for peer in _awaits(rank, readings)}
+    awaited = {peer for rank in inside for peer in awaits(rank, readings, calls or {})}
+    difference = first_difference(calls or {})
+    odd = set() if difference is None or difference.rank is None else {difference.rank}
 
     for suspects, what in (
         (there & set(stopped), "stopped by a signal (SIGSTOP)"),
+        (odd, "elsewhere than the others of the group"),
         (awaited & set(returned), "no longer there, having returned, and others wait for {}"),
         (awaited & outside, "in no collective, and others wait for {}"),
         (_only_one_missing(readings, inside), "elsewhere than the others of the group"),
@@ -87,8 +109,7 @@ def ranks(numbers: Collection[int]) -> str:
 
 def group(reading: Reading) -> set[int]:
     """The ranks of the collective that a beacon's text names; empty if it names none."""
-    listed = re.search(r"\branks \(([\d, ]*)", reading.text)
-    return set(map(int, re.findall(r"\d+", listed[1]))) if listed else set()
+    return set(parse(reading.text).ranks)
 
 
 def signature(reading: Reading) -> str:
@@ -99,29 +120,67 @@ def signature(reading: Reading) -> str:
     return re.sub(r" of ranks \([\d, ]*\)", "", text)
 
 
-_PEER = re.compile(r" (?:to|from) (\d+)")
-_BETWEEN_TWO = re.compile(r"i?(?:send|recv)\b")
+def sense(call: Call) -> tuple:
+    """What all ranks of a group should agree on in a call of the same number."""
+    what = call.what
+    return what.op, what.dtype, what.op not in UNEVEN and what.shape, what.reason, call.step
 
 
-def _awaits(rank: int, readings: Mapping[int, Reading]) -> set[int]:
+def first_difference(calls: Calls) -> Difference | None:
+    """The first call, of those that are still known, in which ranks of a group parted ways."""
+    same: dict[tuple, dict[int, Call]] = defaultdict(dict)
+    for rank, of_rank in calls.items():
+        for call in of_rank:
+            if call.number and not call.what.is_message:
+                same[call.group, call.number][rank] = call
+    differ = [of for of in same.values() if len({sense(call) for call in of.values()}) > 1]
+    first = min(differ, key=lambda of: min(call.place for call in of.values()), default=None)
+    return first and Difference(first)
+
+
+def standing(reading: Reading, calls: Sequence[Call]) -> Call | None:
+    """The call in which a rank stands still, if it is known."""
+    return next((call for call in calls if call.place == reading.waits), None)
+
+
+def entered(call: Call, rank: int, other: int, calls: Sequence[Call]) -> int:
+    """How many calls of the kind that `rank` stands in `other` has entered: of a receive, how many
+    it sent to this rank. 0 if none is known."""
+    group = call.group
+    if call.what.is_message:
+        group = (*group[:2], "recv" if group[2] == "send" else "send", rank)
+    return max((known.number for known in calls if known.group == group), default=0)
+
+
+def missing(rank: int, readings: Mapping[int, Reading], calls: Calls) -> set[int]:
+    """Those who have not entered the call that this rank stands in; nobody, where numbers do not
+    tell."""
+    call, what = standing(readings[rank], calls.get(rank, ())), parse(readings[rank].text)
+    if call is None or not call.number or (what.peers and not what.is_message):
+        return set()
+    others = set(what.peers or what.ranks) & set(readings) - {rank}
+    return {o for o in others if entered(call, rank, o, calls.get(o, ())) < call.number}
+
+
+def awaits(rank: int, readings: Mapping[int, Reading], calls: Calls) -> set[int]:
     """Those without whom the call that this rank is in may not end."""
-    reading = readings[rank]
-    peers = set(map(int, _PEER.findall(reading.text)))
-    return (peers or group(reading) or set(readings)) - {rank}
+    what = parse(readings[rank].text)
+    others = set(what.peers) or set(what.ranks) or set(readings)
+    return missing(rank, readings, calls) or others - {rank}
 
 
 def _only_one_missing(readings: Mapping[int, Reading], inside: set[int]) -> set[int]:
-    """Rule 4. If two collectives miss one each, that speaks against nobody."""
+    """Rule 5. If two collectives miss one each, that speaks against nobody."""
     calls: dict[tuple, set[int]] = {}
     for rank in inside:
         reading = readings[rank]
-        if not _BETWEEN_TWO.match(reading.text):
+        if parse(reading.text).op.lstrip("i") not in ("send", "recv"):
             call = (frozenset(group(reading)), signature(reading))
             calls.setdefault(call, set()).add(rank)
-    missing = {
+    alone = {
         rank
         for (members, _), here in calls.items()
         for rank in members - here
         if len(here) >= 2 and len(members - here) == 1
     }
-    return missing if len(missing) == 1 else set()
+    return alone if len(alone) == 1 else set()

@@ -141,11 +141,16 @@ class MetricsCollector:
 
     def over_ranks(self, name: str, step: int | None = None, label: str = "") -> OverRanks | None:
         """At this step (None: the newest); None if no rank told it."""
+        by_rank = self.of_ranks(name, step, label)
+        return OverRanks.of(by_rank) if by_rank else None
+
+    def of_ranks(self, name: str, step: int | None = None, label: str = "") -> dict[int, float]:
+        """rank -> value at this step (None: the newest), of the ranks that told it."""
         self._known(name)
         by_step = self._values.get((name, label), {})
         if step is None and by_step:
             step = max(by_step)
-        return OverRanks.of(by_step[step]) if step in by_step else None
+        return dict(by_step.get(step, {}))
 
     def total(self, name: str, label: str = "", rank: int | None = None) -> float:
         """Of a counter, over the whole run: of this rank, or of all together (of what every rank

@@ -149,13 +149,24 @@ def first_events(
 
 
 def event_of(line: bytes) -> Event | None:
-    """None of a line that was cut off."""
+    """None of a line that was cut off. ValueError of one that another version has written."""
     try:
         event = Event.from_json(line)
     except ValueError:
         return None
-    if event.kind == "ledger":
-        event.data["entries"] = Ledger(event.data["entries"]).entries
+    except TypeError:
+        event = None  # whole, and with other fields
+    try:
+        if event is not None and event.kind == "ledger":
+            event.data["entries"] = Ledger(event.data["entries"]).entries
+    except (TypeError, KeyError, ValueError):
+        event = None
+    if event is None:
+        begin = line[:60].decode(errors="replace")
+        raise ValueError(
+            f"this run was written by another version of picolab: {begin}... is none of its events "
+            f"as this version ({', '.join(Event._fields)}) knows them; read it with that version"
+        )
     return event
 
 

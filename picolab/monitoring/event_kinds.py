@@ -39,6 +39,13 @@ KINDS: dict[str, tuple[str, dict[str, str]]] = {
             "skipped": "true: all ranks agreed not to update",
         },
     ),
+    "settings": (
+        "what a run was started with, by rank 0, before its first step",
+        {
+            "settings": "name -> value, as text where JSON has no word for it",
+            "flops_per_token": "operations of forward and backward, by `costs.flops_per_token`",
+        },
+    ),
     "not finite": (
         "the run stops at this step, by each rank; in place of its step",
         {
@@ -135,6 +142,14 @@ KINDS: dict[str, tuple[str, dict[str, str]]] = {
             "least": "bytes: the smallest budget that could be kept",
             "frontier": "list of [bytes, s, choices], none better in both than another",
             "blocks": "of each block: choice -> what was measured",
+        },
+    ),
+    "trace": (
+        "one step, module by module (debug/step_trace.py)",
+        {
+            "step": "number",
+            "layout": "as text",
+            "points": "list of [kind, name, micro-batch, slice, norm, sum]; norm and sum in fp64",
         },
     ),
     "garbage": (

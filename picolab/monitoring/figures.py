@@ -5,8 +5,10 @@ Each builder takes a list of events, a `RunState`, or anything with `.events` (a
 and returns a `LabFigure`. A figure's title is what it found, not what it shows. `panels` gives
 the same four panels as plain arrays, in a fixed order of traces, which is what the live dashboard
 assigns at each paint. Below them come more where a run has told of them: the newest step in time
-(activity_figure.py, a pipeline), the experts (experts_figure.py), and the format of each layer
-(precision_figure.py).
+(activity_figure.py, a pipeline), the experts (experts_figure.py), the format of each layer
+(precision_figure.py), and where bytes go (memory_figure.py); and, of a run that is watched
+(`RunState(watch=True)`), who comes late and what was found (watch_figure.py), with marks on the
+loss.
 
 The figures of a schedule (`gantt`, `schedule_slider`, `schedule_figure`) live beside this file and
 are offered here too.
@@ -14,9 +16,10 @@ are offered here too.
 
 import math
 from collections.abc import Mapping
+from types import ModuleType
 from typing import NamedTuple
 
-from picolab.monitoring import experts_figure, precision_figure
+from picolab.monitoring import experts_figure, memory_figure, precision_figure, watch_figure
 from picolab.monitoring.activity import Activity
 from picolab.monitoring.activity_figure import (
     MAX_BARS,
@@ -26,6 +29,7 @@ from picolab.monitoring.activity_figure import (
 from picolab.monitoring.activity_figure import arrays as activity_arrays
 from picolab.monitoring.activity_figure import axes as activity_axes
 from picolab.monitoring.activity_figure import traces as activity_traces
+from picolab.monitoring.alert_history import read_history
 from picolab.monitoring.gantt_figure import gantt
 from picolab.monitoring.history import History
 from picolab.monitoring.run_state import RunState, decimate
@@ -52,6 +56,7 @@ __all__ = [
     "gantt",
     "ledger_figure",
     "loss_figure",
+    "memory",
     "panels",
     "precision",
     "schedule_figure",
@@ -83,7 +88,54 @@ class Panels(NamedTuple):
     experts: experts_figure.Drawn
     """Of a model with experts three more panels, below those; else empty ones."""
     precision: precision_figure.Drawn
-    """Of a run with adaptive precision two more, below all others; else empty ones."""
+    """Of a run with adaptive precision two more, below those; else empty ones."""
+    memory: memory_figure.Drawn
+    """Of a run whose memory is looked at two more, below those; else empty ones."""
+    watch: watch_figure.Drawn | None
+    """Of a run that is watched some more, below all others, and marks on the loss."""
+
+    @property
+    def below(self) -> list["_Section"]:
+        """The groups of panels below the newest step, from top to bottom."""
+        experts, formats, bytes_, watched = self.experts, self.precision, self.memory, self.watch
+        found = [
+            _Section(experts_figure, experts, experts.layers, 64, experts_figure.HEIGHT),
+            _Section(precision_figure, formats, formats.layers, 92, precision_figure.HEIGHT),
+            _Section(memory_figure, bytes_, bytes_.ranks, 92, memory_figure.HEIGHT),
+        ]
+        if watched is not None:
+            height = watch_figure.height(watched.shape)
+            found.append(_Section(watch_figure, watched, watched.shape, 92, height))
+        return found
+
+
+class _Section(NamedTuple):
+    """A group of panels that only some runs have."""
+
+    module: ModuleType
+    drawn: NamedTuple
+    shape: object
+    """What its axes depend on; nothing in it: it is not there."""
+    above: int
+    """pixels, for the titles"""
+    height: int
+
+    def domains(self, low: float, high: float) -> list:
+        if self.module is watch_figure:
+            return watch_figure.domains(low, high, _LEFT, _RIGHT, self.shape)
+        return self.module.domains(low, high, _LEFT, _RIGHT)
+
+    @property
+    def there(self) -> list[bool]:
+        """Of each of its panels."""
+        if self.module is watch_figure and self.shape:
+            return [panel in self.shape.there for panel in range(watch_figure.AXES)]
+        return [bool(self.shape)] * self.module.AXES
+
+    def letters(self, panel: int) -> int:
+        """In a line of the panel's title."""
+        whole = self.module is watch_figure and panel == watch_figure.FINDINGS
+        return LETTERS if whole else _TITLE
 
 
 def panels(source, covers: str = "", beside: Losses | None = None) -> Panels:
@@ -95,7 +147,7 @@ def panels(source, covers: str = "", beside: Losses | None = None) -> Panels:
     drawn = [_loss(state), _speed(state), _split(shown), _ledger(shown)]
     if covers:
         drawn[2:] = [(traces, covers) for traces, _ in drawn[2:]]
-    activity = shown.activity() if "pp" in shown.message_axes() else None
+    activity = shown.pipeline_step()
     if activity is not None and len(activity.intervals) > MAX_BARS:
         activity = None
     titles = [title for _, title in drawn]
@@ -108,6 +160,8 @@ def panels(source, covers: str = "", beside: Losses | None = None) -> Panels:
         _ghosts(beside),
         experts_figure.drawn(shown.experts),
         precision_figure.drawn(shown.precision),
+        memory_figure.drawn(shown.memory),
+        watch_figure.drawn(state, bool(covers)) if state.watch is not None else None,
     )
 
 
@@ -144,22 +198,32 @@ def precision(source) -> LabFigure:
     return precision_figure.precision_figure(run_state(source).precision)
 
 
-def training_figure(source, covers: str = "", beside: Losses | None = None) -> LabFigure:
+def memory(source) -> LabFigure:
+    """A step's live bytes in time, by category, and each rank's at its peak. ValueError without a
+    `MemoryMonitor`."""
+    return memory_figure.memory_figure(run_state(source).memory)
+
+
+def training_figure(
+    source, covers: str = "", beside: Losses | None = None, headed: bool = True
+) -> LabFigure:
     """The four panels together, under the sentence that says where the run is. With `covers`, the
     two lower ones say only this, in the picture and in the text. `beside`: the losses of earlier
-    runs by name, drawn in grey.
+    runs by name, drawn in grey. Without `headed` the sentence is in the text only.
     """
     state = run_state(source)
     text = training_text(state, covers, beside)
-    return LabFigure(text, lambda: _training(state, covers, beside))
+    heading = state.sentence(bool(covers)) if headed else ""
+    return LabFigure(text, lambda: _training(state, covers, beside, heading))
 
 
-def run_state(source) -> RunState:
-    """A RunState of whatever carries events."""
+def run_state(source, watch: bool = False) -> RunState:
+    """A RunState of whatever carries events. watch: with what a monitor looks at, and the alerts
+    that one has left in the run's folder. (Given a RunState, that one.)"""
     if isinstance(source, RunState):
         return source
     events = getattr(source, "events", source)
-    state = RunState(world_size=getattr(source, "world_size", None))
+    state = RunState(world_size=getattr(source, "world_size", None), watch=watch)
     if isinstance(events, History):
         events.tell(state)
     else:
@@ -167,6 +231,10 @@ def run_state(source) -> RunState:
             state.add(event)
     if not hasattr(source, "state") and state.state == "running":
         state.state = "done"  # a result, or a list that was kept: nothing more will come
+    folder = getattr(source, "run_dir", None)
+    if watch and folder is not None:
+        for transition in read_history(folder):
+            state.watch.alert(transition)
     return state
 
 
@@ -210,6 +278,10 @@ def training_text(state: RunState, covers: str = "", beside: Losses | None = Non
         parts.append(experts_figure.text(state.experts))
     if state.precision and not covers:
         parts.append(precision_figure.text(state.precision))
+    if state.memory and not covers:
+        parts.append(memory_figure.text(state.memory))
+    if state.watch is not None and not covers:
+        parts += filter(None, [watch_figure.text(state)])
     if beside:
         rows = [[name, len(losses), losses[max(losses)]] for name, losses in beside.items()]
         parts.append(f"earlier runs\n{Table(['layout', 'steps', 'last loss'], rows)}")
@@ -220,20 +292,19 @@ def training_text(state: RunState, covers: str = "", beside: Losses | None = Non
 
 
 def _loss(state: RunState):
-    steps = sorted(state.losses)
-    values = [state.losses[s] for s in steps]
-    x, y = _arrays(*decimate(steps, values))
-    smooth = _ema(values) if len(values) >= _SMOOTH_FROM else []
-    sx, sy = _arrays(*decimate(steps[: len(smooth)], smooth))
+    values = state.losses
+    x, y = _arrays(*values.points())
+    smooth = values.smoothed() if len(values) >= _SMOOTH_FROM else ([], [])
+    sx, sy = _arrays(*smooth)
     # After so many steps: comparable with the training loss of the step that comes next.
     ex, ey = _arrays(list(state.eval_losses), list(state.eval_losses.values()))
     title = "loss: no step yet"
     if len(values) == 1:
-        title = f"loss {values[0]:.3f} after the first step"
+        title = f"loss {values[values.last]:.3f} after the first step"
     elif values:
         # One noisy step is no headline where the smoothed line is drawn.
-        end = f"{smooth[-1]:.3f} (smoothed)" if smooth else f"{values[-1]:.3f}"
-        title = f"loss {values[0]:.3f} → {end} in {len(values)} steps"
+        end = f"{values.now:.3f} (smoothed)" if len(sy) else f"{values[values.last]:.3f}"
+        title = f"loss {next(iter(values.values())):.3f} → {end} in {len(values)} steps"
     if state.eval_losses:
         title += f"; held-out text {state.eval_losses[max(state.eval_losses)]:.3f} ◆"
     return [{"x": x, "y": y}, {"x": sx, "y": sy}, {"x": ex, "y": ey}], title
@@ -255,11 +326,11 @@ def _ghosts(beside: Losses | None) -> dict:
 
 
 def _speed(state: RunState):
-    steps = sorted(state.tokens_per_s)
-    values = [state.tokens_per_s[s] for s in steps]
-    x, y = _arrays(*decimate(steps, values))
+    x, y = _arrays(*state.tokens_per_s.points())
     speed = state.speed()
     title = "tokens/s: no step yet" if speed is None else f"{speed:,.0f} tokens/s (median)"
+    if (mfu := state.mfu()) is not None:
+        title += f", MFU {100 * mfu:.1f}\N{NO-BREAK SPACE}%"
     return [{"x": x, "y": y}], title
 
 
@@ -310,16 +381,6 @@ def _array(values: list):
 
 def _arrays(x: list, y: list):
     return _array(x), _array(y)
-
-
-def _ema(values: list[float], weight: float = 0.9) -> list[float]:
-    """Bias-corrected exponential moving average; NaN and infinity are passed over."""
-    smooth, total, norm = [], 0.0, 0.0
-    for value in values:
-        if math.isfinite(value):
-            total, norm = weight * total + (1 - weight) * value, weight * norm + 1 - weight
-        smooth.append(total / norm if norm else value)
-    return smooth
 
 
 def _exact(value: float) -> int | float:
@@ -418,6 +479,14 @@ def _traces() -> list[tuple[int, dict]]:
     ]
 
 
+_MARKS = 99  # the number of the y axis on which marks stand: whatever the loss is, at its bottom
+_ON_THE_AXIS = {
+    "overlaying": "y",
+    "anchor": "x",
+    "range": [-0.025, 1],
+    "fixedrange": True,
+    "visible": False,
+}
 _GHOSTS = {
     "type": "scatter",
     "mode": "lines+text",
@@ -473,6 +542,9 @@ def _single(state: RunState, panel: int, table) -> LabFigure:
         ]
         x, y = _axes(panel, len(drawn.traces[-1]["y"]))
         figure = go.Figure(data=chosen, layout={"template": template(), "title": {"text": title}})
+        if panel == 0 and drawn.watch is not None:
+            figure.add_trace({**watch_figure.MARKS, **drawn.watch.marks, "yaxis": "y2"})
+            figure.update_layout(yaxis2=_ON_THE_AXIS)
         height = HEIGHT + (max(0, len(state.ranks) - 6) * 24 if panel == 2 else 0)
         figure.update_layout(height=height, xaxis=x, yaxis=y, barmode="stack")
         if panel == 2:
@@ -487,7 +559,6 @@ _LEFT, _RIGHT = [0.0, 0.42], [0.52, 1.0]  # of the width
 # of the ledger has two lines and its bar), their axes, the fifth panel with its title and axis.
 _TOP, _TOP_HEADED, _BOTTOM = 56, 104, 44
 _UPPER, _BETWEEN, _REASON, _LEAST_ROWS, _BELOW, _FIFTH = 200, 112, 46, 4, 40, 100
-_EXPERTS_ABOVE, _PRECISION_ABOVE = 64, 92
 _TITLE = 32  # letters in a line of a panel's title
 
 
@@ -498,32 +569,33 @@ def training_layout(drawn: Panels, heading: str = "") -> dict:
     fifth = ROW * ranks + _FIFTH if ranks else 0
     rows = len(drawn.traces[-1]["y"])
     lower = _REASON * max(rows, _LEAST_ROWS)
-    experts = _EXPERTS_ABOVE + experts_figure.HEIGHT + _BELOW if drawn.experts.layers else 0
-    formats = 0
-    if drawn.precision.layers:
-        formats = _PRECISION_ABOVE + precision_figure.HEIGHT + _BELOW
-    whole = _UPPER + _BETWEEN + lower + _BELOW + fifth + experts + formats
+    sections = [section for section in drawn.below if section.shape]
+    more = sum(section.above + section.height + _BELOW for section in sections)
+    whole = _UPPER + _BETWEEN + lower + _BELOW + fifth + more
     height = top + whole + _BOTTOM
 
     def share(*pixels: int) -> list[float]:
         return [edge / whole for edge in pixels]
 
-    base = _BELOW + fifth + experts + formats
+    base = _BELOW + fifth + more
     upper, below = share(whole - _UPPER, whole), share(base, base + lower)
     domains = [(_LEFT, upper), (_RIGHT, upper), (_LEFT, below), (_RIGHT, below)]
-    foot = _BELOW + formats + experts
+    foot = _BELOW + more
     domains.append(([0.0, 1.0], share(foot, foot + ROW * ranks)))
-    foot = _BELOW + formats
-    domains += experts_figure.domains(*share(foot, foot + experts_figure.HEIGHT), _LEFT, _RIGHT)
-    of_formats = share(_BELOW, _BELOW + precision_figure.HEIGHT)
-    domains += precision_figure.domains(*of_formats, _LEFT, _RIGHT)
     titles = [broken(title, LETTERS if i == 4 else _TITLE) for i, title in enumerate(drawn.titles)]
     headed = list(zip(titles, domains))
-    if experts:
-        headed += zip((broken(t, _TITLE) for t in drawn.experts.titles), domains[5:])
-    if formats:
-        titled = (broken(t, _TITLE) for t in drawn.precision.titles)
-        headed += zip(titled, domains[-precision_figure.AXES :])
+    pairs = [*(_axes(panel, rows) for panel in range(4)), activity_axes(drawn.activity)]
+    there = [True] * 4 + [bool(ranks)]
+    for section in drawn.below:
+        if section.shape:
+            foot -= section.above + section.height + _BELOW
+        places = section.domains(*share(foot, foot + section.height))
+        for panel, (title, place) in enumerate(zip(section.drawn.titles, places)):
+            if section.there[panel]:
+                headed.append((broken(title, section.letters(panel)), place))
+        domains += places
+        pairs += section.module.axes(section.shape)
+        there += section.there
     layout: dict = {
         "template": template(),
         "height": height,
@@ -557,53 +629,70 @@ def training_layout(drawn: Panels, heading: str = "") -> dict:
             for title, (x, y) in headed
         ],
     }
-    pairs = [*(_axes(panel, rows) for panel in range(4)), activity_axes(drawn.activity)]
-    pairs += experts_figure.axes(drawn.experts.layers) + precision_figure.axes(
-        drawn.precision.layers
-    )
-    there = [True] * 4 + [bool(ranks)] + [bool(experts)] * experts_figure.AXES
-    there += [bool(formats)] * precision_figure.AXES
     for panel, ((x, y), (x_domain, y_domain)) in enumerate(zip(pairs, domains)):
         number = "" if panel == 0 else str(panel + 1)
         shown = {} if panel < 4 else {"visible": there[panel]}
+        if not there[panel]:
+            # Out of the way: what cannot be seen still takes the mouse from what is behind it, and
+            # an axis without any length would be given the whole figure.
+            y_domain = share(0, 2)
         layout[f"xaxis{number}"] = {**x, **shown, "domain": x_domain, "anchor": f"y{number}"}
         layout[f"yaxis{number}"] = {**y, **shown, "domain": y_domain, "anchor": f"x{number}"}
+    if drawn.watch is not None:
+        layout[f"yaxis{_MARKS}"] = _ON_THE_AXIS
+    for name, axis in moving_ranges(drawn).items():
+        layout[name] |= axis
     return layout
 
 
+def moving_ranges(drawn: Panels) -> dict[str, dict]:
+    """The part of the layout that goes with the steps: where two of the axes end."""
+    found = {}
+    if drawn.activity:
+        found["xaxis5"] = {"range": activity_axes(drawn.activity)[0]["range"]}
+    if drawn.watch is not None:
+        before = sum(section.module.AXES for section in drawn.below[:-1])
+        last = 6 + before + watch_figure.FINDINGS
+        found[f"xaxis{last}"] = {"range": [0, drawn.watch.last]}
+    return found
+
+
 def training_traces(drawn: Panels) -> list[dict]:
-    """The ten traces of the four panels, the five of the fifth, those of experts, of formats and
-    the earlier runs' losses, with their data, each on its panel's axes."""
-    traces = []
+    """The ten traces of the four panels, the five of the fifth, those of the sections below, the
+    marks on the loss and the earlier runs' losses, with their data, each on its panel's axes."""
     placed = [*_traces(), *((4, trace) for trace in activity_traces())]
-    placed += [(5 + panel, trace) for panel, trace in experts_figure.traces()]
-    first = 5 + experts_figure.AXES
-    placed += [(first + panel, trace) for panel, trace in precision_figure.traces()]
+    first = 5
+    for section in drawn.below:
+        placed += [(first + panel, trace) for panel, trace in section.module.traces()]
+        first += section.module.AXES
+    if drawn.watch is not None:
+        placed.append((0, {**watch_figure.MARKS, "yaxis": f"y{_MARKS}"}))
     placed.append((0, _GHOSTS))
+    traces = []
     for (panel, trace), data in zip(placed, training_arrays(drawn), strict=True):
         number = "" if panel == 0 else str(panel + 1)
-        traces.append({**trace, **data, "xaxis": f"x{number}", "yaxis": f"y{number}"})
+        traces.append({"xaxis": f"x{number}", "yaxis": f"y{number}", **trace, **data})
     return traces
 
 
 def training_arrays(drawn: Panels) -> list[dict]:
     """The data of `training_traces`, in their order."""
-    fifth = activity_arrays(drawn.activity)
-    return [*drawn.traces, *fifth, *drawn.experts.traces, *drawn.precision.traces, drawn.ghosts]
+    below = [values for section in drawn.below for values in section.drawn.traces]
+    marks = [] if drawn.watch is None else [drawn.watch.marks]
+    return [*drawn.traces, *activity_arrays(drawn.activity), *below, *marks, drawn.ghosts]
 
 
-def _training(state: RunState, covers: str = "", beside: Losses | None = None):
+def _training(state: RunState, covers: str, beside: Losses | None, heading: str):
     import plotly.graph_objects as go
 
     drawn = panels(state, covers, beside)
-    traces, layout = training_traces(drawn), training_layout(drawn, state.sentence(bool(covers)))
+    traces, layout = training_traces(drawn), training_layout(drawn, heading)
     # A live view needs a place for what is not there yet; what is finished does not.
-    there = {"x", "x2", "x3", "x4"}
-    there |= {"x5"} if drawn.activity else set()
-    there |= {"x6", "x7", "x8"} if drawn.experts.layers else set()
-    there |= {"x9", "x10"} if drawn.precision.layers else set()
-    for number in {"x5", "x6", "x7", "x8", "x9", "x10"} - there:
-        del layout[f"xaxis{number[1:]}"], layout[f"yaxis{number[1:]}"]
-    *traces, ghosts = traces
-    traces = [trace for trace in traces if trace["xaxis"] in there]
+    there = [True] * 4 + [drawn.activity is not None]
+    for section in drawn.below:
+        there += section.there
+    absent = {str(panel + 1) for panel, is_there in enumerate(there) if not is_there}
+    for number in absent:
+        del layout[f"xaxis{number}"], layout[f"yaxis{number}"]
+    *traces, ghosts = [trace for trace in traces if trace["xaxis"][1:] not in absent]
     return go.Figure(data=[*traces, ghosts] if beside else traces, layout=layout)

@@ -10,13 +10,15 @@ from pathlib import Path
 
 from picolab.monitoring import blame
 from picolab.monitoring.anomalies import Anomaly
-from picolab.monitoring.beacon import read
+from picolab.monitoring.beacon import read, read_calls
 
 
 def who_hangs(run_dir: Path, world_size: int, quiet_s: float, step: int | None = None) -> Anomaly:
     """Of a run that has been quiet for so long: whom the others wait for, if that can be told."""
-    readings = {rank: read(run_dir / f"beacon.{rank}") for rank in range(world_size)}
-    blamed = blame.of_hang(readings)
+    beacons = {rank: run_dir / f"beacon.{rank}" for rank in range(world_size)}
+    readings = {rank: read(beacon) for rank, beacon in beacons.items()}
+    calls = {rank: read_calls(beacon) for rank, beacon in beacons.items()}
+    blamed = blame.of_hang(readings, calls=calls)
     where = [f"rank {r} in {x.text}" for r, x in readings.items() if x.inside]
     inside = f"; {where[0]}" if where else ""
     text = f"nothing for {quiet_s:.1f} s: {blamed.why}{inside}"

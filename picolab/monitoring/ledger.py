@@ -20,7 +20,7 @@ asks for older entries one by one gets them from the run directory, where all of
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from types import EllipsisType
 from typing import NamedTuple
 
@@ -254,9 +254,10 @@ class RankLedger:
     """The writer's side: what the current rank did.
 
     `enter` is called before a collective and `record` after it; between them the beacon says in
-    which collective the rank is. Together they cost about two microseconds, and twice one or two
-    more for the question how long the rank waited for a core. At least the newest `KEPT` entries
-    are in memory, one by one; older ones as totals, once they are sent."""
+    which collective the rank is. (Of an asynchronous one: `enter`, `go_on` once it is issued,
+    `stand_still` as its wait begins, and `record`.) Together they cost about three microseconds,
+    and twice one or two more for the question how long the rank waited for a core. At least the
+    newest `KEPT` entries are in memory, one by one; older ones as totals, once they are sent."""
 
     KEPT = 20_000
 
@@ -267,6 +268,7 @@ class RankLedger:
         self._flushed = 0
         self._folded = Folded(_only_on_disk)
         self._beacon: Beacon | None = None
+        self._numbers: dict[Hashable, int] = defaultdict(int)  # of the newest call, by group
         self.under_way = 0  # entered and not recorded yet
         self.now = time.monotonic
         self._cores = CoreClock()
@@ -275,15 +277,32 @@ class RankLedger:
 
     def attach(self, rank: int, beacon: Beacon | None) -> None:
         self.rank, self._beacon, self._cores = rank, beacon, CoreClock()
+        self._numbers.clear()
 
-    def enter(self, what: str) -> float:
+    def enter(self, what: str, group: Hashable = None) -> float:
+        """group: in what the call is counted, as all of its members do (of messages: the axis, the
+        direction and the other end). None: in nothing."""
         self.under_way += 1
+        number = 0
+        if group is not None:
+            number = self._numbers[group] = self._numbers[group] + 1
         if self._beacon is not None:
-            self._beacon.enter(what)
+            self._beacon.enter(what, number, self.step)
         return self.stand_still()
 
-    def stand_still(self) -> float:
-        """The time at which the rank begins to stand still, in a collective or in its wait."""
+    def go_on(self) -> int:
+        """The call that was entered last is issued, and the rank does not wait for it. Returns
+        what `stand_still` is to be told when it does."""
+        if self._beacon is None:
+            return 0
+        self._beacon.stand(0)
+        return self._beacon.entered
+
+    def stand_still(self, call: int = 0) -> float:
+        """The time at which the rank begins to stand still, in a collective or in its wait. call:
+        of `go_on`."""
+        if call and self._beacon is not None:
+            self._beacon.stand(call)
         self._queued_still = self._cores.read()
         return self.now()
 
@@ -308,9 +327,7 @@ class RankLedger:
         peer=None,
     ) -> None:
         """leaves: False for the second entry of a collective that is entered once (an exchange is
-        a send and a receive). Were it counted as left twice, a rank that waits in another one
-        would look as if it were outside.
-        """
+        a send and a receive), which would be counted as left twice."""
         self.under_way -= leaves
         if leaves and self._beacon is not None:
             self._beacon.leave()

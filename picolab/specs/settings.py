@@ -111,6 +111,23 @@ def explanations(of: type) -> dict[str, str]:
     return found
 
 
+def described(config: TrainConfig) -> dict[str, Any]:
+    """Its settings as plain values, for people: the model, the run, and of the model's shape what
+    has no default or another value."""
+    of_run = {f.name: getattr(config, f.name) for f in fields(config) if f.name != "model"}
+    shape = {
+        f.name: getattr(config.model, f.name)
+        for f in fields(ModelConfig)
+        if f.name != "name" and getattr(config.model, f.name) != f.default
+    }
+    found = {"model": config.model.name, **of_run, **shape}
+    return {
+        name: value if isinstance(value, bool | int | float | str) else str(value)
+        for name, value in found.items()
+        if value is not None
+    }
+
+
 def split(given: dict[str, Any]) -> tuple[dict[str, Any], RunOptions]:
     """Settings by who takes them: those for `assemble`, and the RunOptions."""
     options = {field.name for field in fields(RunOptions)} & given.keys()

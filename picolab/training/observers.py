@@ -5,10 +5,11 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from picolab import comm
+from picolab import comm, costs
 from picolab.monitoring import Observer, StepReport, events
 from picolab.monitoring.resident import ResidentMemory
 from picolab.show.files import hold
+from picolab.specs.settings import described
 from picolab.training.folder import ANOTHERS
 from picolab.training.result import RankReport
 from picolab.training.text import HELD_OUT_BATCHES
@@ -52,6 +53,12 @@ class EventWriter(Observer):
 
     def __init__(self):
         self._memory = ResidentMemory()
+
+    def start(self, run) -> None:
+        """What is run: whoever reads the events later has nothing else that says it."""
+        if comm.mesh().rank("world") == 0:
+            flops = costs.flops_per_token(run.config.model)
+            events.write("settings", settings=described(run.config), flops_per_token=flops)
 
     def step(self, run, report: StepReport) -> None:
         events.write(

@@ -21,6 +21,8 @@ import picolab as pico
 from picolab.cli import main
 from picolab.costs import parameters
 from picolab.launch import rundirs
+from picolab.monitoring import Event
+from picolab.monitoring.alert_history import Transition
 from picolab.specs import ModelConfig
 from picolab.specs.settings import settings
 
@@ -287,3 +289,36 @@ def test_doctor_json(here):
     assert done.returncode == 0, done.stdout
     report = json.loads(done.stdout)
     assert report["ok"] and {check["name"] for check in report["checks"]} >= {"torch", "loopback"}
+
+
+def test_alerts_of_a_run(here, tmp_path):
+    """Of one that nobody watched the rules' word on its events; of one that was, its history."""
+    run = rundirs.create("train", {"state": "done", "world_size": 1})
+    step = {"step": 0, "layout": "dp1", "seconds": 1.0, "loss": 2.0, "own_loss": 2.0}
+    with open(run / "events.0.jsonl", "w") as file:
+        for n, own in enumerate([2.0] * 30 + [float("nan")]):
+            file.write(Event("step", 0, float(n), step | {"step": n, "own_loss": own}).to_json())
+            file.write("\n")
+    said = here("alerts").stdout  # (the newest run)
+    assert "by the rules; nobody was told" in said and "not finite, rank 0" in said
+    assert not (run / "alerts.jsonl").exists()
+    told = json.loads(here("alerts", run.name, "--json").stdout)
+    assert not told["watched"] and told["now"][0]["name"] == "not finite"
+    rules = tmp_path / "rules.yaml"
+    rules.write_text("rules:\n  - name: high\n    metric: loss\n    above: 1.5\n")
+    assert "high: loss is 2 nats" in here("alerts", str(run), "--rules", str(rules)).stdout
+    assert here("alerts", "--check", str(rules)).stdout == "1 rules: all right\n"
+    rules.write_text("rules:\n  - name: high\n    metric: los\n    above: 1.5\n")
+    bad = here("alerts", "--check", str(rules))
+    assert bad.returncode == 2
+    assert (
+        bad.stderr
+        == "picolab: rules.yaml, line 3: there is no metric 'los'; did you mean 'loss'?\n"
+    )
+    line = Transition(3, 2.0, 2, "hang", 1, "firing", "page", None, "stuck", None).to_json()
+    (run / "alerts.jsonl").write_text(line + "\n")
+    said = here("alerts").stdout
+    assert "as its monitor told them" in said and "step 2: firing: hang, rank 1: stuck" in said
+    (run / "alerts.jsonl").write_text(line.replace('"v": 1', '"v": 2') + "\n")
+    other = here("alerts")
+    assert other.returncode == 2 and "another version of picolab" in other.stderr

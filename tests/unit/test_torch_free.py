@@ -83,6 +83,13 @@ def test_the_block_blocks():
         assert system.collector.over_ranks("loss").max == 2.0
         """,
         """
+        from picolab.monitoring import AlertManager, Anomaly
+        import picolab.monitoring.alert_summary, picolab.monitoring.notifiers
+        alerts = AlertManager()
+        alerts.tick(3, 1.0, [Anomaly("hang", 3, (1,), "nothing for 5 s")])
+        assert [alert.rank for alert in alerts.firing] == [1]
+        """,
+        """
         import picolab as pico
         import picolab.launch
         from picolab.launch import rundirs

@@ -16,7 +16,8 @@ import pytest
 import torch
 
 from picolab import comm
-from picolab.debug import CATALOGUE, Fault, diagnose, verify
+from picolab.debug import CATALOGUE, Fault, verify
+from picolab.debug.diagnosis import likely_cause
 from picolab.debug.oracle import verify_each
 from picolab.training.eager_adamw import EagerAdamW
 
@@ -132,7 +133,7 @@ def test_a_fault_is_caught_and_named(name):
     verdict = verdicts(layout)[name]
     assert not verdict.ok and not verdict.numbers_ok
     assert (verdict.cause.where, verdict.cause.what) == (where, what), str(verdict)
-    numbers = diagnose(verdict.evidence, ledger=False)
+    numbers = likely_cause(verdict.evidence, ledger=False)
     told = NUMBERS_ALONE.get(name, (where, what))
     assert (numbers.where, numbers.what) == told, str(numbers)
     # What a person is told: the cause, and the first number that is wrong, with its ranks.
@@ -141,7 +142,7 @@ def test_a_fault_is_caught_and_named(name):
     # The diagnosis saw numbers only.
     written = pickle.dumps(verdict.evidence)
     assert name.encode() not in written
-    assert diagnose(pickle.loads(written)) == verdict.cause
+    assert likely_cause(pickle.loads(written)) == verdict.cause
 
 
 def test_a_gradient_that_is_a_multiple_is_told_so():
@@ -207,7 +208,7 @@ def test_one_layers_all_reduce_is_found_by_its_place():
 
     verdict = verify("tp2", fault=own_fault("one layer", patch))
     assert (verdict.cause.where, verdict.cause.what) == (ROW, "number")
-    numbers = diagnose(verdict.evidence, ledger=False)
+    numbers = likely_cause(verdict.evidence, ledger=False)
     assert (numbers.where, numbers.what) == (ROW, "missing")
     assert "layers.1.mlp" in numbers.seen
 

@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from picolab import comm
 from picolab.debug import diagnosis, inside_model, verify
-from picolab.debug.diagnosis import diagnose
+from picolab.debug.diagnosis import likely_cause
 from picolab.debug.faults import Fault
 from picolab.debug.oracle import verify_each
 from picolab.model import parameters
@@ -28,7 +28,7 @@ def own_fault(patch):
 
 
 def numbers(verdict):
-    return diagnose(verdict.evidence, ledger=False)
+    return likely_cause(verdict.evidence, ledger=False)
 
 
 def entering_qkv(layout):
@@ -134,9 +134,9 @@ def test_the_first_wrong_number_is_the_first():
     evidence = deepcopy(of_dp2()[3].evidence)
     for seen in evidence.ranks:
         seen.losses[2] *= 2
-    assert diagnose(evidence).seen.endswith("the loss of step 3 on ranks 0, 1")
+    assert likely_cause(evidence).seen.endswith("the loss of step 3 on ranks 0, 1")
     evidence.ranks[1].norms[1] *= 2
-    assert diagnose(evidence).seen.endswith("the gradient norm of step 2 on rank 1")
+    assert likely_cause(evidence).seen.endswith("the gradient norm of step 2 on rank 1")
 
 
 def doubled_on_every_rank(layout):

@@ -11,9 +11,10 @@ import time
 
 import pytest
 
-from picolab.interview import allowed, expressions, values, yaml_file
+from picolab.interview import allowed, expressions, values
 from picolab.interview.bank import BankError, Question, load
 from picolab.interview.lint import lint
+from picolab.show import yaml_file
 
 CONFIG = 'ModelConfig.preset("tiny")'
 
@@ -180,8 +181,8 @@ LAUGHS = "a: &a [x, x]\n" + "".join(
 @pytest.mark.parametrize(
     "text, says",
     [
-        (LAUGHS, "an alias; a bank has none"),
-        ("topic: &t x\nmore: *t\n", "an alias; a bank has none"),
+        (LAUGHS, "an alias; write it out"),
+        ("topic: &t x\nmore: *t\n", "an alias; write it out"),
         ("a: &a [*a]\n", "an alias"),
         ("topic: !!python/object/apply:os.system [id]\n", "could not determine a constructor"),
         ("topic: !!python/name:os.system\n", "could not determine a constructor"),

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from picolab.monitoring import Entry, Event, Ledger, Table, emit, events
-from picolab.monitoring.beacon import Beacon, read
+from picolab.monitoring.beacon import KEPT, Beacon, read, read_calls
 from picolab.monitoring.ledger import RankLedger
 from picolab.show.table import bytes_text, show
 
@@ -52,7 +52,7 @@ def test_the_beacon_shows_the_last_line_and_the_counts(lines):
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "beacon.0"
-        assert read(path) == (0, 0, "")  # not there yet
+        assert read(path) == (0, 0, "", 0)  # not there yet
         beacon = Beacon(path)
         for i, line in enumerate(lines, start=1):
             beacon.enter(line)
@@ -127,17 +127,49 @@ def test_a_table_reads_the_same_as_text_and_as_html():
 
 @pytest.mark.parametrize("mutant", [False, True])
 def test_two_entries_of_one_collective_leave_it_once(mutant, tmp_path):
-    """An exchange is entered once and recorded twice. Mutant: counting both, after which a rank
-    looks as if it were outside while it is inside another one.
-    """
+    """An exchange is entered once and recorded twice. Mutant: counting both."""
     ledger, entry = RankLedger(), ("cp", (0, 1), "float32", 4, 4.0, "r")
     ledger.attach(0, Beacon(tmp_path / "beacon"))
-    start, _ = ledger.enter("a hop"), ledger.enter("another hop, under way as well")
+    start = ledger.enter("a hop", "cp")
     ledger.record("send", *entry, start, 0.0, 0.0)
     ledger.record("recv", *entry, start, 0.0, 0.0, leaves=mutant)
-    assert read(tmp_path / "beacon").inside is not mutant
+    assert read(tmp_path / "beacon").left == (2 if mutant else 1)
+
+
+@pytest.mark.parametrize("mutant", [False, True])
+def test_a_rank_is_inside_a_call_while_it_stands_still_in_it(mutant, tmp_path):
+    """Two hops under way: whoever issues one and computes is in none, and whoever waits is in the
+    one that it waits for, though it entered another since. Mutant: inside is whatever is under
+    way, so a rank that loops for ever beside a bucket that travels is as innocent as the others."""
+    path, ledger = tmp_path / "beacon", RankLedger()
+    entry = ("cp", (0, 1), "float32", 4, 4.0, "r")
+    ledger.attach(0, Beacon(path))
+    ledger.step = 7
+
+    def inside():
+        reading = read(path)
+        return reading.entered > reading.left if mutant else reading.inside
+
+    start = ledger.enter("the first hop", "cp")
+    assert inside()
+    first = ledger.go_on()
+    ledger.enter("another hop", "cp")
+    ledger.go_on()
+    assert inside() is mutant and read(path).text == "another hop"
+    ledger.stand_still(first)
+    assert inside() and read(path).text == "the first hop" and read(path).waits == 1
     ledger.record("send", *entry, start, 0.0, 0.0)
-    ledger.record("recv", *entry, start, 0.0, 0.0, leaves=mutant)
-    assert not read(tmp_path / "beacon").inside
-    ledger.enter("a third")
-    assert read(tmp_path / "beacon").inside is not mutant
+    assert inside() is mutant
+    calls = [(call.place, call.number, call.step) for call in read_calls(path)]
+    assert calls == [(1, 1, 7), (2, 2, 7)]
+
+
+def test_calls_are_numbered_in_their_group_and_the_newest_are_kept(tmp_path):
+    ledger = RankLedger()
+    ledger.attach(0, Beacon(tmp_path / "beacon"))
+    for i in range(70):
+        ledger.enter(f"call {i}", "tp" if i % 2 else "dp")
+    ledger.enter("a batch")
+    calls = read_calls(tmp_path / "beacon")
+    assert len(calls) == KEPT and calls[-1] == (71, 0, None, "a batch")
+    assert calls[-2] == (70, 35, None, "call 69") and calls[0].place == 71 - KEPT + 1

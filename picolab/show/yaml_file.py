@@ -1,6 +1,6 @@
-"""A YAML file of a bank, read: its data, and its nodes, which know their lines.
+"""A YAML file that somebody has written, read: its data, and its nodes, which know their lines.
 
-A bank is data from somebody else, so the file is bounded before anything is built: tags of Python
+It is data from somebody else, so the file is bounded before anything is built: tags of Python
 are refused (the safe loader), aliases too (ten lines of them are a billion entries, and what stands
 elsewhere has no line), and so are size and depth. A mistake is told with its line.
 """
@@ -13,8 +13,8 @@ LARGEST, DEEPEST = 4_000_000, 20
 """bytes, and levels of lists and mappings inside each other"""
 
 
-class BankError(ValueError):
-    """A bank file that cannot be used: which, in which line, and what is wrong."""
+class FileMistake(ValueError):
+    """A file that cannot be used: which, in which line, and what is wrong."""
 
 
 class _Bounded:
@@ -25,9 +25,7 @@ class _Bounded:
     def compose_node(self, parent, index):
         mark = self.peek_event().start_mark
         if self.check_event(yaml.AliasEvent):
-            raise yaml.MarkedYAMLError(
-                problem="an alias; a bank has none, write it out", problem_mark=mark
-            )
+            raise yaml.MarkedYAMLError(problem="an alias; write it out", problem_mark=mark)
         self.depth += 1
         if self.depth > DEEPEST:
             raise yaml.MarkedYAMLError(
@@ -47,9 +45,9 @@ class Words(_Bounded, yaml.BaseLoader):
 
 
 def read(path: Path, loader: type[yaml.SafeLoader | yaml.BaseLoader] = Values):
-    """(nodes, data) of the file; None of an empty one. BankError names the line of a mistake."""
+    """(nodes, data) of the file; None of an empty one. FileMistake names the line of a mistake."""
     if path.stat().st_size > LARGEST:
-        raise BankError(f"{path.name}: the file is larger than {LARGEST:,} bytes")
+        raise FileMistake(f"{path.name}: the file is larger than {LARGEST:,} bytes")
     try:
         reading = loader(path.read_text(encoding="utf-8"))
         root = reading.get_single_node()
@@ -58,9 +56,9 @@ def read(path: Path, loader: type[yaml.SafeLoader | yaml.BaseLoader] = Values):
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
         said = getattr(error, "problem", None) or getattr(error, "reason", error)
-        raise BankError(f"{path.name}{line}: {said}") from None
+        raise FileMistake(f"{path.name}{line}: {said}") from None
     except ValueError as error:  # 2001-13-45 looks like a date; a whole number of 5,000 digits
-        raise BankError(f"{path.name}: a number or a date that is none: {error}") from None
+        raise FileMistake(f"{path.name}: a number or a date that is none: {error}") from None
 
 
 def line_of(node: yaml.Node | None, path: tuple) -> int:
