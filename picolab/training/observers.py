@@ -52,6 +52,10 @@ class EventWriter(Observer):
 
     def __init__(self):
         self._memory = ResidentMemory()
+        self._layout = ""
+
+    def start(self, run) -> None:
+        self._layout = str(run.config.layout)
 
     def step(self, run, report: StepReport) -> None:
         events.write(
@@ -71,7 +75,7 @@ class EventWriter(Observer):
             cpu_s=report.cpu_s,
             queued_s=report.queued_s,
             rss_bytes=self._memory.read(),
-            layout=str(run.config.layout),
+            layout=self._layout,
             skipped=report.skipped,
         )
 
