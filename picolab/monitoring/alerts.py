@@ -248,7 +248,7 @@ class AlertManager:
                 for transition in self._advance(key, hits.get(key), now, new_step)
             ]
             self.history += [transition for transition, _ in made]
-            if self._file is not None and keys:
+            if self._file is not None:
                 self._file.append(transition for transition, _ in made)
                 self._save(at_once=bool(made))
         self._tell([transition for transition, told in made if told])
