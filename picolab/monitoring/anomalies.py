@@ -299,6 +299,9 @@ class AnomalyDetector:
         work = {rank: work_of(data, of.entries.get(rank, ())) for rank, data in of.said.items()}
         self.work = work
         seconds = statistics.fmean(data["seconds"] for data in of.said.values())
+        if self._layout.pp > 1:  # stages wait in turn: what each waited for a core adds up
+            queued = sum(part.queued for part in work.values())
+            seconds = max(seconds - queued, *(part.own for part in work.values()))
         beyond = {rank: self._beyond_usual(rank, part.own) for rank, part in work.items()}
         late: dict[int, float] = {}
         for rank in sorted(work):
