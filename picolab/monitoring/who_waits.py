@@ -174,21 +174,24 @@ def of_going_on(look: Callable[[bool], Standstill | None], tell: Callable[[], "T
     takes whether ranks may be asked for their stacks."""
     first, until = look(False), time.monotonic() + LOOKS_S
     fine = "nothing is wrong as far as can be seen"
-    if first is None:
-        return Diagnosis(f"{fine}: the ranks have only just begun", "nothing")
-    while time.monotonic() < until:
+    if first is None or not any(then.calls for then in first.ranks.values()):
+        return Diagnosis(f"{fine}: no rank has entered a collective yet", "nothing")
+    while True:
         time.sleep(LOOKS_S / 8)
-        now = look(False)
-        if now is None or any(
-            now.ranks[rank].reading != then.reading for rank, then in first.ranks.items()
-        ):
-            told = tell()
-            if told.parted is not None:
-                return _of_parted(told.parted, ", and the run goes on all the same")
-            return Diagnosis(f"{fine}: ranks move, and {told}", "nothing")
-    found = look(True) or first
-    found.quiet_s = LOOKS_S
-    return of_standstill(found, tell())
+        last = time.monotonic() > until
+        found = look(last)
+        moved = found is None or any(
+            found.ranks[rank].reading != then.reading for rank, then in first.ranks.items()
+        )
+        if not moved and not last:
+            continue
+        told = tell()
+        if not moved:
+            found.quiet_s = LOOKS_S
+            return of_standstill(found, told)
+        if told.parted is not None:
+            return _of_parted(told.parted, ", and the run goes on all the same")
+        return Diagnosis(f"{fine}: ranks move, and {told}", "nothing")
 
 
 @dataclass
@@ -329,7 +332,7 @@ def _of_hang(found: Standstill, waits: Mapping[int, tuple[int, ...]]) -> Diagnos
     rank = blamed.rank
     if rank is None:
         return Diagnosis(_of_nobody(found, blamed), "hang", None)
-    then, call = found.ranks[rank], _missed(found, rank, waits)
+    then, call = found.ranks.get(rank, RankThen()), _missed(found, rank, waits)
     text = _never(rank, found, call, waits) if call is not None else blamed.why
     if then.state == "stopped":
         did = f", and {text.removeprefix(f'rank {rank} ')}" if call is not None else ""

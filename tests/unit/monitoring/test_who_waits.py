@@ -343,6 +343,13 @@ def test_a_run_that_goes_on(ranks, tmp_path, monkeypatch):
     assert of_going_on(moves, lambda: told({(1, 2)})).rank == 1
     assert of_going_on(lambda ask: None, told).ok
 
+    def moves_when_asked(ask):  # a signal ends some waits
+        if ask:
+            ranks[0].do("dp")
+        return look(ask)
+
+    assert of_going_on(moves_when_asked, told).ok
+
 
 def test_the_words_of_a_call():
     gather = parse("all_gather over tp of ranks (0, 1): bfloat16[2, 8] (tp: why (really))")
