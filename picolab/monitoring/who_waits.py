@@ -267,6 +267,8 @@ def of_standstill(found: Standstill, told: Told | None = None) -> Diagnosis:
         made = _of_failure(found, waits)
     else:
         made = _of_hang(found, waits)
+    if not found.failure and found.quiet_s is not None:
+        made.verdict += f" (nothing had moved for {found.quiet_s:.0f} s)"
     made.rows = [_row(rank, then, waits[rank]) for rank, then in sorted(at.items())]
     made.stacks = {rank: then.stack for rank, then in sorted(at.items()) if then.stack}
     made.difference = difference.calls if difference else {}
@@ -320,10 +322,14 @@ def _of_difference(difference: blame.Difference) -> Diagnosis:
 def _of_failure(found: Standstill, waits: Mapping[int, tuple[int, ...]]) -> Diagnosis:
     kind = FAILURES.get(found.failure, found.failure)
     text, rank = found.what, found.rank
-    if rank is not None and (call := _missed(found, rank, waits)) is not None:
-        text += f"; {_never(rank, found, call, waits).replace(f'rank {rank}', 'it', 1)}"
-        if kind == "mismatch" and found.ranks[rank].standing is not None:
-            text += f", and stood in {_last(found.ranks[rank])}"
+    if rank is None or (call := _missed(found, rank, waits)) is None:
+        return Diagnosis(text, kind, rank)
+    never, then = _never(rank, found, call, waits), found.ranks[rank]
+    if kind == "mismatch" and then.standing is not None:  # what gloo calls another size
+        at = place(then.stack)
+        text = f"{never}: it stood in {_last(then)}" + (f", {at}" if at else "")
+    else:
+        text += f"; {never.replace(f'rank {rank}', 'it', 1)}"
     return Diagnosis(text, kind, rank)
 
 
@@ -331,7 +337,8 @@ def _of_hang(found: Standstill, waits: Mapping[int, tuple[int, ...]]) -> Diagnos
     blamed = found.blamed()
     rank = blamed.rank
     if rank is None:
-        return Diagnosis(_of_nobody(found, blamed), "hang", None)
+        at_work = not found.failure and not any(t.reading.inside for t in found.ranks.values())
+        return Diagnosis(_of_nobody(found, blamed), "unknown" if at_work else "hang", None)
     then, call = found.ranks.get(rank, RankThen()), _missed(found, rank, waits)
     text = _never(rank, found, call, waits) if call is not None else blamed.why
     if then.state == "stopped":
@@ -358,6 +365,8 @@ def _of_nobody(found: Standstill, blamed: blame.Blame) -> str:
     if circle:
         each = ", ".join(f"rank {r} stands in {_last(found.ranks[r])}" for r in circle)
         return f"{blame.ranks(circle)} wait for each other: {each}"
+    if not any(reading.inside for reading in readings.values()):
+        return "no rank waits for another: all are at work, or in loops of their own"
     stand = {r: then.standing for r, then in found.ranks.items() if then.standing is not None}
     if len(stand) == len(readings) and not any(missing.values()):
         names = sorted({call.name for call in stand.values()})
