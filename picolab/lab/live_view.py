@@ -185,6 +185,8 @@ def _shape(drawn: Panels) -> tuple:
 
 
 def _same(old, new) -> bool:
+    if isinstance(new, dict):
+        return old == new
     if getattr(new, "dtype", "O") != "O":
         import numpy
 

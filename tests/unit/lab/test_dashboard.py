@@ -73,7 +73,7 @@ def test_two_results_are_laid_over_one_another():
     assert [state.losses[3] for state in shown.states] == [4.97, 4.97]
     assert "run (2)" in repr(shown) and "0.0e+00 apart at most" in repr(shown)
     assert len(shown.figure.figure.data) == 4
-    with pytest.raises(ValueError, match="covers and beside are for the dashboard of one run"):
+    with pytest.raises(ValueError, match="covers, beside and watch are for the dashboard of one"):
         show(one, other, covers="x")
     with pytest.raises(ValueError, match="a job, a result or a run directory"):
         show(one, 3)
@@ -159,9 +159,8 @@ def test_a_live_view_draws_each_step_of_a_pipeline_in_time():
 
 
 def panels_of_every_run(figure) -> list:
-    """Without experts' and formats'; nor the earlier runs, which are last."""
-    others = ("x6", "x7", "x8", "x9", "x10")
-    return [trace for trace in figure.data[:-1] if trace.xaxis not in others]
+    """Without those that only some runs have; nor the earlier runs, which are last."""
+    return [trace for trace in figure.data[:-1] if int(trace.xaxis[1:] or 1) <= 5]
 
 
 def test_a_live_view_draws_experts_once_a_run_has_told_of_some():
@@ -384,3 +383,141 @@ def test_a_live_view_draws_formats_once_a_run_has_told_of_some():
         trace for trace in view.figure.data if trace.xaxis == "x9" and trace.type == "heatmap"
     ]
     assert [list(row) for row in heat.z] == [[3, 0, 0]]
+
+
+# -- watched --
+
+
+def painted(steps: int, **more):
+    """A live view of the recorded run, and its state."""
+    state = RunState(recorded_run(steps=steps, state=None), world_size=4, watch=True)
+    view = LiveView(watch=True, **more)
+    view.paint(state)
+    return view, state
+
+
+def test_a_watched_view_paints_what_the_last_picture_shows():
+    view, state = painted(60, again=lambda: None)
+    final, live = training_figure(state).figure, view.figure.layout
+    assert live.height - live.margin.t == final.layout.height - final.layout.margin.t
+    assert [note.text for note in live.annotations] == [n.text for n in final.layout.annotations]
+    for axis in ("x13", "x14", "x"):
+        [*shown] = [t for t in view.figure.data if t.xaxis == axis and len(t.x)]
+        [*right] = [t for t in final.data if t.xaxis == axis and len(t.x)]
+        assert [list(t.x) for t in shown] == [list(t.x) for t in right]
+    assert live.xaxis17.range == final.layout.xaxis17.range == (0, 60)
+
+
+def test_a_paused_picture_stands_while_the_run_goes_on():
+    due = []
+    view, state = painted(10, again=lambda: due.append(1))
+    assert len(view.figure.data[0].y) == 10
+    view.pause.value = True
+    for event in recorded_run(steps=20, state=None)[-80:]:
+        state.add(event)
+    view.paint(state)
+    assert len(view.figure.data[0].y) == 10 and "10 of" in view.sentence.value and not due
+    view.pause.value = False
+    assert due == [1]  # somebody is asked to paint what was missed
+    view.paint(state)
+    assert len(view.figure.data[0].y) == 20 and "20 of" in view.sentence.value
+
+
+def test_after_a_pause_it_is_painted_also_if_nothing_new_was_said():
+    painted_at, ended = [], threading.Event()
+    job = pico.run(talk, 3, 0.0, world_size=1, quiet=True, wait=False)
+    job.result()
+
+    class Silent:
+        """A run that hangs."""
+
+        world_size, done, events = 1, False, job.events
+        on_event = staticmethod(lambda callback: lambda: None)
+
+    follower = Follower(Silent(), lambda state: painted_at.append(1), lambda state: ended.set())
+    deadline = time.monotonic() + 20
+    while not painted_at and time.monotonic() < deadline:
+        time.sleep(0.02)
+    time.sleep(2 * PERIOD_S)
+    assert len(painted_at) == 1
+    follower.paint_again()
+    while len(painted_at) < 2 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    follower.close()
+    assert len(painted_at) == 2
+
+
+def check_zoom():
+    """A reader has zoomed into the traffic, and then there is a reason more: another layout."""
+    view, state = painted(10, again=lambda: None)
+    layout = view.figure.layout
+    layout.yaxis4.range, layout.xaxis.range = (1.5, 0.5), (3, 7)  # as the page tells it
+    told = entry(0, 30.0, 0.5, axis="tp")._replace(reason="a new reason")
+    for rank in range(4):
+        data = {"step": 10, "loss": 1.0, "seconds": 1.0, "layout": "dp2tp2"}
+        state.add(Event("ledger", rank, 0.0, {"entries": [told._replace(rank=rank, step=10)]}))
+        state.add(Event("step", rank, 0.0, data))
+    height = layout.height
+    view.paint(state)
+    assert layout.height > height
+    assert layout.yaxis4.range == (1.5, 0.5) and layout.xaxis.range == (3, 7)
+
+
+def test_what_a_reader_has_zoomed_into_stays():
+    check_zoom()
+
+
+def test_a_paint_that_sets_every_range_is_caught(monkeypatch):
+    monkeypatch.setattr(LiveView, "_set_ranges", lambda self, layout: None)
+    with pytest.raises(AssertionError):
+        check_zoom()
+
+
+def check_nothing_lies_over_the_panels(figure):
+    """An axis that is not seen takes the mouse all the same, and plotly gives one without length
+    the whole figure."""
+    layout = figure.layout.to_plotly_json()
+    seen = {name: axis for name, axis in layout.items() if name.startswith("yaxis")}
+    lowest = min(a["domain"][0] for a in seen.values() if a.get("visible", True) and "domain" in a)
+    for axis in (a for a in seen.values() if not a.get("visible", True) and "domain" in a):
+        low, high = axis["domain"]
+        assert high - low > 1 / 4096 and high <= lowest
+
+
+def test_hidden_panels_are_out_of_the_way():
+    check_nothing_lies_over_the_panels(LiveView().figure)
+    check_nothing_lies_over_the_panels(painted(60, again=lambda: None)[0].figure)
+
+
+def test_alerts_are_read_as_they_are_written(tmp_path):
+    from picolab.monitoring.alert_history import AlertHistory, Transition
+
+    path = tmp_path / "events.0.jsonl"
+    path.write_text(line(0))
+    follower = Follower(
+        RunDirectory(tmp_path), None, lambda state: None, lambda: RunState(watch=True)
+    )
+    follower._read()
+    assert follower.state.watch.findings() == []
+    told = Transition(1, 0.0, 3, "slow rank", 2, "firing", "page", None, "rank 2 is late", None)
+    AlertHistory(tmp_path).append([told])
+    assert follower._read() and not follower._read()
+    [found] = follower.state.watch.findings()
+    assert (found.name, found.state, found.begin) == ("slow rank", "firing", 3)
+    follower.close()
+    again = show(tmp_path, watch=True)  # and of the folder alone
+    assert "rank 2 is late" in repr(again)
+
+
+def test_a_long_runs_folder_is_read_from_its_beginning(tmp_path, monkeypatch):
+    """In memory is its end; what was found at its beginning is found again."""
+    from picolab.monitoring import history
+
+    for event in recorded_run(steps=60):
+        if event.rank >= 0:
+            with open(tmp_path / f"events.{event.rank}.jsonl", "a") as file:
+                file.write(event.to_json() + "\n")
+    monkeypatch.setattr(history, "KEPT", 2_000)
+    assert "rank 2 comes 30.0 ms late" in repr(show(tmp_path, watch=True))
+    # The mutant, the newest events alone: what was usual is not known to them.
+    assert run_state(RunDirectory(tmp_path), watch=True).watch.findings() == []

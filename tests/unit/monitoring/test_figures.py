@@ -98,13 +98,6 @@ def test_long_runs_are_thinned_and_smoothed():
     assert drawn.titles[0] == f"loss 6.800 → {smooth['y'][-1]:.3f} (smoothed) in 300 steps"
 
 
-def test_a_smoothed_loss_is_unbiased_from_the_first_step():
-    """A constant is itself, and n steps are their mean with weights 0.9**k: by hand for three."""
-    assert figures._ema([2.5] * 50) == pytest.approx([2.5] * 50, rel=1e-12)
-    by_hand = [1.0, (0.9 + 2) / 1.9, (0.81 + 0.9 * 2 + 4) / 2.71]
-    assert figures._ema([1.0, 2.0, 4.0]) == pytest.approx(by_hand, rel=1e-12)
-
-
 def test_a_result_is_done_and_a_job_is_not():
     class Kept:
         events = recorded_run(steps=2, state=None)

@@ -5,16 +5,19 @@ of one layout under one name, a distance of only the last step, steps that one r
 """
 
 import pytest
-from recorded import recorded_run
 
+from picolab.monitoring import Event
 from picolab.monitoring.overlay_figure import findings, names, overlay_figure
 from picolab.monitoring.run_state import RunState
 
 
 def state(layout, losses):
-    made = RunState(recorded_run(steps=2))
-    made.layout, made.losses = layout, losses
-    made.tokens_per_s = {step: 100.0 + step for step in losses}
+    told = [
+        Event("values", 0, 0.0, {"step": step, "loss": loss, "tokens_per_s": 100.0 + step})
+        for step, loss in losses.items()
+    ]
+    made = RunState([*told, Event("state", -1, 0.0, {"state": "done"})])
+    made.layout = layout
     return made
 
 
