@@ -2,7 +2,7 @@
 that shares blocks, with the numbers of a run that keeps everything, to the last bit.
 
 Wrong versions kept below: micro-batches in flight forgotten, and what they have sent; the pool's
-buffers forgotten; gradients of earlier micro-batches counted by the memory that parameters of ZeRO 3
+buffers forgotten; gradients of earlier micro-batches counted by the memory that ZeRO 3's parameters
 have just now; and a second forward of ZeRO 3 that frees what backward is about to use.
 """
 
@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import picolab as pico
-from picolab import launch
+from picolab import costs, launch
 from picolab.memory import (
     BlockRunner,
     MemoryMonitor,
@@ -130,6 +130,40 @@ def test_mutant_a_second_forward_of_zero_3_like_the_first(world):
     config, plans = of_layout("dp2zero3"), [None, ["recompute"] * 4]
     (plain, wrong), _ = world.run(planned, config, plans, second_forward_like_the_first)
     assert not same(wrong, plain)
+
+
+def measured_blocks(configs):
+    """Of each run the second block: choice -> bytes kept, work, seconds."""
+    found = []
+    for config in configs:
+        said, write = {}, events.write
+        events.write = lambda kind, /, said=said, write=write, **data: said.update({kind: data})
+        try:
+            train_rank(replace(config, steps=1, memory_budget=10**12))
+        finally:
+            events.write = write
+        found.append(said["memory plan"]["blocks"][1])
+    return found
+
+
+def test_what_each_choice_keeps_is_the_formulas(world):
+    """To the byte; selectively with its experts but for what scalars take."""
+    words = {"keep": "none", "selective": "selective", "recompute": "full"}
+    rounded = dict(precision="bf16", dtype=None, products="rounded")
+    sparse = dict(model=CONFIG.model.replace(**EXPERTS))
+    configs = [of_layout("dp2"), of_layout("dp2", **rounded), of_layout("tp2sp")]
+    configs.append(replace(of_layout("dp2"), **sparse))
+    for config, blocks in zip(configs, world.run(measured_blocks, configs)[0]):
+        layout = config.layout
+        for choice, (kept, *_) in blocks.items():
+            if choice == "offload" or (layout.tp > 1 and choice == "keep"):
+                continue  # (gloo lets go of what it sent late)
+            formula = costs.saved_bytes(
+                config.model, 1, micro_batch=config.micro_batch, precision=config.precision,
+                tp=layout.tp, sp=layout.sp, recompute=words[choice],
+            )  # fmt: skip
+            near = 64 if config.model.experts else 0
+            assert abs(kept - sum(formula.values())) <= near, (str(layout), choice)
 
 
 # -- budgets
