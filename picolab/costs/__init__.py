@@ -54,7 +54,7 @@ from picolab.costs.parameters import (
     local_parameters,
     parameters,
 )
-from picolab.costs.saved import saved_bytes, saved_ends
+from picolab.costs.saved import block_work_bytes, loss_work_bytes, saved_bytes, saved_ends
 from picolab.costs.slices import (
     causal_share,
     even_slices,
@@ -89,6 +89,7 @@ __all__ = [
     "StateBytes",
     "axis_time",
     "balanced_stages",
+    "block_work_bytes",
     "bubble",
     "bubble_of_ideal",
     "bubble_of_total",
@@ -119,6 +120,7 @@ __all__ = [
     "least_loss_scale",
     "link",
     "local_parameters",
+    "loss_work_bytes",
     "operand_numbers",
     "parameters",
     "rank_stages",

@@ -15,12 +15,17 @@ A tensor belongs to the module in whose forward it was made; the two sums of the
 the block's own (the first block's input is the embedding's). With sequence parallelism a rank has
 1/tp of what lies between the matrices, but of their inputs the gathered whole.
 
+What is alive only for a moment comes on top while a block's backward runs (`block_work_bytes`):
+gradients of the widest tensors and of the result; and in the loss, whose gradient is as large as
+the log-softmax twice over (`loss_work_bytes`).
+
 tests/distributed/memory/test_monitor.py compares each module, for dense blocks and experts, in
-every precision, with and without tp, sp and cp.
+every precision, with and without tp, sp and cp; test_budget.py what is recomputed.
 """
 
 from typing import Literal
 
+from picolab.costs.activations import Recompute
 from picolab.costs.memory import dtype_bytes
 from picolab.costs.parameters import has_experts
 from picolab.costs.slices import even_slices, head_slices
@@ -43,11 +48,14 @@ def saved_bytes(
     sp: bool = False,
     cp: int = 1,
     rows: list[int] | None = None,
+    recompute: Recompute = "none",
 ) -> dict[str, int]:
     """Module -> bytes of one micro-batch, on one rank; "" is the block itself.
 
     products: of attention and of experts, in a short format. rows: how many rows each of this
     rank's experts gets; None: all tokens' choices, evenly, on a rank that has all experts.
+    recompute: "selective" keeps the input and the results of products and of attention, "full" the
+    input alone (and which experts were chosen, so that the second time they are the same).
     """
     tokens = micro_batch * (config.seq if seq is None else seq) // cp
     numbers = PRECISIONS[precision]
@@ -55,6 +63,16 @@ def saved_bytes(
     stat = max(STATISTIC_BYTES, own)
     low = precision not in ("fp32", "fp64")
     h, between = config.hidden, tokens // (tp if sp else 1)
+    if recompute != "none":
+        kept = {"": between * h * b}
+        if has_experts(config, layer):
+            kept["mlp.router"] = tokens * config.experts + STATISTIC_BYTES
+        if recompute == "selective":
+            result = max(4, b) if products == "rounded" else b  # as a product gives it
+            arrive = tokens * config.experts_per_token if rows is None else sum(rows)
+            for name, nbytes in _dear(config, layer, tokens, arrive, result, tp, tp_rank).items():
+                kept[name] = kept.get(name, 0) + nbytes
+        return kept
 
     def normed(rows: int, size: int) -> int:
         """A norm reads in fp32 or better: a copy, or what is there itself."""
@@ -95,6 +113,29 @@ def saved_bytes(
         found["mlp.gate_up"] = gathered + tokens * 2 * f * b
         found["mlp"] = tokens * 2 * f * b
     return {module: nbytes for module, nbytes in found.items() if nbytes}
+
+
+def _dear(
+    config: ModelConfig, layer: int, tokens: int, arrive: int, b: int, tp: int, tp_rank: int
+) -> dict[str, int]:
+    """Results of the products of a block, and of attention."""
+    queries, keys = head_slices(config.heads, config.kv_heads, tp, tp_rank)
+    n, k, e, h = len(queries), len(keys), config.head_dim, config.hidden
+    found = {
+        "attention.qkv": tokens * (n + 2 * k) * e * b,
+        "attention": tokens * (n * e * b + n * max(STATISTIC_BYTES, b)),
+        "attention.o": tokens * h * b,
+    }
+    if not has_experts(config, layer):
+        f = len(even_slices(config.ffn, tp)[tp_rank])
+        return found | {"mlp.gate_up": tokens * 2 * f * b, "mlp.down": tokens * h * b}
+    f = len(even_slices(config.expert_ffn, tp)[tp_rank])
+    found["mlp.router"] = tokens * config.experts * max(4, b)
+    found["mlp.experts"] = arrive * (2 * f + h) * b
+    if config.shared_experts:
+        f = len(even_slices(config.shared_experts * config.expert_ffn, tp)[tp_rank])
+        found["mlp.shared"] = tokens * (2 * f + h) * b
+    return found
 
 
 def _experts(
@@ -177,3 +218,39 @@ def saved_ends(
         found["embed"] += tokens * (8 + 1)
         found["cross_entropy"] += tokens * 2
     return {module: nbytes for module, nbytes in found.items() if nbytes}
+
+
+def block_work_bytes(
+    config: ModelConfig,
+    layer: int = 0,
+    *,
+    micro_batch: int = 1,
+    seq: int | None = None,
+    precision: PrecisionName = "fp32",
+    tp: int = 1,
+    cp: int = 1,
+) -> int:
+    """What the backward of a block has for a moment beside all that it kept: gradients of gate and
+    up, and of the result."""
+    tokens = micro_batch * (config.seq if seq is None else seq) // cp
+    size = max(4, dtype_bytes(PRECISIONS[precision].activations))
+    width = 2 * len(even_slices(config.ffn, tp)[0])
+    if has_experts(config, layer):
+        width = 2 * len(even_slices(config.expert_ffn, tp)[0]) * config.experts_per_token
+        width += config.experts_per_token * config.hidden
+    return tokens * (width + config.hidden) * size
+
+
+def loss_work_bytes(
+    config: ModelConfig,
+    *,
+    micro_batch: int = 1,
+    seq: int | None = None,
+    precision: PrecisionName = "fp32",
+    tp: int = 1,
+    cp: int = 1,
+) -> int:
+    """The same of the loss: gradients of the log-softmax and of the logits."""
+    tokens = micro_batch * (config.seq if seq is None else seq) // cp
+    size = max(4, dtype_bytes(PRECISIONS[precision].activations))
+    return 2 * tokens * len(even_slices(config.vocab, tp)[0]) * size

@@ -9,6 +9,8 @@
     scheduler.py   which block keeps, computes again or offloads: exact, and how it is done
     collector.py   garbage collected by all ranks at the same step
     manager.py     a budget, kept: measure, choose, run
+    limit.py       a device's memory, on a machine that has more
+    advice.py      after an out-of-memory: what would have fitted
 
 With torch missing, importing this room says what to install.
 """
@@ -20,8 +22,10 @@ try:
 except ImportError as error:
     raise torch_needed("picolab.memory needs", error) from error
 
+from picolab.memory.advice import Fitting, advise, fitting
 from picolab.memory.collector import GarbageCollector
 from picolab.memory.leaks import Leak, LeakFinder
+from picolab.memory.limit import LimitPassed, MemoryLimit
 from picolab.memory.manager import SmartMemoryManager
 from picolab.memory.monitor import MemoryMonitor, MemoryReport
 from picolab.memory.offload import Offload, far_file
@@ -32,9 +36,12 @@ from picolab.memory.watch import Watch
 
 __all__ = [
     "BlockRunner",
+    "Fitting",
     "GarbageCollector",
     "Leak",
     "LeakFinder",
+    "LimitPassed",
+    "MemoryLimit",
     "MemoryMonitor",
     "MemoryPlan",
     "MemoryPool",
@@ -44,6 +51,8 @@ __all__ = [
     "PoolFull",
     "SmartMemoryManager",
     "Watch",
+    "advise",
     "far_file",
+    "fitting",
     "predicted",
 ]

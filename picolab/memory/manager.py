@@ -13,7 +13,8 @@ get it from the largest numbers of all of them. Stages may differ. What the firs
 yet is added: the optimizer's moments, and, where micro-batches are accumulated, the gradients that
 the earlier ones leave.
 
-A collective's largest buffer is added once: the library may let go of it late. Experts on other
+A collective's largest buffer is added once: the library may let go of it late; and what a pipeline
+sends is added for each micro-batch, since it is waited for at the end of the step. Experts on other
 ranks get as many rows as tokens choose them: there a share of what blocks take (`EXPERTS_MARGIN`)
 is left free.
 
@@ -29,12 +30,14 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from picolab import comm, costs
 from picolab.memory.monitor import RunWatch
 from picolab.memory.offload import Offload, far_file
 from picolab.memory.pool import MemoryPool
+from picolab.memory.prediction import boundary_bytes
 from picolab.memory.scheduler import (
     BlockRunner,
     Choice,
@@ -205,7 +208,7 @@ def measure(
                 forward = clock.seconds("forward")
             if choice == "keep":
                 end, ends, rest = seen.end(blocks), seen.ends(blocks), seen.rest(blocks)
-                late = _largest_buffer(watch)
+                late = _largest_buffer(watch) + _sent(run.config)
     finally:
         run.model.run_block = before
         run.parallel.zero_grad()
@@ -236,6 +239,15 @@ def _largest_buffer(watch: RunWatch) -> int:
     so that one more is there than in the pass that was watched."""
     of = [grown for life, grown, _, _ in watch.changes if life.category == "communication"]
     return max((nbytes for nbytes in of if nbytes > 0), default=0)
+
+
+def _sent(config) -> int:
+    """What the other micro-batches have sent to the stages beside this one. (gloo does not say that
+    a send is over before it is waited for, and that is at the end of the step.)"""
+    if config.layout.pp == 1:
+        return 0
+    place, last = comm.mesh().rank("pp"), config.layout.pp - 1
+    return (config.accumulate - 1) * boundary_bytes(config) * ((place > 0) + (place < last))
 
 
 def _held(pool: MemoryPool | None) -> int:
@@ -274,11 +286,16 @@ def _pass(run, batch, watch: RunWatch | None = None) -> None:
 def _missing(run) -> "_Missing":
     stepped = [p for p in run.parallel.parameters() if p.requires_grad]
     moments = sum(2 * p.nbytes + 4 for p in stepped if p not in run.optimizer.state)
-    gradients = 0
-    if run.config.accumulate > 1:
-        seen = {of.data_ptr(): of for of in run.parallel.held() if of.requires_grad}
-        gradients = sum(of.numel() * of.element_size() for of in seen.values())
-    return _Missing(moments, gradients)
+    return _Missing(moments, _whole_gradients(run.config) if run.config.accumulate > 1 else 0)
+
+
+def _whole_gradients(config) -> int:
+    """What earlier micro-batches leave, whole whatever stage of ZeRO cuts it later. (Not to be
+    asked of tensors: parameters of ZeRO 3 have no memory now.)"""
+    here = costs.local_parameters(
+        config.model, config.layout, dist.get_rank(), expert_copies=config.expert_copies
+    )
+    return sum(p.numel for p in here) * costs.dtype_bytes(config.numbers.parameters)
 
 
 class _Missing:

@@ -59,8 +59,7 @@ def stage_bytes(config: TrainConfig, rank: int, rows: dict | None = None) -> dic
     )  # fmt: skip
     products = "native" if config.products == "native" else "rounded"
     ends = costs.saved_ends(model, **options)
-    tokens = config.micro_batch * model.seq // layout.cp // (layout.tp if layout.sp else 1)
-    came = tokens * model.hidden * costs.dtype_bytes(config.numbers.activations)
+    came = boundary_bytes(config)
     place, found = layout.coordinates(rank)["pp"], {}
     for stage, layers in costs.rank_stages(model.layers, layout, place).items():
         total = ends.get("embed", 0) if stage == 0 else came
@@ -74,3 +73,10 @@ def stage_bytes(config: TrainConfig, rank: int, rows: dict | None = None) -> dic
             total -= came
         found[stage] = total
     return found
+
+
+def boundary_bytes(config: TrainConfig) -> int:
+    """What one stage of a pipeline sends to the next, of one micro-batch."""
+    layout, model = config.layout, config.model
+    tokens = config.micro_batch * model.seq // layout.cp // (layout.tp if layout.sp else 1)
+    return tokens * model.hidden * costs.dtype_bytes(config.numbers.activations)

@@ -152,6 +152,15 @@ KINDS: dict[str, tuple[str, dict[str, str]]] = {
             "points": "list of [kind, name, micro-batch, slice, norm, sum]; norm and sum in fp64",
         },
     ),
+    "out of memory": (
+        "a rank needed more memory than there was",
+        {
+            "step": "number",
+            "limit": "bytes: that there are",
+            "alive": "bytes by category, where the limit was set by a run; else empty",
+            "changes": "list of settings that would have fitted, and the peak predicted for each",
+        },
+    ),
     "garbage": (
         "a pass of Python's collector, by all ranks at the same step",
         {"step": "number", "kind": "young or full", "objects": "that it freed"},

@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 from picolab import costs
 from picolab.planner.costing import Costing
+from picolab.planner.parts import uniform
 from picolab.planner.verdict import MICRO_BATCHES
 
 
@@ -62,7 +63,8 @@ def bounds(costing: Costing, split: Split, room: float = math.inf) -> Iterator[B
                 kept = costing.least_layer(tp, sp, cp, micro_batch, recompute)
                 needed, seconds = states + waiting * layers * kept, math.inf
                 if needed <= room:
-                    micro = costing.micro(whole, tp, sp, cp, ep, micro_batch, recompute)
+                    mix = uniform(whole, recompute)
+                    micro = costing.micro(whole, mix, tp, sp, cp, ep, micro_batch)
                     seconds = micro.total / pp * steps * costing.turns
                 yield Bound(sp, micro_batch, recompute, needed, seconds)
                 if needed <= room < math.inf:

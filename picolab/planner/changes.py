@@ -1,10 +1,12 @@
 """What would save a layout that died: the three smallest changes with which it lives.
 
 A change is small if it moves few settings by little: factors of two on the axes (what tp loses dp
-gains, which is one move), stages of ZeRO, sp, the schedule; and, where they were given, micro-batch
-and recomputation. A change that contains a smaller one which is enough already is not named.
+gains, which is one move), stages of ZeRO, sp, the schedule. Where micro-batch and recomputation
+were given, they are changed first, by factors of two and by more of it: no layout has to be moved
+for that. A change that contains a smaller one which is enough already is not named.
 """
 
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,7 +15,7 @@ from picolab import costs
 from picolab.planner.costing import Costing
 from picolab.planner.request import Request
 from picolab.planner.search import SCHEDULES, order, splits, variants
-from picolab.planner.verdict import Verdict, judge
+from picolab.planner.verdict import Verdict, cuts, judge, objection
 from picolab.specs import Layout
 
 AXES = ("dp", "tp", "pp", "cp")
@@ -48,11 +50,12 @@ def smallest_changes(
     """The smallest changes of a layout that dies; fewer than `count` if there are no more."""
     found: list[Change] = []
     near_ones = (
-        (moved, len(_differences(layout, near)), str(near), near)
+        (moved, further, len(_differences(layout, near)), str(near), near, size, mode)
         for moved, near in _near(costing.request, layout)
+        for further, size, mode in _cuts(costing, near, micro_batch, recompute)
     )
-    for *_, near in sorted(near_ones, key=lambda one: one[:3]):
-        verdict = judge(costing, near)
+    for *_, near, size, mode in sorted(near_ones, key=lambda one: one[:4]):
+        verdict = judge(costing, near, micro_batch=size, recompute=mode)
         if not verdict.fits:
             continue
         settings = _differences(layout, near)
@@ -62,12 +65,35 @@ def smallest_changes(
         ):
             if given is not None and given != new:
                 settings[name] = (given, new)
-        smaller = (change.settings.items() for change in found)
-        if settings and not any(items <= settings.items() for items in smaller):
+        if settings and not any(_within(change.settings, settings) for change in found):
             found.append(Change(settings, verdict))
         if len(found) == count:
             break
     return found
+
+
+def _within(smaller: dict[str, tuple], larger: dict[str, tuple]) -> bool:
+    """Whether all that one changes is changed by the other, by as much or more: a yet smaller
+    micro-batch is no other idea."""
+    return all(
+        name in larger and (larger[name] == pair or name in ("micro-batch", "recompute"))
+        for name, pair in smaller.items()
+    )
+
+
+def _cuts(
+    costing: Costing, near: Layout, micro_batch: int | None, recompute: str | None
+) -> Iterator[tuple[float, int | None, str | None]]:
+    """Micro-batches and recomputations of a layout, where they were given, and how far they are."""
+    sizes: list[tuple[float, int | None]] = [(0, None)]
+    modes: list[tuple[float, str | None]] = [(0, None)]
+    if micro_batch is not None and objection(costing, near) is None:
+        sizes = [(abs(math.log2(size / micro_batch)), size) for size in cuts(costing, near)]
+    if recompute is not None:
+        given = costs.RECOMPUTE.index(recompute)
+        modes = [(abs(costs.RECOMPUTE.index(mode) - given), mode) for mode in costing.modes(near)]
+    for (smaller, size), (more, mode) in itertools.product(sizes, modes):
+        yield smaller + more, size, mode
 
 
 def _differences(old: Layout, new: Layout) -> dict[str, tuple]:
@@ -96,12 +122,12 @@ def remedy(costing: Costing) -> str:
     request = costing.request
     config, device, room = request.model, request.hardware, request.memory_bytes
     of = f"no layout of {request.gpus:,} x {device.name} trains {config.name}"
-    leanest = _leanest(costing)
-    if leanest is None:
+    least = leanest(costing)
+    if least is None:
         return f"{of} with {request.global_batch:,} sequences a step{_fewer(costing)}"
-    needed = leanest.memory_bytes
+    needed = least.memory_bytes
     sentence = (
-        f"{of} at seq {request.seq:,}: the leanest, {leanest.candidate}, needs {needed / 1e9:.1f} "
+        f"{of} at seq {request.seq:,}: the leanest, {least.candidate}, needs {needed / 1e9:.1f} "
         f"GB of {room / 1e9:.1f} GB; "
     )
     bigger = f"devices of {math.ceil(needed / (1 - request.practice.reserved) / 1e9)} GB would"
@@ -132,7 +158,7 @@ def first_that_fits(costing: Costing) -> Verdict | None:
     return None
 
 
-def _leanest(costing: Costing) -> Verdict | None:
+def leanest(costing: Costing) -> Verdict | None:
     """The layout that needs least memory; None if there is no layout at all."""
     verdicts = (
         judge(costing, layout, recompute=costs.RECOMPUTE[-1])

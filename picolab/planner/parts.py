@@ -10,16 +10,43 @@ from picolab.planner.request import Request
 from picolab.specs import Layout
 
 
+class Counts(NamedTuple):
+    """How many layers of a kind keep everything, recompute selectively, and recompute."""
+
+    none: int
+    selective: int
+    full: int
+
+    def __str__(self) -> str:
+        words = zip(("keep", "selective", "recompute"), self)
+        return ", ".join(f"{count} {word}" for word, count in words if count) or "no layers"
+
+
+class Mix(NamedTuple):
+    """Of one place on pp: of its dense layers, and of those with experts."""
+
+    dense: Counts
+    sparse: Counts
+
+    def __str__(self) -> str:
+        return str(Counts(*map(sum, zip(*self))))
+
+
 class Candidate(NamedTuple):
-    """A layout, and how its step is cut and what it recomputes."""
+    """A layout, and how its step is cut and what it recomputes: all layers the same, or each place
+    on pp a mix."""
 
     layout: Layout
     micro_batch: int
-    recompute: costs.activations.Recompute
+    recompute: costs.activations.Recompute | tuple[Mix, ...]
 
     def __str__(self) -> str:
-        recompute = "" if self.recompute == "none" else f", {self.recompute} recompute"
+        recompute = "" if self.recompute == "none" else f", {self.recomputes} recompute"
         return f"{self.layout}, micro-batch {self.micro_batch}{recompute}"
+
+    @property
+    def recomputes(self) -> str:
+        return self.recompute if isinstance(self.recompute, str) else "mixed"
 
 
 class Part(NamedTuple):
@@ -33,6 +60,12 @@ class Part(NamedTuple):
     """the embedding"""
     last: bool
     """the last norm, the head and the loss"""
+
+
+def uniform(part: Part, recompute: str) -> Mix:
+    """The mix in which all layers do the same."""
+    at = costs.RECOMPUTE.index(recompute)
+    return Mix(*(Counts(*(n if i == at else 0 for i in range(3))) for n in part[:2]))
 
 
 class once:
@@ -100,6 +133,13 @@ class Parts:
     def micro_batches(self, candidate: Candidate) -> int:
         """Of one replica, in one step."""
         return self.request.global_batch // (candidate.layout.dp * candidate.micro_batch)
+
+    def mixes(self, where: tuple, recompute) -> tuple[tuple["Part", Mix], ...]:
+        """What each place on pp holds, and what its layers recompute."""
+        places = self._places(*where)
+        if not isinstance(recompute, str):
+            return tuple(zip(places, recompute, strict=True))
+        return tuple((part, uniform(part, recompute)) for part in places)
 
     def _kinds(self, part: Part) -> tuple[tuple[int, int], ...]:
         """How many layers of a kind, and one of them."""

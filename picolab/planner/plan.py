@@ -7,10 +7,12 @@ from functools import cached_property
 from typing import Any
 
 from picolab import costs
+from picolab.planner.blocks import refined
+from picolab.planner.blocks import table as table_of_blocks
 from picolab.planner.changes import Change, remedy, smallest_changes
-from picolab.planner.costing import Costing
+from picolab.planner.costing import Candidate, Costing
 from picolab.planner.request import Request
-from picolab.planner.search import Searched, search
+from picolab.planner.search import BEST, Searched, order, search
 from picolab.planner.verdict import Verdict, cuts, judge, objection
 from picolab.show.table import Table
 from picolab.specs import Hardware, Layout, ModelConfig
@@ -46,6 +48,9 @@ def plan(
 
     Searched are dp, tp, pp, cp, ep, zero, sp, micro-batch, recomputation and all schedules but
     dualpipe-v; that one and shard groups of ZeRO are judged where `layout` names them.
+    Recomputation is proposed layer by layer: how many layers of each stage keep everything,
+    recompute selectively, or recompute. (The search itself lets all layers do the same; the twenty
+    fastest get their mix.)
     What is reported are estimates, from data sheets and one fitted set of efficiencies; how far
     they are off on published runs, tests/unit/planner/test_published.py prints row by row.
     """
@@ -69,6 +74,8 @@ def plan(
             f"recompute {recompute!r} is not known; it is {', '.join(costs.RECOMPUTE)}"
         )
     verdict = judge(costing, given, micro_batch=micro_batch, recompute=recompute)
+    if recompute is None:
+        verdict = refined(verdict, micro_batch)
     return Judged(costing, verdict, micro_batch, recompute)
 
 
@@ -117,12 +124,19 @@ class Plan(_Shown):
     @property
     def best(self) -> list[Verdict]:
         """The ten fastest, the fastest first."""
-        return self.searched.best
+        return self._living[:BEST]
+
+    @cached_property
+    def _living(self) -> list[Verdict]:
+        """The fastest of the search, which lets all layers recompute the same, each with its mix
+        layer by layer; and the others."""
+        living = self.searched.living
+        return [*sorted(map(refined, living[: 2 * BEST]), key=order), *living[2 * BEST :]]
 
     @property
     def verdicts(self) -> list[Verdict]:
         """The whole table: those that live, those too slow to be looked at, those that died."""
-        return [*self.searched.living, *self.searched.slower, *self.searched.dead]
+        return [*self._living, *self.searched.slower, *self.searched.dead]
 
     @cached_property
     def remedy(self) -> str | None:
@@ -199,6 +213,8 @@ class Judged(_Shown):
         )
         if self.fits:
             parts = [f"{title}: lives, and {_dominated(verdict)}", self.times(), self.stages()]
+            if verdict.candidate.recomputes == "mixed":
+                parts.append(table_of_blocks(self.costing, verdict.candidate))
         else:
             parts = [f"{title}: dies of {verdict.killed_by.constraint}", verdict.killed_by.sentence]
             parts += [self.stages()] if verdict.candidate else []
@@ -277,7 +293,7 @@ def verdict_table(costing: Costing, verdicts: list[Verdict], title: str) -> Tabl
             rows.append(
                 [
                     str(verdict.layout), verdict.candidate.micro_batch,
-                    verdict.candidate.recompute, verdict.memory_bytes / 1e9, verdict.step_s,
+                    recomputes(verdict.candidate), verdict.memory_bytes / 1e9, verdict.step_s,
                     round(costing.request.tokens / verdict.step_s),
                     100 * mfu(costing, verdict), verdict.dominated_by,
                     _lost(verdict),
@@ -290,6 +306,24 @@ def verdict_table(costing: Costing, verdicts: list[Verdict], title: str) -> Tabl
             why = f"a step of at least {verdict.at_least_s:.4g} s"
             rows.append([str(verdict.layout), *[None] * 6, "slower", why])
     return Table([*columns, "dominated by", "loses most to"], rows, title=title)
+
+
+def recomputes(candidate: Candidate) -> str:
+    """In a word, or what the first place on pp does; it has most to keep."""
+    if isinstance(candidate.recompute, str):
+        return candidate.recompute
+    first, more = candidate.recompute[0], len(set(candidate.recompute)) > 1
+    return f"{first}" + (" on stage 0" if more else "")
+
+
+def layers_of(costing: Costing, candidate: Candidate) -> list[dict[str, int]]:
+    """For JSON: of each place on pp, how many layers do what."""
+    layout = candidate.layout
+    where = layout.pp, layout.schedule, layout.stages
+    return [
+        dict(zip(("keep", "selective", "recompute"), map(sum, zip(*mix))))
+        for _, mix in costing.mixes(where, candidate.recompute)
+    ]
 
 
 def _asked(request: Request) -> dict[str, Any]:
@@ -320,7 +354,8 @@ def as_dict(costing: Costing, verdict: Verdict) -> dict[str, Any]:
     return found | {
         "micro_batch": verdict.candidate.micro_batch,
         "micro_batches": verdict.micro_batches,
-        "recompute": verdict.candidate.recompute,
+        "recompute": verdict.candidate.recomputes,
+        "layers": layers_of(costing, verdict.candidate),
         "memory_bytes": {"worst_stage": verdict.memory_bytes, "by_category": verdict.memory},
         "seconds": {"step": verdict.step_s, "by_term": verdict.seconds},
         "tokens_per_s": costing.request.tokens / verdict.step_s,

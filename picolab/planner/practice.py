@@ -61,6 +61,9 @@ class Practice:
     whole_gradients: bool = False
     """ZeRO 2 and 3 add gradients up whole and send them once a step, as `parallel.zero` does;
     otherwise they are sharded all the time, and travel after every micro-batch"""
+    eager: bool = False
+    """what a layer keeps is what eager operators of our own block keep (`costs.saved_bytes`), and
+    what is alive only for a moment is counted, too: a peak to be held against a monitor's"""
     scatter: bool = False
     """a pipeline's boundary is sent in tp parts, through tp cards (arXiv 2104.04473, section 4.1);
     with sp it always is"""
@@ -86,7 +89,12 @@ PRACTICES = MappingProxyType(
         ),
         # what `picolab.training` does on the cores of a machine: what travels takes their time too
         "picolab": Practice(
-            states="fp32", dtype="fp32", overlap=False, whole_gradients=True, reserved=0.0
+            states="fp32",
+            dtype="fp32",
+            overlap=False,
+            whole_gradients=True,
+            eager=True,
+            reserved=0.0,
         ),
         # the same with the bytes of another precision; how fast its products are, hardware says
         **{
@@ -96,6 +104,7 @@ PRACTICES = MappingProxyType(
                 copies=copy_bytes(name),
                 overlap=False,
                 whole_gradients=True,
+                eager=True,
                 reserved=0.0,
             )
             for name, numbers in PRECISIONS.items()

@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 from picolab import costs
 from picolab.costs.parameters import attention_weights, has_experts, mlp_weights
-from picolab.planner.parts import Candidate, Part, Parts, once
+from picolab.planner.parts import Candidate, Mix, Part, Parts, once
 from picolab.specs import Layout
 from picolab.specs.schedule_name import ScheduleName
 
@@ -77,7 +77,7 @@ class Seconds(Parts):
         shards = layout.size(layout.shard_axis) if layout.zero else 1
         sharded = layout.zero >= 2 and not self.practice.whole_gradients
         longest = -1.0
-        for part, micro in micros.items():
+        for (part, _), micro in micros.items():
             dp, optimizer = self._data_parallel(
                 part, tp, layout.ep, layout.dp * cp, layout.zero, shards, m, sharded,
                 micro.forward, micro.backward,
@@ -145,24 +145,25 @@ class Seconds(Parts):
     @once
     def _micros_and_mean(
         self, where, tp, sp, cp, ep, micro_batch, recompute
-    ) -> tuple[dict[Part, Micro], Micro]:
+    ) -> tuple[dict[tuple[Part, Mix], Micro], Micro]:
         """Of each kind of place on pp, and the mean over the places."""
-        places = self._places(*where)
+        places = self.mixes(where, recompute)
         counts = Counter(places)
-        micros = {part: self.micro(part, tp, sp, cp, ep, micro_batch, recompute) for part in counts}
+        micros = {held: self.micro(*held, tp, sp, cp, ep, micro_batch) for held in counts}
         mean = _NOTHING
-        for part, count in counts.items():
-            mean = mean.plus(micros[part], count / len(places))
+        for held, count in counts.items():
+            mean = mean.plus(micros[held], count / len(places))
         return micros, mean
 
     @once
-    def micro(self, part: Part, tp, sp, cp, ep, micro_batch, recompute) -> Micro:
+    def micro(self, part: Part, mix: Mix, tp, sp, cp, ep, micro_batch) -> Micro:
         """One micro-batch on a rank that holds this part."""
         total = _NOTHING
-        for count, layer in self._kinds(part):
-            if count:
-                one = self._layer(layer, tp, sp, cp, ep, micro_batch, recompute)
-                total = total.plus(one, count)
+        for (_, layer), counts in zip(self._kinds(part), mix):
+            for recompute, count in zip(costs.RECOMPUTE, counts):
+                if count:
+                    one = self._layer(layer, tp, sp, cp, ep, micro_batch, recompute)
+                    total = total.plus(one, count)
         if part.first or part.last:
             ends = self._ends(part.first, part.last, tp, sp, cp, micro_batch)
             total = total.plus(ends)

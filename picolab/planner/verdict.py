@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
-from picolab import costs
 from picolab.planner.costing import Candidate, Costing
 from picolab.specs import Layout
 
@@ -139,7 +138,7 @@ def judge(
     sizes = list(cuts(costing, layout)) if micro_batch is None else [micro_batch]
     if not sizes:
         return Verdict(layout, killed_by=_no_schedule(costing, layout))
-    modes = costs.RECOMPUTE if recompute is None else (recompute,)
+    modes = costing.modes(layout) if recompute is None else (recompute,)
     room = costing.request.memory_bytes
     smallest = [Candidate(layout, sizes[0], mode) for mode in modes]
     too_large = []

@@ -118,7 +118,7 @@ class TrainConfig:
         cost = _pair("stage_cost_s", self.stage_cost_s, "give seconds of a forward and a backward")
         object.__setattr__(self, "stage_cost_s", cost)
         if self.memory_budget is not None:
-            object.__setattr__(self, "memory_budget", _bytes("memory_budget", self.memory_budget))
+            object.__setattr__(self, "memory_budget", bytes_of("memory_budget", self.memory_budget))
         self._choose_precision()
         self._check_numbers()
         others = [name for name in model.extensions if name not in TRAINED_EXTENSIONS]
@@ -275,7 +275,7 @@ def _pair(name: str, value, hint: str) -> tuple:
 _UNITS = {"": 1, "b": 1, "kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 
 
-def _bytes(name: str, value) -> int:
+def bytes_of(name: str, value) -> int:
     """A number of bytes: an integer, or a text with a unit."""
     found = re.fullmatch(r"\s*([\d_.]+)\s*([A-Za-z]*)\s*", str(value))
     unit = found and _UNITS.get(found[2].lower())

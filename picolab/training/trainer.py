@@ -31,7 +31,7 @@ import torch
 import torch.distributed as dist
 
 from picolab import comm
-from picolab.memory import SmartMemoryManager
+from picolab.memory import SmartMemoryManager, advise
 from picolab.memory.scheduler import whole_block
 from picolab.moe import saved_choices
 from picolab.monitoring import Ledger, Observer, StepReport, events
@@ -88,12 +88,16 @@ def train_rank(
             if dist.get_rank() == 0:
                 events.write("resume", step=run.first_step, notes=list(checkpoints.notes))
         report.first_step = run.first_step
-        run.tell("start")
-        step = run.first_step
-        while step < config.steps:
-            done = train_step(run, step)
-            run.tell("step" if done.back_to is None else "back", done)
-            step = step + 1 if done.back_to is None else done.back_to
+        try:
+            run.tell("start")
+            step = run.first_step
+            while step < config.steps:
+                done = train_step(run, step)
+                run.tell("step" if done.back_to is None else "back", done)
+                step = step + 1 if done.back_to is None else done.back_to
+        except torch.OutOfMemoryError as error:
+            advise(config, error, run.step)
+            raise
         run.tell("end")
         report.memory = memory_bytes(run.parallel, run.optimizer) | run.precision.memory()
         # (the hash would cost more than opening the text)

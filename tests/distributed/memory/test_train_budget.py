@@ -7,7 +7,15 @@ from dataclasses import replace
 import pytest
 
 import picolab as pico
-from picolab.memory import BlockRunner, MemoryMonitor, MemoryPool, Offload, far_file
+from picolab.memory import (
+    BlockRunner,
+    MemoryLimit,
+    MemoryMonitor,
+    MemoryPool,
+    Offload,
+    far_file,
+    fitting,
+)
 from picolab.training import TrainConfig, train_rank
 
 CONFIG = TrainConfig(
@@ -35,6 +43,27 @@ def test_train_takes_a_budget():
     assert seen["most"]["total"] <= plan["budget"] == result.config.memory_budget == 6_000_000
     peaks = [peak for peak, *_ in plan["frontier"]]
     assert peaks == sorted(peaks) and peaks[0] == plan["least"]
+
+
+def test_after_an_out_of_memory_it_is_said_what_would_have_fitted():
+    """(test_limit.py runs it.)"""
+    with pytest.raises(pico.RankFailure, match="It would have fitted with one of") as caught:
+        pico.train(
+            CONFIG.model, "dp2", "random", 2, micro_batch=4, progress=False,
+            observers=[MemoryLimit("6MB")],
+        )  # fmt: skip
+    said = caught.value.headline()
+    assert "the limit is 6,000,000 (" in said and "activations" in said
+    found = fitting(replace(CONFIG, layout="dp2", steps=2), 6_000_000)
+    assert len(found) == 3 and all(str(one) in said for one in found)
+
+
+def test_where_nothing_fits_it_is_said():
+    with pytest.raises(pico.RankFailure, match="No layout of 2 ranks fits into 1 MB") as caught:
+        pico.train(
+            CONFIG.model, "dp2", "random", 2, progress=False, observers=[MemoryLimit(1_000_000)]
+        )  # fmt: skip
+    assert "the leanest, " in str(caught.value)
 
 
 def test_a_disk_that_is_full_in_a_step_ends_the_run_with_a_sentence():

@@ -233,7 +233,7 @@ def test_experts_are_read_whole_and_computed_in_part():
 
 def test_the_planner_knows_the_bytes_of_each_precision():
     """Against what a rank of training keeps, to the byte but for AdamW's step counts; activations
-    are short where the precision's are."""
+    are short where the precision's are, but for what norms and statistics keep in fp32."""
     model = ModelConfig.preset("tiny")
     params = costs.parameters(model).total
     table = model.vocab * model.hidden
@@ -251,4 +251,5 @@ def test_the_planner_knows_the_bytes_of_each_precision():
             assert mine == pytest.approx(rank + copies - counts, rel=1e-3)
     layers = {name: held[name, "dp2"]["activations"] for name in PRECISIONS}
     assert layers["fp32"] == layers["adaptive"] == pytest.approx(layers["fp64"] / 2, rel=0.05)
-    assert layers["bf16"] == layers["fp8"] == pytest.approx(layers["fp32"] / 2, rel=0.05)
+    assert layers["bf16"] == layers["fp8"]
+    assert layers["fp32"] / 2 < layers["bf16"] < layers["fp32"] * 0.65
