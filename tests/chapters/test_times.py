@@ -36,7 +36,7 @@ TOLD = {
     "02_moe": Told(MOE, (1.2, 0.8), "5. Rows travel"),
     "03_3d_parallel": Told(THREE_D, (1.5, 1.5), "3. All of it, live"),
     "04_mixed_precision": Told(PRECISION, (1.0, 0.6), "5. How to measure an error"),
-    "05_memory": Told(MEMORY, (0.6, 0.6), "5. Send it away"),
+    "05_memory": Told(MEMORY, (0.5, 0.5), "5. Send it away"),
 }
 of_each = pytest.mark.parametrize("name", TOLD)
 

@@ -159,8 +159,8 @@ def test_a_live_view_draws_each_step_of_a_pipeline_in_time():
 
 
 def panels_of_every_run(figure) -> list:
-    """Without experts' and formats'; nor the earlier runs, which are last."""
-    others = ("x6", "x7", "x8", "x9", "x10")
+    """Without experts, formats and bytes; nor the earlier runs, which are last."""
+    others = {f"x{number}" for number in range(6, 13)}
     return [trace for trace in figure.data[:-1] if trace.xaxis not in others]
 
 
