@@ -216,14 +216,14 @@ EXERCISE = Exercise(
     goal="Replay a trace of allocations and frees through a caching allocator, and say after each "
     "event how many bytes are allocated, how many are reserved, and how large the largest free "
     "block is: the largest tensor that could come without asking the driver.",
-    interface="`my_replay(events, unit, segment, large)` returns a list with `(allocated, reserved, "
-    "largest)` for each event. An event is `(name, nbytes)`, an allocation, or `(name, None)`, its "
-    "end. Sizes are rounded up to multiples of unit. The smallest free block that fits is taken "
-    "(of equal ones that of the oldest segment, at the lowest address), from its beginning, and "
-    "the rest of it stays a free block. If none fits a segment is reserved: `segment` bytes for a "
-    "rounded size below `large`, else the rounded size, rounded up to a multiple of `segment`. A "
-    "freed block is merged with free neighbours in its segment; segments are never given back. "
-    "allocated counts rounded sizes; without a free block largest is 0.",
+    interface="`my_replay(events, unit, segment, large)` returns a list of `(allocated, reserved, "
+    "largest)`, one for each event. An event is `(name, nbytes)`, an allocation, or `(name, "
+    "None)`, its end. Sizes are rounded up to multiples of unit. The smallest free block that fits "
+    "is taken (of equal ones that of the oldest segment, at the lowest address), from its "
+    "beginning, and the rest of it stays a free block. If none fits a segment is reserved: "
+    "`segment` bytes for a rounded size below `large`, else the rounded size, rounded up to a "
+    "multiple of `segment`. A freed block is merged with free neighbours in its segment; segments "
+    "are never given back. allocated counts rounded sizes; without a free block largest is 0.",
     budget="Nothing is sent; one process.",
     hints=(
         "What has to be known of a block: its segment, its place, its size, whether it is free.",
