@@ -30,7 +30,7 @@ CHAPTER = Chapter(
         "peaks": "Peaks, and what fits",
         "leaks": "Leaks and garbage",
     },
-    taught=(),
+    taught=tuple(f"mem-{number:03}" for number in (1, 2, 13, 14, 15, 20, 25, 27, 30, 32)),
     counts={"questions": 32, "numeric": 16, "code": 3, "diagnose": 5, "warm_ups": 8},
     exercises={id: about.within(__name__) for id, about in _EXERCISES.items()},
     mysteries=f"{__name__}.mysteries",
