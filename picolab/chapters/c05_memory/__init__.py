@@ -64,9 +64,43 @@ def example_blocks():
     return watched_runs.example_blocks()
 
 
-_EXERCISES: dict[str, About] = {}
+_EXERCISES = {
+    "memory.saved.operator": About(
+        "saved_operator", "What operators keep for their backward, to the byte", 20, 3
+    ),
+    "memory.checkpoint.function": About(
+        "checkpoint_function", "A checkpoint by hand", 25, 4, starred=True
+    ),
+    "memory.offload.hooks": About(
+        "offload_hooks", "Offload by hooks, fetched before it is needed", 25, 5, starred=True
+    ),
+    "memory.pool.lease": About("pool_lease", "A lease that cannot leak", 20, 4),
+    "memory.plan.knapsack": About(
+        "plan_knapsack", "Keep, compute again or offload, within a budget", 20, 4
+    ),
+    "memory.collect.aligned": About(
+        "collect_aligned", "Garbage collected by all ranks at the same step", 15, 3
+    ),
+    "interview.memory.chunked_loss": About(
+        "interview_chunked_loss", "A loss that never has all logits", 20, 4
+    ),
+    "interview.memory.early_step": About(
+        "interview_early_step", "A step inside of the backward pass", 20, 4
+    ),
+    "interview.memory.allocator": About(
+        "interview_allocator", "An allocator that splits and merges", 20, 4
+    ),
+}
 
-_COVERED: dict[str, str] = {}
+_COVERED = {
+    "picolab.costs.saved.saved_bytes": "memory.saved.operator",
+    "picolab.memory.offload.Offload.saving": "memory.offload.hooks",
+    "picolab.memory.offload.Offload.fetch": "memory.offload.hooks",
+    "picolab.memory.pool.MemoryPool.lease": "memory.pool.lease",
+    "picolab.memory.pool.Lease.free": "memory.pool.lease",
+    "picolab.memory.scheduler._frontier": "memory.plan.knapsack",
+    "picolab.memory.collector.GarbageCollector._look": "memory.collect.aligned",
+}
 
 CHAPTER = Chapter(
     notebook="05_memory",
@@ -74,9 +108,17 @@ CHAPTER = Chapter(
     title="Memory",
     evenings=(("05_memory", 67, "where the bytes go, and what to give up for fewer"),),
     topic="memory",
-    areas={},
-    taught=(),
-    counts={"questions": 0, "numeric": 0, "code": 0, "diagnose": 0},
+    areas={
+        "states": "States and optimizers",
+        "activations": "Activations",
+        "recompute": "Recomputation",
+        "offload": "Offloading and pools",
+        "allocator": "The allocator",
+        "peaks": "Peaks, and what fits",
+        "leaks": "Leaks and garbage",
+    },
+    taught=tuple(f"mem-{number:03}" for number in (1, 2, 13, 14, 15, 20, 25, 27, 30, 32)),
+    counts={"questions": 32, "numeric": 16, "code": 3, "diagnose": 5, "warm_ups": 8},
     exercises={id: about.within(__name__) for id, about in _EXERCISES.items()},
     mysteries=f"{__name__}.mysteries",
     cheatsheet=f"{__name__}.cheatsheet",
