@@ -412,7 +412,7 @@ EXERCISE = Exercise(
     "bytes or the itemsize, whichever is more. entropy(logits, labels) is the mean cross-entropy: "
     "log-softmax first, then it picks; torch keeps a sum of weights beside, one number of the "
     "result's. dropout keeps what it multiplies by, on a CPU as wide as the numbers (on a GPU one "
-    "byte). These three, where any operand wants a gradient, keep all that they keep.",
+    "byte). norm, attention and entropy keep all of it where any operand wants a gradient.",
     budget="To the byte, for every program; nothing is sent.",
     hints=(
         "Write down the derivative of each operator. Which of its letters are numbers of the "
