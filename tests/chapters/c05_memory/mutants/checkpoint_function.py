@@ -331,12 +331,8 @@ def by_hooks(function, inputs):
 
     if not torch.is_grad_enabled() or saver is None:
         return function(*inputs)
-    del tensors, inputs
-    first = [iter(saver.saved_tensors)]
-    given = [other[0] if other else next(first[0]) for other in others]
-    first.clear()
     with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
-        return function(*given)
+        return function(*inputs)  # (which no closure here holds)
 
 
 def with_a_forked_state(function, inputs):
