@@ -1,4 +1,4 @@
-"""Exercise: a checkpoint by hand (chapter 5, section 3).
+"""Exercise: a checkpoint by hand (chapter 5, section 4).
 
 Each setting is built twice from the same numbers: once the function is simply called, and autograd
 keeps what it likes; once the learner calls it. Results and gradients must be the same to the last

@@ -1,4 +1,4 @@
-"""Exercise: garbage collected by all ranks at the same step (chapter 5, section 6).
+"""Exercise: garbage collected by all ranks at the same step (chapter 5, section 7).
 
 The judge's step makes circles of objects, on each rank other numbers of them, and Python tells it
 of every pass of the collector (`gc.callbacks`): where it is, and how thorough. Which passes are

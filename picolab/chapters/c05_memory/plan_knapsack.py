@@ -1,4 +1,4 @@
-"""Exercise: which block keeps, computes again or offloads, exactly (chapter 5, section 4).
+"""Exercise: which block keeps, computes again or offloads, exactly (chapter 5, section 6).
 
 A knapsack in which it matters where a block stands: what is alive while it runs is its own work and
 what those *before* it keep. Small ones are compared with every plan, large ones with a table over
@@ -393,7 +393,7 @@ EXERCISE = Exercise(
     "else's work, a late one's hardly matter. So a budget is spent from the back, and a rule that "
     "does not know where a block stands is not exact. With the budget fixed, two numbers say all "
     "of a plan's beginning, which is why dropping is safe. The package wants the plans of *all* "
-    "budgets at once (the slider of section 4), so it drops only what is beaten in bytes, work, "
+    "budgets at once (the slider of section 6), so it drops only what is beaten in bytes, work, "
     "time and offload together: `pico.source('picolab.memory.scheduler')`. Recompute only or keep "
     "only is what most frameworks offer as one switch; arXiv 1604.06174's square root of n is the "
     "best among those for equal blocks. torch's `activation_memory_budget` is the same knapsack "

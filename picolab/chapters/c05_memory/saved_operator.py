@@ -1,4 +1,4 @@
-"""Exercise: what operators leave for their backward, to the byte (chapter 5, section 2).
+"""Exercise: what operators leave for their backward, to the byte (chapter 5, section 3).
 
 Small programs, given as data. What is right is not derived here: the judge runs each program with
 torch and adds up the storages that autograd really keeps. Only to name a mistake it has rules of
