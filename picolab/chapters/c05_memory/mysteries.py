@@ -102,11 +102,11 @@ CASES = (
         "lines",
         "What is left was made in many lines of the model, all of them those whose results a "
         "backward needs, and nothing in Python holds it but for the losses, 4 bytes each: autograd "
-        "does. So a graph is alive that no backward has gone through. Both are right: a backward lets go of what its "
-        "operators kept, so a training loss in a list costs a few bytes and the graph's nodes; a "
-        "loss that is only looked at still has everything. `with torch.no_grad():` around it, or "
-        "`loss.item()` in the list. What one hook or one ring buffer keeps would come from one "
-        "line, and be tensors.",
+        "does. So a graph is alive that no backward has gone through. Both are right: a backward "
+        "lets go of what its operators kept, so a training loss in a list costs a few bytes and "
+        "the graph's nodes; a loss that is only looked at still has everything. `with "
+        "torch.no_grad():` around it, or `loss.item()` in the list. What one hook or one ring "
+        "buffer keeps would come from one line, and be tensors.",
         (_VIEWS, _HEALTHY, _ACTIVATIONS, _LOSSES, _CIRCLES, _GRAPHS, _MISSING),
         _SHORT,
         memory=True,
@@ -116,8 +116,8 @@ CASES = (
         "Two thirds more after one step",
         "dp2",
         "'I have measured tensors before the first step and after it: two thirds more, by 8 bytes "
-        "a parameter, and nothing in our code allocates that. At this rate a run of a hundred steps "
-        "needs seventy times the memory, so I stopped it. We have a hook that looks at "
+        "a parameter, and nothing in our code allocates that. At this rate a run of a hundred "
+        "steps needs seventy times the memory, so I stopped it. We have a hook that looks at "
         "activations, and a list of losses; one of them must be it.'",
         "B",
         "memory",
