@@ -145,8 +145,8 @@ _SECTIONS = [
     ),
     Section(
         "At scale",
-        "one layer of GPT-3, 16 bits, dropout: s tokens, h hidden, a heads; t ranks of tp; 16 bytes "
-        "a token are statistics of norms, which tables in print leave out",
+        "one layer of GPT-3, 16 bits, dropout: s tokens, h hidden, a heads; t ranks of tp; 16 "
+        "bytes a token are statistics of norms, which tables in print leave out",
         [
             Line(
                 "with scores",

@@ -17,7 +17,7 @@ from picolab.exercises.definition import Exercise
 SECONDS = 10.0  # for the largest; every plan takes 10^16 times as long
 
 
-def my_plan(blocks, end, pool, budget):
+def my_choices(blocks, end, pool, budget):
     raise NotImplementedError(f"a choice for each of {len(blocks)} blocks, {budget:,} bytes")
 
 
@@ -362,7 +362,7 @@ EXERCISE = Exercise(
     "again or offloads it, so that the peak is within a budget and the step takes as little longer "
     "as possible. Exactly: no other plan within the budget may be faster. Where none is, say what "
     "the least budget is.",
-    interface="`my_plan(blocks, end, pool, budget)` returns a list of names, one a block. "
+    interface="`my_choices(blocks, end, pool, budget)` returns a list of names, one a block. "
     "`blocks[i]`: a dict, choice -> (kept, work, us), of one to four choices out of 'keep', "
     "'selective', 'recompute' and 'offload'. kept: bytes from the block's forward to its backward; "
     "work: bytes alive while the block itself runs, forward or backward, above what the blocks "
@@ -386,7 +386,7 @@ EXERCISE = Exercise(
         "smaller. At the end kept + end. The least budget: the same search finds something or "
         "not, so halve the interval between a budget that is too small and one that is enough.",
     ),
-    stub_function=my_plan,
+    stub_function=my_choices,
     solution_function=solution,
     why="In the backward the blocks behind the one that runs are done, so their bytes are gone, "
     "and in the forward they are not there yet: an early block's kept bytes lie under everybody "
