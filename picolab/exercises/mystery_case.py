@@ -11,7 +11,7 @@ from typing import Literal
 
 from picolab.specs import Layout, ModelConfig
 
-LookName = Literal["loss", "norm", "ledger", "shards", "spans", "loads", "scale"]
+LookName = Literal["loss", "norm", "ledger", "shards", "spans", "loads", "scale", "memory", "lines"]
 LOOKS: dict[str, str] = {
     "loss": "the loss of each step, beside one process's",
     "norm": "the global gradient norm of each step, before clipping, beside one process's",
@@ -25,6 +25,12 @@ LOADS = {"loads": "how many tokens each expert had, beside one process's"}
 
 # Where the loss is scaled, one more:
 SCALES = {"scale": "the loss scale of each rank and which steps it skipped, beside one process's"}
+
+# Where memory is the question, two more:
+MEMORY = {
+    "memory": "bytes that are alive after each step, by category, beside a right run's",
+    "lines": "which lines made what outlives its step, and who holds it",
+}
 
 # One model for all: small enough for a second a run, and in every case four micro-batches a step.
 # AdamW's eps is 1e-5, so that rounding stays as small as it is (see TrainConfig.eps).
@@ -73,6 +79,8 @@ class Mystery:
     """What differs from SETTINGS."""
     scaler: dict = field(default_factory=dict)
     """With precision "fp16": what its `LossScaler` begins with."""
+    memory: bool = False
+    """Whether it is asked where bytes are."""
     seen: str = ""
     """Where it was seen in public, if the fault itself does not say so."""
 
@@ -84,7 +92,7 @@ class Mystery:
     def looks(self) -> dict[str, str]:
         """Those that there are at this run."""
         loads = LOADS if "experts" in self.changes else {}
-        return LOOKS | loads | (SCALES if self.scaler else {})
+        return LOOKS | loads | (SCALES if self.scaler else {}) | (MEMORY if self.memory else {})
 
     @property
     def letters(self) -> dict[str, Suspect]:

@@ -1,18 +1,21 @@
 """Faults that the oracle does not look for, in the style of `debug.faults`: those that cost time
-and change no number, and those of the loss scale in fp16.
+and change no number, those of the loss scale in fp16, and those that leave memory behind.
 
 They are not in its catalogue: that one is for what the oracle must catch, and the oracle compares
 numbers of one step. Used in mystery runs only, by the same `with fault.applied(layout):` inside a
 rank.
 """
 
+import gc
 import time
+from collections.abc import Callable
 from contextlib import contextmanager
 
 import torch
 
 from picolab import comm
 from picolab.debug.faults import CATALOGUE, Fault, patched
+from picolab.model import Block, Transformer
 from picolab.parallel import ThreeDParallelOptimizer, data
 from picolab.precision import LossScaler
 from picolab.training import precision, trainer
@@ -189,6 +192,137 @@ def _scale_grows_at_once(layout):
         real(self, overflow)
 
     with patched(LossScaler, "update", update):
+        yield
+
+
+@contextmanager
+def _with_each_block(keep: Callable[[torch.Tensor], object]):
+    """Tell somebody what each block gives, as a forward hook would."""
+    real = Block.forward
+
+    def forward(self, *args):
+        y = real(self, *args)
+        if torch.is_grad_enabled():
+            keep(y.detach())
+        return y
+
+    with patched(Block, "forward", forward):
+        yield
+
+
+@_fault(
+    "activations-kept",
+    "a hook keeps what each block gives, for a plot at the end of the run",
+    "pytorch's forum, 'Memory leak with forward hooks', many times",
+)
+def _activations_kept(layout):
+    kept: list[torch.Tensor] = []
+    with _with_each_block(kept.append):
+        yield
+
+
+@_fault(
+    "views-kept",
+    "a hook keeps the last token's vector of what each block gives, as a view of it",
+    "torch's documentation of views: 'a view shares the same underlying data'; the cure is clone()",
+)
+def _views_kept(layout):
+    kept: list[torch.Tensor] = []
+    with _with_each_block(lambda y: kept.append(y[-1, -1])):
+        yield
+
+
+@_fault(
+    "activations-kept-for-three-steps",
+    "a hook keeps what each block gives, of the last three steps",
+    "no public report; a ring buffer that works as it should",
+)
+def _activations_kept_for_three_steps(layout):
+    kept: list[list[torch.Tensor]] = []
+    steps = _Steps()
+
+    def keep(y):
+        while len(kept) <= steps.number:
+            kept.append([])
+            kept[:-3] = [[] for _ in kept[:-3]]
+        kept[steps.number].append(y)
+
+    with steps.counted(), _with_each_block(keep):
+        yield
+
+
+class _Steps:
+    """How many have begun."""
+
+    def __init__(self):
+        self.number = -1
+
+    @contextmanager
+    def counted(self):
+        real = trainer.train_step
+
+        def train_step(run, step):
+            self.number += 1
+            return real(run, step)
+
+        with patched(trainer, "train_step", train_step):
+            yield
+
+
+@_fault(
+    "circles-and-no-collector",
+    "what each block gives is held by an object that refers to itself, and Python's collector is "
+    "switched off",
+    "pytorch/torchtitan's GarbageCollection, which collects young objects only",
+)
+def _circles_and_no_collector(layout):
+    def keep(y):
+        circle: list = [y]
+        circle.append(circle)
+
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        with _with_each_block(keep):
+            yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+@_fault(
+    "losses-kept-with-their-graph",
+    "a list keeps each micro-batch's loss, and with it what backward has left of its graph",
+    "pytorch's FAQ, 'My model reports out of memory': total_loss += loss",
+)
+def _losses_kept_with_their_graph(layout):
+    kept: list[torch.Tensor] = []
+    real = Transformer.loss
+
+    def loss(self, *args, **kwargs):
+        found = real(self, *args, **kwargs)
+        kept.append(found)
+        return found
+
+    with patched(Transformer, "loss", loss):
+        yield
+
+
+@_fault(
+    "evaluated-with-a-graph",
+    "after each step a loss is computed without no_grad, kept in a list, and never differentiated",
+    "pytorch's FAQ, 'My model reports out of memory'; many a validation loop",
+)
+def _evaluated_with_a_graph(layout):
+    kept: list[torch.Tensor] = []
+    real = trainer.train_step
+
+    def train_step(run, step):
+        report = real(run, step)
+        kept.append(run.model.loss(run.tokens_MBS[0], run.labels_MBS[0]))
+        return report
+
+    with patched(trainer, "train_step", train_step):
         yield
 
 

@@ -6,6 +6,8 @@
     spans         beside a right run: where each rank's mean step went
     loads         where there are experts, beside one process: how many tokens each had
     scale         where the loss is scaled, beside one process: by what, and which steps are skipped
+    memory        where it is asked, beside a right run: bytes alive after each step
+    lines         the same: which lines made what outlives its step, and who holds it
 
 A look says what was measured, and leaves the judgement to the reader. `found` makes it, for the
 explanation of a closed case: which looks differ from the right run by more than rounding.
@@ -19,7 +21,7 @@ from math import inf, isfinite, log2
 from typing import NamedTuple
 
 from picolab import costs
-from picolab.exercises.mystery_case import LOADS, LOOKS, SCALES
+from picolab.exercises.mystery_case import LOADS, LOOKS, MEMORY, SCALES
 from picolab.exercises.mystery_runs import Held, RankRecord, Recording
 from picolab.show.table import Table
 
@@ -32,6 +34,7 @@ ALIKE = 0.1  # shards of independent random numbers differ by sqrt(2) of their n
 # to 1e-9, since products are rounded alike; what changes only the length of a gradient that is
 # clipped: up to 3e-5; suspects that show: 5e-3 or more.
 HALF_ROUNDING = 2e-4
+HEAVIER = 0.01  # of a right run's bytes: what a loss or two weighs is far less
 _ROWS = 9  # steps in a table
 
 
@@ -58,13 +61,15 @@ class Trial:
 
 def look(trial: Trial, name: str) -> Table:
     looks = {"loss": _loss, "norm": _norm, "ledger": _ledger, "shards": _shards, "spans": _spans}
-    return {**looks, "loads": _loads, "scale": _scale}[name](trial)
+    more = {"loads": _loads, "scale": _scale, "memory": _memory, "lines": _lines}
+    return {**looks, **more}[name](trial)
 
 
 def found(trial: Trial) -> set[str]:
     """The looks that show more than rounding. Of spans nothing is said: time is noisy."""
     scales = SCALES if trial.this.ranks[0].scales else ()
-    looks = [*LOOKS, *(LOADS if trial.this.loads else ()), *scales]
+    memory = MEMORY if trial.this.ranks[0].memory else ()
+    looks = [*LOOKS, *(LOADS if trial.this.loads else ()), *scales, *memory]
     return {name for name in looks if name != "spans" and _shows(trial, name)}
 
 
@@ -105,6 +110,21 @@ def summary(trial: Trial, name: str) -> str:
         if not wrong:
             return "every rank has one process's scales, and skips the same steps"
         return f"scales or skipped steps are not one process's on the ranks {wrong}"
+    if name == "memory":
+        more = _grown(trial)
+        first, last = next((i for i, of in enumerate(more) if of), 0), more[-1]
+        if not last:
+            return f"after each step as many bytes as in a right {trial.layout}"
+        return f"{last:,} bytes more than a right {trial.layout} in the end, from step {first} on"
+    if name == "lines":
+        remains = trial.this.ranks[0].remains
+        if not remains:
+            return "nothing outlives its step"
+        nbytes, numbers = (sum(one[i] for one in remains) for i in (2, 3))
+        return (
+            f"{len(remains)} line{'s' * (len(remains) > 1)} left {nbytes:,} bytes, and the "
+            f"tensors over it have {numbers:,} bytes of numbers"
+        )
     parts = [
         f"rank {rank} computes {1e3 * of.compute_s:.0f} ms a step and waits "
         f"{1e3 * of.held_up_s:.0f} ms"
@@ -123,6 +143,11 @@ def _shows(trial: Trial, name: str) -> bool:
         return _moved(trial.this, trial.one) > MOVED
     if name == "scale":
         return any(_apart_in_scale(of, trial) for of in trial.this.ranks)
+    if name == "memory":
+        right = trial.right.ranks[0].memory[-1]["total"]
+        return max(map(abs, _grown(trial))) > HEAVIER * right
+    if name == "lines":
+        return any(rank.remains for rank in trial.this.ranks)
     return any(pair.wrong for pair in trial.copies[0])
 
 
@@ -394,6 +419,58 @@ def _scale(trial: Trial) -> Table:
 
 def _said(rank: RankRecord, step: int) -> str:
     return f"2^{log2(rank.scales[step]):.0f}" + (", skipped" if step in rank.skipped else "")
+
+
+# -- memory
+
+
+def _grown(trial: Trial) -> list[int]:
+    """By how many bytes rank 0 has more than in a right run, before the first step and after each
+    one."""
+    both = zip(trial.this.ranks[0].memory, trial.right.ranks[0].memory)
+    return [mine["total"] - right["total"] for mine, right in both]
+
+
+_SHOWN = ("parameters", "gradients", "optimizer", "activations")
+
+
+def _memory(trial: Trial) -> Table:
+    rows = []
+    steps = range(len(trial.this.ranks[0].memory))
+    for step in steps:
+        for name, run in (("this run", trial.this), ("right", trial.right)):
+            of = run.ranks[0].memory[step]
+            shown = [of.get(category, 0) for category in _SHOWN]
+            rest = of["total"] - sum(shown)
+            row = [step or "before", name, *(f"{n:,}" for n in (*shown, rest, of["total"]))]
+            rows.append(row)
+    return Table(
+        ["after step", "run", *_SHOWN, "other", "total"],
+        rows,
+        f"Bytes of tensors that are alive on rank 0 when a step is over. Compare this run with a "
+        f"right {trial.layout}, and each step with the one before it: what grows, since when, and "
+        "does it stop?",
+    )
+
+
+def _lines(trial: Trial) -> Table:
+    rows = [
+        [
+            one.where,
+            one.function,
+            f"{one.nbytes:,}",
+            f"{one.numbers:,}",
+            "a circle of objects" if one.circle else "somebody" if one.numbers else "autograd",
+        ]
+        for one in trial.this.ranks[0].remains
+    ] or [["nothing is left", *[""] * 4]]
+    return Table(
+        ["made in", "function", "bytes left", "of which tensors have", "held by"],
+        rows,
+        "What was made in one step and is alive after the next one, on rank 0, by the line that "
+        "made it. Compare the memory that is left with the numbers in those tensors over it that "
+        f"something in Python holds; in a right {trial.layout} nothing is left.",
+    )
 
 
 # -- spans

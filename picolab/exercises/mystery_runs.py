@@ -8,11 +8,18 @@ keeps a copy of what it holds before the first step and after the last one. What
 gathered by the ranks: a collective would be one more thing that may be wrong.
 """
 
+import gc
+from collections import Counter
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+import torch
 
 from picolab import comm, launch
 from picolab.debug.faults import Fault, Injection
 from picolab.debug.observe import Held, held
+from picolab.memory import LeakFinder
+from picolab.memory.monitor import call_states
 from picolab.moe import expert_layers
 from picolab.monitoring import History, Ledger, Observer
 from picolab.monitoring.figures import run_state
@@ -35,6 +42,10 @@ class RankRecord:
     """Of the loss, where it is scaled."""
     skipped: list[int] = field(default_factory=list)
     """Steps that this rank did not take."""
+    memory: list[dict[str, int]] = field(default_factory=list)
+    """Bytes alive by category, before the first step and after each one, if that is asked."""
+    remains: list["Remains"] = field(default_factory=list)
+    """What steps have left behind at the end."""
     start: Held = field(default_factory=dict)
     end: Held = field(default_factory=dict)
 
@@ -70,16 +81,20 @@ class Recording:
 
 
 def record(
-    config: TrainConfig, fault: Fault | None = None, scaler: dict | None = None
+    config: TrainConfig,
+    fault: Fault | None = None,
+    scaler: dict | None = None,
+    memory: bool = False,
 ) -> Recording:
     """Train on real ranks of this machine, with the fault at work in each of them. Nothing is shown
     meanwhile: a bar with the loss or the speed would be a look that nobody has taken. scaler: what
-    the loss scale begins with, in fp16."""
+    the loss scale begins with, in fp16. memory: look at where bytes are, which takes longer."""
     run = launch.run(
         _rank,
         config,
         fault,
         scaler,
+        memory,
         world_size=config.layout.world,
         backend="gloo",
         name="mystery",
@@ -98,9 +113,13 @@ def one_process(config: TrainConfig) -> TrainConfig:
     return replace(config, layout="dp1", micro_batch=rows)
 
 
-def _rank(config: TrainConfig, fault: Fault | None, scaler: dict | None) -> RankRecord:
+def _rank(
+    config: TrainConfig, fault: Fault | None, scaler: dict | None, memory: bool
+) -> RankRecord:
     found = RankRecord()
-    observers = [Keeper(found), *([Injection(fault)] if fault else [])]
+    observers: list[Observer] = [Keeper(found), *([Injection(fault)] if fault else [])]
+    if memory:
+        observers.append(Weigher(found, config.steps))
     precision = ScaledPrecision(config, LossScaler(**scaler)) if scaler else None
     report = train_rank(config, observers=observers, precision=precision)
     found.losses, found.norms = report.losses, report.grad_norms
@@ -129,3 +148,66 @@ class Keeper(Observer):
 
     def end(self, run) -> None:
         self._found.end = held(run.parallel.parameters())
+
+
+class Remains(NamedTuple):
+    """What one line's tensors left behind, in a leak finder's words."""
+
+    where: str
+    function: str
+    nbytes: int
+    numbers: int
+    """Bytes of the numbers in those tensors over it that somebody in Python holds; 0: autograd."""
+    circle: bool
+
+
+class Weigher(LeakFinder):
+    """Weighs what is alive after each step, and finds in the end what outlived its own."""
+
+    def __init__(self, found: RankRecord, steps: int):
+        super().__init__(steps, skip=0)
+        self._record = found
+
+    def start(self, run) -> None:
+        super().start(run)
+        self._weigh()
+
+    def step(self, run, report) -> None:
+        call_states(self._watch, run.optimizer)
+        self._weigh()
+        super().step(run, report)
+
+    def _weigh(self) -> None:
+        alive = Counter(total=self._watch.live)
+        for _, life in self._watch._lives.values():
+            alive[life.category] += life.nbytes
+        self._record.memory.append(dict(alive))
+
+    def _end(self) -> None:
+        watch, known = self._watch, Counter()
+        for tensor in _held_by_python():
+            life = watch._lives.get(tensor.untyped_storage()._cdata, (None, None))[1]
+            if life in watch.born and watch.born[life][0] < watch.step - 1:
+                known[watch.born[life][1]] += tensor.nbytes
+        super()._end()
+        self._record.remains += [
+            Remains(_short(leak), leak.function, leak.nbytes, known[leak[:3]], leak.circle)
+            for leak in self.found
+        ]
+
+
+def _held_by_python() -> list[torch.Tensor]:
+    """Tensors that a list, a closure or the like refers to. (The base of a view and what a graph
+    keeps have objects in Python, too, which nobody there holds.)"""
+    found: dict[int, torch.Tensor] = {}
+    for one in gc.get_objects():
+        if not issubclass(type(one), torch.Tensor):
+            for of in gc.get_referents(one):
+                if issubclass(type(of), torch.Tensor):
+                    found[id(of)] = of
+    return list(found.values())
+
+
+def _short(leak) -> str:
+    """The file from the package on, whoever's disk it is on."""
+    return f"{leak.file.rpartition('/picolab/')[2]}:{leak.line}"

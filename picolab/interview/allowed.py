@@ -21,8 +21,8 @@ _COSTS = (
     *("expert_parallel_bytes", "flops_per_token", "group_bandwidth", "half_bandwidth_bytes"),
     *("held_parameters", "in_flight", "layer_activation_bytes", "least_loss_scale"),
     *("local_parameters", "operand_numbers", "parameters", "ring_bytes", "rounding_unit"),
-    *("scaled_bits", "stage_layers", "state_bytes", "step_ledger", "tensor_parallel_layer_bytes"),
-    *("touched_experts", "zero_bytes"),
+    *("saved_bytes", "saved_ends", "scaled_bits", "stage_layers", "state_bytes", "step_ledger"),
+    *("tensor_parallel_layer_bytes", "touched_experts", "zero_bytes"),
 )
 PLAIN: dict[str, Callable] = {
     **{function.__name__: function for function in (min, max, round, abs, sum, len)},
@@ -33,6 +33,8 @@ MOST = {
     "costs.distinct_groups": {"experts": 4096},
     "costs.dropped_share": {"tokens": 2**16},
     "costs.even_slices": {"n": 4096},
+    "costs.saved_bytes": {"tp": 4096},
+    "costs.saved_ends": {"tp": 4096},
     "costs.stage_layers": {"stages": 4096},
     "costs.step_ledger": {"accumulate": 256},
     "schedules.make": {"ranks": 32, "micro_batches": 128},

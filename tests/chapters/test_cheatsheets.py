@@ -13,6 +13,7 @@ import pytest
 from picolab.chapters.c02_moe.cheatsheet import SHEET as MOE
 from picolab.chapters.c03_3d_parallel.cheatsheet import SHEET as THREE_D
 from picolab.chapters.c04_mixed_precision.cheatsheet import SHEET as PRECISION
+from picolab.chapters.c05_memory.cheatsheet import SHEET as MEMORY
 from tests.chapters.c01_4d_basics import test_cheatsheet as checks
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -20,13 +21,15 @@ FILES = {
     "02_moe": "cheatsheet_moe",
     "03_3d_parallel": "cheatsheet_3d",
     "04_mixed_precision": "cheatsheet_precision",
+    "05_memory": "cheatsheet_memory",
 }
-SHEETS = (MOE, THREE_D, PRECISION)
+SHEETS = (MOE, THREE_D, PRECISION, MEMORY)
 # Of a sheet's first line: another formula, call and number; and a cell that measures nothing.
 WRONG = {
     "02_moe": ("L*3*h*f*k", "10", "all of 8 experts", "why-idea"),
     "03_3d_parallel": ("P + G + M", "10", "a parameter, 4 ranks", "zero-idea"),
     "04_mixed_precision": ("1/2**m", "10", "7 bits of mantissa", "format-idea"),
+    "05_memory": ("P + A", "10", "16 bytes a parameter", "count-idea"),
 }
 LINES = [(sheet, line) for sheet in SHEETS for line in sheet.lines]
 

@@ -36,17 +36,19 @@ SUSPECTS = [
 
 
 @cache
-def recording(layout, changes, scaler, fault, alone=False):
+def recording(layout, changes, scaler, memory, fault, alone=False):
     config = assemble(layout=layout, **CASES["4d.mystery.1"].settings | json.loads(changes))
     scaler = json.loads(scaler) or None
-    return record(one_process(config) if alone else config, find(fault), scaler)
+    return record(
+        one_process(config) if alone else config, find(fault), scaler, memory and not alone
+    )
 
 
 def trial_of(id, letter=None):
     """What the case's looks would have, were this suspect the culprit."""
     case = CASES[id]
     fault = case.letters[letter or case.culprit].fault
-    key = case.layout, json.dumps(case.settings), json.dumps(case.scaler)
+    key = case.layout, json.dumps(case.settings), json.dumps(case.scaler), case.memory
     return Trial(recording(*key, fault), recording(*key, None), recording(*key, None, alone=True))
 
 
