@@ -61,7 +61,8 @@ def test_the_rank_that_needs_most_is_drawn():
     assert list(shown.traces[names.index("activations")]["y"]) == [0, 10, 20, 4]
     assert list(shown.traces[len(names) + 2]["x"]) == [3, 3]  # parameters, as a bar of each rank
     assert shown.titles[0] == "rank 1, step 2: peak 28 MB"
-    assert shown.titles[1] == "at the peak 71 % activations"
+    named = "parameters 11 %, optimizer 14 %, activations 71 %, buffers 4 %"
+    assert shown.titles[1] == f"at the peak, from the left: {named}"
 
 
 @pytest.mark.parametrize("budget, word", [(18_000_000, "kept"), (17_999_999, "NOT kept")])
@@ -82,7 +83,8 @@ def test_only_a_run_that_was_looked_at_has_the_panels():
     assert "MB alive" not in repr(plain) and len(plain.figure.layout.annotations) == 4
     shown = figures.training_figure(with_memory())
     titles = [note.text.replace("<br>", " ") for note in shown.figure.layout.annotations]
-    assert titles[4:] == ["rank 0, step 1: peak 18 MB", "at the peak 56 % activations"]
+    assert titles[4] == "rank 0, step 1: peak 18 MB"
+    assert titles[5].endswith("optimizer 22 %, activations 56 %, buffers 6 %")
     stacked = [trace for trace in shown.figure.data if getattr(trace, "stackgroup", None)]
     assert [trace.name for trace in stacked] == list(SHOWN)
     assert "rank 1 at its peak" in repr(shown)
