@@ -76,6 +76,7 @@ class SmartMemoryManager(Observer):
     ):
         self.budget, self._contexts, self._folder = budget, contexts, folder
         self.plan: MemoryPlan | None = None
+        self._made: dict[str, int] = {}  # slabs of each pool after two steps
 
     def start(self, run) -> None:
         gc.collect()
@@ -114,8 +115,20 @@ class SmartMemoryManager(Observer):
             ],
         )
 
+    def step(self, run, report) -> None:
+        if report.step == run.first_step + 1:
+            self._made = {name: pool.made for name, pool in self._pools().items()}
+
     def end(self, run) -> None:
         self.offload.close()
+        for name, pool in self._pools().items():
+            if pool.lent:
+                late = pool.made - self._made.get(name, pool.made)
+                events.write("pool", name=name, late=late, **pool.told())
+
+    def _pools(self) -> dict[str, MemoryPool]:
+        pools = {"near": self.offload.near, "far": self.offload.far, "buckets": self.buckets}
+        return {name: pool for name, pool in pools.items() if pool is not None}
 
     def _runner(self, run) -> Callable[..., BlockRunner]:
         return functools.partial(

@@ -20,7 +20,7 @@ milliseconds for each call. So
                process that is killed
 
     fragmentation    idle bytes of slabs over all: of slabs that nobody has, and the rest of those
-                     that somebody has
+                     that somebody has. Of a run: at the moment when most was lent (`told`)
 
 `lend` ties a lease to a tensor: it is freed when nobody has that memory any more (autograd, say).
 All of it may be called from several threads. Twins: Megatron-LM's `OffloadTensorPool` (by exact
@@ -104,6 +104,8 @@ class MemoryPool:
         """Bytes of all slabs."""
         self.wanted = 0
         """Bytes that leases asked for, of those that are out."""
+        self.most_wanted = 0
+        """The most that it ever was."""
         self.made = self.lent = 0
         """Slabs that were taken, and leases, since the beginning."""
 
@@ -111,6 +113,18 @@ class MemoryPool:
     def fragmentation(self) -> float:
         """Which share of the pool's bytes is of no use just now."""
         return 1 - self.wanted / self.held if self.held else 0.0
+
+    def told(self) -> dict[str, float]:
+        """Of a run that is over: fragmentation is the share of the pool's bytes that was of no use
+        when most was lent."""
+        idle = max(0, self.held - self.most_wanted)
+        return {
+            "held": self.held,
+            "most": self.most_wanted,
+            "fragmentation": idle / self.held if self.held else 0.0,
+            "slabs": self.made,
+            "leases": self.lent,
+        }
 
     def lease(self, nbytes: int) -> Lease:
         """PoolFull if the cap does not allow it, ValueError if it never can."""
@@ -126,6 +140,7 @@ class MemoryPool:
                 self._make(size)
             slab = self._idle[size].pop()
             self.wanted += nbytes
+            self.most_wanted = max(self.most_wanted, self.wanted)
             self.lent += 1
         return Lease(self, slab, nbytes)
 

@@ -152,6 +152,18 @@ KINDS: dict[str, tuple[str, dict[str, str]]] = {
             "points": "list of [kind, name, micro-batch, slice, norm, sum]; norm and sum in fp64",
         },
     ),
+    "pool": (
+        "a pool of buffers, of a run that is over",
+        {
+            "name": "near or far of offloading, or buckets",
+            "held": "bytes of all slabs",
+            "most": "bytes that were lent at one time",
+            "fragmentation": "0 to 1: the share of the slabs that was idle then",
+            "slabs": "number: that were taken from the system",
+            "late": "number: of them after the second step",
+            "leases": "number",
+        },
+    ),
     "out of memory": (
         "a rank needed more memory than there was",
         {

@@ -15,7 +15,9 @@ from picolab.memory import (
     Offload,
     far_file,
     fitting,
+    manager,
 )
+from picolab.monitoring import events
 from picolab.training import TrainConfig, train_rank
 
 CONFIG = TrainConfig(
@@ -43,6 +45,29 @@ def test_train_takes_a_budget():
     assert seen["most"]["total"] <= plan["budget"] == result.config.memory_budget == 6_000_000
     peaks = [peak for peak, *_ in plan["frontier"]]
     assert peaks == sorted(peaks) and peaks[0] == plan["least"]
+
+
+def offloading(config):
+    """The pools of a run that offloads, as its events tell of them."""
+    found, write, of = [], events.write, manager.choices_of
+    events.write = lambda kind, /, **data: found.append(data) if kind == "pool" else None
+    manager.choices_of = lambda config: ("keep", "offload")
+    try:
+        train_rank(config)
+    finally:
+        events.write, manager.choices_of = write, of
+    return {one["name"]: one for one in found}
+
+
+def test_pools_take_nothing_after_the_second_step_and_say_what_was_idle():
+    config = replace(CONFIG, layout="dp1", steps=6, memory_budget="7MB")
+    pools = pico.run(offloading, config, world_size=1, quiet=True)[0]
+    assert {"near", "far"} <= set(pools)
+    for one in pools.values():
+        assert one["late"] == 0 and one["leases"] > 6 * one["slabs"] > 0
+        assert one["fragmentation"] == pytest.approx(1 - one["most"] / one["held"])
+        assert 0 <= one["fragmentation"] < 1
+    assert pools["far"]["most"] > 0.5 * pools["far"]["held"]
 
 
 def test_after_an_out_of_memory_it_is_said_what_would_have_fitted():
