@@ -182,6 +182,28 @@ def test_a_slow_stage_among_ranks_that_wait_for_cores():
     assert names(found(events)) == [("slow rank", (1,))]
 
 
+def test_a_stage_that_shares_its_core_is_not_slow(monkeypatch):
+    """It has no like, so that what a neighbour costs it (caches) looks as if it were slow. But then
+    it waits for cores, too, and takes more CPU time: by as much as it is late. Where it waits for
+    none, or takes no more CPU time (it sleeps), it is slow. The mutant does not look."""
+
+    def shared(cpu, queued):
+        def change(step, rank, data, entries):
+            late = 0.009 * (rank == 3 and step >= AT)
+            data["cpu_s"] = 0.020 + late * cpu
+            data["queued_s"] = 0.004 * queued
+            entries[0] = entries[0]._replace(queued_before_s=0.004 * queued)
+
+        all_found = found(run(layout="pp4", slow={3: 0.009}, change=change))
+        return [(a.name, a.ranks) for a in all_found if a.ranks]  # (the run is slow either way)
+
+    assert shared(cpu=True, queued=True) == []
+    assert shared(cpu=False, queued=True) == [("slow rank", (3,))]
+    assert shared(cpu=True, queued=False) == [("slow rank", (3,))]
+    monkeypatch.setattr(anomalies, "SHARES", math.inf)
+    assert shared(cpu=True, queued=True) == [("slow rank", (3,))]
+
+
 def test_each_ranks_own_value_is_judged_before_the_reduction():
     """One rank's own loss is three times as high; the mean of four has grown by a half at most.
     The mutant looks at the reduced value, which all ranks have."""
