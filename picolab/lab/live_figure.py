@@ -1,6 +1,6 @@
 """A plotly figure that a page can load at any time, and load again, while it changes.
 
-plotly's `FigureWidget` does not survive that, for three reasons, each with its cure here.
+plotly's `FigureWidget` does not survive that, for four reasons, each with its cure here.
 
 * It copies its data into its state once, when it is made; every later change is a message and
   nothing else. A page that is loaded again asks for the state and would draw the first moment.
@@ -12,6 +12,10 @@ plotly's `FigureWidget` does not survive that, for three reasons, each with its 
   after: a busy machine needs more. So the figure's own script is short, and plotly is sent once,
   in a widget of its own, and loaded once a page; and once it can draw, the figure listens by
   itself (`hear`).
+
+* The page tells what it has filled in for what was not given, and plotly then takes away whatever
+  of the data has the same name. With a page that was loaded again, and draws an older moment than
+  the kernel's, that is the data itself: names of ranks, the rows of a map. So nobody listens.
 
 And it does not follow the width of its place (a reader hides the list of files): so the page says
 when that is another one.
@@ -146,6 +150,14 @@ class LiveFigure(FigureWidget):
                     to_json = self.trait_metadata(name, "to_json", self._trait_to_json)
                     state[name] = to_json(copy.deepcopy(value), self)
             return state
+
+    @traitlets.observe("_js2py_traceDeltas")
+    def _handler_js2py_traceDeltas(self, change) -> None:
+        self._js2py_traceDeltas = None
+
+    @traitlets.observe("_js2py_layoutDelta")
+    def _handler_js2py_layoutDelta(self, change) -> None:
+        self._js2py_layoutDelta = None
 
     def _heard(self, _, content, buffers) -> None:
         if content.get("can_draw"):

@@ -39,6 +39,16 @@ MUTANT = """mutant = pico.dashboard(job)
 mutant._replace = lambda bundle: mutant._handle.update(**bundle)"""
 _LAST_STEP = """() => [...document.querySelectorAll('.js-plotly-plot')].map(figure =>
     Math.max(-1, ...((figure._fullData || [{}])[0].x || [])))"""
+_RANKS = """() => [...document.querySelectorAll('.js-plotly-plot')].map(figure =>
+    figure.data.filter(trace => trace.name === 'compute' && trace.yaxis === 'y3')
+        .map(trace => (trace.y || []).length))"""
+# What the mouse meets in the middle of the loss: its own panel, and none that is not seen.
+_UNDER_THE_MOUSE = """() => [...document.querySelectorAll('.js-plotly-plot')].map(figure => {
+    figure.scrollIntoView();
+    const box = figure.querySelector('.draglayer .xy .nsewdrag').getBoundingClientRect();
+    const met = document.elementFromPoint(box.x + box.width / 2, box.y + box.height / 2);
+    return met.closest('.draglayer > g').classList[0];
+})"""
 _SIZES = """() => [...document.querySelectorAll('.js-plotly-plot')].map(figure =>
     [figure._fullLayout.width, figure._fullLayout.height])"""
 _TITLES = """() => [...document.querySelectorAll('.js-plotly-plot')].map(figure =>
@@ -138,6 +148,8 @@ def test_a_run_survives_a_reload(jupyter, tmp_path, capsys):
         for titles in shown:
             assert "waiting" in titles[2] and "payload" in titles[3], shown
         wait_until(lambda: min(steps(lab)) > max(again) + 5, "more steps to arrive")
+        assert lab.page.evaluate(_RANKS) == [[2], [2]]  # nothing was taken away meanwhile
+        assert lab.page.evaluate(_UNDER_THE_MOUSE) == ["xy", "xy"]
 
         widths, heights = zip(*lab.page.evaluate(_SIZES))
         lab.command("application:toggle-left-area")  # no step need come for this

@@ -521,3 +521,24 @@ def test_a_long_runs_folder_is_read_from_its_beginning(tmp_path, monkeypatch):
     assert "rank 2 comes 30.0 ms late" in repr(show(tmp_path, watch=True))
     # The mutant, the newest events alone: what was usual is not known to them.
     assert run_state(RunDirectory(tmp_path), watch=True).watch.findings() == []
+
+
+def check_the_page_takes_nothing_away(figure):
+    """What a page says that was loaded again and draws an older moment: it has found these names
+    (none yet) by itself."""
+    uid = figure.data[4].uid
+    delta = {"uid": uid, "y": [], "x": []}
+    about = {"trace_deltas": [delta], "trace_edit_id": figure._last_trace_edit_id}
+    figure._js2py_traceDeltas = about
+    assert list(figure.data[4].y) == ["rank 0", "rank 1", "rank 2", "rank 3"]
+    assert list(figure.get_state()["_widget_data"][4]["y"]) == list(figure.data[4].y)
+
+
+def test_a_page_takes_nothing_away():
+    """The mutant is plotly's own widget."""
+    import plotly.graph_objects as go
+
+    figure = painted(10, again=lambda: None)[0].figure
+    check_the_page_takes_nothing_away(figure)
+    with pytest.raises((AssertionError, KeyError, TypeError)):
+        check_the_page_takes_nothing_away(go.FigureWidget(figure))
