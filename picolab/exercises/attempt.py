@@ -336,4 +336,6 @@ def _same(a, b) -> bool:
         return len(a) == len(b) and all(_same(x, y) for x, y in zip(a, b))
     if isinstance(a, dict):
         return a.keys() == b.keys() and all(_same(a[key], b[key]) for key in a)
+    if a is None or b is None:
+        return a is b
     return not isinstance(a, int | float | str) or a == b
