@@ -132,13 +132,15 @@ def _mistakes(readings) -> dict[str, list[list[float]]]:
         ] if ranks > 1 else [],
         "a fall is counted as negative growth; the counter began at 0 again": [
             _walk(readings, lambda last, now: now - last),
-            _walk(_summed(readings), lambda last, now: now - last),
         ],
         "a fall is counted as nothing; what is read then has grown since 0": [
             _walk(readings, lambda last, now: max(0, now - last)),
         ],
         "a fall is counted by its size; what has grown is what is read now": [
             _walk(readings, lambda last, now: abs(now - last)),
+        ],
+        "a first reading is no growth: what was before is not known": [
+            _walk(readings, _right, start=0),
         ],
         "a missing reading was taken for 0": [_walk(zeros, _right)],
         "a reading of 0 was taken for a missing one": [_walk(truthy, _right)],
@@ -152,9 +154,6 @@ def _mistakes(readings) -> dict[str, list[list[float]]]:
         "again": [_walk(readings, _right, **spread)],
         "growth over a gap went to its first interval; it belongs to that in which a reading is "
         "there again": [_walk(readings, _right, gap=lambda a, b: {a: 1.0})],
-        "a first reading is no growth: what was before is not known": [
-            _walk(readings, _right, start=0),
-        ],
         "it is the mean over ranks; asked for is their sum": [[x / ranks for x in right]],
         "it is the largest of the ranks; asked for is their sum": [
             [max(at) for at in zip(*(_walk([of], _right) for of in readings))],
