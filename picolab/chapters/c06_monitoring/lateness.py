@@ -118,7 +118,7 @@ def _simulated(
 
 def _arrivals(
     entered, left, least, usual, *, aligned="left", middle=median, beside="others", barrier=False,
-    to=max, until=min, since=max, wait="last", times=3.0, both=False, own_link=median, absolute=True,
+    to=max, until=min, since=max, wait="last", times=3.0, both=False, own_link=median,
 ) -> tuple:  # fmt: skip
     """What is right, or what it is with a mistake."""
     ranks = range(len(left[0]))
@@ -134,11 +134,11 @@ def _arrivals(
         gone = {r: out[r] - ahead[r] for r in there}
         last = to(came.values())
         by = {
-            "last": lambda r: last - came[r],
-            "first": lambda r: came[r] - min(came.values()),
-            "all": lambda r: gone[r] - came[r],
+            "last": {r: last - came[r] for r in there},
+            "first": {r: came[r] - min(came.values()) for r in there},
+            "all": {r: gone[r] - came[r] for r in there},
         }[wait]
-        waited.append([by(r) if r in came else None for r in ranks])
+        waited.append([by.get(r) for r in ranks])
         transfer.append(until(gone.values()) - since(came.values()))
         for r in there:
             rest = {"others": [came[o] for o in there if o != r], "all": list(came.values()),
