@@ -104,12 +104,12 @@ def _drawn(number: int, rank: int, kind: str) -> torch.Tensor:
     return sizes
 
 
-def _exact(values: torch.Tensor, shares=_SHARES, up=math.ceil) -> list[float]:
+def _exact(values: torch.Tensor, shares=_SHARES) -> list[float]:
     """The smallest value that at least this share of them does not exceed."""
     there = values[~values.isnan()].sort().values
     if not len(there):
         return [math.nan] * len(shares)
-    places = (min(len(there), max(1, up(share * len(there)))) for share in shares)
+    places = (min(len(there), max(1, math.ceil(share * len(there)))) for share in shares)
     return [there[place - 1].item() for place in places]
 
 
@@ -155,14 +155,12 @@ def _why(got, right, at: int, wrong, everyones, mine, error: float) -> str:
         "an infinite value is answered by the last bucket": (
             _exact(numbers.nan_to_num(0.0, HIGH, -HIGH))
         ),
-        "a share of so many values is rounded up: at least this share does not exceed it": (
-            _exact(every, up=math.floor)
-        ),
     }  # fmt: skip
     if not len(numbers):
         return "no rank has a value, and asked for is NaN then"
     for says, of in known.items():
-        if of != right and same(of):
+        apart = any(not _near(a, b, 2.5 * error) for a, b in zip(of, right))
+        if apart and same(of):
             return says
     off = [abs(got[i] / right[i] - 1) for i in wrong if math.isfinite(right[i]) and right[i]]
     if off and math.isfinite(max(off)) and max(off) < 2.5 * error:

@@ -203,7 +203,7 @@ _MISTAKES = {
     },
     "slow_link": {
         "one long transfer makes a mean; asked for is the median over calls": _with(own_link=fmean),
-        "one long transfer is no slow link; asked for is the median over calls": _with(own_link=max),
+        "one long transfer is no slow link; asked for is their median": _with(own_link=max),
         "it is slow from 3 times `usual` on": _with(times=1.0),
         "it is asked of transfer, and not of how long calls take": _with(since=min),
     },
