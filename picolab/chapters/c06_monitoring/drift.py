@@ -2,8 +2,8 @@
 
 Any method may be used, so what is judged is what it does on dozens of simulated series: false
 alarms where nothing changes, alarms at single pauses, how late a rise and a fall of one deviation
-are found, and whether each change is told once. CUSUM is one that passes; what a series is made of is
-in `_SCENES`, with the sentence for those who fail it.
+are found, and whether each change is told once. CUSUM is one that passes; what a series is made of
+is in `_SCENES`, with the sentence for those who fail it.
 """
 
 import math
