@@ -76,7 +76,7 @@ _SECTIONS = [
                 "lost to saving and repeating, at that interval",
                 "sqrt(2*d/M)",
                 "d=60, M=10000",
-                "pico.costs.checkpoint_waste(pico.costs.checkpoint_interval(60, 10000), 60, 10000)",
+                "pico.costs.checkpoint_waste(interval, 60, 10000)",
                 "%",
                 _NUMBERS,
                 "tested",
@@ -89,6 +89,6 @@ SHEET = Sheet(
     stem="cheatsheet_monitoring",
     title="picolab, chapter 6: alarms in numbers",
     notebook="06_monitoring",
-    setup={},
+    setup={"interval": "pico.costs.checkpoint_interval(60, 10000)"},
     sections=_SECTIONS,
 )
