@@ -1,9 +1,32 @@
 """Chapter 6, monitoring: what to watch, what is wrong, and whose it is."""
 
+from picolab.chapters.c06_monitoring.roc_figure import area, roc_figure
 from picolab.chapters.record import Chapter
 from picolab.exercises.catalogue import About
 
-__all__ = ["CHAPTER"]
+__all__ = ["CHAPTER", "area", "nudged", "on_call", "roc_figure", "switchboard"]
+
+
+def switchboard(layout: str, steps: int, pace_s: float = 0.03, **settings):
+    """Section 3: a run that goes on, and a button for each fault."""
+    from picolab.chapters.c06_monitoring.switchboard import Switchboard
+
+    return Switchboard(layout, steps, pace_s, settings)
+
+
+def nudged(name: str, rank: int, at: int):
+    """The observer of section 7: one weight of one rank has another last bit."""
+    from picolab.chapters.c06_monitoring.nudged import Nudged
+
+    return Nudged(name, rank, at)
+
+
+def on_call(seed: int, layout: str = "dp4", **settings):
+    """Section 9: five runs with hidden faults, in about twenty seconds."""
+    from picolab.chapters.c06_monitoring.on_call import OnCall
+
+    return OnCall(seed, layout, settings)
+
 
 _EXERCISES = {
     "monitoring.spike.robust": About("spike", "One value far above the others", 15, 2),
