@@ -9,6 +9,7 @@ import pytest
 from tests.chapters import executed as search
 from tests.notebooks.executing import text_of
 
+MANY_NUMBERS = ("live-run", "call-run", *(f"call-figure-{number}" for number in range(2, 6)))
 pytestmark = [pytest.mark.notebook, pytest.mark.timeout(600)]
 
 
@@ -25,7 +26,8 @@ def test_it_runs_with_the_ranks_that_were_asked_for(executed):
 
 def test_no_output_gives_an_answer_away(executed):
     assert len(search.answers(executed)) >= 10
-    assert search.leaks(executed) == []
+    chance = [(cell, "monitoring.z.second") for cell in MANY_NUMBERS]
+    assert search.leaks(executed, chance=chance) == []
 
 
 @pytest.mark.parametrize(
@@ -33,14 +35,14 @@ def test_no_output_gives_an_answer_away(executed):
     [
         ("all ranks' are alike", "monitoring.slow.step"),
         ("on the slow rank", "monitoring.slow.reduce"),
-        ("z is 3.75", "monitoring.z.second"),
+        ("3.75 sigma", "monitoring.z.second"),
         ("none of them", "monitoring.break.nan"),
         ("3 ranks", "monitoring.nan.reduced"),
         ("4,483 alarms", "monitoring.scale.alarms"),
         ("two, of the incident", "monitoring.alert.rule"),
         ("one message", "monitoring.alert.inhibit"),
         ("when a rank is done, or never", "monitoring.break.skip"),
-        ("10.38 %", "monitoring.scale.waste"),
+        ("12.71 %", "monitoring.scale.waste"),
     ],
 )
 def test_an_answer_beside_the_cover_is_found(executed, text, id):

@@ -7,11 +7,12 @@ found is under the fault's name, and right is with its rank; whoever else is nam
 """
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
+from typing import Any
 
 from picolab.debug.run_faults import CATALOGUE, InRun, Pace
-from picolab.lab.guesses import Guess
 from picolab.launch import RankFailure
 from picolab.monitoring import History
 from picolab.monitoring.anomalies import Anomaly, work_of
@@ -89,8 +90,8 @@ class OnCall:
     def figure(self, number: int) -> LabFigure:
         return case_figure(self.cases[number - 1].events, f"Run {number}")
 
-    def scored(self, asked: list[Guess]) -> "Scored":
-        """asked: the reader's guesses, run by run."""
+    def scored(self, asked: Sequence[Any]) -> "Scored":
+        """asked: what `pico.guess` returned, run by run."""
         return Scored(self.cases, asked)
 
 
@@ -114,7 +115,7 @@ def _happens(case: Case, layout: str, settings: dict) -> None:
 class Scored:
     """The table, made when it is looked at: guesses may have been given since."""
 
-    def __init__(self, cases: list[Case], asked: list[Guess]):
+    def __init__(self, cases: list[Case], asked: Sequence[Any]):
         self.cases, self.asked = cases, asked
 
     def table(self) -> Table:
