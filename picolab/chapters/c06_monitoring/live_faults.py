@@ -114,7 +114,10 @@ class Switchboard(Shown):
         write_beside(self._file, json.dumps(order))
 
     def report(self) -> Table:
-        """What was pressed, and what the monitor said, by step. Waits for the end of the run."""
+        """What was pressed, and what the monitor said, by step. Ends the run, if a reader has
+        pressed something, and else waits for its end."""
+        if has_front_end() and self.pressed:
+            self.job.stop()
         while not self.job.done:
             time.sleep(0.1)
         self.monitor.close()

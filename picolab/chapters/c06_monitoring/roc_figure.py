@@ -17,7 +17,7 @@ def roc_figure(thresholds: Sequence[float], curves: Mapping[str, Sequence[Point]
     areas = {name: area(of) for name, of in curves.items()}
     title = "; ".join(f"{name}: {of:.3f} of the area" for name, of in areas.items())
     rows = [
-        [f"+{100 * (limit - 1):.0f} %", *(100 * x for of in curves.values() for x in of[i])]
+        [f"{100 * (limit - 1):+.0f} %", *(100 * x for of in curves.values() for x in of[i])]
         for i, limit in enumerate(thresholds)
     ]
     columns = ["threshold"]
@@ -54,7 +54,7 @@ def _build(thresholds, curves, title: str):
     steps = [
         {
             "method": "restyle",
-            "label": f"+{100 * (limit - 1):.0f} %",
+            "label": f"{100 * (limit - 1):+.0f} %",
             "args": [
                 {"x": [[of[i][0]] for of in curves.values()],
                  "y": [[of[i][1]] for of in curves.values()]},
