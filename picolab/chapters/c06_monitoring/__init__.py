@@ -1,9 +1,32 @@
 """Chapter 6, monitoring: what to watch, what is wrong, and whose it is."""
 
+from picolab.chapters.c06_monitoring.roc_figure import area, roc_figure
 from picolab.chapters.record import Chapter
 from picolab.exercises.catalogue import About
 
-__all__ = ["CHAPTER"]
+__all__ = ["CHAPTER", "area", "nudged", "on_call", "roc_figure", "switchboard"]
+
+
+def switchboard(layout: str, steps: int, pace_s: float = 0.03, **settings):
+    """Section 3: a run that goes on, and a button for each fault."""
+    from picolab.chapters.c06_monitoring.live_faults import Switchboard
+
+    return Switchboard(layout, steps, pace_s, settings)
+
+
+def nudged(name: str, rank: int, at: int):
+    """The observer of section 7: one weight of one rank has another last bit."""
+    from picolab.chapters.c06_monitoring.one_bit import Nudged
+
+    return Nudged(name, rank, at)
+
+
+def on_call(seed: int, layout: str = "dp4", **settings):
+    """Section 9: five runs with hidden faults, in about twenty seconds."""
+    from picolab.chapters.c06_monitoring.night import OnCall
+
+    return OnCall(seed, layout, settings)
+
 
 _EXERCISES = {
     "monitoring.spike.robust": About("spike", "One value far above the others", 15, 2),
@@ -40,7 +63,7 @@ CHAPTER = Chapter(
     notebook="06_monitoring",
     key="monitoring",
     title="Monitoring",
-    evenings=(("06_monitoring", 75, "what to watch; faults found, alerts, a hang read by rank"),),
+    evenings=(("06_monitoring", 55, "what to watch; faults found, alerts, a hang read by rank"),),
     topic="monitoring",
     areas={
         "goodput": "Throughput, MFU and goodput",
