@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 from picolab import comm
+from picolab.comm import collectives
 from picolab.debug import run_faults
 from picolab.debug.faults import Fault, patched
 from picolab.model import Transformer
@@ -20,6 +21,7 @@ from picolab.parallel import ThreeDParallelOptimizer
 from picolab.specs import TrainConfig
 from picolab.training import trainer
 
+LINK_S = 0.002  # a message, of which a step has two dozens
 LATE_S = 0.04  # a step; far above a step's own noise on a busy laptop
 EVERY = 6  # steps, of what happens now and then
 SINCE = 8  # this step, counted from 0: before it the run is right
@@ -133,13 +135,35 @@ def _rank_pauses(layout):
         yield
 
 
-_as_in(
+@_fault(
     "link-2-3-slow",
-    "slow link",
-    "arXiv 2407.21783, section 3.3.4 (a slow link looks like slow ranks)",
-    rank=3,
-    at=0,
+    "what rank 2 sends to rank 3 takes longer",
+    "arXiv 2407.21783, section 3.3.4 (stragglers that are slow communication)",
 )
+def _link_slow(layout):
+    real = collectives._all_to_all  # by which a ring's blocks travel, see `comm.shift`
+
+    def all_to_all(*args, async_op=False, **more):
+        work = real(*args, async_op=async_op, **more)
+        if dist.get_rank() == 3 and async_op:
+            return _Later(work)
+        if dist.get_rank() == 3:
+            time.sleep(LINK_S)
+        return work
+
+    with patched(collectives, "_all_to_all", all_to_all):
+        yield
+
+
+class _Later:
+    """What has come is handed over later."""
+
+    def __init__(self, work):
+        self._work = work
+
+    def wait(self):
+        self._work.wait()
+        time.sleep(LINK_S)
 
 
 # -- numbers --

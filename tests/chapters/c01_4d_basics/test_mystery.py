@@ -19,8 +19,9 @@ from picolab.exercises import mystery as public
 from picolab.exercises import mystery_looks as looks
 from picolab.exercises.mystery import MysteryRun, cases, mystery
 from picolab.exercises.mystery_case import LOOKS
-from picolab.exercises.mystery_faults import LATE_S, OWN, find
+from picolab.exercises.mystery_faults import OWN, find
 from picolab.exercises.mystery_looks import ROUNDING, Trial, found
+from picolab.exercises.mystery_run_faults import LATE_S
 from picolab.exercises.mystery_runs import one_process, record
 from picolab.specs import assemble
 
@@ -405,7 +406,7 @@ def test_own_faults_are_taken_back():
 
     watched = [(comm, "all_reduce"), (trainer, "next_batch"), (precision, "agreed")]
     watched += [(Block, "forward"), (Transformer, "loss"), (trainer, "train_step")]
-    watched += [(collectives, "_irecv"), (TrainConfig, "learning_rate")]
+    watched += [(collectives, "_all_to_all"), (TrainConfig, "learning_rate")]
     watched += [(ThreeDParallelOptimizer, "clip"), (ThreeDParallelOptimizer, "after_step")]
     watched += [(precision.ScaledPrecision, "unscale"), (LossScaler, "update")]
     watched += [(owner, name) for name in ("no_sync", "finish", "_fill_buckets")]
