@@ -33,7 +33,6 @@ from picolab.training.precision import ScaledPrecision
 from picolab.training.probe import Probe
 from picolab.training.text import open_text
 
-
 LOOKS, LOOK_S = 5, 0.002
 
 
