@@ -101,7 +101,7 @@ PRODUCT = [
 @pytest.mark.weekly
 @pytest.mark.parametrize("accumulate", [1, 2, 4])
 def test_so_they_are_for_splits_with_zero_and_schedules(accumulate):
-    """(Interleaved with four micro-batches a boundary comes before its turn, and is not predicted.)"""
+    """(Interleaved, of four micro-batches, a boundary comes before its turn: not predicted.)"""
     layouts = [of for of in PRODUCT if accumulate > 1 or "pp" not in of]
     layouts = [of for of in layouts if accumulate < 4 or "interleaved" not in of]
     configs = [replace(CONFIG, layout=of, accumulate=accumulate) for of in layouts]
