@@ -127,6 +127,7 @@ def test_the_block_blocks():
         "costs",
         "monitoring",
         "monitors",
+        "alerts",
         "launch",
         "cli",
         "workcopy",
