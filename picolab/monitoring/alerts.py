@@ -248,7 +248,7 @@ class AlertManager:
                 for transition in self._advance(key, hits.get(key), now, new_step)
             ]
             self.history += [transition for transition, _ in made]
-            if self._file is not None and keys:
+            if self._file is not None:
                 self._file.append(transition for transition, _ in made)
                 self._save(at_once=bool(made))
         self._tell([transition for transition, told in made if told])
@@ -399,8 +399,8 @@ class AlertManager:
         """Write the history there; go on with what is there of an earlier manager."""
         if self._file is not None or self.ticks:
             raise ValueError("this AlertManager has begun; make another one for another folder")
-        self._file = AlertHistory(folder)
-        saved, newer = self._file.state()
+        file = AlertHistory(folder)
+        saved, newer = file.state()
         self.ticks, self.step = saved.get("ticks", 0), saved.get("step")
         self._t = saved.get("t", 0.0)
         self.silences = [Silence(*silence) for silence in saved.get("silences", ())]
@@ -411,6 +411,7 @@ class AlertManager:
         for line in newer:
             self._again(line)
         self.history += read_history(folder)
+        self._file = file
         for key in [key for key in self.alerts if key[0] not in self._rule]:
             del self.alerts[key]  # of a rule that is no more
 

@@ -57,6 +57,7 @@ PATIENCE = 20  # steps that others may be ahead of a rank that tells nothing
 LATE = 0.12  # of its own work, by which a rank is late
 DELAY = 10  # steps, which `Often` needs
 NOISE, SWING = 2.5, 20  # and so many times what it goes up and down by; steps that say how much
+SHARES = 0.05  # of its own work, for which a rank waits for a core if it shares it
 STEP_SHARE = 0.06  # of a step: less than this is not worth a word
 BUSY = 0.20  # of a step, in which a rank waits for a core: more is a busy host
 SETTLE = 12  # steps that a slow run waits for its cause, which may be found by then
@@ -98,6 +99,7 @@ class Work(NamedTuple):
     own: float  # outside of collectives, and on a core
     data: float  # of it, until the batch was there
     queued: float  # of the rest, ready and without a core
+    cpu: float = 0.0  # CPU time of all its threads, in the whole step
 
 
 class AnomalyDetector:
@@ -121,7 +123,7 @@ class AnomalyDetector:
         self._norms = defaultdict(lambda: rules.Spike(sigmas=6.0, factor=6.0))
         self._broken: set[int] = set()  # ranks whose numbers are not finite, as was said
         self._late = defaultdict(rules.Often)
-        self._usual: dict[int, list[float]] = defaultdict(list)
+        self._usual: dict[int, list[Work]] = defaultdict(list)
         self._not_learned: deque[dict[int, float]] = deque()
         self._differ: dict[int, deque[float]] = defaultdict(lambda: deque(maxlen=40))
         self._links = defaultdict(rules.Often)
@@ -299,7 +301,10 @@ class AnomalyDetector:
         work = {rank: work_of(data, of.entries.get(rank, ())) for rank, data in of.said.items()}
         self.work = work
         seconds = statistics.fmean(data["seconds"] for data in of.said.values())
-        beyond = {rank: self._beyond_usual(rank, part.own) for rank, part in work.items()}
+        if self._layout.pp > 1:  # stages wait in turn: what each waited for a core adds up
+            queued = sum(part.queued for part in work.values())
+            seconds = max(seconds - queued, *(part.own for part in work.values()))
+        beyond = {rank: self._beyond_usual(rank, part) for rank, part in work.items()}
         late: dict[int, float] = {}
         for rank in sorted(work):
             others = [r for r in self._peers(rank) or work if r in work and r != rank]
@@ -337,16 +342,23 @@ class AnomalyDetector:
             found.append(Anomaly("late data" if data else "slow rank", step, (rank,), text))
         return found
 
-    def _beyond_usual(self, rank: int, own: float) -> float | None:
+    def _beyond_usual(self, rank: int, part: Work) -> float | None:
         """Own seconds where others do the same work; else those beyond what it took at first, and
-        None as long as that is not known."""
+        None as long as that is not known.
+
+        Who waits for cores shares them, and their caches: the same work then takes more CPU time.
+        Beside others that do the same it shows whether it is one rank's; where there are none, what
+        the CPU's clock has more is taken for the host's."""
         if self._peers(rank):
-            return own
+            return part.own
         first = self._usual[rank]
         if len(first) < FIRST:
-            first.append(own)
+            first.append(part)
             return None
-        return own - statistics.median(first)
+        shares = part.queued > SHARES * part.own
+        more = part.cpu - statistics.median(before.cpu for before in first)
+        own = part.own - max(0.0, more) * shares
+        return own - statistics.median(before.own for before in first)
 
     def _peers(self, rank: int) -> list[int]:
         """The others that do the same work: those in the same stage."""
@@ -454,4 +466,5 @@ def work_of(said: dict, entries: list[Entry]) -> Work:
     tail = said["seconds"] if began is None else max(0.0, began + said["seconds"] - left)
     after = min(max(0.0, (said.get("queued_s") or 0.0) - before - standing), tail)
     queued = before + after
-    return Work(said["seconds"] - exposed - queued, said.get("data_s") or 0.0, queued)
+    own = said["seconds"] - exposed - queued
+    return Work(own, said.get("data_s") or 0.0, queued, said.get("cpu_s") or 0.0)

@@ -42,6 +42,9 @@ class _Told:
             raise ValueError(f"severity is {severity!r}; it is 'page', or 'ticket' for both")
         self.severity = severity
 
+    def start(self) -> None:
+        """A run is watched from now on, by the cell that is running."""
+
     def tell(self, notification: Notification) -> None:
         if self.severity == "ticket" or notification.severity == "page":
             self._tell(notification)
@@ -69,7 +72,7 @@ class Terminal(_Told):
 
 
 class Notebook(_Told):
-    """The newest messages below the cell in which it was made, wherever they come from."""
+    """The newest messages below the cell in which the watching began, wherever they come from."""
 
     LINES = 12
 
@@ -77,14 +80,19 @@ class Notebook(_Told):
         super().__init__(severity)
         from IPython.display import HTML, display
 
-        self._html, self._told = HTML, deque(maxlen=self.LINES)
-        self._shown = display(HTML("<em>no alert so far</em>"), display_id=True)
+        self._html, self._display, self._shown = HTML, display, None
+        self._told: deque[str] = deque(maxlen=self.LINES)
+
+    def start(self) -> None:
+        self._shown = self._display(self._html("<em>no alert so far</em>"), display_id=True)
 
     def _tell(self, notification: Notification) -> None:
         about = f"<br><small>{html.escape(notification.about)}</small>"
         text = html.escape(notification.text).replace("\n", "<br>")
         gone = notification.state == "resolved"
         self._told.append(f"<div>{text}{'' if gone or not notification.about else about}</div>")
+        if self._shown is None:
+            self.start()
         if self._shown is not None:  # (no display without IPython's shell)
             self._shown.update(self._html("".join(self._told)))
 
@@ -152,8 +160,7 @@ class Webhook(_Told):
         self._waiting: queue.Queue[bytes | None] = queue.Queue(kept)
         self._closing = threading.Event()
         self._until = float("inf")
-        self._thread = threading.Thread(target=self._send_all, name="picolab-webhook", daemon=True)
-        self._thread.start()
+        self._thread: threading.Thread | None = None
 
     def _tell(self, notification: Notification) -> None:
         told = {
@@ -166,6 +173,10 @@ class Webhook(_Told):
         self._put(json.dumps(told).encode())
 
     def _put(self, message: bytes | None) -> None:
+        if self._thread is None:
+            name = "picolab-webhook"
+            self._thread = threading.Thread(target=self._send_all, name=name, daemon=True)
+            self._thread.start()
         while True:
             try:
                 self._waiting.put_nowait(message)
@@ -178,7 +189,7 @@ class Webhook(_Told):
                 self._give_up("takes messages more slowly than they come")
 
     def close(self) -> None:
-        if self._closing.is_set():
+        if self._closing.is_set() or self._thread is None:
             return
         self._until = time.monotonic() + self.close_s
         self._closing.set()

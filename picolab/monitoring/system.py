@@ -178,6 +178,9 @@ class BasicMonitoringSystem:
             self.alerts.keep_in(job.run_dir)
             self._told_before = self.alerts.ticks
         self.alerts.notifiers += self._notifiers
+        for notifier in self._notifiers:
+            if hasattr(notifier, "start"):  # (somebody's own may have none)
+                notifier.start()
         self.detector.world_size = getattr(job, "world_size", None)
         self._thread = threading.Thread(target=self._follow, name="picolab-monitor", daemon=True)
         self._thread.start()
@@ -193,8 +196,6 @@ class BasicMonitoringSystem:
         self._ended.set()
         if self._thread is not None:
             self._thread.join()
-        for notifier in self._notifiers:  # (of a run that was read nobody was told, and they end)
-            notifier.close()
         self.alerts.close()
         for trouble in self.troubles:
             warnings.warn(trouble, stacklevel=2)

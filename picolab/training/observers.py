@@ -53,6 +53,10 @@ class EventWriter(Observer):
 
     def __init__(self):
         self._memory = ResidentMemory()
+        self._layout = ""
+
+    def start(self, run) -> None:
+        self._layout = str(run.config.layout)
 
     def start(self, run) -> None:
         """What is run: whoever reads the events later has nothing else that says it."""
@@ -78,7 +82,7 @@ class EventWriter(Observer):
             cpu_s=report.cpu_s,
             queued_s=report.queued_s,
             rss_bytes=self._memory.read(),
-            layout=str(run.config.layout),
+            layout=self._layout,
             skipped=report.skipped,
         )
 

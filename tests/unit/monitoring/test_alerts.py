@@ -9,7 +9,7 @@ import json
 import random
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from picolab.monitoring import AlertManager, Anomaly, alert_history, alerts
@@ -259,6 +259,7 @@ def test_never_twice_never_lost_two_messages_an_episode(of):
 
 
 @settings(max_examples=60, deadline=None)
+@example(of={key: ".x" for key in KEYS}, cuts={1})  # nothing has happened before
 @given(of=scripts, cuts=st.sets(st.integers(0, 59), min_size=1, max_size=6))
 def test_starting_again_at_any_point_changes_nothing(of, cuts, tmp_path_factory):
     whole, told = check(of)

@@ -160,6 +160,50 @@ def test_stages_of_a_pipeline_are_compared_with_what_they_were():
     assert names(found(run(always=uneven))) == [("slow rank", (1,))]  # of replicas it is one
 
 
+def test_a_slow_stage_among_ranks_that_wait_for_cores():
+    """Each stage waits 15 ms for a core, and the others for it in turn: a step takes 121 ms in
+    place of 46, of which the 6.6 ms of the slow stage are little. (Measured against that step it
+    was not worth a word.)"""
+
+    def in_turn(step, rank, data, entries):
+        whole, core = 0.075, 0.015
+        first, last = entries
+        waits = first.exposed_s + whole - core
+        entries[0] = first._replace(
+            start=first.start + core, seconds=waits, exposed_s=waits, queued_before_s=core
+        )
+        entries[1] = last._replace(start=last.start + whole)
+        data["seconds"] += whole
+        data["queued_s"] = core
+
+    events = run(layout="pp4", own=0.044, change=in_turn)
+    assert names(found(events)) == []
+    events = run(layout="pp4", own=0.044, slow={1: 0.0066}, change=in_turn)
+    assert names(found(events)) == [("slow rank", (1,))]
+
+
+def test_a_stage_that_shares_its_core_is_not_slow(monkeypatch):
+    """It has no like, so that what a neighbour costs it (caches) looks as if it were slow. But then
+    it waits for cores, too, and takes more CPU time: by as much as it is late. Where it waits for
+    none, or takes no more CPU time (it sleeps), it is slow. The mutant does not look."""
+
+    def shared(cpu, queued):
+        def change(step, rank, data, entries):
+            late = 0.009 * (rank == 3 and step >= AT)
+            data["cpu_s"] = 0.020 + late * cpu
+            data["queued_s"] = 0.004 * queued
+            entries[0] = entries[0]._replace(queued_before_s=0.004 * queued)
+
+        all_found = found(run(layout="pp4", slow={3: 0.009}, change=change))
+        return [(a.name, a.ranks) for a in all_found if a.ranks]  # (the run is slow either way)
+
+    assert shared(cpu=True, queued=True) == []
+    assert shared(cpu=False, queued=True) == [("slow rank", (3,))]
+    assert shared(cpu=True, queued=False) == [("slow rank", (3,))]
+    monkeypatch.setattr(anomalies, "SHARES", math.inf)
+    assert shared(cpu=True, queued=True) == [("slow rank", (3,))]
+
+
 def test_each_ranks_own_value_is_judged_before_the_reduction():
     """One rank's own loss is three times as high; the mean of four has grown by a half at most.
     The mutant looks at the reduced value, which all ranks have."""
