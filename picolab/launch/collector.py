@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from multiprocessing import Pipe, reduction
 from pathlib import Path
 
-from picolab.launch import failures, orphans, server, stacks
+from picolab.launch import failures, flight, orphans, server, stacks
 from picolab.launch.display import Display
 from picolab.launch.failures import RankFailure, RankHang, RankReport
 from picolab.launch.payload import unpack_result
@@ -346,6 +346,9 @@ class Collector:
         for n, text in texts.items():
             found[n].stack = stacks.name_cells(text)
             found[n].in_torch = stacks.ends_in_torch_distributed(text)
+        if ask and self._rendezvous is not None:
+            for n, told in flight.ask(self._rendezvous.folder, there, patience / 3).items():
+                found[n].hear(told)
         return Standstill(found, quiet_s=quiet_s)
 
     def _note_where(self, failure: RankFailure | None) -> None:

@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
+from picolab.launch import flight
 from picolab.launch import payload as payloads
 from picolab.launch.orphans import die_with_parent, lead_a_group, watch_kernel
 from picolab.launch.surroundings import Surroundings, draw_anew
@@ -77,6 +78,7 @@ def main(
             _without_notebook()
             payload = payloads.unpack(blob)
             _join(spec, store, send)
+            flight.answer_on_demand(store.parent, spec.rank)
             _wait_while_held(spec.run_dir)
             send("result", call(spec, payload, send))
             # Stay until every rank has its result: a peer may still want something.

@@ -123,6 +123,7 @@ class Beacon:
     """The writer's side, in the rank."""
 
     def __init__(self, path: Path | str):
+        self.path = path
         with open(path, "w+b", opener=private) as file:
             # Written, not only made longer: on a full disk that says so here, and not by SIGBUS.
             file.write(bytes(_SIZE))

@@ -43,7 +43,7 @@ class RankThen:
     in_torch: bool = False
     """Whether the stack ends in a call of torch.distributed."""
     flight: list[dict[str, Any]] | None = None
-    """What torch's flight recorder has under way; None where it did not answer."""
+    """The newest entries of torch's flight recorder; None where it did not answer."""
 
     @classmethod
     def of_beacon(cls, path: Path, **about) -> "RankThen":
@@ -53,6 +53,25 @@ class RankThen:
     def standing(self) -> Call | None:
         """The call in which it stands still."""
         return blame.standing(self.reading, self.calls)
+
+    def hear(self, flight: list[dict[str, Any]]) -> None:
+        """What torch's flight recorder tells. If the rank stands in torch, in a call of which the
+        beacon knows nothing (DDP's reducer makes such ones), it stands in that."""
+        self.flight = flight
+        known = self.reading.entered - self.reading.left
+        under_way = [entry for entry in flight if not entry["done"]]
+        frames = [line for line in self.stack.splitlines() if line.startswith("  File ")]
+        in_torch = bool(frames) and "/torch/" in frames[-1]
+        if self.standing is not None or not in_torch or len(under_way) <= known:
+            return
+        first, place = under_way[known], self.reading.entered + 1
+        ranks = ", ".join(map(str, first["ranks"]))
+        text = (
+            f"{first['op']} over {first['group']} of ranks ({ranks}): "
+            f"{first['dtype']}{first['shape']} (as torch's flight recorder has it)"
+        )
+        self.calls = (*self.calls, Call(place, 0, None, text))
+        self.reading = Reading(place, self.reading.left, text, place)
 
     @property
     def last(self) -> Call | None:

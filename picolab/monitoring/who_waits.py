@@ -174,21 +174,24 @@ def of_going_on(look: Callable[[bool], Standstill | None], tell: Callable[[], "T
     takes whether ranks may be asked for their stacks."""
     first, until = look(False), time.monotonic() + LOOKS_S
     fine = "nothing is wrong as far as can be seen"
-    if first is None:
-        return Diagnosis(f"{fine}: the ranks have only just begun", "nothing")
-    while time.monotonic() < until:
+    if first is None or not any(then.calls for then in first.ranks.values()):
+        return Diagnosis(f"{fine}: no rank has entered a collective yet", "nothing")
+    while True:
         time.sleep(LOOKS_S / 8)
-        now = look(False)
-        if now is None or any(
-            now.ranks[rank].reading != then.reading for rank, then in first.ranks.items()
-        ):
-            told = tell()
-            if told.parted is not None:
-                return _of_parted(told.parted, ", and the run goes on all the same")
-            return Diagnosis(f"{fine}: ranks move, and {told}", "nothing")
-    found = look(True) or first
-    found.quiet_s = LOOKS_S
-    return of_standstill(found, tell())
+        last = time.monotonic() > until
+        found = look(last)
+        moved = found is None or any(
+            found.ranks[rank].reading != then.reading for rank, then in first.ranks.items()
+        )
+        if not moved and not last:
+            continue
+        told = tell()
+        if not moved:
+            found.quiet_s = LOOKS_S
+            return of_standstill(found, told)
+        if told.parted is not None:
+            return _of_parted(told.parted, ", and the run goes on all the same")
+        return Diagnosis(f"{fine}: ranks move, and {told}", "nothing")
 
 
 @dataclass
@@ -264,6 +267,8 @@ def of_standstill(found: Standstill, told: Told | None = None) -> Diagnosis:
         made = _of_failure(found, waits)
     else:
         made = _of_hang(found, waits)
+    if not found.failure and found.quiet_s is not None:
+        made.verdict += f" (nothing had moved for {found.quiet_s:.0f} s)"
     made.rows = [_row(rank, then, waits[rank]) for rank, then in sorted(at.items())]
     made.stacks = {rank: then.stack for rank, then in sorted(at.items()) if then.stack}
     made.difference = difference.calls if difference else {}
@@ -317,10 +322,14 @@ def _of_difference(difference: blame.Difference) -> Diagnosis:
 def _of_failure(found: Standstill, waits: Mapping[int, tuple[int, ...]]) -> Diagnosis:
     kind = FAILURES.get(found.failure, found.failure)
     text, rank = found.what, found.rank
-    if rank is not None and (call := _missed(found, rank, waits)) is not None:
-        text += f"; {_never(rank, found, call, waits).replace(f'rank {rank}', 'it', 1)}"
-        if kind == "mismatch" and found.ranks[rank].standing is not None:
-            text += f", and stood in {_last(found.ranks[rank])}"
+    if rank is None or (call := _missed(found, rank, waits)) is None:
+        return Diagnosis(text, kind, rank)
+    never, then = _never(rank, found, call, waits), found.ranks[rank]
+    if kind == "mismatch" and then.standing is not None:  # what gloo calls another size
+        at = place(then.stack)
+        text = f"{never}: it stood in {_last(then)}" + (f", {at}" if at else "")
+    else:
+        text += f"; {never.replace(f'rank {rank}', 'it', 1)}"
     return Diagnosis(text, kind, rank)
 
 
@@ -328,8 +337,9 @@ def _of_hang(found: Standstill, waits: Mapping[int, tuple[int, ...]]) -> Diagnos
     blamed = found.blamed()
     rank = blamed.rank
     if rank is None:
-        return Diagnosis(_of_nobody(found, blamed), "hang", None)
-    then, call = found.ranks[rank], _missed(found, rank, waits)
+        at_work = not found.failure and not any(t.reading.inside for t in found.ranks.values())
+        return Diagnosis(_of_nobody(found, blamed), "unknown" if at_work else "hang", None)
+    then, call = found.ranks.get(rank, RankThen()), _missed(found, rank, waits)
     text = _never(rank, found, call, waits) if call is not None else blamed.why
     if then.state == "stopped":
         did = f", and {text.removeprefix(f'rank {rank} ')}" if call is not None else ""
@@ -355,6 +365,8 @@ def _of_nobody(found: Standstill, blamed: blame.Blame) -> str:
     if circle:
         each = ", ".join(f"rank {r} stands in {_last(found.ranks[r])}" for r in circle)
         return f"{blame.ranks(circle)} wait for each other: {each}"
+    if not any(reading.inside for reading in readings.values()):
+        return "no rank waits for another: all are at work, or in loops of their own"
     stand = {r: then.standing for r, then in found.ranks.items() if then.standing is not None}
     if len(stand) == len(readings) and not any(missing.values()):
         names = sorted({call.name for call in stand.values()})

@@ -17,6 +17,7 @@ from picolab.monitoring import History, Ledger
 from picolab.monitoring.activity_figure import activity_figure
 from picolab.monitoring.explanation import Explanation, explain_events
 from picolab.monitoring.trace import activity_of, trace_of_run, write_trace
+from picolab.monitoring.who_waits import Diagnosis, of_folder
 from picolab.schedules import Action, Span, Timeline
 from picolab.show.picture import LabFigure
 from picolab.show.table import bytes_text
@@ -170,6 +171,11 @@ class TrainResult:
         there is no such step.
         """
         return explain_events(self.events, step)
+
+    def diagnose(self) -> Diagnosis:
+        """Whether all ranks did the same collectives in all steps, and if not, who did not: as
+        `pico.diagnose(result)`, which also takes a run that hangs or has failed."""
+        return of_folder(self.run_dir)
 
     def write_trace(self, path: str | Path, steps: Iterable[int] | None = None) -> Path:
         """Write the run as a Chrome trace, to be opened at https://ui.perfetto.dev (which reads it

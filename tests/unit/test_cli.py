@@ -132,6 +132,7 @@ def test_help_explains_every_setting(here):
         ("--help", ["checkpoint", "quiz", "runs", "picolab --version"]),
         ("train --help", ["{tiny,", "llama-3-8b", "--explain"]),
         ("explain --help", ["RUN", "--even-stages", "--micro-batches INT"]),
+        ("debug --help", ["RUN", "--stacks", "--json", "who waits for whom"]),
         ("tune --help", ["--budget TIME", "--folder FOLDER", "goes on where it stopped"]),
         ("verify --help", ["tp-norm-missing"]),
         ("plan --help", ["--global-batch INT", "dp8zero3tp8pp8:interleaved", "megatron-2021"]),

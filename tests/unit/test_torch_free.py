@@ -70,7 +70,7 @@ def test_the_block_blocks():
         """
         from picolab.monitoring import Table, emit
         from picolab.monitoring.events import Event
-        import picolab.monitoring.ledger, picolab.monitoring.beacon
+        import picolab.monitoring.ledger, picolab.monitoring.beacon, picolab.monitoring.who_waits
         emit(loss=1.0)
         assert "loss" in repr(Table(["loss"], [[1.0]]))
         """,

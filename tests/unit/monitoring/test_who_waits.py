@@ -172,7 +172,7 @@ def test_a_step_that_one_rank_left_out(ranks, monkeypatch):
     )
     sense = blame.sense
     monkeypatch.setattr(blame, "sense", lambda call: sense(call)[:-1])
-    assert diagnosed(ranks).kind == "hang" and diagnosed(ranks).rank is None
+    assert diagnosed(ranks).kind == "unknown" and diagnosed(ranks).rank is None
 
 
 def test_messages(ranks):
@@ -206,6 +206,25 @@ def test_a_circle_and_a_transfer_that_does_not_end(ranks):
         rank.do("dp", goes_on=False)
     found = diagnosed(ranks)
     assert found.rank is None and "nobody is missing from one" in found.verdict
+
+
+def test_ranks_that_are_at_work(ranks):
+    found = diagnosed(ranks, quiet_s=3.2)
+    assert (found.kind, found.rank) == ("unknown", None) and found.verdict == (
+        "no rank waits for another: all are at work, or in loops of their own (nothing had moved "
+        "for 3 s)"
+    )
+
+
+def test_a_mismatch_that_is_none_of_sizes(ranks):
+    """What one rank sent over its extra collective, gloo took for the others' next bucket."""
+    all_but(ranks, 1)
+    ranks[1].do("world", "an extra one", goes_on=False)
+    found = diagnosed(ranks, failure="mismatch", rank=1, what="rank 1 entered a collective of ...")
+    assert (found.rank, found.kind) == (1, "mismatch") and found.verdict == (
+        "rank 1 never entered all_reduce #4 on dp (dp: loss), in which ranks 0, 2, 3 wait: it "
+        "stood in all_reduce #1 on world (world: an extra one)"
+    )
 
 
 def entry(rank, step, axis="dp"):
@@ -332,7 +351,9 @@ def test_a_run_that_goes_on(ranks, tmp_path, monkeypatch):
         asked.append(ask)
         return left_in(tmp_path, 4)
 
-    assert of_going_on(look, told).rank == 2 and asked[-1] and sum(asked) == 1
+    found = of_going_on(look, told)
+    assert found.rank == 2 and asked[-1] and sum(asked) == 1
+    assert found.verdict.endswith("wait (nothing had moved for 0 s)")
 
     def moves(ask):
         ranks[0].do("dp")
@@ -342,6 +363,13 @@ def test_a_run_that_goes_on(ranks, tmp_path, monkeypatch):
     assert found.ok and "ranks move, and its 4 rank(s) did the same" in found.verdict
     assert of_going_on(moves, lambda: told({(1, 2)})).rank == 1
     assert of_going_on(lambda ask: None, told).ok
+
+    def moves_when_asked(ask):  # a signal ends some waits
+        if ask:
+            ranks[0].do("dp")
+        return look(ask)
+
+    assert of_going_on(moves_when_asked, told).ok
 
 
 def test_the_words_of_a_call():
