@@ -7,7 +7,8 @@ TO_COME = (
     ("02_moe", 75, "experts: routing, balance, all-to-all"),
     ("03_3d_parallel", 75, "which layout to choose, and why a step is slow"),
     ("04_mixed_precision", 65, "number formats, and who decides"),
-    ("05_memory, 06_monitoring", 90, "where the bytes are; finding the slow rank"),
+    ("05_memory", 67, "where the bytes go, and what to give up for fewer"),
+    ("06_monitoring", 75, "what goes wrong, and how a trainer notices"),
 )
 
 

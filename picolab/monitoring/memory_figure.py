@@ -11,12 +11,12 @@ from typing import NamedTuple
 
 from picolab.monitoring.memory import SHOWN, MemoryHistory
 from picolab.monitoring.panels_figure import panels_figure
-from picolab.show.picture import GREY, MEMORY, OCHRE, TEXT, LabFigure, ink
+from picolab.show.picture import GREY, MEMORY, OCHRE, TEXT, LabFigure
 from picolab.show.table import Table, bytes_text
 
 HEIGHT = 260  # of the panels, in pixels
 AXES = 2
-_LABELLED = 0.13  # of a bar: a shorter part has no room for its name
+_LEAST = 0.01  # of a peak: less is not named
 _ROWS = 12  # moments in the text
 _COLORS = {**MEMORY, "temporaries": OCHRE, "buffers": GREY}
 _MB = 1e6
@@ -41,9 +41,7 @@ def drawn(history: MemoryHistory) -> Drawn:
     found += [_level(ms, predicted(history, rank)), _level(ms, budget)]
     places = [f"rank {rank}" for rank in history.ranks]
     most = [history.at_peak(rank) for rank in history.ranks]
-    for name in SHOWN:
-        labels = [name if of[name] > _LABELLED * sum(of.values()) else "" for of in most]
-        found.append({"x": _mb(of[name] for of in most), "y": places, "text": labels})
+    found += [{"x": _mb(of[name] for of in most), "y": places} for name in SHOWN]
     under = [] if budget is None else places
     found.append({"x": _mb([budget] * len(under)), "y": under})
     return Drawn(found, titles(history), tuple(history.ranks))
@@ -71,18 +69,17 @@ def predicted(history: MemoryHistory, rank: int) -> int | None:
 
 
 def titles(history: MemoryHistory) -> list[str]:
-    rank = history.highest
+    rank, budget = history.highest, history.budget
     report, most = history.reports[rank], history.at_peak(rank)
     peak, expected = report["most"]["total"], predicted(history, rank)
-    largest = max(most, key=most.get)
     first = f"rank {rank}, step {report['step']}: peak {bytes_text(peak)}"
     if expected is not None:
         first += f", predicted {bytes_text(expected)}"
-    second = f"at the peak {100 * most[largest] / peak:.0f} % {largest}"
-    if history.budget is not None:
-        word = "kept" if peak <= history.budget else "NOT kept"
-        second += f"; budget of {bytes_text(history.budget)} {word}"
-    return [first, second]
+    if budget is not None:
+        first += f"; budget of {bytes_text(budget)} {'kept' if peak <= budget else 'NOT kept'}"
+    shares = {name: nbytes / peak for name, nbytes in most.items()}
+    named = [f"{name} {100 * of:.0f} %" for name, of in shares.items() if of >= _LEAST]
+    return [first, f"at the peak, from the left: {', '.join(named)}"]
 
 
 def traces() -> list[tuple[int, dict]]:
@@ -91,11 +88,7 @@ def traces() -> list[tuple[int, dict]]:
         "type": "scatter", "mode": "lines", "stackgroup": "bytes", "showlegend": False,
         "hoveron": "points",
     }  # fmt: skip
-    bar = {
-        "type": "bar", "orientation": "h", "showlegend": False, "width": 0.62,
-        "textposition": "inside", "insidetextanchor": "middle", "textangle": 0,
-        "constraintext": "none",
-    }  # fmt: skip
+    bar = {"type": "bar", "orientation": "h", "showlegend": False, "width": 0.62}
     level = {"type": "scatter", "mode": "lines", "showlegend": False, "cliponaxis": False}
     found = [
         (0, {**alive, "name": name, "fillcolor": _COLORS[name],
@@ -109,7 +102,6 @@ def traces() -> list[tuple[int, dict]]:
         found.append((0, {**level, "name": name, "line": line, "hovertemplate": hover}))
     found += [
         (1, {**bar, "name": name, "marker": {"color": _COLORS[name], "line": {"width": 0}},
-             "textfont": {"size": 11, "color": ink(_COLORS[name])},
              "hovertemplate": f"%{{y}}: %{{x:.2f}} MB {name}<extra></extra>"})
         for name in SHOWN
     ]  # fmt: skip

@@ -14,9 +14,15 @@ from picolab.exercises.definition import source_of
 from tests.chapters.c02_moe import nearest as moe
 from tests.chapters.c03_3d_parallel import nearest as three_d
 from tests.chapters.c04_mixed_precision import nearest as precision
+from tests.chapters.c05_memory import nearest as memory
 
-CHAPTERS = {"moe": moe, "3d": three_d, "precision": precision}
-SOLVED = {"moe": "moe.balance.aux", "3d": "3d.pp.split", "precision": "precision.scale.amax"}
+CHAPTERS = {"moe": moe, "3d": three_d, "precision": precision, "memory": memory}
+SOLVED = {
+    "moe": "moe.balance.aux",
+    "3d": "3d.pp.split",
+    "precision": "precision.scale.amax",
+    "memory": "memory.plan.knapsack",
+}
 CASES = [
     (name, make)
     for chapter in CHAPTERS.values()

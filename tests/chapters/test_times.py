@@ -17,6 +17,7 @@ import pytest
 from picolab.chapters.c02_moe import CHAPTER as MOE
 from picolab.chapters.c03_3d_parallel import CHAPTER as THREE_D
 from picolab.chapters.c04_mixed_precision import CHAPTER as PRECISION
+from picolab.chapters.c05_memory import CHAPTER as MEMORY
 from picolab.chapters.record import Chapter
 from tests.chapters.c01_4d_basics import test_time as counting
 
@@ -35,6 +36,7 @@ TOLD = {
     "02_moe": Told(MOE, (1.2, 0.8), "5. Rows travel"),
     "03_3d_parallel": Told(THREE_D, (1.5, 1.5), "3. All of it, live"),
     "04_mixed_precision": Told(PRECISION, (1.0, 0.6), "5. How to measure an error"),
+    "05_memory": Told(MEMORY, (0.5, 0.5), "5. Send it away"),
 }
 of_each = pytest.mark.parametrize("name", TOLD)
 

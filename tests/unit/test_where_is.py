@@ -35,6 +35,7 @@ BASICS = "01_4d_basics"
 THREE_D = "03_3d_parallel"
 MOE = "02_moe"
 PRECISION = "04_mixed_precision"
+MEMORY = "05_memory"
 ROWS = [
     Row("rank grid, process groups", "picolab.comm.mesh:Mesh", f"{BASICS}#axes-grid",
         f"{DIST}.device_mesh:init_device_mesh"),
@@ -120,6 +121,21 @@ ROWS = [
         f"{PRECISION}#spike-run", ""),
     Row("a state to go back to", "picolab.training.snapshot:Snapshot", f"{PRECISION}#spike-run",
         ""),
+    Row("live bytes, by what they are for", "picolab.memory.watch:Watch",
+        f"{MEMORY}#count-by-hand", f"{DIST}._tools.mem_tracker:MemTracker"),
+    Row("bytes of a rank, predicted", "picolab.memory.prediction:predicted",
+        f"{MEMORY}#zero-predict", ""),
+    Row("what a block keeps, module by module", "picolab.costs.saved:saved_bytes",
+        f"{MEMORY}#block-compare", ""),
+    Row("recompute", "picolab.memory.scheduler:BlockRunner", f"{MEMORY}#again-by-hand",
+        "torch.utils.checkpoint:checkpoint"),
+    Row("offload", "picolab.memory.offload:Offload", f"{MEMORY}#away-by-hand",
+        "torch.autograd.graph:save_on_cpu"),
+    Row("pool of buffers", "picolab.memory.pool:MemoryPool", f"{MEMORY}#pool-by-hand", ""),
+    Row("a memory budget: the plan", "picolab.memory.scheduler:MemoryScheduler",
+        f"{MEMORY}#plan-measured", ""),
+    Row("garbage, aligned", "picolab.memory.collector:GarbageCollector",
+        f"{MEMORY}#collect-run", ""),
     Row("the composition", "picolab.parallel.three_d:placements", f"{BASICS}#close-layout-run", ""),
     Row("one training step", "picolab.training.trainer:train_step", "", ""),
     Row("events: what is in them", "picolab.monitoring.event_kinds:table", "", ""),
