@@ -379,7 +379,7 @@ def _short(steps: list[int]) -> str:
 EXERCISE = Exercise(
     id="memory.collect.aligned",
     goal="Run the steps of a training with Python's garbage collector switched off, and collect by "
-    "appointment: when any rank has much more objects than after its last pass, all ranks make a "
+    "appointment: when any rank has many more objects than after its last pass, all ranks make a "
     "full pass, after the same step.",
     interface="`my_steps(step, steps, every, growth)` calls `step(0)`, `step(1)`, ... `steps` of "
     "them, and returns the list of the steps after which there was a full pass. Before the first "
