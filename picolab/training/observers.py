@@ -56,10 +56,8 @@ class EventWriter(Observer):
         self._layout = ""
 
     def start(self, run) -> None:
-        self._layout = str(run.config.layout)
-
-    def start(self, run) -> None:
         """What is run: whoever reads the events later has nothing else that says it."""
+        self._layout = str(run.config.layout)
         if comm.mesh().rank("world") == 0:
             flops = costs.flops_per_token(run.config.model)
             events.write("settings", settings=described(run.config), flops_per_token=flops)
