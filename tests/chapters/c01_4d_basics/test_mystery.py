@@ -325,9 +325,9 @@ def test_a_case_trains_once_and_looks_count_once(monkeypatch, capsys):
 
     asked = []
 
-    def counted(config, fault=None, scaler=None):
+    def counted(config, fault=None, *more):
         asked.append((str(config.layout), fault.name if fault else None))
-        return record(config, fault, scaler)
+        return record(config, fault, *more)
 
     monkeypatch.setattr(mystery_runs, "record", counted)
     monkeypatch.setattr(public, "_open", {})
@@ -388,11 +388,13 @@ def test_a_name_that_is_no_suspect(letter):
 def test_own_faults_are_taken_back():
     """A patch left behind would be at work in the next run of a rank that lives on."""
     from picolab import comm
+    from picolab.model import Block, Transformer
     from picolab.parallel.data import DataParallelOptimizer as owner
     from picolab.precision import LossScaler
     from picolab.training import precision, trainer
 
     watched = [(comm, "all_reduce"), (trainer, "next_batch"), (precision, "agreed")]
+    watched += [(Block, "forward"), (Transformer, "loss"), (trainer, "train_step")]
     watched += [(precision.ScaledPrecision, "unscale"), (LossScaler, "update")]
     watched += [(owner, name) for name in ("no_sync", "finish", "_fill_buckets")]
     before = [getattr(*place) for place in watched]
