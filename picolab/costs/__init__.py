@@ -12,6 +12,13 @@ from picolab.costs.activations import (
     layer_activation_bytes,
     token_bytes,
 )
+from picolab.costs.alarms import (
+    at_least,
+    cusum_run_length,
+    expected_largest,
+    log_buckets,
+    normal_tail,
+)
 from picolab.costs.bandwidth import Link, axis_time, group_bandwidth, link
 from picolab.costs.bubbles import bubble, bubble_of_ideal, bubble_of_total, in_flight
 from picolab.costs.collectives import (
@@ -87,6 +94,7 @@ __all__ = [
     "LocalParameter",
     "ParameterCount",
     "StateBytes",
+    "at_least",
     "axis_time",
     "balanced_stages",
     "block_work_bytes",
@@ -99,12 +107,14 @@ __all__ = [
     "checkpoint_waste",
     "collective_time",
     "copy_bytes",
+    "cusum_run_length",
     "data_parallel_bytes",
     "distinct_groups",
     "dropped_share",
     "dtype_bytes",
     "end_activation_bytes",
     "even_slices",
+    "expected_largest",
     "expert_capacity",
     "expert_parallel_bytes",
     "fit_alpha_beta",
@@ -120,7 +130,9 @@ __all__ = [
     "least_loss_scale",
     "link",
     "local_parameters",
+    "log_buckets",
     "loss_work_bytes",
+    "normal_tail",
     "operand_numbers",
     "parameters",
     "rank_stages",

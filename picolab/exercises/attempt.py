@@ -331,9 +331,11 @@ def _copy(value):
 def _same(a, b) -> bool:
     if isinstance(a, torch.Tensor):
         alike = isinstance(b, torch.Tensor) and a.shape == b.shape and a.dtype == b.dtype
-        return alike and bool(((a == b) | ((a != a) & (b != b))).all())  # NaN stays NaN
+        return alike and bool(((a == b) | ((a != a) & (b != b))).all())
     if isinstance(a, list | tuple):
         return len(a) == len(b) and all(_same(x, y) for x, y in zip(a, b))
     if isinstance(a, dict):
         return a.keys() == b.keys() and all(_same(a[key], b[key]) for key in a)
-    return not isinstance(a, int | float | str) or a == b
+    if a is None or b is None:
+        return a is b
+    return not isinstance(a, int | float | str) or a == b or (a != a and b != b)  # NaN stays NaN

@@ -15,6 +15,7 @@ LAYERS, RANKS = 256, 8192
 
 _COSTS = (
     *("BYTES_16_BF16", "BYTES_16_FP32", "BYTES_18_FP32_GRADIENTS", "BYTES_20_FP16"),
+    *("at_least", "cusum_run_length", "expected_largest", "log_buckets", "normal_tail"),
     *("bubble_of_ideal", "bubble_of_total", "buckets", "causal_share", "checkpoint_interval"),
     *("checkpoint_waste", "collective_time", "data_parallel_bytes", "distinct_groups"),
     *("dropped_share", "dtype_bytes", "end_activation_bytes", "even_slices", "expert_capacity"),
@@ -30,6 +31,7 @@ PLAIN: dict[str, Callable] = {
 }
 # What a call builds in a loop: the argument that says how often, and the most it may be.
 MOST = {
+    "costs.at_least": {"k": 1024},
     "costs.distinct_groups": {"experts": 4096},
     "costs.dropped_share": {"tokens": 2**16},
     "costs.even_slices": {"n": 4096},

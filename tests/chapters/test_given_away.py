@@ -15,13 +15,21 @@ from tests.chapters.c02_moe import nearest as moe
 from tests.chapters.c03_3d_parallel import nearest as three_d
 from tests.chapters.c04_mixed_precision import nearest as precision
 from tests.chapters.c05_memory import nearest as memory
+from tests.chapters.c06_monitoring import nearest as monitoring
 
-CHAPTERS = {"moe": moe, "3d": three_d, "precision": precision, "memory": memory}
+CHAPTERS = {
+    "moe": moe,
+    "3d": three_d,
+    "precision": precision,
+    "memory": memory,
+    "monitoring": monitoring,
+}
 SOLVED = {
     "moe": "moe.balance.aux",
     "3d": "3d.pp.split",
     "precision": "precision.scale.amax",
     "memory": "memory.plan.knapsack",
+    "monitoring": "monitoring.hang.who_waits",
 }
 CASES = [
     (name, make)

@@ -18,6 +18,7 @@ from picolab.chapters.c02_moe import CHAPTER as MOE
 from picolab.chapters.c03_3d_parallel import CHAPTER as THREE_D
 from picolab.chapters.c04_mixed_precision import CHAPTER as PRECISION
 from picolab.chapters.c05_memory import CHAPTER as MEMORY
+from picolab.chapters.c06_monitoring import CHAPTER as MONITORING
 from picolab.chapters.record import Chapter
 from tests.chapters.c01_4d_basics import test_time as counting
 
@@ -37,6 +38,7 @@ TOLD = {
     "03_3d_parallel": Told(THREE_D, (1.5, 1.5), "3. All of it, live"),
     "04_mixed_precision": Told(PRECISION, (1.0, 0.6), "5. How to measure an error"),
     "05_memory": Told(MEMORY, (0.5, 0.5), "5. Send it away"),
+    "06_monitoring": Told(MONITORING, (0.6, 0.7), "5. From conditions to messages"),
 }
 of_each = pytest.mark.parametrize("name", TOLD)
 

@@ -36,6 +36,7 @@ THREE_D = "03_3d_parallel"
 MOE = "02_moe"
 PRECISION = "04_mixed_precision"
 MEMORY = "05_memory"
+MONITORING = "06_monitoring"
 ROWS = [
     Row("rank grid, process groups", "picolab.comm.mesh:Mesh", f"{BASICS}#axes-grid",
         f"{DIST}.device_mesh:init_device_mesh"),
@@ -140,10 +141,12 @@ ROWS = [
     Row("one training step", "picolab.training.trainer:train_step", "", ""),
     Row("events: what is in them", "picolab.monitoring.event_kinds:table", "", ""),
     Row("events: reading a run", "picolab.monitoring.event_files:RunFiles", "", ""),
-    Row("is this out of the ordinary: the rules", "picolab.monitoring.rules:Spike", "", ""),
-    Row("what is wrong, and whose it is", "picolab.monitoring.anomalies:AnomalyDetector", "", ""),
-    Row("when somebody is told: the life of an alert", "picolab.monitoring.alerts:AlertManager", "",
-        ""),
+    Row("is this out of the ordinary: the rules", "picolab.monitoring.rules:Spike",
+        f"{MONITORING}#detector-by-hand", ""),
+    Row("what is wrong, and whose it is", "picolab.monitoring.anomalies:AnomalyDetector",
+        f"{MONITORING}#slow-system", ""),
+    Row("when somebody is told: the life of an alert", "picolab.monitoring.alerts:AlertManager",
+        f"{MONITORING}#alert-rule", ""),
     Row("alert rules in a file", "picolab.monitoring.alert_rules:Rule", "", ""),
     Row("alerts that outlive the monitor", "picolab.monitoring.alert_history:AlertHistory", "", ""),
     Row("a webhook that holds nobody up", "picolab.monitoring.notifiers:Webhook", "", ""),

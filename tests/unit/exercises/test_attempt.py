@@ -12,7 +12,9 @@ from picolab.exercises.attempt import _copy, _same
 NAN, ONE = torch.tensor([1.0, float("nan")]), torch.tensor([1.0, 1.0])
 
 
-@pytest.mark.parametrize("given", [NAN, [NAN, None], {"scale": 2.0, "of": (NAN, 1)}])
+@pytest.mark.parametrize(
+    "given", [NAN, [NAN, None], {"scale": 2.0, "of": (NAN, 1)}, [1.0, float("nan")], [[None, 3]]]
+)
 def test_what_is_left_alone_is_the_same(given):
     assert _same(given, _copy(given))
 
@@ -27,6 +29,8 @@ def test_what_is_left_alone_is_the_same(given):
         ({"a": 1.0}, {"a": 2.0}),
         ({"a": 1.0}, {"a": 1.0, "b": 2.0}),
         ({"a": ONE}, {"a": NAN}),
+        ([[None, 3]], [[0, 3]]),
+        ([1.0, float("nan")], [1.0, 2.0]),
     ],
 )
 def test_what_is_changed_is_not(before, after):
