@@ -174,7 +174,7 @@ class MysteryRun(Shown):
 
     @property
     def _how_many(self) -> str:
-        return {5: "five", 6: "six", 7: "seven"}[len(self.about.looks)]
+        return {5: "five", 6: "six", 7: "seven", 8: "eight"}[len(self.about.looks)]
 
     def worth(self) -> int:
         """The score of the right name, were it given now."""
@@ -252,11 +252,7 @@ class MysteryRun(Shown):
             ):
                 begin = f"{self.id}: training " if not found else ", "
                 self.say(f"{begin}{what}")
-                found.append(
-                    mystery_runs.record(
-                        settings, at_work, self.about.scaler or None, self.about.memory
-                    )
-                )
+                found.append(mystery_runs.record(settings, at_work, self.about))
             self.say(". Done.\n")
             self._trial = mystery_looks.Trial(*found)
         return self._trial

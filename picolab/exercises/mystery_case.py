@@ -9,9 +9,13 @@ trains with each of them to see whether that is so.
 from dataclasses import dataclass, field
 from typing import Literal
 
+from picolab.costs import replica_sequences
 from picolab.specs import Layout, ModelConfig
 
-LookName = Literal["loss", "norm", "ledger", "shards", "spans", "loads", "scale", "memory", "lines"]
+LookName = Literal[
+    "loss", "norm", "ledger", "shards", "spans", "loads", "scale", "memory", "lines", "own", "work",
+    "calls",
+]  # fmt: skip
 LOOKS: dict[str, str] = {
     "loss": "the loss of each step, beside one process's",
     "norm": "the global gradient norm of each step, before clipping, beside one process's",
@@ -30,6 +34,13 @@ SCALES = {"scale": "the loss scale of each rank and which steps it skipped, besi
 MEMORY = {
     "memory": "bytes that are alive after each step, by category, beside a right run's",
     "lines": "which lines made what outlives its step, and who holds it",
+}
+
+# Where the run is watched, three more:
+WATCHED = {
+    "own": "each rank's own loss and gradient norm, before any sum, beside a right run's",
+    "work": "each rank's own seconds outside of collectives, step by step, and its loader's",
+    "calls": "how many collectives each rank has entered, step by step",
 }
 
 # One model for all: small enough for a second a run, and in every case four micro-batches a step.
@@ -81,6 +92,11 @@ class Mystery:
     """With precision "fp16": what its `LossScaler` begins with."""
     memory: bool = False
     """Whether it is asked where bytes are."""
+    watched: bool = False
+    """Whether each rank tells its own numbers."""
+    odd: tuple[int, int] | None = None
+    """(step, replica) whose batch is no text but random bytes, in a right run and in one process,
+    too."""
     seen: str = ""
     """Where it was seen in public, if the fault itself does not say so."""
 
@@ -92,7 +108,18 @@ class Mystery:
     def looks(self) -> dict[str, str]:
         """Those that there are at this run."""
         loads = LOADS if "experts" in self.changes else {}
-        return LOOKS | loads | (SCALES if self.scaler else {}) | (MEMORY if self.memory else {})
+        scales, memory = SCALES if self.scaler else {}, MEMORY if self.memory else {}
+        return LOOKS | loads | scales | memory | (WATCHED if self.watched else {})
+
+    @property
+    def odd_sequences(self) -> list[int]:
+        """Of the run's sequences those that are no text."""
+        if self.odd is None:
+            return []
+        step, replica = self.odd
+        dp, of = Layout.parse(self.layout).dp, self.settings
+        a_step = dp * of["accumulate"] * of["micro_batch"]
+        return replica_sequences(step * a_step, replica, dp, of["micro_batch"], of["accumulate"])
 
     @property
     def letters(self) -> dict[str, Suspect]:

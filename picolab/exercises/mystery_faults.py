@@ -1,5 +1,6 @@
 """Faults that the oracle does not look for, in the style of `debug.faults`: those that cost time
-and change no number, those of the loss scale in fp16, and those that leave memory behind.
+and change no number, those of the loss scale in fp16, and those that leave memory behind. (Those of
+one rank, or of a link, are in mystery_run_faults.py.)
 
 They are not in its catalogue: that one is for what the oracle must catch, and the oracle compares
 numbers of one step. Used in mystery runs only, by the same `with fault.applied(layout):` inside a
@@ -7,7 +8,6 @@ rank.
 """
 
 import gc
-import time
 from collections.abc import Callable
 from contextlib import contextmanager
 
@@ -15,28 +15,20 @@ import torch
 
 from picolab import comm
 from picolab.debug.faults import CATALOGUE, Fault, patched
+from picolab.exercises.mystery_run_faults import RUN_FAULTS, late, registering
 from picolab.model import Block, Transformer
 from picolab.parallel import ThreeDParallelOptimizer, data
 from picolab.precision import LossScaler
 from picolab.training import precision, trainer
 from picolab.training.precision import ScaledPrecision
 
-LATE_S = 0.04  # far above a step's own noise on a busy laptop
-
-OWN: dict[str, Fault] = {}
+OWN: dict[str, Fault] = dict(RUN_FAULTS)
+_fault = registering(OWN)
 
 
 def find(name: str | None) -> Fault | None:
     """One of these, or one of the catalogue; None is no fault."""
     return None if name is None else OWN.get(name) or CATALOGUE[name]
-
-
-def _fault(name: str, what: str, where_seen: str):
-    def register(patch):
-        OWN[name] = Fault(name, what, where_seen, "dp", contextmanager(patch))
-        return patch
-
-    return register
 
 
 @_fault(
@@ -326,28 +318,15 @@ def _evaluated_with_a_graph(layout):
         yield
 
 
-def _late(rank: int, what: str, where_seen: str) -> None:
-    def patch(layout):
-        real = trainer.next_batch
-
-        def next_batch(*args):
-            if torch.distributed.get_rank() == rank:
-                time.sleep(LATE_S)
-            return real(*args)
-
-        with patched(trainer, "next_batch", next_batch):
-            yield
-
-    _fault(f"rank-{rank}-late", what, where_seen)(patch)
-
-
-_late(
+late(
     1,
     "rank 1 takes longer to get its batch; all others wait for it in the next collective",
     "deepspeedai/DeepSpeed PR 3579 (waiting for a late rank is logged as communication)",
+    _fault,
 )
-_late(
+late(
     0,
     "rank 0 does something on its own in every step; all others wait for it",
     "the same, with the rank that usually writes the logs",
+    _fault,
 )

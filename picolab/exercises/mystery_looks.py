@@ -8,21 +8,27 @@
     scale         where the loss is scaled, beside one process: by what, and which steps are skipped
     memory        where it is asked, beside a right run: bytes alive after each step
     lines         the same: which lines made what outlives its step, and who holds it
+    own           where the run is watched, beside a right run: each rank's own loss and norm
+    work          the same: what each rank did outside of collectives, in seconds
+    calls         the same: how many collectives each rank has entered by the end of each step
 
 A look says what was measured, and leaves the judgement to the reader. `found` makes it, for the
 explanation of a closed case: which looks differ from the right run by more than rounding.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
 from math import inf, isfinite, log2
+from statistics import median
 from typing import NamedTuple
 
 from picolab import costs
-from picolab.exercises.mystery_case import LOADS, LOOKS, MEMORY, SCALES
+from picolab.exercises.mystery_case import LOADS, LOOKS, MEMORY, SCALES, WATCHED
 from picolab.exercises.mystery_runs import Held, RankRecord, Recording
+from picolab.monitoring.anomalies import work_of
 from picolab.show.table import Table
 
 # Right layouts of these runs differ from one process by a few units of roundoff (6e-8 in fp32): by
@@ -35,6 +41,7 @@ ALIKE = 0.1  # shards of independent random numbers differ by sqrt(2) of their n
 # clipped: up to 3e-5; suspects that show: 5e-3 or more.
 HALF_ROUNDING = 2e-4
 HEAVIER = 0.01  # of a right run's bytes: what a loss or two weighs is far less
+TIMED = ("spans", "work")
 _ROWS = 9  # steps in a table
 
 
@@ -62,15 +69,17 @@ class Trial:
 def look(trial: Trial, name: str) -> Table:
     looks = {"loss": _loss, "norm": _norm, "ledger": _ledger, "shards": _shards, "spans": _spans}
     more = {"loads": _loads, "scale": _scale, "memory": _memory, "lines": _lines}
-    return {**looks, **more}[name](trial)
+    watched = {"own": _own, "work": _work, "calls": _calls}
+    return {**looks, **more, **watched}[name](trial)
 
 
 def found(trial: Trial) -> set[str]:
-    """The looks that show more than rounding. Of spans nothing is said: time is noisy."""
+    """The looks that show more than rounding. Of those at time nothing is said: it is noisy."""
     scales = SCALES if trial.this.ranks[0].scales else ()
     memory = MEMORY if trial.this.ranks[0].memory else ()
-    looks = [*LOOKS, *(LOADS if trial.this.loads else ()), *scales, *memory]
-    return {name for name in looks if name != "spans" and _shows(trial, name)}
+    watched = WATCHED if trial.this.told[0][0]["own_grad_norm"] is not None else ()
+    looks = [*LOOKS, *(LOADS if trial.this.loads else ()), *scales, *memory, *watched]
+    return {name for name in looks if name not in TIMED and _shows(trial, name)}
 
 
 def summary(trial: Trial, name: str) -> str:
@@ -125,6 +134,26 @@ def summary(trial: Trial, name: str) -> str:
             f"{len(remains)} line{'s' * (len(remains) > 1)} left {nbytes:,} bytes, and the "
             f"tensors over it have {numbers:,} bytes of numbers"
         )
+    if name == "own":
+        wrong = [rank for rank, of in enumerate(_own_apart(trial)) if of > rounding(trial)]
+        if not wrong:
+            return f"every rank's own numbers are those of a right {trial.layout}"
+        first = min(_first_apart(trial, rank) for rank in wrong)
+        at_first = [rank for rank in wrong if _first_apart(trial, rank) == first]
+        who = f"rank{'s' * (len(at_first) > 1)} {', '.join(map(str, at_first))}"
+        return f"{who} had other numbers of their own first, in step {first + 1}"
+    if name == "work":
+        return "; ".join(
+            f"rank {rank} waits {1e3 * batch:.0f} ms for its batch in the middle step, and works "
+            f"{1e3 * rest:.0f} ms"
+            for rank, (batch, rest) in enumerate(_middle(trial.this))
+        )
+    if name == "calls":
+        this, right = calls(trial.this), calls(trial.right)
+        wrong = [step + 1 for step, of in enumerate(this) if of != right[step]]
+        if not wrong:
+            return f"after each step every rank has entered as many as in a right {trial.layout}"
+        return f"first in step {wrong[0]} not as many as in a right {trial.layout}"
     parts = [
         f"rank {rank} computes {1e3 * of.compute_s:.0f} ms a step and waits "
         f"{1e3 * of.held_up_s:.0f} ms"
@@ -148,6 +177,10 @@ def _shows(trial: Trial, name: str) -> bool:
         return max(map(abs, _grown(trial))) > HEAVIER * right
     if name == "lines":
         return any(rank.remains for rank in trial.this.ranks)
+    if name == "own":
+        return max(_own_apart(trial)) > rounding(trial)
+    if name == "calls":
+        return calls(trial.this) != calls(trial.right)
     return any(pair.wrong for pair in trial.copies[0])
 
 
@@ -470,6 +503,123 @@ def _lines(trial: Trial) -> Table:
         "What was made in one step and is alive after the next one, on rank 0, by the line that "
         "made it. Compare the memory that is left with the numbers in those tensors over it that "
         f"something in Python holds; in a right {trial.layout} nothing is left.",
+    )
+
+
+# -- own
+
+
+_OWN = ("own_loss", "own_grad_norm")
+
+
+def _steps_apart(trial: Trial, rank: int) -> list[float]:
+    """By how much this rank's own numbers are off from those in a right run, step by step."""
+    this, right = trial.this.told[rank], trial.right.told[rank]
+    of_each = [
+        relative([told[name] for told in this], [told[name] for told in right]) for name in _OWN
+    ]
+    return [max(both) for both in zip(*of_each)]
+
+
+def _own_apart(trial: Trial) -> list[float]:
+    return [max(_steps_apart(trial, rank)) for rank in range(len(trial.this.ranks))]
+
+
+def _first_apart(trial: Trial, rank: int) -> int:
+    return next(i for i, off in enumerate(_steps_apart(trial, rank)) if off > rounding(trial))
+
+
+def _own(trial: Trial) -> Table:
+    ranks = range(len(trial.this.ranks))
+    columns = [f"rank {rank}: {what}" for rank in ranks for what in ("loss", "norm")]
+    rows = [
+        [step + 1]
+        + [
+            f"{this[step][name]:.3f} ({right[step][name]:.3f})"
+            for this, right in zip(trial.this.told, trial.right.told)
+            for name in _OWN
+        ]
+        for step in range(trial.this.config.steps)
+    ]
+    return Table(
+        ["step", *columns],
+        rows,
+        "Each rank's own loss (of its own tokens) and gradient norm, before anything is summed; "
+        f"in brackets those of a right {trial.layout}. Compare with these, and the ranks with each "
+        "other.",
+    )
+
+
+# -- work
+
+
+def _work_of_steps(run: Recording) -> list[list[tuple[float, float]]]:
+    """Of each rank and step the seconds until its batch was there, and of its own work since."""
+    found = []
+    for rank, steps in enumerate(run.told):
+        entries = run.ledger.rank(rank)
+        done = [work_of(told, list(entries.step(told["step"]))) for told in steps]
+        found.append([(of.data, of.own - of.data) for of in done])
+    return found
+
+
+def _middle(run: Recording) -> list[tuple[float, float]]:
+    """Of each rank the median of either; without the first step, which is warm-up."""
+    return [tuple(map(median, zip(*steps[1:]))) for steps in _work_of_steps(run)]
+
+
+def _work(trial: Trial) -> Table:
+    ranks = range(len(trial.this.ranks))
+    columns = [f"rank {rank}: {what} ms" for rank in ranks for what in ("batch", "rest")]
+
+    def row(about, of_ranks) -> list:
+        return [about, *(round(1e3 * part, 1) for of in of_ranks for part in of)]
+
+    rows = [row(step + 1, of) for step, of in enumerate(zip(*_work_of_steps(trial.this)))]
+    rows.append(row("median", _middle(trial.this)))
+    rows.append(row(f"median of a right {trial.layout}", _middle(trial.right)))
+    return Table(
+        ["step", *columns],
+        rows,
+        "What each rank did itself: until its batch was there, and the rest of the step outside of "
+        "collectives; without what it waited for a core. Compare the ranks with each other, and "
+        f"with a right {trial.layout}: the medians of both are the last rows. Some ms are noise.",
+    )
+
+
+# -- calls
+
+
+def calls(run: Recording) -> list[dict[str, list[int]]]:
+    """After each step: axis -> how many collectives and messages over it each rank has entered."""
+    found, so_far = [], [Counter() for _ in run.ranks]
+    of_ranks = [run.ledger.rank(rank) for rank in range(len(run.ranks))]
+    for step in range(run.config.steps):
+        for counts, entries in zip(so_far, of_ranks):
+            counts.update(entry.axis for entry in entries.step(step))
+        axes = sorted(set().union(*so_far))
+        found.append({axis: [counts[axis] for counts in so_far] for axis in axes})
+    return found
+
+
+def _calls(trial: Trial) -> Table:
+    this, right = calls(trial.this), calls(trial.right)
+    axes = sorted({*this[-1], *right[-1]})
+    columns = [f"over {axis}{of}" for axis in axes for of in ("", f", a right {trial.layout}")]
+    rows = [
+        [step + 1]
+        + [
+            " ".join(map(str, of[step].get(axis, [0] * len(trial.this.ranks))))
+            for axis in axes
+            for of in (this, right)
+        ]
+        for step in range(trial.this.config.steps)
+    ]
+    return Table(
+        ["after step", *columns],
+        rows,
+        "How many collectives (and messages) the ranks 0, 1, ... have entered since the run began, "
+        f"by axis. Compare the ranks of a step with each other, and with a right {trial.layout}.",
     )
 
 

@@ -10,6 +10,7 @@ gathered by the ranks: a collective would be one more thing that may be wrong.
 
 import gc
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -18,6 +19,7 @@ import torch
 from picolab import comm, launch
 from picolab.debug.faults import Fault, Injection
 from picolab.debug.observe import Held, held
+from picolab.exercises.mystery_case import Mystery
 from picolab.memory import LeakFinder
 from picolab.memory.monitor import call_states
 from picolab.moe import expert_layers
@@ -27,6 +29,8 @@ from picolab.monitoring.step_split import StepSplit
 from picolab.precision import LossScaler
 from picolab.training import TrainConfig, train_rank
 from picolab.training.precision import ScaledPrecision
+from picolab.training.probe import Probe
+from picolab.training.text import open_text
 
 
 @dataclass
@@ -75,6 +79,12 @@ class Recording:
         return [[sum(of) for of in zip(*step)] for step in zip(*by_rank)]
 
     @property
+    def told(self) -> list[list[dict]]:
+        """Of each rank what it told of each step."""
+        steps = [event for event in self.events if event.kind == "step"]
+        return [[e.data for e in steps if e.rank == rank] for rank in range(len(self.ranks))]
+
+    @property
     def split(self) -> dict[int, StepSplit]:
         """Where the mean step of each rank went; without the first step, which is warm-up."""
         return run_state(self.events).split()
@@ -82,19 +92,17 @@ class Recording:
 
 def record(
     config: TrainConfig,
-    fault: Fault | None = None,
-    scaler: dict | None = None,
-    memory: bool = False,
+    fault: Fault | None,
+    about: Mystery,
 ) -> Recording:
     """Train on real ranks of this machine, with the fault at work in each of them. Nothing is shown
-    meanwhile: a bar with the loss or the speed would be a look that nobody has taken. scaler: what
-    the loss scale begins with, in fp16. memory: look at where bytes are, which takes longer."""
+    meanwhile: a bar with the loss or the speed would be a look that nobody has taken. about: the
+    case, which says what is asked of it beside its numbers."""
     run = launch.run(
         _rank,
         config,
         fault,
-        scaler,
-        memory,
+        about,
         world_size=config.layout.world,
         backend="gloo",
         name="mystery",
@@ -113,18 +121,33 @@ def one_process(config: TrainConfig) -> TrainConfig:
     return replace(config, layout="dp1", micro_batch=rows)
 
 
-def _rank(
-    config: TrainConfig, fault: Fault | None, scaler: dict | None, memory: bool
-) -> RankRecord:
+def _rank(config: TrainConfig, fault: Fault | None, about: Mystery) -> RankRecord:
     found = RankRecord()
     observers: list[Observer] = [Keeper(found), *([Injection(fault)] if fault else [])]
-    if memory:
+    if about.memory:
         observers.append(Weigher(found, config.steps))
-    precision = ScaledPrecision(config, LossScaler(**scaler)) if scaler else None
-    report = train_rank(config, observers=observers, precision=precision)
+    if about.watched:
+        observers.append(Probe())
+    precision = ScaledPrecision(config, LossScaler(**about.scaler)) if about.scaler else None
+    text = open_text(config)
+    text._corpus = WithNoise(text._corpus, config.model.seq, about.odd_sequences)
+    report = train_rank(config, observers=observers, text=text, precision=precision)
     found.losses, found.norms = report.losses, report.grad_norms
     found.skipped = report.skipped
     return found
+
+
+class WithNoise:
+    """A corpus some of whose sequences are random bytes, as of a file that is compressed."""
+
+    def __init__(self, corpus, seq: int, noise: Sequence[int]):
+        self._corpus, self._seq, self._noise = corpus, seq, noise
+        self.identity = corpus.identity
+
+    def sequence(self, i: int) -> torch.Tensor:
+        if i not in self._noise:
+            return self._corpus.sequence(i)
+        return torch.randint(256, (self._seq + 1,), generator=torch.Generator().manual_seed(i))
 
 
 class Keeper(Observer):

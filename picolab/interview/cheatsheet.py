@@ -10,6 +10,7 @@ put to use, *tested* names the test.
 """
 
 import ast
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +37,8 @@ class Line(NamedTuple):
 
     @property
     def formula_text(self) -> str:
-        return self.formula.replace("**2", "²").replace("*", "·").replace("-", "−")
+        powers = re.sub(r"\*\*2(?!\d)", "²", self.formula).replace("**", "^")
+        return powers.replace("*", "·").replace("-", "−")
 
 
 class Section(NamedTuple):

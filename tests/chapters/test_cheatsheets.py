@@ -14,6 +14,7 @@ from picolab.chapters.c02_moe.cheatsheet import SHEET as MOE
 from picolab.chapters.c03_3d_parallel.cheatsheet import SHEET as THREE_D
 from picolab.chapters.c04_mixed_precision.cheatsheet import SHEET as PRECISION
 from picolab.chapters.c05_memory.cheatsheet import SHEET as MEMORY
+from picolab.chapters.c06_monitoring.cheatsheet import SHEET as MONITORING
 from tests.chapters.c01_4d_basics import test_cheatsheet as checks
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -22,14 +23,16 @@ FILES = {
     "03_3d_parallel": "cheatsheet_3d",
     "04_mixed_precision": "cheatsheet_precision",
     "05_memory": "cheatsheet_memory",
+    "06_monitoring": "cheatsheet_monitoring",
 }
-SHEETS = (MOE, THREE_D, PRECISION, MEMORY)
+SHEETS = (MOE, THREE_D, PRECISION, MEMORY, MONITORING)
 # Of a sheet's first line: another formula, call and number; and a cell that measures nothing.
 WRONG = {
     "02_moe": ("L*3*h*f*k", "10", "all of 8 experts", "why-idea"),
     "03_3d_parallel": ("P + G + M", "10", "a parameter, 4 ranks", "zero-idea"),
     "04_mixed_precision": ("1/2**m", "10", "7 bits of mantissa", "format-idea"),
     "05_memory": ("P + A", "10", "16 bytes a parameter", "count-idea"),
+    "06_monitoring": ("n*p", "10", "one of 1,024 ranks pauses", "slow-idea"),
 }
 LINES = [(sheet, line) for sheet in SHEETS for line in sheet.lines]
 
@@ -54,6 +57,13 @@ def test_the_committed_sheet_is_what_the_calls_return(sheet, tmp_path):
         name = f"{FILES[sheet.notebook]}.{ending}"
         committed = (ROOT / "summary" / name).read_text("utf-8")
         assert committed == (tmp_path / name).read_text("utf-8"), "make refresh writes it again"
+
+
+@of_each
+def test_powers_are_written_as_people_do(sheet):
+    committed = (ROOT / "summary" / f"{FILES[sheet.notebook]}.md").read_text("utf-8")
+    assert "··" not in committed and "²" in sheet.lines[0]._replace(formula="p**2").formula_text
+    assert sheet.lines[0]._replace(formula="2*p**20 - 1").formula_text == "2·p^20 − 1"
 
 
 @pytest.mark.parametrize("sheet, line", LINES, ids=lambda one: getattr(one, "what", "")[:40])

@@ -8,12 +8,14 @@ the package that could be handed in.
 
 import importlib
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from picolab.chapters import all_chapters
 from picolab.exercises.catalogue import find, ids
 from picolab.exercises.check import CheckResult, check, judged
+from picolab.exercises.mystery import cases
 
 
 @pytest.mark.parametrize("name", ids())
@@ -118,6 +120,25 @@ def test_two_are_starred_and_ids_are_of_a_chapter(chapter):
     assert all(
         name.count(".") == 2 and chapter.key in name.split(".")[:2] for name in chapter.exercises
     )
+
+
+README = (Path(__file__).resolve().parents[2] / "README.md").read_text("utf-8")
+NUMBERS = {2: "two", 3: "three", 4: "four", 6: "six"}
+
+
+def check_counts(chapter, readme: str) -> None:
+    (row,) = (line for line in readme.splitlines() if f"| `{chapter.notebook}_exercises` |" in line)
+    runs = [name for name in cases() if name.startswith(f"{chapter.key}.")]
+    assert f"| {NUMBERS[len(ids(chapter.key))]} exercises" in row
+    assert f"and {NUMBERS[len(runs)]} mystery runs" in row
+
+
+# (Chapter 1's are counted in its own tests: one of its exercises stands in the chapter.)
+@pytest.mark.parametrize("chapter", all_chapters()[1:], ids=lambda chapter: chapter.notebook)
+def test_the_readme_counts_exercises_and_mystery_runs(chapter):
+    check_counts(chapter, README)
+    with pytest.raises(AssertionError):
+        check_counts(chapter, README.replace("mystery runs", "runs"))
 
 
 def test_a_verdict_reads_in_text_and_in_html():

@@ -50,6 +50,13 @@ _COVERED = {
     "picolab.monitoring.rules.Spike": "monitoring.spike.robust",
     "picolab.monitoring.rules.Drift": "monitoring.drift.cusum",
     "picolab.monitoring.blame.of_hang": "monitoring.hang.who_waits",
+    "picolab.monitoring.blame.missing": "monitoring.hang.who_waits",
+    "picolab.monitoring.blame.awaits": "monitoring.hang.who_waits",
+    "picolab.monitoring.who_waits.of_standstill": "monitoring.hang.who_waits",
+    "picolab.monitoring.alerts.AlertManager.observe": "monitoring.alerts.inhibit",
+    "picolab.monitoring.alerts.AlertManager._advance": "monitoring.alerts.inhibit",
+    "picolab.monitoring.alerts.AlertManager._pending": "monitoring.alerts.inhibit",
+    "picolab.monitoring.alerts.AlertManager._hidden": "monitoring.alerts.inhibit",
 }
 
 CHAPTER = Chapter(

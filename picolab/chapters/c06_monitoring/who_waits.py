@@ -282,5 +282,10 @@ EXERCISE = Exercise(
     "culprit, and if everybody has entered nobody waits for a rank: then it is the transfer.",
     judge=judge,
     cases=(Case("dp1"),),
-    blocked=("picolab.monitoring.blame.of_hang",),
+    blocked=(
+        "picolab.monitoring.blame.of_hang",
+        "picolab.monitoring.blame.missing",
+        "picolab.monitoring.blame.awaits",
+        "picolab.monitoring.who_waits.of_standstill",
+    ),
 )

@@ -35,21 +35,28 @@ SUSPECTS = [
 ]
 
 
+def setting(case) -> tuple:
+    """What runs of different cases may have in common."""
+    asked = json.dumps([case.settings, case.scaler, case.odd])
+    return case.layout, asked, case.memory, case.watched
+
+
+OF_SETTING = {setting(case): case for case in CASES.values()}
+
+
 @cache
-def recording(layout, changes, scaler, memory, fault, alone=False):
-    config = assemble(layout=layout, **CASES["4d.mystery.1"].settings | json.loads(changes))
-    scaler = json.loads(scaler) or None
-    return record(
-        one_process(config) if alone else config, find(fault), scaler, memory and not alone
-    )
+def recording(of_setting, fault, alone=False):
+    case = OF_SETTING[of_setting]
+    config = assemble(layout=case.layout, **case.settings)
+    return record(one_process(config) if alone else config, find(fault), case)
 
 
 def trial_of(id, letter=None):
     """What the case's looks would have, were this suspect the culprit."""
     case = CASES[id]
     fault = case.letters[letter or case.culprit].fault
-    key = case.layout, json.dumps(case.settings), json.dumps(case.scaler), case.memory
-    return Trial(recording(*key, fault), recording(*key, None), recording(*key, None, alone=True))
+    of = setting(case)
+    return Trial(recording(of, fault), recording(of, None), recording(of, None, alone=True))
 
 
 def fresh(id="4d.mystery.1"):
@@ -61,7 +68,7 @@ def fresh(id="4d.mystery.1"):
 
 def claimed(id, letter=None):
     case = CASES[id]
-    return set(case.letters[letter or case.culprit].shows) - {"spans"}
+    return set(case.letters[letter or case.culprit].shows) - set(looks.TIMED)
 
 
 def check_shown(id, letter=None, trial=None):
@@ -282,7 +289,7 @@ def test_the_right_name_closes_and_explains_every_case(id):
     answer = case.name(about.culprit.lower())
     fault = find(about.fault)
     assert answer.right and answer.score == 100
-    assert about.gives_away in ("spans", *found(case._trial)) or about.fault is None
+    assert about.gives_away in (*looks.TIMED, *found(case._trial)) or about.fault is None
     for part in (about.why, about.gives_away, about.seen or fault.where_seen, "100"):
         assert part in repr(answer)
     assert all(suspect.tell in repr(answer) for suspect in about.suspects)
@@ -325,9 +332,9 @@ def test_a_case_trains_once_and_looks_count_once(monkeypatch, capsys):
 
     asked = []
 
-    def counted(config, fault=None, *more):
+    def counted(config, fault, about):
         asked.append((str(config.layout), fault.name if fault else None))
-        return record(config, fault, *more)
+        return record(config, fault, about)
 
     monkeypatch.setattr(mystery_runs, "record", counted)
     monkeypatch.setattr(public, "_open", {})
@@ -388,13 +395,18 @@ def test_a_name_that_is_no_suspect(letter):
 def test_own_faults_are_taken_back():
     """A patch left behind would be at work in the next run of a rank that lives on."""
     from picolab import comm
+    from picolab.comm import collectives
     from picolab.model import Block, Transformer
+    from picolab.parallel import ThreeDParallelOptimizer
     from picolab.parallel.data import DataParallelOptimizer as owner
     from picolab.precision import LossScaler
+    from picolab.specs import TrainConfig
     from picolab.training import precision, trainer
 
     watched = [(comm, "all_reduce"), (trainer, "next_batch"), (precision, "agreed")]
     watched += [(Block, "forward"), (Transformer, "loss"), (trainer, "train_step")]
+    watched += [(collectives, "_irecv"), (TrainConfig, "learning_rate")]
+    watched += [(ThreeDParallelOptimizer, "clip"), (ThreeDParallelOptimizer, "after_step")]
     watched += [(precision.ScaledPrecision, "unscale"), (LossScaler, "update")]
     watched += [(owner, name) for name in ("no_sync", "finish", "_fill_buckets")]
     before = [getattr(*place) for place in watched]

@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from picolab.exercises.mystery import MysteryRun, cases, mystery, points
-from picolab.exercises.mystery_case import LOADS, LOOKS, MEMORY, SCALES
+from picolab.exercises.mystery_case import LOADS, LOOKS, MEMORY, SCALES, WATCHED
 from picolab.specs import Layout
 
 CASES = cases()
@@ -36,7 +36,13 @@ def test_the_true_suspect_stands_at_many_places_and_one_run_is_right(key):
 
 
 def test_each_look_has_a_case():
-    assert {case.gives_away for case in CASES.values()} == {*LOOKS, *LOADS, *SCALES, *MEMORY}
+    assert {case.gives_away for case in CASES.values()} == {
+        *LOOKS,
+        *LOADS,
+        *SCALES,
+        *MEMORY,
+        *WATCHED,
+    }
 
 
 @pytest.mark.parametrize("id", CASES)

@@ -68,7 +68,7 @@ def _weighed(fault: str, held_by_python) -> list[mystery_runs.Remains]:
 
 def _rank(held_by_python, config, fault):
     mystery_runs._held_by_python = held_by_python  # (in this rank alone)
-    return mystery_runs._rank(config, find(fault), None, True).remains
+    return mystery_runs._rank(config, find(fault), CASES["memory.mystery.1"]).remains
 
 
 def _every_one():
