@@ -20,8 +20,8 @@ from picolab.exercises import mystery_looks as looks
 from picolab.exercises.mystery import MysteryRun, cases, mystery
 from picolab.exercises.mystery_case import LOOKS
 from picolab.exercises.mystery_faults import OWN, find
-from picolab.exercises.mystery_run_faults import LATE_S
 from picolab.exercises.mystery_looks import ROUNDING, Trial, found
+from picolab.exercises.mystery_run_faults import LATE_S
 from picolab.exercises.mystery_runs import one_process, record
 from picolab.specs import assemble
 
