@@ -1,7 +1,7 @@
 """Exercise: who waits for whom, and where the chain ends (chapter 6).
 
 Cases by hand first (one rank outside, a pipeline that stands, a chain over three axes, two ranks
-that wait for each other), then a hundred random states of a dp2pp2tp2 job. What is right is the
+that wait for each other), then a hundred random states of a dp2tp2pp2 job. What is right is the
 closure of "waits for", by repeated squaring of a matrix; a solution walks it.
 """
 
