@@ -108,6 +108,7 @@ def judge(learner, attempt: Attempt) -> None:
 
 def _holds_velocities_alone(attempt: Attempt, learner, values, batch, axis) -> None:
     """After two steps nothing has come but a velocity for each parameter."""
+    told = attempt.about, attempt.counted
     attempt.setting("another model, two steps")
     net = _Net(values)
     given = {
@@ -127,6 +128,8 @@ def _holds_velocities_alone(attempt: Attempt, learner, values, batch, axis) -> N
         f"after backward {held:,} bytes are held, and the velocities are {one:,}: a gradient that "
         "hangs elsewhere is not let go of",
     )
+    if not attempt.problems:
+        attempt.about, attempt.counted = told  # what was judged there is the verdict's table
 
 
 class _Witness:
