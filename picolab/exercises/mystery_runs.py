@@ -9,7 +9,6 @@ gathered by the ranks: a collective would be one more thing that may be wrong.
 """
 
 import gc
-import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -32,8 +31,6 @@ from picolab.training import TrainConfig, train_rank
 from picolab.training.precision import ScaledPrecision
 from picolab.training.probe import Probe
 from picolab.training.text import open_text
-
-LOOKS, LOOK_S = 5, 0.002
 
 
 @dataclass
@@ -204,16 +201,11 @@ class Weigher(LeakFinder):
         super().step(run, report)
 
     def _weigh(self) -> None:
-        """The least of several looks: gloo lets go of what it sent some time after it was waited
-        for."""
-        looks = []
-        for _ in range(LOOKS):
-            alive = Counter(total=self._watch.live)
-            for _, life in self._watch._lives.values():
+        alive: Counter = Counter()
+        for _, life in self._watch._lives.values():
+            if life.category != "communication":  # the library may let go of it late
                 alive[life.category] += life.nbytes
-            looks.append(alive)
-            time.sleep(LOOK_S)
-        self._record.memory.append(dict(min(looks, key=lambda alive: alive["total"])))
+        self._record.memory.append({**alive, "total": alive.total()})
 
     def _end(self) -> None:
         watch, known = self._watch, Counter()

@@ -106,8 +106,7 @@ class BudgetPanel(Shown):
             steps = self._settings.get("steps") or 12
             watched = MemoryMonitor(steps=range(1, steps))
             settings = {**self._settings, "steps": steps, "memory_budget": self.budget}
-            settings["observers"] = [*settings.get("observers", ()), watched]
-            self.job = self._train(**settings, wait=False, progress=False)
+            self.job = self._train(**settings, observers=[watched], wait=False, progress=False)
         except Exception as error:
             self._busy = False
             return self._say(f"could not start: {error}")

@@ -8,7 +8,7 @@ TO_COME = (
     ("03_3d_parallel", 75, "which layout to choose, and why a step is slow"),
     ("04_mixed_precision", 65, "number formats, and who decides"),
     ("05_memory", 67, "where the bytes go, and what to give up for fewer"),
-    ("06_monitoring", 55, "what goes wrong, and how a trainer notices"),
+    ("06_monitoring", 56, "what goes wrong, and how a trainer notices"),
 )
 
 

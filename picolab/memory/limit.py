@@ -54,6 +54,9 @@ class MemoryLimit(Observer):
         watch.__enter__()
         self._watch = watch
 
+    def end(self, run) -> None:
+        self.close()  # what a report gathers afterwards is no part of training
+
     def close(self) -> None:
         watch, self._watch = self._watch, None
         if watch is not None:

@@ -6,8 +6,8 @@
 
 Not an allocator of device memory, where torch's own cannot be beaten from Python, but of what it
 does not keep: host memory that is copied to and from. Fresh memory costs a page fault for every
-4 KiB when it is first written (a copy of 64 MiB took 8 times as long), and pinned memory
-milliseconds for each call. So
+4 KiB when it is first written (a copy of 64 MiB took 4 to 8 times as long: as dear as faults are
+beside a machine's memcpy), and pinned memory milliseconds for each call. So
 
     slabs      are taken from `source` in classes of size (1, 1.25, 1.5, 1.75 times a power of
                two, of at least `least` bytes), so that at most a fifth of one is idle, and sizes

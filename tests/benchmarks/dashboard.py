@@ -1,10 +1,10 @@
 """What the live view of a run costs the kernel: `python tests/benchmarks/dashboard.py`.
 
 Eight ranks that take ten steps a second, watched at two pictures a second, after 100, 10,000 and
-100,000 steps: CPU time of hearing what was said since the last picture and of the picture, its
-bytes to the page, and both as a share of a core. The events are made up (losses and a straggler's
-times; 22 collectives a rank and step), the figure is the one that a page would draw; what is not in
-it is the page. The last column is the picture alone, if every number of it has changed.
+100,000 steps: CPU time of hearing what was said since the last picture and of the picture, the
+bytes of what has changed in it, and both times as a share of a core. The events are made up (losses
+and a straggler's times; 22 collectives a rank and step), the figure is the one that a page would
+draw; what is not in it is the page.
 
 A run's first steps are told without their collectives, which the view forgets anyway: that only
 shortens the benchmark.

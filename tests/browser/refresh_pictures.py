@@ -25,7 +25,7 @@ from picolab.show.files import write_beside
 
 SUMMARY = NOTEBOOK.parents[1] / "summary"
 IMAGES = SUMMARY / "images"
-MOST_BYTES = 150_000
+MOST_BYTES = 180_000
 MARGIN = 8  # pixels left and right: titles begin at a figure's very edge
 GUESSES = "DEFAULT_GUESSES = False"
 

@@ -137,7 +137,7 @@ def test_help_explains_every_setting(here):
         ("verify --help", ["tp-norm-missing"]),
         ("plan --help", ["--global-batch INT", "dp8zero3tp8pp8:interleaved", "megatron-2021"]),
         ("quiz --help", ["practise", "list", "show", "stats", "lint", "export"]),
-        ("quiz practise --help", ["mixed_precision,moe}", "--minutes INT"]),
+        ("quiz practise --help", ["mixed_precision,moe,monitoring}", "--minutes INT"]),
         ("quiz stats --help", ["What is known"]),
         ("quiz lint --help", ["--strict"]),
         ("runs rm --help", ["--all"]),

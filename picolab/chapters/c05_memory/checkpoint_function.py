@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from picolab.exercises.attempt import Attempt
 from picolab.exercises.case import Case
@@ -69,6 +70,8 @@ class _Setup:
     loss: Callable = torch.sum
     runs: list[tuple[torch.Tensor, list[bool]]] = field(default_factory=list)
     """Of each run of the function: the random state, and which inputs want a gradient."""
+    within: list = field(default_factory=list)
+    """One more entry for each run of what is in a checkpoint within the function."""
 
     def counted(self, *inputs):
         wanted = [one.requires_grad for one in inputs if isinstance(one, torch.Tensor)]
@@ -99,7 +102,27 @@ def judge(learner, attempt: Attempt) -> None:
         attempt.budget(count=0)
         if found is None or not _same(attempt, found, reference, mine):
             return
-    attempt.counts("runs of the function", len(mine.runs), 2, 2)
+    if _lets_go(attempt, learner):
+        attempt.counts("runs of the function", len(mine.runs), 2, 2)
+
+
+def _lets_go(attempt: Attempt, learner) -> bool:
+    """Whether a result that is dropped, without a backward, goes at once (no garbage is
+    collected meanwhile)."""
+    attempt.setting("a result that is dropped without a backward")
+    setup = _one_input(learner)
+    given = {"function": setup.function, "inputs": setup.inputs}
+    gc.disable()
+    y = attempt.call(learner, given, may_change=("function", "inputs"))
+    storage = StorageWeakRef(y.untyped_storage())
+    del y
+    gone = storage.expired()
+    gc.enable()
+    return attempt.require(
+        gone,
+        "the result is still there after it was dropped: something holds it, a list of yours or "
+        "its own graph (ctx is a part of that, so a result that hangs on ctx holds itself)",
+    )
 
 
 def _plain(function, inputs):
@@ -152,6 +175,12 @@ def _checked(attempt: Attempt, learner, setup: _Setup, wants: bool) -> _Found | 
     if not attempt.require(
         len(again) == 1,
         f"the backward pass runs the function {len(again)} times; once is asked for",
+    ):
+        return None
+    if not attempt.require(
+        len(setup.within) in (0, 3),
+        f"the function of the checkpoint within runs {len(setup.within)} times, and not 3: in the "
+        "second run of what is around it, it keeps all of what its function makes",
     ):
         return None
     (state, wanted), (first_state, first_wanted) = again[0], setup.runs[0]
@@ -334,12 +363,17 @@ def _a_part_without(learner):
 def _nested(learner):
     """A checkpoint within the function, which drops before and behind it."""
     inner, parameters, x = _mlp()
+    within = []
+
+    def dropping(x):
+        within.append(None)
+        return F.dropout(inner(x), 0.4)
 
     def function(x):
         x = F.dropout(x, 0.1)
-        return torch.sin(learner(lambda x: F.dropout(inner(x), 0.4), (x,))) * F.dropout(x, 0.1)
+        return torch.sin(learner(dropping, (x,))) * F.dropout(x, 0.1)
 
-    return _Setup(function, (x,), {"x": x, **parameters}, _weighted)
+    return _Setup(function, (x,), {"x": x, **parameters}, _weighted, within=within)
 
 
 def _in_a_row(learner):
@@ -407,7 +441,8 @@ EXERCISE = Exercise(
     "None. The function may use parameters that are no inputs, and they get their gradients, too; "
     "it may draw random numbers of the CPU's generator, have parts under `no_grad`, and call your "
     "checkpoint itself. After the backward pass random numbers go on as if there were no second "
-    "run. At least one input wants a gradient, or there is no backward. Write it as a "
+    "run. A result that is dropped takes what was kept with it. At least one input wants a "
+    "gradient, or there is no backward. Write it as a "
     "`torch.autograd.Function`; `torch.utils.checkpoint` is what you write.",
     budget="One run of the function in the forward, one in the backward. Between them: the inputs "
     "as they are, the result, and 20,000 bytes for random states.",

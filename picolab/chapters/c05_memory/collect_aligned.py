@@ -148,6 +148,72 @@ def judge(learner, attempt: Attempt) -> None:
         hint = "how much the others have, a rank can only be told"
         attempt.budget("all_reduce", count=looks, at_least=looks, hint=hint)
         attempt.budget("all_reduce", payload_bytes=8 * looks, least_bytes=looks, hint=hint)
+    _exactly(attempt, learner)
+
+
+def _exactly(attempt: Attempt, learner) -> None:
+    """Where `gc.get_objects` gives what is written here, to the object."""
+    attempt.setting("exactly as much more as is asked for, or one less")
+    counts = _Counts(attempt.rank == attempt.case.values["world"] - 1)
+    gc.callbacks.append(counts.told)
+    real, gc.get_objects = gc.get_objects, counts.get_objects
+    frozen, given = gc.get_freeze_count(), {"step": counts, "steps": 5, "every": 1}
+    try:
+        attempt.call(learner, {**given, "growth": GROWTH})
+    finally:
+        gc.get_objects = real
+        gc.callbacks.remove(counts.told)
+    attempt.only("all_reduce")
+    attempt.budget("all_reduce", count=5, at_least=5)
+    if not attempt.require(
+        gc.get_freeze_count() <= frozen,
+        "it freezes objects: a full pass looks at them no more, and nobody asked for that",
+    ):
+        return
+    why = {
+        (): "so it is if objects are counted before the first pass: compare with what is alive "
+        "after it",
+        (4,): "exactly `growth` more is enough",
+        (1, 3, 4): "so it is if a count that fell is what one compares with: that is the count "
+        "after the last full pass",
+        (0, 1, 4): "so it is if numbers are rounded on their way (bf16, fp16)",
+    }.get(tuple(counts.passes))
+    attempt.require(
+        counts.passes == [1, 4] or not counts.asked,
+        f"there are full passes after the steps {counts.passes}, and should be after [1, 4]"
+        + (f": {why}" if why else ""),
+    )
+
+
+class _Counts:
+    """The step, and what is alive after it; a full pass leaves less."""
+
+    def __init__(self, busy: bool):
+        base = 10_000
+        self.after_step = [
+            base + GROWTH - 1, base + GROWTH, 5_000, 5_000 + GROWTH, 2 * base + GROWTH,
+        ]  # fmt: skip
+        self.after_pass = [base, 2 * base, 2 * base, 2 * base, 2 * base]
+        if not busy:
+            self.after_step = self.after_pass = [base] * 5
+        self.alive, self.first, self.done = 3 * base, base, -1
+        self.passes: list[int] = []
+        self.asked = False
+        """Not if somebody has imported the function itself: then nothing is known here."""
+
+    def __call__(self, i: int) -> None:
+        self.done, self.alive = i, self.after_step[i]
+
+    def get_objects(self, generation: int | None = None) -> list:
+        self.asked = True
+        return [None] * (0 if generation in (0, 1) else self.alive)
+
+    def told(self, phase: str, info: dict) -> None:
+        if phase != "stop" or info["generation"] != 2:
+            return
+        self.alive = self.first if self.done < 0 else self.after_pass[self.done]
+        if self.done >= 0 and self.done not in self.passes:
+            self.passes.append(self.done)
 
 
 def _caught(learner):
@@ -313,7 +379,7 @@ def _short(steps: list[int]) -> str:
 EXERCISE = Exercise(
     id="memory.collect.aligned",
     goal="Run the steps of a training with Python's garbage collector switched off, and collect by "
-    "appointment: when any rank has much more objects than after its last pass, all ranks make a "
+    "appointment: when any rank has many more objects than after its last pass, all ranks make a "
     "full pass, after the same step.",
     interface="`my_steps(step, steps, every, growth)` calls `step(0)`, `step(1)`, ... `steps` of "
     "them, and returns the list of the steps after which there was a full pass. Before the first "

@@ -83,8 +83,9 @@ def _judge_form(attempt: Attempt, got, events) -> bool:
             f"it returns {many}; asked for is a list of {len(events)} rows, one for each event",
         )
     return attempt.require(
-        all(isinstance(row, list | tuple) and len(row) == 3 for row in got),
-        "each row is (allocated, reserved, largest)",
+        all(isinstance(row, list | tuple) and len(row) == 3 for row in got)
+        and all(isinstance(number, int) for row in got for number in row),
+        "each row is (allocated, reserved, largest), three ints",
     )
 
 
@@ -92,9 +93,11 @@ def _says(name: str, column: int, got, expected, events) -> str:
     row = int((got[:, column] != expected[:, column]).nonzero()[0])
     event, nbytes = events[row]
     what = f"{event!r} of {nbytes} bytes came" if nbytes is not None else f"{event!r} was freed"
-    for says, wrong in _MISTAKES.items():
-        if torch.equal(got, _replay(events, **wrong)):
-            return f"{name} is wrong: {says}"
+    why = [says for says, so in _MISTAKES.items() if torch.equal(got, _replay(events, **so))]
+    if why:
+        return f"{name} is wrong: {'; or '.join(why)}"
+    if column == 2 and torch.equal(got[:, 2], got[:, 1] - got[:, 0]):
+        return f"{name} is wrong: it is all that is free, and not in one piece"
     return (
         f"{name} is wrong after event {row + 1}, when {what}: it is {got[row, column]:.0f}, and "
         f"should be {expected[row, column]:.0f}"
@@ -102,7 +105,14 @@ def _says(name: str, column: int, got, expected, events) -> str:
 
 
 def _replay(
-    events, fit="best", merge="both", rounds=True, splits=True, gives_back=False, own=True
+    events,
+    fit="best",
+    merge="both",
+    rounds=True,
+    splits=True,
+    gives_back=False,
+    own=True,
+    at_end=False,
 ) -> torch.Tensor:
     """allocated, reserved and the largest free block after each event."""
     lines: list[list] = []  # a segment: for each unit None or a name
@@ -141,8 +151,8 @@ def _replay(
                 lines.append([None] * (-(-max(new, size) // SEGMENT) * SEGMENT // UNIT))
                 cuts.append(set())
                 fits = [(len(lines[-1]), len(lines) - 1, 0)]
-            pick = {"best": min, "worst": max}.get(fit)
-            length, s, begin = pick(fits, key=lambda one: one[0]) if pick else fits[0]
+            length, s, begin = min(fits, key=_FITS[fit])
+            begin += (length - units) * at_end
             taken = units if splits else length
             if not splits:
                 asked[name] = length * UNIT
@@ -152,6 +162,16 @@ def _replay(
         reserved = sum(map(len, lines)) * UNIT
         found.append([sum(asked.values()), reserved, max(free, default=0) * UNIT])
     return torch.tensor(found, dtype=torch.float64)
+
+
+_FITS = {  # (size, segment, address) -> what is least of the block that is taken
+    "best": lambda one: one[0],
+    "worst": lambda one: -one[0],
+    "first": lambda one: one[1:],
+    "newest": lambda one: (one[0], -one[1]),
+    "highest": lambda one: (one[0], one[1], -one[2]),
+    "lowest": lambda one: (one[0], one[2]),
+}
 
 
 def _free(line: list, cut: set[int]):
@@ -169,6 +189,15 @@ def _free(line: list, cut: set[int]):
 _MISTAKES = {
     "it takes the first free block that fits; asked for is the smallest": {"fit": "first"},
     "it takes the largest free block; asked for is the smallest that fits": {"fit": "worst"},
+    "of equal blocks it takes that of the newest segment; asked for is the oldest": {
+        "fit": "newest"
+    },
+    "of equal blocks it takes the one at the highest address; asked for is the lowest": {
+        "fit": "highest"
+    },
+    "of equal blocks it takes the lowest address, whatever the segment; the oldest segment comes "
+    "first": {"fit": "lowest"},
+    "it takes the end of a free block; asked for is its beginning": {"at_end": True},
     "free neighbours are not merged": {"merge": "none"},
     "a freed block is merged with the one behind it only, not with the one before it": {
         "merge": "next"
@@ -209,6 +238,16 @@ def _traces():
                 events.append((f"t{i}", draw.choice((1, 3, 4, 9, 16, 22, 31, 39, 40, 57, 64, 90))))
                 alive.append(f"t{i}")
         yield "a random trace", events
+    for seed in range(6):  # of few sizes: many blocks are equal
+        draw = random.Random(seed)
+        alive, events = [], []
+        for i in range(150):
+            if alive and draw.random() < len(alive) / 24:
+                events.append((alive.pop(draw.randrange(len(alive))), None))
+            else:
+                events.append((f"t{i}", draw.choice((4, 8, 12, 16))))
+                alive.append(f"t{i}")
+        yield "a random trace of few sizes", events
 
 
 EXERCISE = Exercise(

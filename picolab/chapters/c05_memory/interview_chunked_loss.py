@@ -52,8 +52,9 @@ def judge(learner, attempt: Attempt) -> None:
     for about, tokens, piece in attempt.case.values["settings"]:
         attempt.setting(f"{about}, {tokens} tokens, {piece} at a time")
         world = range(mesh.size("world"))
-        everyones = [_drawn(attempt, about, tokens, rank, n) for rank in world]
-        head = attempt.tensor(V, H)
+        v = 60 if about == "a small vocabulary" else V  # (-100 is no row of it, from the end)
+        everyones = [_drawn(attempt, about, tokens, v, rank, n) for rank in world]
+        head = attempt.tensor(v, H)
         count = sum(int((everyones[r][1] != IGNORE).sum()) for r in ranks)
         hidden, labels = everyones[attempt.rank]
         peak = _Peak(learner)
@@ -63,13 +64,13 @@ def judge(learner, attempt: Attempt) -> None:
             return
         _judge_numbers(attempt, result, everyones, ranks, me, head, count)
         size = 8
-        most = (2 * V * H + 2 * tokens * H + PIECES * piece * V) * size + 4096
+        most = (2 * v * H + 2 * tokens * H + PIECES * piece * v) * size + 4096
         if not attempt.problems:
             attempt.require(
                 peak.bytes <= most,
                 f"{peak.bytes:,} bytes were alive at once, of which the two gradients are "
-                f"{(V + tokens) * H * size:,}; logits of all tokens are {tokens * V * size:,}, of "
-                f"a piece {piece * V * size:,}, and {PIECES} of these (with another dhead) are "
+                f"{(v + tokens) * H * size:,}; logits of all tokens are {tokens * v * size:,}, of "
+                f"a piece {piece * v * size:,}, and {PIECES} of these (with another dhead) are "
                 f"allowed: {most:,}",
             )
             attempt.counts("bytes alive", peak.bytes, most, 0, "B")
@@ -93,10 +94,11 @@ class _Peak:
         return result
 
 
-def _drawn(attempt: Attempt, about: str, tokens: int, rank: int, n: int):
+def _drawn(attempt: Attempt, about: str, tokens: int, v: int, rank: int, n: int):
     hidden = attempt.tensor(tokens, H)
-    labels = (attempt.tensor(tokens).abs() * 1e6).long() % V
-    if about == "ranks with different numbers of valid tokens":
+    labels = (attempt.tensor(tokens).abs() * 1e6).long() % v
+    labels[-2], labels[-1] = v - 1, 0
+    if about in ("ranks with different numbers of valid tokens", "a small vocabulary"):
         labels[: (rank + 1) * tokens // (n + 2)] = IGNORE
     if about == "one rank has no valid token" and rank % n == n - 1:
         labels[:] = IGNORE
@@ -116,9 +118,15 @@ def _judge_numbers(attempt, result, everyones, ranks, me, head, count) -> None:
     hidden, labels = everyones[ranks[me]]
     exact = _exact(hidden, head, labels, count)
     own = int((labels != IGNORE).sum())
+    every = sum(int((labels != IGNORE).sum()) for _, labels in everyones)
     scales = {
         "it is divided by this rank's number of valid tokens; count those of all ranks": (
             count / own if own else None
+        ),
+        "it is divided by the valid tokens of all ranks there are, not of those of the axis": count
+        / every,
+        "each rank's own mean is averaged over ranks; count the valid tokens of all": (
+            count / own / len(ranks) if own else None
         ),
         "it is divided by all tokens; labels of -100 do not count": count
         / (len(labels) * len(ranks)),
@@ -127,9 +135,26 @@ def _judge_numbers(attempt, result, everyones, ranks, me, head, count) -> None:
         "it is the mean over ranks of something: divide once, by the tokens of all": 1 / len(ranks),
         "the sign is wrong": -1.0,
     }
+    begins = _begins(attempt, labels)
+    above_0 = sum(int((everyones[r][1] > 0).sum()) for r in ranks)
+    otherwise = {  # labels that are seen, and their number
+        "a label of 0 counts, too": (labels.masked_fill(labels == 0, IGNORE), above_0),
+        "the last piece is missing": (_before(labels, begins[-1]), count),
+        "it ends at the first piece without a label": (
+            _before(labels, _first_empty(labels, begins)), count,
+        ),
+    }  # fmt: skip
+    otherwise = {
+        says: _exact(hidden, head, *so)
+        for says, so in otherwise.items()
+        if not torch.equal(so[0], labels)
+    }
     summed = [_exact(*everyones[r][:1], head, everyones[r][1], count) for r in ranks]
-    for name, got, expected, more in (
+    for number, (name, got, expected, more) in enumerate((
         ("the loss", result[0], exact[0], {
+            "tokens without a label are in it": cross_entropy(
+                hidden @ head.T, labels.clamp(min=0), reduction="sum"
+            ) / count,
             "it is all ranks' loss; asked for is this rank's share, the sum of which is the loss":
             sum(one[0] for one in summed),
         }),
@@ -150,7 +175,8 @@ def _judge_numbers(attempt, result, everyones, ranks, me, head, count) -> None:
                 one[2] for one in summed
             ),
         }),
-    ):  # fmt: skip
+    )):  # fmt: skip
+        more |= {says: of[number] for says, of in otherwise.items()}
         mistakes = {says: expected * by for says, by in scales.items() if by not in (None, 1.0)}
         if not isinstance(got, torch.Tensor):
             attempt.wrong(f"{name} is of type {type(got).__name__}, and a tensor was expected")
@@ -171,9 +197,25 @@ def _no_one_hot(hidden, head, labels, count):
     return probabilities @ head, probabilities.T @ hidden
 
 
+def _begins(attempt, labels) -> list[int]:
+    """Where pieces begin."""
+    return list(range(0, len(labels), int(attempt.about.rpartition(", ")[2].split()[0])))
+
+
+def _first_empty(labels, begins) -> int:
+    """The beginning of the first piece that has no label; the end if all have one."""
+    pairs = zip(begins, [*begins[1:], len(labels)])
+    return next((a for a, b in pairs if bool((labels[a:b] == IGNORE).all())), len(labels))
+
+
+def _before(labels, end: int):
+    found = labels.clone()
+    found[end:] = IGNORE
+    return found
+
+
 def _last_piece(attempt, hidden, head, labels, count):
-    piece = int(attempt.about.rpartition(", ")[2].split()[0])
-    begin = (len(hidden) - 1) // piece * piece
+    begin = _begins(attempt, labels)[-1]
     return _exact(hidden[begin:], head, labels[begin:], count)[2]
 
 
@@ -217,6 +259,7 @@ EXERCISE = Exercise(
                     ("ranks with different numbers of valid tokens", 101, 7),
                     ("one rank has no valid token", 64, 16),
                     ("large logits", 50, 13),
+                    ("a small vocabulary", 33, 10),
                 ),
             },
         ),

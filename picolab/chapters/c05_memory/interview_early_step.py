@@ -4,6 +4,8 @@ A hook of the judge's own has its turn after the learner's: by then the paramete
 gradient is held any more.
 """
 
+import gc
+
 import torch
 from torch import nn
 
@@ -11,8 +13,9 @@ from picolab import comm
 from picolab.exercises.attempt import Attempt
 from picolab.exercises.case import Case
 from picolab.exercises.definition import Exercise
+from picolab.memory import Watch
 
-LR, MOMENTUM = 0.1, 0.9
+LR, MOMENTUM = 0.1, 0.8  # (lr is not 1 - momentum: one mistake would look like another)
 STEPS = 4
 
 
@@ -40,7 +43,7 @@ def solution(parameters, lr, momentum, axis):
 
 
 class _Net(nn.Module):
-    """A matrix that is used twice, one that is used in every second step only, and a bias."""
+    """A matrix that is used twice, one in every second step only, and two rows of one shape."""
 
     def __init__(self, values: dict[str, torch.Tensor]):
         super().__init__()
@@ -51,7 +54,7 @@ class _Net(nn.Module):
         x = torch.tanh(torch.tanh(x @ self.twice) @ self.twice) @ self.wide
         if step % 2:
             x = torch.tanh(x) @ self.seldom
-        return (x + self.bias).square().mean()
+        return (x * self.gain + self.bias).square().mean()
 
 
 def judge(learner, attempt: Attempt) -> None:
@@ -59,7 +62,7 @@ def judge(learner, attempt: Attempt) -> None:
     mesh = comm.mesh()
     ranks, world = list(mesh.ranks(axis)), range(mesh.size("world"))
     attempt.setting(f"{STEPS} steps over {axis}")
-    shapes = {"twice": (6, 6), "wide": (6, 9), "seldom": (9, 9), "bias": (9,)}
+    shapes = {"twice": (6, 6), "wide": (6, 9), "seldom": (9, 9), "gain": (9,), "bias": (9,)}
     values = {name: attempt.tensor(*shape) / 3 for name, shape in shapes.items()}
     net, velocities, sent = _Net(values), {}, []
     given = {
@@ -76,6 +79,7 @@ def judge(learner, attempt: Attempt) -> None:
             return
         grads = _mean_gradients(values, [batches[rank] for rank in ranks], step)
         own = _mean_gradients(values, [batches[attempt.rank]], step)
+        everyones = _mean_gradients(values, batches, step)
         for name in values:
             old = MOMENTUM * velocities.get(name, torch.zeros_like(values[name]))
             stays = "it has no gradient in this step, so it stays, and its momentum does"
@@ -83,6 +87,11 @@ def judge(learner, attempt: Attempt) -> None:
             if name in grads:
                 expected = values[name] - LR * (old + grads[name])
                 mistakes = _mistakes(values[name], old, grads[name], own[name], len(ranks))
+                everybody = "it is averaged over all ranks, and not over those of the axis"
+                mistakes[everybody] = values[name] - LR * (old + everyones[name])
+                everybody = "it is summed over all ranks, and not over those of the axis"
+                many = len(world) / len(ranks)
+                mistakes[everybody] = values[name] - LR * (old + many * everyones[name])
                 velocities[name] = old + grads[name]
                 sent.append(grads[name].numel() * grads[name].element_size())
             attempt.equal(f"{name} after step {step + 1}", net.get_parameter(name), expected,
@@ -94,6 +103,33 @@ def judge(learner, attempt: Attempt) -> None:
     attempt.along(axis)
     attempt.budget("all_reduce", count=len(sent), at_least=len(sent), axis=axis)
     attempt.budget("all_reduce", payload_bytes=sum(sent), least_bytes=sum(sent), axis=axis)
+    _holds_velocities_alone(attempt, learner, values, batches[attempt.rank], axis)
+
+
+def _holds_velocities_alone(attempt: Attempt, learner, values, batch, axis) -> None:
+    """After two steps nothing has come but a velocity for each parameter."""
+    told = attempt.about, attempt.counted
+    attempt.setting("another model, two steps")
+    net = _Net(values)
+    given = {
+        "parameters": list(net.parameters()), "lr": LR, "momentum": MOMENTUM, "axis": axis,
+    }  # fmt: skip
+    with Watch() as watch:
+        before = watch.live
+        attempt.call(learner, given, may_change=("parameters",))
+        for _ in range(2):
+            with attempt.watching():
+                net(batch, 1).backward()
+        gc.collect()
+        held = watch.live - before
+    one = sum(value.nbytes for value in values.values())
+    attempt.require(
+        held <= one + 1024,
+        f"after backward {held:,} bytes are held, and the velocities are {one:,}: a gradient that "
+        "hangs elsewhere is not let go of",
+    )
+    if not attempt.problems:
+        attempt.about, attempt.counted = told  # what was judged there is the verdict's table
 
 
 class _Witness:

@@ -122,8 +122,8 @@ CASES = (
         "B",
         "memory",
         "It grows once. The 8 bytes a parameter are AdamW's two moments, which it makes at its "
-        "first step and not before; from then on each step ends with the same bytes, to the last "
-        "one, as in a right run, and no line has left anything. Two measurements are no rate. What "
+        "first step and not before; from then on each step ends with the same bytes, as "
+        "in a right run, and no line has left anything. Two measurements are no rate. What "
         "a run takes is seen from its second step on, and at the peak of a step, not at its end. A "
         "ring buffer would look alike for a while: it grows for as many steps as it keeps.",
         (_ACTIVATIONS, _HEALTHY, _THREE, _LOSSES, _VIEWS, _GRAPHS, _CIRCLES),

@@ -47,7 +47,7 @@ def solution(values, steps):
         elif operator == "dropout":
             new = {"mask": nbytes(step)}
         elif operator == "norm":
-            old, new = [operands[0]], {"statistics": 2 * nbytes(step) // step["shape"][-1]}
+            old, new = operands[:2], {"statistics": 2 * nbytes(step) // step["shape"][-1]}
         elif operator == "attention":
             rows, width = math.prod(step["shape"][:-1]), max(4, step["itemsize"])
             old, new = [*operands, known[result]], {"log-sum-exp": rows * width}
@@ -189,12 +189,24 @@ def _programs():
         yield f"norm of what wants no gradient, {bits}", of, [_n("y", "x")]
         of = {"x": given(5, 7, grad=False), **_norm(parameter, 7, grad=False)}
         yield f"norm, nothing wants a gradient, {bits}", of, [_n("y", "x")]
+        of = {"x": given(5, 7), "g": given(7), "c": parameter(7)}  # (torch keeps the bias, too)
+        yield f"norm by what is no parameter, {bits}", of, [_n("y", "x")]
+        of = {"x": given(5, 7, grad=False), "g": given(7), "c": parameter(7)}
+        yield f"norm of what wants no gradient by what is no parameter, {bits}", of, [_n("y", "x")]
         of = {name: given(2, 3, 5, 8) for name in "qkv"}
         yield f"attention, {bits}", of, [("y", "attention", ("q", "k", "v"))]
+        of = {"q": given(2, 3, 5, 8), "k": given(2, 3, 9, 8), "v": given(2, 3, 9, 8)}
+        yield (
+            f"attention, more keys than queries, {bits}",
+            of,
+            [("y", "attention", ("q", "k", "v"))],
+        )
         of = {"x": given(13, 11), "labels": _labels(13, most=11)}
         yield f"entropy, {bits}", of, [("y", "entropy", ("x", "labels"))]
         of = {"i": _labels(3, 5, most=11), "w": parameter(11, 7)}
         yield f"embedding, {bits}", of, [("y", "embedding", ("i", "w"))]
+        of = {"i": _labels(3, 5, most=11), "w": given(11, 7)}
+        yield f"embedding of what is no parameter, {bits}", of, [("y", "embedding", ("i", "w"))]
         yield f"no operator, {bits}", {"x": given(5, 7)}, []
         none = {"x": given(0, 7), "w": w}
         yield f"no tokens, {bits}", none, [_l("a", "x", "w"), _p("y", "relu", "a")]
@@ -319,10 +331,13 @@ def _derived(values, steps, mistake: str = "") -> int:
         grad = any(known[name]["grad"] for name in operands)
         known[result] = dict(step, grad=grad, home=home)
         size.setdefault(home, _nbytes(step))
-        if not grad:
+        if not grad and mistake != "no gradient":
             continue
         old, new = _needs(step, known, mistake)
-        kept += [(known[name]["home"], size[known[name]["home"]]) for name in old]
+        whole = mistake != "a part is enough"
+        kept += [
+            (known[n]["home"], size[known[n]["home"]] if whole else _nbytes(known[n])) for n in old
+        ]
         kept += [((result, what), nbytes) for what, nbytes in new.items()]
     if mistake == "parameters too":
         parameters = ()
@@ -330,6 +345,8 @@ def _derived(values, steps, mistake: str = "") -> int:
         parameters = {name for name, of in values.items() if of["parameter"]}
     if mistake == "constants never":
         parameters = {*parameters, *(name for name, of in values.items() if not of["grad"])}
+    if mistake == "leaves never":
+        parameters = {*parameters, *(name for name, of in values.items() if of["grad"])}
     kept = [(name, nbytes) for name, nbytes in kept if name not in parameters]
     return sum(n for _, n in (kept if mistake == "as often as kept" else set(kept)))
 
@@ -347,6 +364,12 @@ def _needs(step, known, mistake: str) -> tuple[list[str], dict[str, int]]:
         return operands, {}
     if operator in ("linear", "bmm", "mul"):
         a, b = operands
+        if mistake == "itself":
+            return [a] * known[a]["grad"] + [b] * known[b]["grad"], {}
+        if mistake == "no gradient":
+            return [a, b], {}
+        if mistake == "weights never" and operator == "linear":
+            return [a] * known[b]["grad"], {}
         return [b] * known[a]["grad"] + [a] * known[b]["grad"], {}
     by_result, by_input = operator in _BY_RESULT, operator in _BY_INPUT
     if by_result or by_input:
@@ -355,21 +378,35 @@ def _needs(step, known, mistake: str) -> tuple[list[str], dict[str, int]]:
     if operator == "dropout":
         return [], {"mask": _nbytes(step) // (step["itemsize"] if mistake == "small masks" else 1)}
     if operator == "norm":
-        rows = _nbytes(step) // step["shape"][-1]
-        return operands[:1], {} if mistake == "no statistics" else {"statistics": 2 * rows}
+        rows = math.prod(step["shape"][:-1])
+        each = 4 if mistake == "all statistics fp32" else step["itemsize"]
+        new = {"mean": rows * each, "1/deviation": rows * each}
+        if mistake == "one statistic":
+            del new["mean"]
+        old = operands[: 1 if mistake == "weights never" else 2]
+        return old, {} if mistake == "no statistics" else new
     if operator == "attention":
         rows = math.prod(step["shape"][:-1])
-        new = {"log-sum-exp": rows * max(4, step["itemsize"])}
+        each = {"all statistics fp32": 4, "statistics as wide": step["itemsize"]}.get(mistake)
+        if mistake == "a row of the keys":
+            rows = math.prod(known[operands[1]]["shape"][:-1])
+        new = {"log-sum-exp": rows * (each or max(4, step["itemsize"]))}
         if mistake == "scores":
             new = {"scores": rows * step["shape"][-2] * step["itemsize"]}
         if mistake == "no statistics":
             new = {}
-        return [*operands, *([] if mistake == "scores" else [result])], new
+        without = mistake in ("scores", "no result")
+        return [*operands, *([] if without else [result])], new
     if operator == "entropy":
         new = {"log-softmax": _nbytes(known[operands[0]]), "weight": step["itemsize"]}
+        if mistake == "no sum of weights":
+            del new["weight"]
+        if mistake == "logits too":
+            return operands, new
         return [] if mistake == "no labels" else operands[1:], new
     if operator == "embedding":
-        return [] if mistake == "no labels" else operands[:1], {}
+        tables = mistake == "tables too"
+        return [] if mistake == "no labels" else operands[: 1 + tables], {}
     return [], {}
 
 
@@ -378,9 +415,12 @@ _MISTAKES = {
     "a view has no memory of its own, and keeps all of the storage that it is of": (
         "views are apart"
     ),
+    "a view of a part keeps the whole storage": "a part is enough",
     "a storage that several operators keep is there once": "as often as kept",
     "parameters are there anyway, and are not counted, nor views of them": "parameters too",
+    "where no operand wants a gradient nothing is kept": "no gradient",
     "an operand is kept only where the other one wants a gradient": "all want gradients",
+    "of a product each one's gradient needs the other, not itself": "itself",
     "what wants no gradient itself is kept where another's gradient needs it": "constants never",
     "silu, gelu and square need their input again, not their result": "by result",
     "relu, sigmoid, softmax and exp need their result, and not their input": "by input",
@@ -388,6 +428,17 @@ _MISTAKES = {
     "the statistics of norm and of attention are kept, too": "no statistics",
     "fused attention keeps no scores; it keeps its result and a log-sum-exp a row": "scores",
     "labels and indices are needed again, and kept": "no labels",
+    "norm keeps two numbers a row": "one statistic",
+    "norm's statistics are as wide as its numbers here, a log-sum-exp too where those are wider "
+    "than 4 bytes": "all statistics fp32",
+    "a log-sum-exp has 4 bytes at least": "statistics as wide",
+    "log-sum-exps are one a row of the result, as many as queries": "a row of the keys",
+    "fused attention keeps its result, too": "no result",
+    "entropy keeps a sum of weights beside, one number of the result's": "no sum of weights",
+    "entropy keeps its log-softmax, and needs the logits not again": "logits too",
+    "a weight is left out because it is a parameter, else it counts": "weights never",
+    "what is given and wants a gradient counts, unless it is a parameter": "leaves never",
+    "an embedding needs its indices again, not its table": "tables too",
 }
 _WHOLESALE = {  # (which much else may give, too)
     "that is every operator's result, whether its backward needs it or not": "all results",
@@ -422,9 +473,9 @@ EXERCISE = Exercise(
         "a view. Collect homes in a set or a dict, with the bytes of the whole storage; in the end "
         "leave out those whose home is a parameter.",
         "relu, sigmoid, softmax, exp: the result. silu, gelu, square, embedding: the first "
-        "operand. add, scale, view, copy: nothing. norm: x and two numbers a row. attention: q, k, "
-        "v, the result and its log-sum-exps. entropy: log-softmax (as large as the logits' own "
-        "numbers), labels, one number; the logits are not needed again.",
+        "operand. add, scale, view, copy: nothing. norm: x, its weight and two numbers a row. "
+        "attention: q, k, v, the result and its log-sum-exps. entropy: log-softmax (as large as "
+        "the logits' own numbers), labels, one number; the logits are not needed again.",
     ),
     stub_function=my_saved_bytes,
     solution_function=solution,

@@ -63,7 +63,7 @@ CHAPTER = Chapter(
     notebook="06_monitoring",
     key="monitoring",
     title="Monitoring",
-    evenings=(("06_monitoring", 55, "what to watch; faults found, alerts, a hang read by rank"),),
+    evenings=(("06_monitoring", 56, "what to watch; faults found, alerts, a hang read by rank"),),
     topic="monitoring",
     areas={
         "goodput": "Throughput, MFU and goodput",

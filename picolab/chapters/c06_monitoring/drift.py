@@ -58,7 +58,8 @@ def judge(learner, attempt: Attempt) -> None:
                 return
             results.append([(int(at), int(sign)) for at, sign in got])
         found[scene] = [(*rest, alarms) for (_, *rest), alarms in zip(series, results)]
-        if says := _SCENES[scene][2](found[scene]):
+        says = _foreseen(learner, attempt, series[0][0], results[0])
+        if says := says or _SCENES[scene][2](found[scene]):
             attempt.wrong(says)
             return
     attempt.only()
@@ -76,13 +77,28 @@ def _is_list_of_alarms(attempt: Attempt, got) -> bool:
     )
 
 
+def _foreseen(learner, attempt: Attempt, values, alarms) -> str | None:
+    """Whether the last of these alarms is not there yet where the values end with it."""
+    if not alarms or not 0 <= alarms[-1][0] < len(values):
+        return None
+    at = alarms[-1][0]
+    got = attempt.call(learner, {"values": values[: at + 1], "first": FIRST})
+    if [(int(place), int(sign)) for place, sign in got][-1:] == alarms[-1:]:
+        return None
+    return (
+        f"its alarm at {at} is not told if the values end there: each is judged by those up to it, "
+        "and the position is where the change is found, not where it began (positions count from "
+        "0, in all of the values)"
+    )
+
+
 # Series: values, and (from where, by how many deviations) of each change.
 
 
 def _series(draw: random.Random, *changes, n=1000, pauses=0.0, bad=0.0, constant=False):
     level = draw.choice((0.4, 25.0, 3e5))
-    spread = 0.0 if constant else 0.05 * level
-    unit = 0.05 * level
+    unit = (0.05 if constant else draw.choice((0.005, 0.05))) * level
+    spread = 0.0 if constant else unit
     values = []
     for at in range(n):
         shift = sum(by for start, by in changes if at >= start)
@@ -186,8 +202,12 @@ _SCENES = {
                "are: median and MAD"),
     ),
     "bad": (
-        "values that are no numbers", lambda draw: _series(draw, (400, 1.0), bad=0.02),
-        _found(70, "a value that is no number must not enter a sum or a level"),
+        "values that are no numbers", lambda draw: _series(draw, (400, 1.0), bad=0.2),
+        _found(90, "a value that is no number must not enter a sum or a level"),
+    ),
+    "only bad": (
+        "values that are no numbers, and nothing changes", lambda draw: _series(draw, bad=0.2),
+        _quiet(1, "a value that is no number must not enter a sum, whatever it was clipped to"),
     ),
     "constant": (
         "values that hardly vary", lambda draw: _series(draw, (400, 0.2), constant=True),
@@ -206,7 +226,8 @@ EXERCISE = Exercise(
     interface="`my_drift(values, first)` returns a list of (position, +1 or -1), an entry for each "
     "change that it finds, when it finds it; each value is judged by those up to it. The first "
     "`first` values (100 here) say what the level and the spread are; their noise is normal, "
-    "except for pauses, single values far above. Values that are not finite count for nothing. "
+    "except for pauses, single values far above. Values that are not finite count for nothing; "
+    "all others are positive. "
     "After an alarm the level is learnt anew from the `first` values that follow. Values that do "
     "not vary have a spread of a thousandth of the level.",
     budget="No communication. In 24 series of 1,000 values in which nothing changes one alarm at "

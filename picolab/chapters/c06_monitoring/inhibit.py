@@ -44,7 +44,7 @@ def judge(learner, attempt: Attempt) -> None:
         got = attempt.call(learner, given)
         if wrong := _wrong(got, given):
             others = [other for _, other in questions[:40]]
-            why = the_mistake(attempt, learner, given, others, _MISTAKES, _alike)
+            why = the_mistake(attempt, learner, given, others, _MISTAKES, _alike, _messages)
             attempt.wrong(f"{wrong}: {why}" if why else wrong)
             return
     attempt.only()
@@ -56,6 +56,7 @@ def _arguments(steps, hold, quiet, hides) -> dict:
 
 
 _HIDES = {"dead": ("hang", "slow"), "hang": ("slow", "throughput"), "slow": ("throughput",)}
+_HIDES["wire"] = ("slow",)  # (a cause whose name comes after its symptom's)
 
 
 def _script(rows: dict[tuple[str, int], str]) -> list[list[tuple[str, int]]]:
@@ -79,6 +80,7 @@ def _small():
         ("at once", {slow: "x..x....x"}, (1, 2)),
         ("two ranks", {slow: "xxxx.....", ("slow", 5): ".xxxx....."}, (2, 3)),
         ("a symptom and its cause, together", {slow: "xxxxxx....", run: "xxxxxx...."}, two),
+        ("a cause last by its name", {("wire", 2): "xxxxxx....", slow: "xxxxxx...."}, two),
         ("a symptom after its cause", {slow: "xxxxxxx....", run: "...xxxx...."}, two),
         ("a symptom before its cause", {run: "xxxxxxx.....", slow: "...xxxx....."}, two),
         ("a symptom that outlasts its cause", {slow: "xxxx......", run: "xxxxxxxxxx...."}, two),
@@ -121,7 +123,7 @@ def _messages(
     steps, hold, quiet, hides, *, gaps=False, repeats=False, same_rank=True, everywhere=True,
     hidden_hide=True, pending_hide=False, sooner=0, later=0, lost=False, tells_all=False,
     hides_resolved=False, order_matters=False, ends_at_once=False, hides_nothing=False,
-    takes_back=False,
+    takes_back=False, one_by_one=False,
 ) -> list[tuple]:  # fmt: skip
     """The machine, or one with a mistake."""
     row, last, firing, told, dropped, found = {}, {}, set(), set(), set(), []
@@ -149,7 +151,8 @@ def _messages(
         for k in sorted(firing - dropped if repeats else firing - told - dropped):
             if k in told and k not in true:
                 continue
-            if not hides_nothing and _hidden(k, causes, hides, same_rank, everywhere):
+            by_now = {c for c in causes if c in before or c <= k} if one_by_one else causes
+            if not hides_nothing and _hidden(k, by_now, hides, same_rank, everywhere):
                 dropped |= {k} if lost else set()
                 continue
             told.add(k)
@@ -195,6 +198,9 @@ _MISTAKES = {
     "a cause that is hidden itself still hides": _with(hidden_hide=False),
     "a cause hides from when it fires; pending is not enough": _with(pending_hide=True),
     "a cause that begins to fire in the same step hides already": _with(order_matters=True),
+    "all that begins in a step fires first; one by one, a symptom goes out before its cause": (
+        _with(one_by_one=True)
+    ),
     "what was hidden and still fires when its cause is over has to be told then": _with(lost=True),
     "an end is told of what was told; this one was hidden all the time": _with(tells_all=True),
     "an end of what was told is told, whatever fires meanwhile": _with(hides_resolved=True),

@@ -2,7 +2,8 @@
 
 On the question that was answered wrongly several mistakes often give the same. So the learner's
 function is asked the other questions, too, and of the mistakes that explain the first wrong answer
-the one is told that explains most of the others.
+the one is told that explains most of the others: of those on which the answer or the mistake is
+wrong. One that explains no more than half of them is another that happens to give the same once.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -17,25 +18,31 @@ def the_mistake(
     others: Iterable[Mapping],
     mistakes: Mapping[str, Callable[..., object]],
     same: Callable[[object, object], bool],
+    right: Callable[..., object],
 ) -> str | None:
-    """The sentence, or None if no mistake gives this answer.
+    """The sentence, or None if no mistake explains this answer.
 
     wrong, others: arguments by name. mistakes: what to say -> what it gives, of the same arguments.
     same: whether two answers are the same; a mistake that fails on a question does not explain it.
+    right: what is right, of the same arguments.
     """
     got = attempt.call(learner, wrong)
     left = [says for says, gives in mistakes.items() if _gives(gives, wrong, got, same)]
-    if len(left) < 2:
-        return left[0] if left else None
-    explained = dict.fromkeys(left, 0)
-    for question in others:
+    explained, asked = dict.fromkeys(left, 1), dict.fromkeys(left, 1)
+    for question in (one for one in others if left and one is not wrong):
         try:
             answer = attempt.call(learner, question)
         except Exception:  # what is told is the first mistake, and it has been found
             break
+        truth = right(**question)
+        fine = same(answer, truth)
         for says in left:
-            explained[says] += _gives(mistakes[says], question, answer, same)
-    return max(left, key=explained.__getitem__)
+            if not (fine and _gives(mistakes[says], question, truth, same)):
+                explained[says] += _gives(mistakes[says], question, answer, same)
+                asked[says] += 1
+    share = {says: (explained[says] / asked[says], explained[says]) for says in left}
+    best = max(left, key=share.__getitem__, default=None)
+    return best if best and share[best][0] > 0.5 else None
 
 
 def _gives(gives: Callable, question: Mapping, answer: object, same: Callable) -> bool:

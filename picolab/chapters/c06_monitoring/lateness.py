@@ -51,7 +51,7 @@ def judge(learner, attempt: Attempt) -> None:
                 same = functools.partial(_alike, part=part, name=name)
                 others = [other for _, other in questions[:30]]
                 mistakes = _MISTAKES["clocks"] | _MISTAKES[name]
-                why = the_mistake(attempt, learner, given, others, mistakes, same)
+                why = the_mistake(attempt, learner, given, others, mistakes, same, _arrivals)
                 attempt.wrong(f"{wrong}: {why}" if why else wrong)
                 return
     attempt.only()
@@ -75,6 +75,9 @@ def _questions():
         ("two late ranks of six", 6, 9, {"slow": {1: 0.02, 4: 0.03}}),
         ("two ranks, one late", 2, 7, {"slow": {0: 0.02}}),
         ("one early rank", 4, 8, {"slow": {2: -0.02}}),
+        ("one rank that is very early", 4, 8, {"slow": {2: -0.045}}),
+        ("transfers a little over 3 times `usual`", 4, 8, {"transfer": 0.0122}),
+        ("transfers a little under 3 times `usual`", 4, 8, {"transfer": 0.0114}),
         ("a rank that enters the barrier late, and is not late after it", 4, 8, {"first": 3}),
         ("an even number of calls", 4, 9, {"slow": {3: 0.02}, "transfer": 0.008}),
     ):
@@ -142,7 +145,8 @@ def _arrivals(
         transfer.append(until(gone.values()) - since(came.values()))
         for r in there:
             rest = {"others": [came[o] for o in there if o != r], "all": list(came.values()),
-                    "first": [min(came.values())]}[beside]  # fmt: skip
+                    "first": [min(came.values())],
+                    "mean": [fmean(came[o] for o in there if o != r)]}[beside]  # fmt: skip
             behind[r].append(came[r] - middle(rest))
     late = [
         r for r in ranks
@@ -197,6 +201,9 @@ _MISTAKES = {
         "how late is asked beside the median of the others, not beside the first": _with(
             beside="first"
         ),
+        "how late is asked beside the median of the others, not beside their mean": _with(
+            beside="mean"
+        ),
         "who comes early is not late": _with(both=True),
         "the rank whose calls last longest is the one that waits": _longest,
         "somebody is always the last; late is by more than `least`": _last_most_often,
@@ -204,13 +211,21 @@ _MISTAKES = {
     "slow_link": {
         "one long transfer makes a mean; asked for is the median over calls": _with(own_link=fmean),
         "one long transfer is no slow link; asked for is their median": _with(own_link=max),
-        "it is slow from 3 times `usual` on": _with(times=1.0),
+        "it is slow above 3 times `usual`, and not above `usual` itself": _with(times=1.0),
+        "it is slow above 3 times `usual`, and not above twice": _with(times=2.0),
+        "it is slow above 3 times `usual` already": _with(times=4.0),
         "it is asked of transfer, and not of how long calls take": _with(since=min),
     },
 }  # fmt: skip
 
 
+def _plain(got):
+    """Arrays and tensors are lists, too."""
+    return got.tolist() if hasattr(got, "tolist") else got
+
+
 def _wrong(name: str, got, right) -> str | None:
+    got = _plain(got)
     if _fits(name, got, right):
         return None
     match name:
@@ -218,7 +233,9 @@ def _wrong(name: str, got, right) -> str | None:
             return f"late are {right}, and it names {got}"
         case "slow_link":
             return f"slow_link is {got}, and should be {right}"
-    if not isinstance(got, list | tuple) or len(got) != len(right):
+    if not isinstance(got, list | tuple):
+        return f"`{name}` is no list, but {type(got).__name__}"
+    if len(got) != len(right):
         return f"`{name}` has not one entry for each call after call 0, {len(right)} here"
     at = next(i for i, (a, b) in enumerate(zip(got, right)) if not _fits(name, [a], [b]))
     if name == "waited":
@@ -234,6 +251,7 @@ def _ms(row) -> str:
 
 
 def _fits(name: str, got, right) -> bool:
+    got = _plain(got)
     if name == "slow_link":
         return bool(got) == right and not isinstance(got, list | tuple)
     if not isinstance(got, list | tuple) or len(got) != len(right):
@@ -266,7 +284,7 @@ EXERCISE = Exercise(
     "same moment: it lines the clocks up and counts for nothing else. Of the calls after it: "
     "`waited[call - 1][rank]`, from when the rank enters until the last one has (None if it is not "
     "in the call); `transfer[call - 1]`, from when the last one has entered until the first one "
-    "leaves; `late`, the list of ranks of which the median over their calls, of how much later "
+    "leaves; `late`, in order, the ranks of which the median over their calls, of how much later "
     "than the median of the others in the call they enter, is above `least`; `slow_link`, whether "
     "the median of the transfers is above 3 times `usual`.",
     budget="No communication: this is arithmetic on what ranks have written down.",

@@ -204,10 +204,10 @@ CASES = (
         "monitoring.mystery.4",
         "Rank 2 again",
         "dp4",
-        "'In step 13 the loss jumps by a quarter; a step later it is back. The monitor names rank "
-        "2: its own loss went up, before anything was reduced, and the others' did not. It is the "
-        "second finding about that node this week. We take it out tonight, and go back to the "
-        "checkpoint before.'",
+        "'In step 13 the loss jumps; a step later it is back. The "
+        "monitor names rank 2: its own loss went up, before anything was reduced, and the others' "
+        "did not. It is the second finding about that node this week. We take it out tonight, and "
+        "go back to the checkpoint before.'",
         "D",
         "loss",
         "One process has the same loss in step 13, to rounding, and a right dp4's rank 2 has the "

@@ -53,8 +53,8 @@ def judge(learner, attempt: Attempt) -> None:
         attempt.setting(about)
         got = attempt.call(learner, given)
         if wrong := _wrong(got, given):
-            others = [other for _, other in questions[:30]]
-            why = the_mistake(attempt, learner, given, others, _MISTAKES, _alike)
+            others = [other for _, other in questions[:40]]
+            why = the_mistake(attempt, learner, given, others, _MISTAKES, _alike, _flags)
             attempt.wrong(f"{wrong}: {why}" if why else wrong)
             return
     attempt.only()
@@ -93,6 +93,10 @@ def _small():
     yield "a spike on a loss that falls fast", [
         *falling[:50], 1.45 * falling[50], *falling[51:],
     ], 32, 6.0, 1.05  # fmt: skip
+    fast = [math.exp(-0.1 * i) for i in range(30)]
+    yield "a fall of 10 % a step, and 2 % more once", [
+        *fast, 1.02 * math.exp(-3.0), math.exp(-3.1),
+    ], 16, 4.0, 1.01  # fmt: skip
     same = [2.5] * 30
     yield "a value that is always the same, and 3 % more once", [*same, 2.575, 2.5], 16, 6.0, 1.01
     yield "the same, and 8 % more once", [*same, 2.7, 2.5], 16, 6.0, 1.01
@@ -164,6 +168,7 @@ _MISTAKES = {
     "the middle is a mean; asked for is the median": _with(middle_of=statistics.fmean),
     "the trend was not taken out": _with(trend=False),
     "the trend was not carried on to the place of the value itself, n": _with(ahead=-1),
+    "the trend was carried on by one step too many: the value's own place is n": _with(ahead=1),
     "it flags what is far below, too": _with(both_ways=True),
     "1.4826 is missing: the MAD is smaller than a deviation": _with(scale=1.0),
     "the spread has no floor of 0.01: what hardly varies alarms at everything": _with(floor=0.0),

@@ -1,7 +1,7 @@
 """Exercise: who waits for whom, and where the chain ends (chapter 6).
 
 Cases by hand first (one rank outside, a pipeline that stands, a chain over three axes, two ranks
-that wait for each other), then a hundred random states of a dp2pp2tp2 job. What is right is the
+that wait for each other), then a hundred random states of a dp2tp2pp2 job. What is right is the
 closure of "waits for", by repeated squaring of a matrix; a solution walks it.
 """
 
@@ -56,7 +56,7 @@ def judge(learner, attempt: Attempt) -> None:
         got = attempt.call(learner, given)
         if wrong := _wrong(got, given):
             others = [other for _, other in questions[:50]]
-            why = the_mistake(attempt, learner, given, others, _MISTAKES, _alike)
+            why = the_mistake(attempt, learner, given, others, _MISTAKES, _alike, _culprits())
             attempt.wrong(f"{wrong}: {why}" if why else wrong)
             return
     attempt.only()
@@ -112,6 +112,15 @@ def _small():
         "two that both receive, and one that waits for a third", {}, {r: {} for r in range(4)},
         {0: ("recv", 1), 1: ("recv", 0), 2: ("recv", 3), 3: None},
     )  # fmt: skip
+    yield (
+        "a circle of three messages, of which none meets its own", {}, {r: {} for r in range(3)},
+        {0: ("send", 1), 1: ("recv", 2), 2: ("recv", 0)},
+    )  # fmt: skip
+    yield (
+        "a circle of two, of which one waits for a third as well", {"a": (0, 1, 2), "b": (0, 1)},
+        {0: {"a": 3, "b": 2}, 1: {"a": 2, "b": 3}, 2: {"a": 2}},
+        {0: ("collective", "a"), 1: ("collective", "b"), 2: None},
+    )  # fmt: skip
     groups = _job(2, 2, 2)
     entered = _even(groups, 5, 8)
     inside: dict = dict.fromkeys(range(8))
@@ -157,7 +166,7 @@ def _random():
 
 
 def _edges(groups, entered, inside, *, late=0, message=True, p2p=True, collectives=True,
-           everybody=False) -> dict[int, set[int]]:  # fmt: skip
+           everybody=False, anybody=False) -> dict[int, set[int]]:  # fmt: skip
     """Who waits for whom, or what it is with a mistake."""
     found: dict[int, set[int]] = {rank: set() for rank in inside}
     for rank, call in inside.items():
@@ -169,12 +178,14 @@ def _edges(groups, entered, inside, *, late=0, message=True, p2p=True, collectiv
             }  # fmt: skip
         elif call is not None and call[0] != "collective" and p2p:
             other = inside[call[1]]
-            if not (message and other == ({"send": "recv", "recv": "send"}[call[0]], rank)):
+            meets = {"send": "recv", "recv": "send"}[call[0]]
+            to = other[1] if anybody and other else rank
+            if not (message and other == (meets, to)):
                 found[rank] = {call[1]}
     return found
 
 
-def _culprits(*, ends=True, cycles=True, awaited_only=True, **change):
+def _culprits(*, ends=True, cycles=True, closed=True, awaited_only=True, **change):
     """The rule, or one with a mistake."""
 
     def found(groups, entered, inside) -> list[int]:
@@ -186,7 +197,9 @@ def _culprits(*, ends=True, cycles=True, awaited_only=True, **change):
         awaited = {one for of in edges.values() for one in of}
         if not ends:
             return sorted(awaited)
-        if not cycles:
+        if not closed:
+            last = {r for r in ranks if not edges[r] or r in reach[r]}
+        elif not cycles:
             last = {r for r in ranks if not edges[r]}
         else:
             last = {r for r in ranks if all(r in reach[other] for other in reach[r])}
@@ -217,6 +230,8 @@ _MISTAKES = {
     "two that wait for each other are an end, too: nobody outside of them is to blame": _culprits(
         cycles=False
     ),
+    "a circle of which one waits for somebody outside of it is no end": _culprits(closed=False),
+    "a receive belongs to a send if each names the other rank": _culprits(anybody=True),
     "who is in its own code is only to blame if somebody waits for it": _outside,
     "who has made fewest calls need not be it: numbers of different groups cannot be compared": (
         _behind

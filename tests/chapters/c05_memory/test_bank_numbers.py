@@ -115,6 +115,10 @@ def test_the_scheduler_finds_the_same_plan():
     first = int(asked["n_full"])
     assert plan.choices == (*["recompute"] * first, *["selective"] * (31 - first), "keep")
     assert plan.seconds == pytest.approx(asked["extra"]) and plan.peak == 1e6 * asked["peak"]
+    for places in (range(31 - first, 31), range(0, 31, 4)):  # anywhere before the last block
+        choices = ["recompute" if i in places else "selective" for i in range(31)] + ["keep"]
+        assert choices.count("recompute") == first
+        assert Measured((ways,) * 32).peak(choices) == plan.peak
     turned = Measured((ways,) * 32).peak(("selective",) * 24 + ("recompute",) * first)
     assert turned == pytest.approx(1e6 * asked["wrong_end"])
     without = MemoryScheduler(Measured(({k: ways[k] for k in ("keep", "recompute")},) * 32))
@@ -160,6 +164,20 @@ def test_a_view_keeps_its_storage():
     torch.save(hidden[:, -1], file)
     assert len(file.getvalue()) > hidden.nbytes
     assert asked["times"] == 4096
+
+
+def test_a_leak_is_read_off_the_step_of_its_death():
+    """mem-017 and mem-019: what the story tells gives the size, within the tolerance asked for."""
+    kept, view = values(17), values(19)
+    gone_in = kept["steps"]
+    assert gone_in == 183 and abs(12e3 / gone_in / kept["each"] - 1) < 0.02
+    assert view["seen"] == pytest.approx(view["whole"], rel=0.03)
+
+
+def test_the_first_step_that_does_not_fit():
+    """mem-021: not with half the batch either, and each of the two repairs lets it through."""
+    asked = values(21)
+    assert asked["half"] > 80 > max(asked["without"], asked["most"] - asked["held"])
 
 
 def test_pauses_of_512_ranks():

@@ -129,7 +129,8 @@ def test_ten_times_the_gradient_once():
     assert moved(0.999, 10) == pytest.approx(asked["slow"], rel=1e-6)
     assert moved(0.95, 10) == pytest.approx(asked["fast"], rel=1e-6)
     assert moved(0.95, 2) == pytest.approx(asked["clipped"], rel=1e-6)
-    assert moved(0.999, 1e9) == pytest.approx(asked["m_max"], rel=1e-6)
+    largest = max(moved(0.999, gradient) for gradient in (10, 50, *range(100, 121), 1e3, 1e9))
+    assert largest == pytest.approx(asked["m_max"], rel=1e-6)
     assert 0.95 ** asked["half"] == pytest.approx(0.5)
 
 
@@ -198,11 +199,29 @@ def test_messages_from_one_threshold():
     assert fired.mean() == pytest.approx(asked["runs"], rel=0.06)
 
 
+def test_a_call_left_out_meets_the_one_before():
+    """The story of mon-033: rank 2 leaves out call 4 of 30 in the third of five steps."""
+    made = {r: [(s, b) for s in range(5) for b in range(30)] for r in range(4)}
+    made[2].remove((2, 4))
+    met = list(zip(*made.values()))
+    assert len(made[0]) - len(met) == 1  # for this one ranks 0, 1 and 3 wait
+    assert len(made[2]) == len(met)  # and rank 2 is done
+    got = {r: {pair[r]: pair for pair in met} for r in range(4)}
+    equal = [got[r][2, 7] for r in range(4)]
+    assert equal[0] == equal[1] == equal[3] != equal[2]
+    assert got[0][2, 4] == got[2][2, 5] == ((2, 4), (2, 4), (2, 5), (2, 4))
+    assert all(len(set(pair)) == 1 for pair in met[:64])
+
+
 def test_the_slope_of_a_leak():
     asked, draw = values(36), np.random.default_rng(0)
     n = round(asked["n"])
     slopes = np.polyfit(np.arange(n), draw.normal(0, 20, (n, 20_000)), 1)[0]
     assert 5 * slopes.std() == pytest.approx(1.2, rel=0.03)
+    steps = int(asked["rule"])
+    grown = draw.normal(0, 20, (4000, steps)) + 1.2 * np.arange(steps)
+    blocks = np.median(grown.reshape(4000, 8, -1), axis=2)
+    assert (np.diff(blocks, axis=1) > 0).all(1).mean() > 0.95
     assert 8 * 1.2e6 * asked["hours"] * 3600 / 2.5 == pytest.approx(120e9)
 
 

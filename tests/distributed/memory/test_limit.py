@@ -50,8 +50,9 @@ def planned(config):
 
 
 def check_peaks(world, configs):
-    """No less than measured, and no more than a twentieth above it; where gradients are not there
-    yet while most is kept (one micro-batch, or all forwards first), by no more than they are."""
+    """No less than measured (but for what is left out), and no more than a twentieth above it;
+    where gradients are not there yet while most is kept (one micro-batch, or all forwards first),
+    by no more than they are."""
     ranks = world.run(under, 10**12, configs)
     for i, config in enumerate(configs):
         whole = 4 * pico.costs.parameters(config.model).total / config.layout.tp
@@ -61,7 +62,8 @@ def check_peaks(world, configs):
             peak = found[i][1]
             mine = planned(config)[config.layout.coordinates(rank)["pp"]]
             most = 1.05 * peak + (whole if late else 0)
-            assert peak <= mine <= most, (str(config.layout), rank, peak, mine)
+            least = peak * (1 - advice.LEFT_OUT)
+            assert least <= mine <= most, (str(config.layout), rank, peak, mine)
 
 
 LAYOUTS = [
@@ -113,7 +115,9 @@ def check_fits(world, config, limit, count=3):
             assert one.peak <= limit
             assert ran is not None, (str(config.layout), limit, str(one))
             losses, peak = ran
-            assert peak <= limit if "memory_budget" in one.settings else peak <= one.peak, str(one)
+            assert peak <= limit, str(one)
+            if "memory_budget" not in one.settings:  # (its scheduler takes what there is)
+                assert peak <= one.peak * (1 + advice.LEFT_OUT), (str(one), peak)
             assert losses == pytest.approx(plain, rel=1e-4), str(one)
     return found
 

@@ -258,6 +258,51 @@ def turns_gradients_off(function, inputs):
         return _again(function, inputs)
 
 
+def result_hangs_on_ctx(function, inputs):
+    """Kept to compare the second run with: a result whose graph holds it."""
+
+    class Again(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, *inputs):
+            ctx.inputs, ctx.random = inputs, torch.get_rng_state()
+            ctx.result = function(*inputs)
+            return ctx.result
+
+        @staticmethod
+        def backward(ctx, grad):
+            again = [
+                one.detach().requires_grad_(want) if isinstance(one, torch.Tensor) else one
+                for one, want in zip(ctx.inputs, ctx.needs_input_grad)
+            ]
+            with torch.random.fork_rng(devices=[]), torch.enable_grad():
+                torch.set_rng_state(ctx.random)
+                y = function(*again)
+            torch.autograd.backward(y, grad)
+            return tuple(getattr(one, "grad", None) for one in again)
+
+    return Again.apply(*inputs)
+
+
+_running: list = []
+
+
+def none_within_another(function, inputs):
+    """In a second run checkpoints within are left out."""
+    if _running:
+        return function(*inputs)
+
+    def marked(*again):
+        if not torch.is_grad_enabled():
+            return function(*again)
+        _running.append(None)
+        try:
+            return function(*again)
+        finally:
+            _running.pop()
+
+    return solution(marked, inputs)
+
+
 MUTANTS = {
     no_random_state: "starts from another random state",
     grads_of_inputs_alone: "it is a parameter that the function uses",
@@ -283,6 +328,8 @@ MUTANTS = {
     through_fp32: "is something kept in fp32 on the way",
     gives_nothing: "the result is None",
     turns_gradients_off: "the graph ends there",
+    result_hangs_on_ctx: "something holds it",
+    none_within_another: "it keeps all of what its function makes",
 }
 
 

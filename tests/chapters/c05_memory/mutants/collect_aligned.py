@@ -199,6 +199,52 @@ def more_than_growth(step, steps, every, growth):
     return _steps(step, steps, every, 2 * growth)
 
 
+def exactly_so_many_is_too_few(step, steps, every, growth):
+    return _steps(step, steps, every, growth, asks=lambda grown, growth: grown > growth)
+
+
+def counted_before_the_first_pass(step, steps, every, growth):
+    before = _alive()
+    counts = iter([before])
+    return _steps(step, steps, every, growth, measure=lambda: next(counts, None) or _alive())
+
+
+def rounded_on_its_way(step, steps, every, growth):
+    def agreed(grown):
+        return comm.all_reduce(torch.tensor(grown).bfloat16(), "world", "gc: grown", op="max")
+
+    return _steps(step, steps, every, growth, agreed=agreed)
+
+
+def against_the_least(step, steps, every, growth):
+    """What a count fell to, without a pass, is what the next one is compared with."""
+    least = []
+
+    def measure():
+        least.append(_alive())
+        return least[-1]
+
+    def agreed(grown):
+        low = min(least[:-1])
+        found = _agreed(least[-1] - low)
+        if found >= growth:
+            least.clear()
+        return found
+
+    def again(before):
+        return measure()
+
+    return _steps(step, steps, every, growth, measure=measure, agreed=agreed, again=again)
+
+
+def freezes(step, steps, every, growth):
+    def first():
+        gc.collect()
+        gc.freeze()
+
+    return _steps(step, steps, every, growth, first=first)
+
+
 def gathers_all(step, steps, every, growth):
     """Right, and every rank gets every rank's number."""
 
@@ -237,6 +283,11 @@ MUTANTS = {
     how_many: "the list of the steps after which there was a full pass",
     more_than_growth: "and should be after",
     gathers_all: "allowed are all-reduces",
+    exactly_so_many_is_too_few: "exactly `growth` more is enough",
+    counted_before_the_first_pass: "before the first pass",
+    rounded_on_its_way: "rounded on their way",
+    against_the_least: "a count that fell",
+    freezes: "it freezes objects",
 }
 
 
@@ -266,6 +317,27 @@ def with_a_context_manager(step, steps, every, growth):
                 before = _alive()
                 passes.append(begin + every - 1)
     return passes
+
+
+def by_a_name_of_its_own(step, steps, every, growth, objects=gc.get_objects):
+    """`from gc import get_objects`, and a vote of one byte."""
+    was_on, found = gc.isenabled(), []
+    try:
+        gc.disable()
+        gc.collect()
+        most = len(objects()) + growth
+        for i in range(steps):
+            step(i)
+            if i % every < every - 1:
+                continue
+            vote = torch.tensor(len(objects()) >= most, dtype=torch.uint8)
+            if comm.all_reduce(vote, "world", "gc: a vote", op="max"):
+                gc.collect()
+                most = len(objects()) + growth
+                found.append(i)
+    finally:
+        (gc.enable if was_on else gc.disable)()
+    return found
 
 
 def as_an_object(step, steps, every, growth):
@@ -298,4 +370,4 @@ def as_an_object(step, steps, every, growth):
             gc.enable()
 
 
-RIGHT = (with_a_context_manager, as_an_object)
+RIGHT = (with_a_context_manager, as_an_object, by_a_name_of_its_own)

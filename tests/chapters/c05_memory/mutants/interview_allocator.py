@@ -182,6 +182,59 @@ def with_switches_off(*args):
     return _replay(*args)
 
 
+def nothing_where_nothing_is_free(events, unit, segment, large):
+    rows = solution(events, unit, segment, large)
+    return [(*row[:2], row[2] or None) for row in rows]
+
+
+def _of_equal_ones(events, unit, segment, large, key, end=False):
+    """Blocks as [segment, address, size, name or None]; of those that fit the least by key."""
+    blocks, found, reserved = [], [], 0
+    for name, nbytes in events:
+        if nbytes is None:
+            here = next(block for block in blocks if block[3] == name)
+            here[3] = None
+            for other in [b for b in blocks if b[3] is None and b[0] == here[0] and b is not here]:
+                if other[1] in (here[1] + here[2], here[1] - other[2]):
+                    here[1:3] = min(here[1], other[1]), here[2] + other[2]
+                    blocks.remove(other)
+        else:
+            size = -(-nbytes // unit) * unit
+            fits = [block for block in blocks if block[3] is None and block[2] >= size]
+            if not fits:
+                new = segment if size < large else -(-size // segment) * segment
+                fits = [[1 + max((b[0] for b in blocks), default=0), 0, new, None]]
+                reserved += new
+                blocks += fits
+            of = min(fits, key=key)
+            blocks.remove(of)
+            rest = of[2] - size
+            at = of[1] + (rest if end else 0)
+            blocks.append([of[0], at, size, name])
+            if rest:
+                blocks.append([of[0], of[1] if end else at + size, rest, None])
+        taken = sum(block[2] for block in blocks if block[3] is not None)
+        largest = max((block[2] for block in blocks if block[3] is None), default=0)
+        found.append((taken, reserved, largest))
+    return found
+
+
+def of_equal_ones_the_newest(*trace):
+    return _of_equal_ones(*trace, key=lambda of: (of[2], -of[0], of[1]))
+
+
+def of_equal_ones_the_highest(*trace):
+    return _of_equal_ones(*trace, key=lambda of: (of[2], of[0], -of[1]))
+
+
+def of_equal_ones_by_address(*trace):
+    return _of_equal_ones(*trace, key=lambda of: (of[2], of[1], of[0]))
+
+
+def takes_the_end(*trace):
+    return _of_equal_ones(*trace, key=lambda of: (of[2], of[0], of[1]), end=True)
+
+
 MUTANTS = {
     first_fit: "it takes the first free block that fits",
     never_merges: "free neighbours are not merged",
@@ -200,6 +253,11 @@ MUTANTS = {
     forgets_to_free: "was freed: it is",
     tells_the_peak_alone: "asked for is a list of",
     rows_of_two: "each row is (allocated, reserved, largest)",
+    nothing_where_nothing_is_free: "three ints",
+    of_equal_ones_the_newest: "asked for is the oldest",
+    of_equal_ones_the_highest: "asked for is the lowest",
+    of_equal_ones_by_address: "the oldest segment comes first",
+    takes_the_end: "asked for is its beginning",
     rows_for_allocations_only: "asked for is a list of",
 }
 RIGHT = (by_addresses, with_switches_off)

@@ -183,6 +183,38 @@ def by_logsumexp(hidden, head, labels, piece, axis):
     return loss, dhidden, dhead
 
 
+def no_label_of_0(hidden, head, labels, piece, axis):
+    """`labels > 0`, for the number as for the mask."""
+    return solution(hidden, head, labels.masked_fill(labels == 0, -100), piece, axis)
+
+
+def mean_of_the_ranks(hidden, head, labels, piece, axis):
+    """Each rank's own mean, over the number of ranks."""
+    _count(labels, axis)
+    own = (labels != -100).sum().clamp(min=1)
+    over = own * comm.mesh().size(axis)
+    return tuple(one / over for one in _pieces(hidden, head, labels, piece))
+
+
+def ends_where_no_label_is(hidden, head, labels, piece, axis):
+    """`break` at a piece without a label, where `continue` was meant."""
+    count, end = _count(labels, axis), len(labels)
+    for begin in range(0, len(labels), piece):
+        if (labels[begin : begin + piece] == -100).all():
+            end = begin
+            break
+    before = torch.where(torch.arange(len(labels)) < end, labels, -100)
+    return tuple(one / count for one in _pieces(hidden, head, before, piece))
+
+
+def minus_100_from_the_end(hidden, head, labels, piece, axis):
+    """A label of -100 is a row of the vocabulary, from its end, and masked afterwards."""
+    for begin in range(0, len(hidden), piece):
+        part = labels[begin : begin + piece]
+        torch.zeros(len(part), len(head))[torch.arange(len(part)), part]
+    return solution(hidden, head, labels, piece, axis)
+
+
 MUTANTS = {
     all_at_once: "bytes were alive at once",
     pieces_that_autograd_keeps: "bytes were alive at once",
@@ -192,16 +224,20 @@ MUTANTS = {
     divides_by_nothing: "not divided by the number of valid tokens",
     averages_over_ranks_again: "divide once, by the tokens of all",
     forgets_one_hot: "one-hot is missing",
-    forgets_the_last_piece: "dhidden is wrong",
+    forgets_the_last_piece: "the last piece is missing",
     last_piece_replaces: "the last piece's alone",
     no_label_has_a_gradient: "tokens without a label have a gradient",
     exponential_without_maximum: "dhidden",
     reduces_the_loss: "this rank's share",
     reduces_dhead: "summed over ranks",
     counts_each_piece: "all-reduce",
-    counts_over_the_world: "times what it should be",
+    counts_over_the_world: "not of those of the axis",
     has_the_wrong_sign: "the sign is wrong",
     transposes_dhead: "has the shape",
     forgets_dhead: "asked for is `return loss, dhidden, dhead`",
+    no_label_of_0: "a label of 0 counts, too",
+    mean_of_the_ranks: "own mean is averaged over ranks",
+    ends_where_no_label_is: "the first piece without a label",
+    minus_100_from_the_end: "index -100 is out of bounds",
 }
 RIGHT = (by_autograd_piece_by_piece, by_logsumexp)

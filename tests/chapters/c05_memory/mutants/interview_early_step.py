@@ -245,6 +245,26 @@ def with_torch_sgd(parameters, lr, momentum, axis):
 in_place = _hooked(_sgd)
 in_place.__name__ = "in_place"
 
+
+def hangs_it_elsewhere(parameters, lr, momentum, axis):
+    """`.grad` is None, and the gradient is there."""
+    state, last = {}, {}
+
+    @torch.no_grad()
+    def comes(parameter):
+        _sgd(parameter, _mean(parameter, axis), lr, momentum, state)
+        last[parameter], parameter.grad = parameter.grad, None
+
+    for parameter in parameters:
+        parameter.register_post_accumulate_grad_hook(comes)
+
+
+def _by_shape(parameter, grad, lr, momentum, state):
+    shape = parameter.shape
+    state[shape] = momentum * state.get(shape, 0) + grad
+    parameter -= lr * state[shape]
+
+
 MUTANTS = {
     steps_in_the_last_hook: "there and then",
     does_nothing: "there and then",
@@ -252,18 +272,20 @@ MUTANTS = {
     zeroes_its_gradient: "let go of it",
     sums: "summed over the ranks",
     asks_nobody: "this rank's gradient alone",
-    asks_the_world: "on 4 ranks",
+    asks_the_world: "it is averaged over all ranks, and not over those of the axis",
     _named("no_momentum", _no_momentum): "momentum of earlier steps is missing",
     _named("mean_momentum", _mean_momentum): "(1 - momentum) before the gradient",
     _named("undamped", _undamped): "momentum is not multiplied",
     _named("uphill", _uphill): "up the gradient",
     _named("no_lr", _no_lr): "lr is missing",
     _named("nesterov", _nesterov): "Nesterov",
-    _named("one_velocity", _one_velocity): "momentum of earlier steps is missing",
+    _named("one_velocity", _one_velocity): "gain after step 1 is wrong",
     in_each_use: "let go of it",
     decays_what_has_none: "it has no gradient in this step",
     divides_twice: "divided by the ranks twice",
     sends_it_twice: "all-reduce",
     sends_velocities: "all-reduce",
+    hangs_it_elsewhere: "hangs elsewhere",
+    _named("a_velocity_for_each_shape", _by_shape): "gain after step 1 is wrong",
 }
 RIGHT = (with_torch_sgd, in_place)

@@ -209,6 +209,53 @@ def drops_by_time_alone(blocks, end, pool, budget):
     raise ValueError(f"{budget} bytes are too few")
 
 
+def _five_hundred(blocks, end, pool, budget, number=lambda n: n):
+    """The solution, with at most 500 partial plans, spread over those that nothing beats."""
+    found = []
+    for room, barred in ((number(budget), "offload"), (number(budget - pool), "")):
+        partials = [(number(0), 0, [])]
+        for block in blocks:
+            longer = sorted(
+                (before + number(kept), us + more, [*plan, name])
+                for before, us, plan in partials
+                for name, (kept, work, more) in block.items()
+                if name != barred and before + max(number(kept), number(work)) <= room
+            )
+            partials, least = [], math.inf
+            for one in longer:
+                if one[1] < least:
+                    least = one[1]
+                    partials.append(one)
+            partials = partials[:: 1 + len(partials) // 500]
+        found += [(us, plan) for kept, us, plan in partials if kept + number(end) <= room]
+    return min(found)[1] if found else solution(blocks, end, pool, budget)
+
+
+def five_hundred_partial_plans(blocks, end, pool, budget):
+    return _five_hundred(blocks, end, pool, budget)
+
+
+def of_doubles(blocks, end, pool, budget):
+    return _five_hundred(blocks, end, pool, budget, float)
+
+
+def kept_beside_its_work(blocks, end, pool, budget):
+    """A block's own kept bytes on top of its work."""
+    more = [{n: (kept, kept + work, us) for n, (kept, work, us) in of.items()} for of in blocks]
+    return solution(more, end, pool, budget)
+
+
+def tries_all(blocks, end, pool, budget):
+    """Without a thought of how many."""
+    plans = itertools.product(*blocks)
+    fits = [
+        (sum(of[n][2] for of, n in zip(blocks, p)), p)
+        for p in plans
+        if _peak(blocks, end, pool, p) <= budget
+    ]
+    return list(min(fits)[1]) if fits else solution(blocks, end, pool, budget)
+
+
 def numbers(blocks, end, pool, budget):
     plan = solution(blocks, end, pool, budget)
     return [list(block).index(choice) for block, choice in zip(blocks, plan)]
@@ -257,7 +304,11 @@ MUTANTS = {
     gives_what_is_nearest: "raise a ValueError that says so",
     refuses_what_is_full: "it refuses",
     every_plan: "plans multiply with each block",
-    of_floats: "a petabyte",
+    of_floats: "petabytes",
+    of_doubles: "more petabytes than a float counts",
+    five_hundred_partial_plans: "24 blocks whose bytes and times are all different",
+    kept_beside_its_work: "a part of its work while it runs",
+    tries_all: "for 40 not all can be tried",
     drops_by_time_alone: "it refuses",
     numbers: "one of its own choices",
     by_the_package: "is what this exercise asks you to write",

@@ -1,7 +1,9 @@
 """Wrong answers to memory.pool.lease, what each author must be told, and right ones."""
 
 import contextlib
+import math
 import threading
+import time
 import weakref
 from collections import defaultdict
 
@@ -29,6 +31,8 @@ def _pool(
     full=MemoryError,
     fits=lambda one, size: one.size == size,
     both=False,
+    in_order=False,
+    stands=False,
 ):
     """The solution in another style, with one thing to be done otherwise."""
     guard, idle, leaving, held = lock(), [], [], [0]
@@ -50,6 +54,8 @@ def _pool(
                 self.end.detach()
             if clears:
                 self.slab = None
+            while stands and after is not None and not after():
+                time.sleep(0.01)
             if slab is not None:
                 back(slab, after)
 
@@ -74,6 +80,8 @@ def _pool(
                     if one[1] is None or one[1]():
                         leaving.remove(one)
                         idle.append(one[0])
+                    elif in_order:
+                        break
                 slab = next((one for one in idle if fits(one, size)), None) if reuse else None
                 if slab is not None:
                     idle.remove(slab)
@@ -228,10 +236,27 @@ def nothing(cap, least, source):
     return None
 
 
+def copies_in_order(cap, least, source):
+    """A queue: the first copy that is not done hides those behind it."""
+    return _pool(cap, least, source, in_order=True)
+
+
+def by_a_logarithm(cap, least, source):
+    def size_of(nbytes, least):
+        return least * 2 ** max(0, math.ceil(math.log2(max(1, nbytes) / least)))
+
+    return _pool(cap, least, source, size_of=size_of)
+
+
+def waits_for_the_copy(cap, least, source):
+    """In `free`, until `after()` says that it is done."""
+    return _pool(cap, least, source, stands=True)
+
+
 MUTANTS = {
     lent_while_it_is_copied: "is still copied to or from",
     freed_and_then_dropped: "is still copied to or from",
-    never_comes_back_if_dropped: "drop it, not freed",
+    never_comes_back_if_dropped: "is to come back at once",
     freed_twice: "freed again, and nobody objects",
     finalizer_knows_the_lease: "drop it, not freed",
     keeps_its_slab: "`slab` is None then",
@@ -253,6 +278,9 @@ MUTANTS = {
     by_the_package: "is what this exercise asks you to write",
     a_generator_as_context: "in which something was raised, does not free",
     nothing: "has no attribute 'lease'",
+    copies_in_order: "the last copy done, not those before",
+    by_a_logarithm: "a logarithm of floats is not exact",
+    waits_for_the_copy: "wait for no copy",
 }
 
 

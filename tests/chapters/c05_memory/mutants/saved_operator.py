@@ -174,6 +174,33 @@ def hooks_that_know_parameters_by_name(values, steps):
     return _measured(values, steps, count)
 
 
+def norm_without_its_weight(values, steps):
+    """As if a norm's weight were always a parameter."""
+    return solution(_parameters(values, steps, "norm"), steps)
+
+
+def _parameters(values, steps, operator):
+    """With the second operands of all of these as parameters."""
+    named = {step["operands"][1] for step in steps if step["operator"] == operator}
+    return {n: {**of, "parameter": of["parameter"] or n in named} for n, of in values.items()}
+
+
+def embedding_keeps_its_table(values, steps):
+    tables = {step["operands"][1] for step in steps if step["operator"] == "embedding"}
+    given = [values[name] for name in tables if not values[name]["parameter"]]
+    return solution(values, steps) + sum(map(_nbytes, given))
+
+
+def a_log_sum_exp_for_each_key(values, steps):
+    known = dict(values) | {step["result"]: step for step in steps}
+
+    def change(step):
+        keys = known[step["operands"][1]]["shape"][:-1]
+        return (math.prod(keys) - math.prod(step["shape"][:-1])) * max(4, step["itemsize"])
+
+    return _more(values, steps, "attention", change)
+
+
 def in_megabytes(values, steps):
     return solution(values, steps) / 1e6
 
@@ -198,15 +225,18 @@ MUTANTS = {
     silu_keeps_its_result: "need their input again, not their result",
     no_statistics: "the statistics of norm and of attention are kept",
     attention_with_scores: "fused attention keeps no scores",
-    statistics_in_fp32: "(of norm)",
+    statistics_in_fp32: "as wide as its numbers here",
     masks_of_a_byte: "the mask of dropout is as wide",
     labels_forgotten: "labels and indices are needed again",
-    logits_too: "(of entropy)",
+    logits_too: "needs the logits not again",
     hooks_that_count_tensors: "a storage that several operators keep is there once",
     hooks_that_know_parameters_by_name: "parameters are there anyway",
     in_megabytes: "asked for is a number of bytes, as an int",
     as_a_list: "asked for is a number of bytes, as an int",
     copies_are_kept: "on 1 ranks, copy",
+    norm_without_its_weight: "because it is a parameter, else it counts",
+    embedding_keeps_its_table: "its indices again, not its table",
+    a_log_sum_exp_for_each_key: "one a row of the result, as many as queries",
 }
 
 
@@ -217,7 +247,7 @@ def by_a_table(values, steps):
         **dict.fromkeys(("relu", "sigmoid", "softmax", "exp"), ((), True, None)),
         **dict.fromkeys(("silu", "gelu", "square", "embedding"), ((0,), False, None)),
         "dropout": ((), False, lambda s, _: _nbytes(s)),
-        "norm": ((0,), False, lambda s, _: 2 * rows(s) * s["itemsize"]),
+        "norm": ((0, 1), False, lambda s, _: 2 * rows(s) * s["itemsize"]),
         "attention": ((0, 1, 2), True, lambda s, _: rows(s) * max(4, s["itemsize"])),
         "entropy": ((1,), False, lambda s, logits: _nbytes(logits) + s["itemsize"]),
     }
@@ -253,7 +283,7 @@ def by_liveness(values, steps):
             node += [homes[names[0]]] if wants[names[1]] else []
         elif wants[result]:
             if kind in ("silu", "gelu", "square", "embedding", "norm"):
-                node.append(homes[names[0]])
+                node += [homes[name] for name in names[: 1 + (kind == "norm")]]
             if kind in ("relu", "sigmoid", "softmax", "exp", "attention"):
                 node.append(homes[result])
             if kind == "attention":

@@ -124,6 +124,45 @@ def counts_from_the_first(values, first):
     return _cusum(values, first, offset=first)
 
 
+def tells_where_it_began(values, first):
+    alarms, learnt, began, up, down = [], [], 0, 0.0, 0.0
+    for position, value in enumerate(values):
+        if not math.isfinite(value):
+            continue
+        if len(learnt) < first:
+            learnt.append(value)
+            level = median(learnt)
+            spread = max(1.4826 * median(abs(x - level) for x in learnt), 0.001 * level)
+            up, down, began = 0.0, 0.0, position
+            continue
+        z = min(4.0, max(-4.0, (value - level) / spread))
+        began = position if max(up, down) == 0 else began
+        up, down = max(0.0, up + z - 0.5), max(0.0, down - z - 0.5)
+        if max(up, down) > 20:
+            alarms.append((began, 1 if up > down else -1))
+            learnt = []
+    return alarms
+
+
+def foresees(values, first):
+    return [(at - 5, sign) for at, sign in _cusum(values, first)]
+
+
+def counts_finite_values(values, first):
+    return _cusum([value for value in values if math.isfinite(value)], first)
+
+
+def clips_nan(values, first):
+    clean = [value for value in values[:first] if math.isfinite(value)]
+    level = median(clean)
+    spread = 1.4826 * median(abs(x - level) for x in clean)
+    return _cusum([v if math.isfinite(v) else level + 4 * spread for v in values], first)
+
+
+def knows_the_spread(values, first):
+    return _cusum(values, first, floor=0.05)
+
+
 def stops_after_one(values, first):
     return _cusum(values, first, once=True)
 
@@ -201,7 +240,12 @@ MUTANTS = {
     keeps_the_old_level: "again and again",
     keeps_the_sum: "again and again",
     tells_the_opposite: "the direction is wrong",
-    counts_from_the_first: "before anything has changed",
+    counts_from_the_first: "not told if the values end there",
+    tells_where_it_began: "not where it began",
+    foresees: "not told if the values end there",
+    counts_finite_values: "not told if the values end there",
+    clips_nan: "a value that is no number",
+    knows_the_spread: "are enough",
     stops_after_one: "a later change is not told",
     follows_the_level: "series",
     learns_from_all_before: "nothing changes there",

@@ -110,6 +110,14 @@ def goes_by_the_step_before(steps, hold, quiet, hides):
     return _machine(steps, hold, quiet, hides, hidden=hidden)
 
 
+def brings_them_up_one_by_one(steps, hold, quiet, hides):
+    def hidden(key, firing, before, told):
+        ready = {one for one in firing if one in before or one <= key}
+        return bool(_causes(key, ready, hides))
+
+    return _machine(steps, hold, quiet, hides, hidden=hidden)
+
+
 def loses_what_was_hidden(steps, hold, quiet, hides):
     lost = set()
 
@@ -205,6 +213,7 @@ MUTANTS = {
     hides_on_the_same_rank_only: "by a cause on any rank",
     a_hidden_cause_hides_nothing: "a cause that is hidden itself still hides",
     goes_by_the_step_before: "in the same step hides already",
+    brings_them_up_one_by_one: "goes out before its cause",
     loses_what_was_hidden: "has to be told then",
     tells_ends_of_all: "an end is told of what was told",
     never_tells_ends: "it does not tell",

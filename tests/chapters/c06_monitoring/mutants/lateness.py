@@ -118,6 +118,11 @@ def compares_with_the_first(entered, left, least, usual):
     return waited, transfer, _late(entered, left, least, median, _whole(min)), slow
 
 
+def compares_with_the_mean(entered, left, least, usual):
+    waited, transfer, _, slow = solution(entered, left, least, usual)
+    return waited, transfer, _late(entered, left, least, median, _others(fmean)), slow
+
+
 def calls_early_ones_late(entered, left, least, usual):
     waited, transfer, _, slow = solution(entered, left, least, usual)
     return waited, transfer, _late(entered, left, least, median, _others(median), both=True), slow
@@ -155,6 +160,15 @@ def is_impatient(entered, left, least, usual):
     return waited, transfer, late, median(transfer) > usual
 
 
+def is_patient(entered, left, least, usual):
+    return solution(entered, left, least, 4 / 3 * usual)
+
+
+def blames_one_of_both(entered, left, least, usual):
+    waited, transfer, late, slow = solution(entered, left, least, usual)
+    return waited, transfer, late, slow and not late
+
+
 def judges_the_link_by_calls(entered, left, least, usual):
     waited, transfer, late, _ = solution(entered, left, least, usual)
     return waited, transfer, late, median(_transfers(entered, left, min, min)) > 3 * usual
@@ -179,6 +193,11 @@ def in_numpy(entered, left, least, usual):
         if len(mine) and np.median(mine[:, r] - np.nanmedian(np.delete(mine, r, 1), 1)) > least:
             late.append(r)
     return waits, transfer, late, bool(np.median(transfer) > 3 * usual)
+
+
+def in_arrays(entered, left, least, usual):
+    waited, transfer, late, slow = solution(entered, left, least, usual)
+    return waited, np.array(transfer), np.array(late, dtype=int), np.bool_(slow)
 
 
 def rank_by_rank(entered, left, least, usual):
@@ -233,8 +252,11 @@ MUTANTS = {
     blames_the_last: "somebody is always the last",
     judges_the_link_by_its_mean: "one long transfer makes a mean",
     judges_the_link_by_its_worst: "one long transfer is no slow link",
-    is_impatient: "3 times `usual`",
+    compares_with_the_mean: "not beside their mean",
+    is_impatient: "not above `usual` itself",
+    is_patient: "above 3 times `usual` already",
+    blames_one_of_both: "slow_link is False, and should be True",
     judges_the_link_by_calls: "it is asked of transfer",
     forgets_the_link: "asked for is `return waited, transfer, late, slow_link`",
 }
-RIGHT = (in_numpy, rank_by_rank)
+RIGHT = (in_numpy, in_arrays, rank_by_rank)

@@ -169,6 +169,15 @@ def stops_the_trend_short(values, window, sigmas, factor):
     return _spikes(values, window, sigmas, factor, judge)
 
 
+def carries_the_trend_too_far(values, window, sigmas, factor):
+    def judge(logs, log):
+        expected, mad, _, slope = _parts(logs)
+        spreads = log - (expected + slope) > sigmas * max(0.01, 1.4826 * mad)
+        return spreads and log - expected > math.log(factor)
+
+    return _spikes(values, window, sigmas, factor, judge)
+
+
 def sees_the_whole_series(values, window, sigmas, factor):
     numbers = [math.log(v) for v in values if math.isfinite(v) and v > 0]
     if not numbers:
@@ -243,6 +252,7 @@ MUTANTS = {
     keeps_the_oldest: "the window has the oldest values",
     works_without_logarithms: "logarithms are missing",
     stops_the_trend_short: "was not carried on",
+    carries_the_trend_too_far: "is flagged, and should not be",
     sees_the_whole_series: "should",
     returns_positions: "a list with True or False for each value",
 }

@@ -108,6 +108,24 @@ def waits_in_a_message_under_way(groups, entered, inside):
     return _ends(arrows)
 
 
+def takes_any_receive(groups, entered, inside):
+    arrows = _arrows(groups, entered, inside)
+    for rank, call in inside.items():
+        meets = {"send": "recv", "recv": "send"}.get(call[0]) if call else None
+        if meets and (inside[call[1]] or ("",))[0] == meets:
+            arrows[rank] = set()
+    return _ends(arrows)
+
+
+def names_every_circle(groups, entered, inside):
+    arrows = _arrows(groups, entered, inside)
+    reached = {rank: set(of) for rank, of in arrows.items()}
+    for _ in arrows:
+        reached = {r: of.union(*(reached[o] for o in of)) for r, of in reached.items()}
+    awaited = {one for of in arrows.values() for one in of}
+    return sorted(r for r in awaited if not arrows[r] or r in reached[r])
+
+
 def names_one(groups, entered, inside):
     return solution(groups, entered, inside)[:1]
 
@@ -197,6 +215,8 @@ MUTANTS = {
     forgets_messages: "messages are left out",
     forgets_collectives: "collectives are left out",
     waits_in_a_message_under_way: "is under way",
+    takes_any_receive: "if each names the other rank",
+    names_every_circle: "waits for somebody outside of it is no end",
     names_one: "there may be several",
     goes_one_step_only: "and should",
     names_the_most_awaited: "and should",
