@@ -77,7 +77,8 @@ def test_the_other_slow_ones_are_told_apart():
 
     pauses = looks._work_of_steps(suspect(LATE, "rank-3-pauses").this)[3]
     paused = [step for step, (_, rest) in enumerate(pauses) if rest >= EVERY * LATE_S * 0.99]
-    assert paused == [5, 11, 17, 23]
+    # A busy machine can hold up another step as long; a sleep is never shorter.
+    assert {5, 11, 17, 23} <= set(paused) and len(paused) < len(pauses) / 2
 
     link = suspect(LATE, "link-2-3-slow").this
     messages = Counter(e.rank for e in link.ledger.step(1) if e.op == "recv" and e.peer == 2)
