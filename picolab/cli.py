@@ -9,11 +9,13 @@ Exit status: 0 done, 1 it failed while running (a rank, the disk, the machine), 
 be met as it was put, 130 interrupted.
 """
 
+import _thread
 import contextlib
 import json
 import os
 import re
 import sys
+import threading
 import time
 from dataclasses import asdict, dataclass, field, make_dataclass
 from pathlib import Path
@@ -874,7 +876,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"picolab {picolab.__version__}")
         return 0
     try:
-        return parse(words).run()
+        with _no_interrupt_is_lost():
+            return parse(words).run()
     except KeyboardInterrupt:
         return _say("interrupted; no rank is left", 130)
     except (ValueError, ImportError) as error:
@@ -887,6 +890,27 @@ def main(arguments: list[str] | None = None) -> int:
         if not isinstance(error, RankFailure):
             raise
         return _say(error.headline(), 1)
+
+
+@contextlib.contextmanager
+def _no_interrupt_is_lost():
+    """Python drops a KeyboardInterrupt that meets the callback of a weak reference or a `__del__`,
+    with "Exception ignored in". Such a one is sent again, a moment later."""
+    told = sys.unraisablehook
+
+    def again(lost):
+        if lost.exc_type is not KeyboardInterrupt:
+            told(lost)
+            return
+        later = threading.Timer(0.01, _thread.interrupt_main)
+        later.daemon = True
+        later.start()
+
+    sys.unraisablehook = again
+    try:
+        yield
+    finally:
+        sys.unraisablehook = told
 
 
 def _faults() -> str:

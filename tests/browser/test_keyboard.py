@@ -9,6 +9,7 @@ import pytest
 from lab_driver import Lab
 from test_chapter_one import NEEDS_A_BROWSER, Panel, wait_until
 from test_quiz import write
+from test_reload import save
 
 pytestmark = [
     pytest.mark.browser,
@@ -59,8 +60,7 @@ def test_panel_by_keyboard_also_after_a_reload(jupyter, tmp_path):
         lab.page.keyboard.press("Enter")
         wait_until(lambda: panel.points() > 10, "points")
 
-        lab.command("docmanager:save")
-        lab.page.wait_for_timeout(1000)
+        save(lab, tmp_path / "panel.ipynb")
         lab.open("panel.ipynb")
         panel = Panel(lab)
         wait_until(lambda: panel.points() > 10, "points to be there again")

@@ -250,6 +250,39 @@ def test_interrupt():
     assert nothing_left(), processes_of_this_test()
 
 
+# An interrupt that comes while a weak reference is called back, which Python only reports.
+LOST = """
+import os, signal, sys, time, types, weakref
+from picolab import cli
+
+class Waits:
+    def run(self):
+        def gone(_):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.2)
+        kept = set()
+        reference = weakref.ref(kept, gone)
+        del kept
+        print("lost", flush=True)
+        time.sleep(5)
+        return 0
+
+cli.parse = lambda words: Waits()
+{mutant}
+sys.exit(cli.main([]))
+"""
+MUTANT = "import contextlib; cli._no_interrupt_is_lost = contextlib.nullcontext"
+
+
+@pytest.mark.parametrize(("mutant", "status"), [("", 130), (MUTANT, 0)])
+def test_an_interrupt_in_a_callback_is_not_lost(mutant, status):
+    script = LOST.format(mutant=mutant)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (status, "lost\n"), done.stderr
+    assert ("interrupted" in done.stderr) == (status == 130)
+    assert ("Exception ignored" in done.stderr) == bool(mutant)
+
+
 def test_a_killed_rank_is_one_sentence():
     process = start("train", "--layout", "dp2", *SMALL, "--steps", "100000", "--json")
     wait_for_steps(process)
