@@ -11,6 +11,7 @@ about a gigabyte in the run directory, which is removed.
 """
 
 import gc
+import inspect
 import shutil
 import sys
 import time
@@ -30,7 +31,8 @@ def tell_again(entries_of_rank, steps: int) -> RankReport:
 
     ledger, report = pico.comm.ledger(), RankReport()
     entries = entries_of_rank[ledger.rank]
-    calls = [{k: v for k, v in e._asdict().items() if k not in ("rank", "step")} for e in entries]
+    told = inspect.signature(ledger.record).parameters  # the rest of an entry it finds by itself
+    calls = [{k: v for k, v in entry._asdict().items() if k in told} for entry in entries]
     for step in range(steps):
         ledger.step, now = step, time.monotonic()
         for call in calls:
