@@ -185,6 +185,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=900)
     given = parser.parse_args()
     half, each = given.launches // 2, given.seconds / 2
+    # Whoever starts it in the background has interrupts ignored, and here they are what is tried.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     print("as a script:")
     soak(half, given.seed, each)
     print("in a kernel:")
