@@ -205,9 +205,11 @@ class Panel(Shown):
                 self.replace(self.table())
         except Exception:
             said = f"the picture could not be drawn:\n{traceback.format_exc()}"
-        # Said last: whoever reads that the run has ended can start the next one.
-        self._busy = False
-        self._say(said)
+        # Together: whoever reads that the run has ended can start the next one, and whoever finds
+        # that it is not running any more can read how it ended.
+        with self._lock:
+            self._say(said)
+            self._busy = False
 
     def _against_others(self, said: str, state: RunState) -> str:
         """How far the first losses are from those of one process, or of another layout that ran on

@@ -25,7 +25,7 @@ from picolab.launch.rank import RankSpec, main
 from picolab.launch.rendezvous import Rendezvous
 from picolab.launch.server import RankProcess
 from picolab.launch.surroundings import Surroundings
-from picolab.monitoring import blame
+from picolab.monitoring import Event, blame
 from picolab.monitoring.beacon import Reading
 from picolab.monitoring.beacon import read as read_beacon
 from picolab.monitoring.standstill import RankThen, Standstill
@@ -253,6 +253,8 @@ class Collector:
     def _act(self, rank: Rank, kind: str, t: float, *values) -> None:
         if kind == "event":
             self._on_event(values[0])
+        elif kind == "line":
+            self._on_event(Event.from_json(values[0]))
         elif kind == "started":
             rank.started = True
         elif kind == "result":

@@ -94,6 +94,8 @@ def _recorded_rank(spec: RankSpec, bar: Progress | None, config, checkpoints):
     def send(kind, *values):
         if kind == "event" and bar is not None:
             bar(*values)
+        elif kind == "line" and bar is not None:
+            bar(Event.from_json(*values))
         elif kind == "warning":
             print(*values, file=sys.stderr)
 

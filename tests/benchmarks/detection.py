@@ -1,6 +1,11 @@
 """Does the monitor find what is wrong, and accuse nobody else?
 
     python tests/benchmarks/detection.py [--seeds 30] [--clean 6] [--only NAME ...] [--seconds 3600]
+                                         [--results FILE]
+
+With --results each run is appended to the file when it is over, and those that are in it already
+are not done again: the same command goes on where it was interrupted, or where --seconds ended it.
+The tables are of all that the file holds of what is asked for.
 
 Every fault of `debug.run_faults` is put into a real training run, once a seed; the seed draws the
 culprit and the step. The detector hears what the notebook hears. Scored strictly: found means
@@ -14,12 +19,14 @@ machine ranks wait for a core, which is told as a busy host.
 """
 
 import argparse
+import json
 import math
 import random
 import statistics
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import picolab as pico
 from picolab.debug.run_faults import CATALOGUE, InRun, Pace, Quiet
@@ -85,8 +92,8 @@ class Score:
     found: bool
     right: bool
     delay: int | None
-    accused: list[Anomaly]
-    """Findings that name a rank which did nothing."""
+    accused: list[Anomaly] | list[str]
+    """Findings that name a rank which did nothing; in words, as read from a file."""
     unnamed: list[str]
     """Other findings that name nobody."""
     rank_steps: int
@@ -183,19 +190,51 @@ def clean_table(scores: dict[str, list[Score]]) -> Table:
     return Table(head, rows)
 
 
-def measure(seeds: int, only: list[str], clean: int, limit_s: float) -> dict[str, list[Score]]:
+def kept(results: Path | None) -> dict[tuple[str, int], Score]:
+    """What the file holds of (run, seed); a torn last line is a run that is done again."""
+    if results is None or not results.exists():
+        return {}
+    found = {}
+    for line in results.read_text().splitlines():
+        try:
+            one = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        found[one["run"], one["seed"]] = Score(**one["score"])
+    return found
+
+
+def keep(results: Path, name: str, seed: int, score: Score) -> None:
+    said = asdict(score) | {"accused": [str(a) for a in score.accused]}
+    torn = results.exists() and not results.read_text().endswith("\n")
+    with open(results, "a") as file:
+        file.write("\n" * torn + json.dumps({"run": name, "seed": seed, "score": said}) + "\n")
+
+
+def measure(
+    seeds: int, only: list[str], clean: int, limit_s: float, results: Path | None = None
+) -> dict[str, list[Score]]:
     began, scores = time.monotonic(), {name: [] for name in [*RUNS, *CLEAN]}
+    done, left = kept(results), 0
     for seed in range(max(seeds, clean)):
         for name in scores:
             wanted = seed < (clean if name in CLEAN else seeds) and (not only or name in only)
+            if wanted and (name, seed) in done:
+                scores[name].append(done[name, seed])
+                continue
             if not wanted or time.monotonic() - began > limit_s:
+                left += wanted
                 continue
             one = run(name, seed)
             scores[name].append(one)
+            if results is not None:
+                keep(results, name, seed, one)
             if name in CLEAN or one.accused or not one.right:
                 said = "; ".join(map(str, one.accused)) or "nobody accused"
                 print(f"  {name}, seed {seed}: found {one.found}, right {one.right}; {said}; "
                       f"{', '.join(one.unnamed)}", file=sys.stderr, flush=True)  # fmt: skip
+    if left:
+        print(f"  {left} runs are still to be done", file=sys.stderr, flush=True)
     return scores
 
 
@@ -205,9 +244,10 @@ def main() -> None:
     parser.add_argument("--clean", type=int, default=6)
     parser.add_argument("--only", nargs="*", default=[])
     parser.add_argument("--seconds", type=float, default=3600)
+    parser.add_argument("--results", type=Path)
     given = parser.parse_args()
     began = time.monotonic()
-    scores = measure(given.seeds, given.only, given.clean, given.seconds)
+    scores = measure(given.seeds, given.only, given.clean, given.seconds, given.results)
     print(table(scores))
     print(clean_table(scores))
     print(f"{time.monotonic() - began:.0f} s")
