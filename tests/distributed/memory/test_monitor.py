@@ -118,7 +118,9 @@ def test_so_they_are_for_splits_with_zero_and_schedules(accumulate):
     layouts = [of for of in PRODUCT if accumulate > 1 or "pp" not in of]
     layouts = [of for of in layouts if accumulate < 4 or "zero3:interleaved" not in of]
     with launch.World(4, quiet=True) as four:
-        check_all_states(four, [replace(CONFIG, layout=of, accumulate=accumulate) for of in layouts])
+        check_all_states(
+            four, [replace(CONFIG, layout=of, accumulate=accumulate) for of in layouts]
+        )
 
 
 def test_copies_of_experts_are_predicted(world):
