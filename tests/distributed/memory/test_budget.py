@@ -1,9 +1,10 @@
 """A budget is kept: measured by the monitor, at every budget that is tried, in every kind of layout
 that shares blocks, with the numbers of a run that keeps everything, to the last bit.
 
-Wrong versions kept below: micro-batches in flight forgotten, what they have sent, and what they keep
-for the loss; the pool's buffers forgotten; gradients of earlier micro-batches counted by the memory that ZeRO 3's parameters
-have just now; and a second forward of ZeRO 3 that frees what backward is about to use.
+Wrong versions kept below: micro-batches in flight forgotten, what they have sent, and what they
+keep for the loss; the pool's buffers forgotten; gradients of earlier micro-batches counted by the
+memory that ZeRO 3's parameters have just now; and a second forward of ZeRO 3 that frees what
+backward is about to use.
 """
 
 from contextlib import contextmanager

@@ -140,7 +140,7 @@ def test_a_memory_budget_is_bytes():
     with pytest.raises(ValueError, match="a memory budget is planned once"):
         TrainConfig(memory_budget="40MB", precision="adaptive")
     for schedule in ("zb-h1", "zb-v", "interleaved-v2", "interleaved"):
-        with pytest.raises(ValueError, match="keeps other things .* 1f1b or gpipe"):
+        with pytest.raises(ValueError, match=r"keeps other things .* 1f1b or gpipe"):
             TrainConfig(memory_budget="40MB", layout=f"pp2:{schedule}", accumulate=4)
     for schedule in ("1f1b", "gpipe"):
         TrainConfig(memory_budget="40MB", layout=f"pp2:{schedule}", accumulate=4)
