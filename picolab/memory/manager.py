@@ -356,6 +356,7 @@ class _Seen:
 
     def __init__(self, watch: RunWatch, missing: _Missing, pool: int):
         self._at = dict(watch.marks)
+        self._phases = [phase for _, _, phase, _ in watch.changes]
         gradients = [alive["gradients"] for alive, _, _ in watch.by_category()]
         add = missing.moments - pool
         self._totals = [
@@ -381,9 +382,12 @@ class _Seen:
         return self._most(f"after {n - 1}", f"backward {n - 1}") - sum(kept)
 
     def ends(self, n: int) -> int:
+        """At the last moment before backward: the loss's are still there, of a stage that has it,
+        and with all forwards first they wait with the rest."""
         kept, _ = self.blocks(n)
-        grown = self._live(f"backward {n - 1}") - self._live("begin") - sum(kept)
-        return max(0, grown)
+        after = self._at[f"after {n - 1}"]
+        begins = self._phases.index("backward", after)
+        return max(0, self._totals[begins - 1] - self._live("begin") - sum(kept))
 
     def rest(self, n: int) -> int:
         first = self._most("begin", "forward 0")

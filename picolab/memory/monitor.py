@@ -16,6 +16,9 @@ the second is looked at.
     kept       bytes that each module's operators left for the backward pass, of one micro-batch
                after the other, added up
     timeline   [seconds, bytes of each category], thinned out; the peak stays
+
+Where a budget gave a run pools of buffers, `fragmentation` has of each the share of its bytes that
+was of no use when most was lent (`MemoryPool.told`); a pool that nobody used is not named.
 """
 
 from collections.abc import Iterable, Sequence
@@ -45,11 +48,21 @@ class MemoryReport:
     phases: dict[str, int]
     kept: dict[str, int]
     timeline: list[list[float]] = field(repr=False)
+    fragmentation: dict[str, float] = field(default_factory=dict)
 
     @classmethod
     def of(cls, events: Iterable[Any]) -> list["MemoryReport"]:
         """Those among a run's events, by step and rank."""
-        found = [cls(event.rank, **event.data) for event in events if event.kind == "memory"]
+        seen, pools = [], {}
+        for event in events:
+            if event.kind == "memory":
+                seen.append(event)
+            elif event.kind == "pool":
+                of_rank = pools.setdefault(event.rank, {})
+                of_rank[event.data["name"]] = event.data["fragmentation"]
+        found = [
+            cls(event.rank, **event.data, fragmentation=pools.get(event.rank, {})) for event in seen
+        ]
         return sorted(found, key=lambda report: (report.step, report.rank))
 
     def table(self, predicted: dict[str, int] | None = None) -> Table:
@@ -63,7 +76,9 @@ class MemoryReport:
                 row.append(bytes_text(predicted[name]) if name in predicted else "")
             if self.most[name] or name in (predicted or ()):
                 rows.append(row)
-        return Table(columns, rows, f"memory of rank {self.rank} in step {self.step}")
+        title = f"memory of rank {self.rank} in step {self.step}"
+        idle = [f"{name} {100 * share:.1f} %" for name, share in self.fragmentation.items()]
+        return Table(columns, rows, f"{title}; idle in pools: {', '.join(idle)}" if idle else title)
 
 
 class MemoryMonitor(Observer):

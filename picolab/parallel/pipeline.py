@@ -269,8 +269,10 @@ class PipelineParallelOptimizer(Placement):
         if to == self.rank:
             self._here[action] = result.detach()
             return
-        pending = comm.send(result.detach(), to, self.axis, _REASONS[action.kind], async_op=True)
-        self._sending.append((pending, result))
+        # Without its graph, whose leaf is the stage's input: that would live as long as the send.
+        sent = result.detach()
+        pending = comm.send(sent, to, self.axis, _REASONS[action.kind], async_op=True)
+        self._sending.append((pending, sent))
 
     def _take(self, action: Action, tokens_BS: torch.Tensor) -> torch.Tensor:
         """The result of an action of another stage, once it is here."""

@@ -107,7 +107,7 @@ def budgets(steps: int = 12) -> None:
         except pico.RankFailure as failure:
             rows.append([budget, "", str(failure).strip().splitlines()[-1][:60]])
             continue
-        plan = next(iter(result.events.where("memory plan"))).data
+        plan = next(e.data for e in result.events if e.kind == "memory plan")
         rows.append([budget, statistics.median(result.step_s[2:]) / plain, plan["choices"]])
     print(Table(["budget", "seconds / keep all", "blocks"], rows))
 

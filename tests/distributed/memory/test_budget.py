@@ -1,9 +1,10 @@
 """A budget is kept: measured by the monitor, at every budget that is tried, in every kind of layout
 that shares blocks, with the numbers of a run that keeps everything, to the last bit.
 
-Wrong versions kept below: micro-batches in flight forgotten, and what they have sent; the pool's
-buffers forgotten; gradients of earlier micro-batches counted by the memory that ZeRO 3's parameters
-have just now; and a second forward of ZeRO 3 that frees what backward is about to use.
+Wrong versions kept below: micro-batches in flight forgotten, what they have sent, and what they
+keep for the loss; the pool's buffers forgotten; gradients of earlier micro-batches counted by the
+memory that ZeRO 3's parameters have just now; and a second forward of ZeRO 3 that frees what
+backward is about to use.
 """
 
 from contextlib import contextmanager
@@ -261,6 +262,22 @@ def nothing_sent():
 
 
 @contextmanager
+def nothing_of_the_loss_waits():
+    """What is kept outside the blocks, counted when backward is done with the loss."""
+    real = manager._Seen.ends
+
+    def ends(self, n):
+        kept, _ = self.blocks(n)
+        return max(0, self._live(f"backward {n - 1}") - self._live("begin") - sum(kept))
+
+    manager._Seen.ends = ends
+    try:
+        yield
+    finally:
+        manager._Seen.ends = real
+
+
+@contextmanager
 def pool_for_nothing():
     real = manager.choices_of, scheduler.Measured._peak
     manager.choices_of = lambda config: ("keep", "offload")
@@ -292,6 +309,7 @@ def gradients_of_what_is_there():
 MUTANTS = [
     (one_in_flight, "pp2"),
     (nothing_sent, "pp2"),
+    (nothing_of_the_loss_waits, "pp2:gpipe"),
     (pool_for_nothing, "dp2"),
     (gradients_of_what_is_there, "dp2zero3 x2"),
 ]

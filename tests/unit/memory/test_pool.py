@@ -15,7 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, multiple, rule
 
-from picolab.memory import MemoryPool, PoolFull, pool
+from picolab.memory import MemoryPool, MemoryReport, PoolFull, pool
+from picolab.memory.watch import CATEGORIES
+from picolab.monitoring.events import Event
 
 CAP = 200_000
 SIZES = st.sampled_from([0, 1, 4096, 5000, 9000, 20_000, 40_000, 70_000])
@@ -248,3 +250,22 @@ def test_threads_do_not_meet(of_threads):
         thread.join()
     assert not wrong
     assert made.held <= 1_000_000
+
+
+def report_of(told):
+    """Of a run of one step, with a pool on rank 0 alone."""
+    most = dict.fromkeys((*CATEGORIES, "total"), 8)
+    seen = dict(step=1, most=most, at_peak={}, phases={}, kept={}, timeline=[])
+    said = [Event("memory", rank, 0.0, seen) for rank in (1, 0)]
+    return MemoryReport.of([*said, Event("pool", 0, 1.0, {"name": "near", "late": 0, **told})])
+
+
+def test_a_report_has_the_pools_own_fragmentation():
+    made = MemoryPool(CAP)
+    made.lease(5000)  # in a class of 5120
+    mine, other = report_of(made.told())
+    assert (mine.rank, mine.fragmentation) == (0, {"near": made.fragmentation})
+    assert mine.fragmentation["near"] == pytest.approx(1 - 5000 / made.held) and made.held > 5000
+    assert other.fragmentation == {}  # (mutant: a pool that is everybody's)
+    share = f"idle in pools: near {100 * made.fragmentation:.1f} %"
+    assert share in str(mine.table()) and "idle" not in str(other.table())

@@ -139,5 +139,8 @@ def test_a_memory_budget_is_bytes():
             TrainConfig(memory_budget=given)
     with pytest.raises(ValueError, match="a memory budget is planned once"):
         TrainConfig(memory_budget="40MB", precision="adaptive")
-    with pytest.raises(ValueError, match="zb-h1 keeps other things as well"):
-        TrainConfig(memory_budget="40MB", layout="pp2:zb-h1", accumulate=4)
+    for schedule in ("zb-h1", "zb-v", "interleaved-v2", "interleaved"):
+        with pytest.raises(ValueError, match=r"keeps other things .* 1f1b or gpipe"):
+            TrainConfig(memory_budget="40MB", layout=f"pp2:{schedule}", accumulate=4)
+    for schedule in ("1f1b", "gpipe"):
+        TrainConfig(memory_budget="40MB", layout=f"pp2:{schedule}", accumulate=4)
