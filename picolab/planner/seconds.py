@@ -4,8 +4,8 @@ On the rank with the most work a step of m micro-batches takes
 
     compute     m times forward, backward and what is recomputed: matrix products at the efficiency
                 of matrices, at the device's rate for the format of their operands (attention's: for
-                that of activations); everything else by the bytes it moves, which are twice (forward) and
-                four times (backward) the bytes that the layer keeps, and its weights
+                that of activations); everything else by the bytes it moves, which are twice
+                (forward) and four times (backward) the bytes that the layer keeps, and its weights
     tp, cp, ep  m times their collectives; a ring of cp hides behind its attention
     pp          m times the sends over its boundaries
     bubble      what the schedule adds; F, B and W in the proportion of this model
