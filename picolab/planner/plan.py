@@ -269,7 +269,8 @@ def mfu(costing: Costing, verdict: Verdict) -> float:
     """Model flops (see `costs.flops_per_token`) over what the devices could do in a step."""
     request = costing.request
     devices = min(request.gpus, request.hardware.cores or request.gpus)
-    return request.model_flops / (verdict.step_s * devices * request.hardware.peak_flops)
+    peak = request.hardware.matrix_flops(request.practice.multiplied)
+    return request.model_flops / (verdict.step_s * devices * peak)
 
 
 def _dominated(verdict: Verdict) -> str:

@@ -23,9 +23,9 @@ class Efficiency:
     """Shares of a data sheet's rates that code reaches, the same everywhere."""
 
     matrices: float
-    """of peak_flops, in products with a weight"""
+    """of the format's matrix_flops, in products with a weight"""
     attention: float
-    """of peak_flops, in attention's own products"""
+    """of the activations' matrix_flops, in attention's own products"""
     memory: float
     """of memory_bytes_per_s, in everything that is no matrix product"""
     links: float
@@ -53,6 +53,8 @@ class Practice:
     computed (with ZeRO 3, only while a product is)"""
     dtype: str = "bf16"
     """of activations"""
+    products: str | None = None
+    """in which linears multiply; None: as activations"""
     attention: Attention = "flash"
     """"flash" skips the half above the causal diagonal, "scores" computes and keeps the square"""
     dropout: bool = False
@@ -69,6 +71,11 @@ class Practice:
     with sp it always is"""
     reserved: float = 0.06
     """share of the memory that no tensor gets: the CUDA context, NCCL's buffers, fragments"""
+
+    @property
+    def multiplied(self) -> str:
+        """The format of a linear's operands."""
+        return self.products or self.dtype
 
     @property
     def recipe(self) -> Mapping[str, int]:
@@ -101,6 +108,7 @@ PRACTICES = MappingProxyType(
             f"picolab-{name}": Practice(
                 states=name,
                 dtype=numbers.activations,
+                products="fp8" if name == "fp8" else None,
                 copies=copy_bytes(name),
                 overlap=False,
                 whole_gradients=True,

@@ -3,8 +3,9 @@
 On the rank with the most work a step of m micro-batches takes
 
     compute     m times forward, backward and what is recomputed: matrix products at the efficiency
-                of matrices; everything else by the bytes it moves, which are twice (forward) and
-                four times (backward) the bytes that the layer keeps, and its weights
+                of matrices, at the device's rate for the format of their operands (attention's: for
+                that of activations); everything else by the bytes it moves, which are twice
+                (forward) and four times (backward) the bytes that the layer keeps, and its weights
     tp, cp, ep  m times their collectives; a ring of cp hides behind its attention
     pp          m times the sends over its boundaries
     bubble      what the schedule adds; F, B and W in the proportion of this model
@@ -201,7 +202,7 @@ class Seconds(Parts):
         low = config.latent
         widths = low.nope_dim + low.rope_dim + low.value_dim if low else 2 * config.head_dim
         square = 2 * config.heads * heads_here * widths * self.request.seq * tokens
-        square /= self.hardware.peak_flops * self.efficiency.attention
+        square /= self.hardware.matrix_flops(practice.dtype) * self.efficiency.attention
         if practice.attention == "flash":  # half the square; backward has the scores once more
             attention, attention_back = square / 2, 2.5 * square / 2
         else:
@@ -353,7 +354,8 @@ class Seconds(Parts):
 
     @property
     def _rate(self) -> float:
-        return self.hardware.peak_flops * self.efficiency.matrices
+        """Of linears' products, in the format of their operands."""
+        return self.hardware.matrix_flops(self.practice.multiplied) * self.efficiency.matrices
 
     @property
     def _bandwidth(self) -> float:

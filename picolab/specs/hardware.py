@@ -23,7 +23,8 @@ class Hardware:
 
     name: str
     peak_flops: float
-    """bf16 matrix operations per second, a multiplication and an addition counted as two."""
+    """Matrix operations per second, a multiplication and an addition counted as two: in bf16 on a
+    data sheet, in fp32 where it is `measured`."""
     memory_bytes: float
     """Device memory; GB is 1e9."""
     memory_bytes_per_s: float
@@ -47,6 +48,8 @@ class Hardware:
     """Cores that all ranks share; more ranks than that take turns. None: each has a device."""
     collectives: Mapping[str, tuple[float, float]] | None = None
     """Measured collectives: op -> (seconds a message, bytes a second), in place of the links."""
+    rates: Mapping[str, float] | None = None
+    """Format -> matrix operations per second in it, where they are others than peak_flops."""
 
     def __post_init__(self):
         for field in fields(self):
@@ -59,6 +62,9 @@ class Hardware:
                     raise ValueError(f"{self.name}: measured is {value!r}; it is true or false")
             elif field.name == "collectives":
                 self._check_collectives()
+            elif field.name == "rates":
+                for format, rate in dict(self.rates or {}).items():
+                    self._check_number(f"rates[{format!r}]", rate)
             elif not (value is None and field.name == "cores"):
                 self._check_number(field.name, value, whole=field.type in (int, int | None))
 
@@ -82,6 +88,10 @@ class Hardware:
                 self._check_number(f"collectives[{op!r}]", value)
             pairs[op] = tuple(pair)
         object.__setattr__(self, "collectives", pairs)
+
+    def matrix_flops(self, format: str) -> float:
+        """Matrix operations per second of operands in this format: "fp32", "bf16", "fp8"."""
+        return (self.rates or {}).get(format, self.peak_flops)
 
     @classmethod
     def preset(cls, name: str) -> "Hardware":
@@ -134,6 +144,7 @@ _PRESETS = {
         Hardware(
             name="a100-80gb",
             peak_flops=312e12,
+            rates={"fp32": 19.5e12},
             memory_bytes=80e9,
             memory_bytes_per_s=2.039e12,
             link_bytes_per_s=300e9,
@@ -144,6 +155,7 @@ _PRESETS = {
         Hardware(
             name="h100-sxm",
             peak_flops=989e12,
+            rates={"fp32": 67e12, "fp8": 1979e12},
             memory_bytes=80e9,
             memory_bytes_per_s=3.35e12,
             link_bytes_per_s=450e9,
@@ -154,6 +166,7 @@ _PRESETS = {
         Hardware(
             name="h200-sxm",
             peak_flops=989e12,
+            rates={"fp32": 67e12, "fp8": 1979e12},
             memory_bytes=141e9,
             memory_bytes_per_s=4.8e12,
             link_bytes_per_s=450e9,
@@ -164,6 +177,7 @@ _PRESETS = {
         Hardware(
             name="b200-sxm",
             peak_flops=2.25e15,
+            rates={"fp32": 75e12, "fp8": 4.5e15},
             memory_bytes=180e9,
             memory_bytes_per_s=8e12,
             link_bytes_per_s=900e9,
@@ -175,6 +189,7 @@ _PRESETS = {
         Hardware(
             name="mi300x",
             peak_flops=1307.4e12,
+            rates={"fp32": 163.4e12, "fp8": 2614.9e12},
             memory_bytes=192e9,
             memory_bytes_per_s=5.3e12,
             link_bytes_per_s=448e9,

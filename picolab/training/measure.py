@@ -7,7 +7,8 @@ A data sheet says what a device could do; here it is timed what it does, in as m
 there are cores, because ranks that compute at the same time share caches, memory and clock:
 
     peak_flops           matrix products of the model's own shapes, forward and both of backward,
-                         weighted as the model has them
+                         weighted as the model has them, in fp32
+    rates                the same in the format of `precision`, as the detector found it beside fp32
     memory_bytes_per_s   an elementwise product of two tensors of the MLP's width
     collectives          seconds at several sizes, between all ranks, through `picolab.comm`; alpha
                          and beta of `costs.collective_time`, by least squares of relative errors
@@ -21,7 +22,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import psutil
 import torch
@@ -32,7 +33,10 @@ from picolab.costs.parameters import require_llama
 from picolab.model import Transformer
 from picolab.model.layers import Linear
 from picolab.planner.request import resolve_model
+from picolab.precision.hardware import HardwareDetector
 from picolab.specs import Hardware, Layout, ModelConfig
+from picolab.specs.precision import PRECISIONS, PrecisionName
+from picolab.training.one_thread import one_thread
 
 OPS = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "send")
 SIZES = (4_096, 65_536, 1_048_576, 4_194_304)
@@ -48,11 +52,14 @@ def measure(
     ranks: int | None = None,
     repeats: int = 7,
     backend: Literal["auto", "gloo", "nccl"] = "auto",
+    precision: PrecisionName = "fp32",
 ) -> Hardware:
     """Time this machine at the shapes of a plain Llama model. Takes some seconds.
 
     ranks: that run at the same time; None: one a core, and two at least, since one has nobody to
-    talk to. Raises ValueError for numbers that make no sense.
+    talk to. precision: "bf16" or "fp16" asks the detector, too, how many times fp32's speed the
+    model's products have in it (`Hardware.rates`); it answers from its file or measures once.
+    Raises ValueError for numbers that make no sense.
     """
     config = resolve_model(model)
     config = config.replace(seq=config.seq if seq is None else seq, name=config.name)
@@ -72,10 +79,16 @@ def measure(
         for op in OPS
     }
     alpha, rate = collectives["all_reduce"]
+    flops = statistics.median(one["flops"] for one in each)
+    format = PRECISIONS[precision].activations
+    rates = None
+    if format in ("bf16", "fp16"):
+        rates = {format: flops * speed(config, format, micro_batch * config.seq, device=device)}
     memory = each[0]["memory_bytes"] if device == "cuda" else psutil.virtual_memory().total / ranks
     return Hardware(
         name=f"this machine ({device})",
-        peak_flops=statistics.median(one["flops"] for one in each),
+        peak_flops=flops,
+        rates=rates,
         memory_bytes=memory,
         memory_bytes_per_s=statistics.median(one["bandwidth"] for one in each),
         link_bytes_per_s=rate,
@@ -89,6 +102,23 @@ def measure(
         source=f"measured with {ranks} ranks at once, torch {torch.__version__}, {config.name}, "
         f"micro-batch {micro_batch} of {config.seq} tokens",
     )
+
+
+@one_thread()
+def speed(
+    config: ModelConfig, format: str, tokens: int, detector: Any = None, device: str = "cpu"
+) -> float:
+    """Of all products of the model's linears in a short format, each by the faster way, in fp32's.
+
+    detector: asked in place of this machine's `HardwareDetector`."""
+    detector = detector or HardwareDetector(device)
+    exact = short = 0.0
+    for (rows, columns), count in shapes(config).items():
+        asked = detector.products(format, tokens=tokens, inputs=columns, outputs=rows)
+        for timed in asked.values():
+            exact += count * timed.fp32
+            short += count * min(timed.native, timed.rounded)
+    return exact / short
 
 
 def measure_rank(config: ModelConfig, micro_batch: int, repeats: int) -> dict:

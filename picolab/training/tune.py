@@ -26,6 +26,7 @@ from pathlib import Path
 
 from picolab import launch
 from picolab.launch import RankFailure
+from picolab.planner import PRACTICES
 from picolab.planner.costing import Candidate, Costing
 from picolab.planner.request import Request
 from picolab.planner.search import search
@@ -95,7 +96,9 @@ def tune(
     log = TuneLog.open(folder, question)
     try:
         if not log.contenders:
-            found = hardware or measure(config.model, micro_batch=_micro_batch(batch, usual))
+            found = hardware or measure(
+                config.model, micro_batch=_micro_batch(batch, usual), precision=config.precision
+            )
             log.propose(_contenders(config, question, usual, found))
         return _Tuning(config, log, until, progress).run()
     except KeyboardInterrupt:
@@ -130,6 +133,12 @@ def _check_default(config: TrainConfig, question: Question, usual: Layout) -> No
     _settings(config, question, Contender(str(usual), _micro_batch(batch, usual), 0.0))
 
 
+def _practice(config: TrainConfig, hardware: Hardware) -> str | None:
+    """Bytes and rates of the precision that is trained in."""
+    name = f"picolab-{config.precision}"
+    return name if hardware.measured and name in PRACTICES else None
+
+
 def _contenders(
     config: TrainConfig, question: Question, usual: Layout, hardware: Hardware
 ) -> list[Contender]:
@@ -139,6 +148,7 @@ def _contenders(
         gpus=question.world,
         hardware=hardware,
         global_batch=question.global_batch,
+        practice=_practice(config, hardware),
     )
     costing = Costing(request)
     size = _micro_batch(question.global_batch, usual)

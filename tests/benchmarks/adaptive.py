@@ -1,6 +1,7 @@
 """Does a model that is trained in formats chosen by layer learn what an fp32 one does?
 
-    python tests/benchmarks/adaptive.py [--steps 200] [--seeds 3] [--plant 100000] [--only-planted]
+    python tests/benchmarks/adaptive.py [--steps 200] [--seeds 3] [--first 0] [--plant 1e5]
+        [--only-planted]
 
 `tiny` on Python's own source, one rank: fp32, adaptive, and every product in fp8 with one scale a
 tensor. Then the same with planted outliers: where each layer's MLP narrows, one token of each
@@ -56,6 +57,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--plant", type=float, default=1e5)
     parser.add_argument("--only-planted", action="store_true")
     options = parser.parse_args()
@@ -63,7 +65,7 @@ def main() -> None:
     cases = [(p, factor) for factor in factors for p in ("fp32", "adaptive", "fp8")]
     found: dict[tuple, list] = {case: [] for case in cases}
     with tqdm(total=options.seeds * len(cases), unit="run") as told:
-        for seed in range(options.seeds):
+        for seed in range(options.first, options.first + options.seeds):
             for precision, factor in cases:
                 told.set_description(f"{precision}, seed {seed}")
                 config = TrainConfig(
@@ -88,7 +90,10 @@ def main() -> None:
         )
     print(Table(["precision", "held-out loss", "beside fp32's, by seed", "below fp32"], rows))
     odd = found["adaptive", options.plant][0][2]
-    print("seed 0, planted:", ", ".join(f"{n} {f}" for n, f in odd.items() if f != "fp8"))
+    print(
+        f"seed {options.first}, planted:",
+        ", ".join(f"{n} {f}" for n, f in odd.items() if f != "fp8"),
+    )
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import torch
 from picolab.exercises.attempt import Attempt
 from picolab.exercises.case import Case
 from picolab.exercises.definition import Exercise
-from picolab.precision.formats import round_to
+from picolab.precision.formats import find, round_to
 
 LARGEST = {"e4m3": 448.0, "e5m2": 57344.0}
 
@@ -83,6 +83,7 @@ _SETTINGS = (
     ("blocks of zeros", (19,), 18, 15, 5, "zeros"),
     ("largest numbers between 7/8 and 1 of a power of two", (8,), 8, 8, 8, "edges"),
     ("largest numbers at the very end of the format", (8,), 32, 20, 8, "ends"),
+    ("largest numbers a last bit beyond the end of the format", (8,), 8, 8, 4, "beyond"),
     ("sequences, x of (2, 3, 10)", (2, 3), 10, 6, 4, "tokens"),
     ("sequences, x of (2, 1, 5, 9)", (2, 1, 5), 9, 4, 3, "tokens"),
     ("one token", (1,), 6, 5, 4, ""),
@@ -112,6 +113,16 @@ def _draw(attempt: Attempt, leading, inputs: int, outputs: int, kind: str):
             drawn.view(-1)[:: max(2, drawn.numel() // 5)] *= 1000.0
         return drawn
 
+    if kind == "beyond":
+        weight = _beyond(of(outputs, inputs), 12, "e4m3", zero=1)
+        batches = [
+            (
+                _beyond(of(*leading, inputs), -20, "e4m3", zero=-1),
+                _beyond(of(*leading, outputs), -30, "e5m2", zero=1),
+            )
+            for _ in range(2)
+        ]
+        return weight, batches
     weight = of(outputs, inputs)
     batches = []
     for _ in range(2):
@@ -146,6 +157,21 @@ def _draw(attempt: Attempt, leading, inputs: int, outputs: int, kind: str):
 def _at_ends(t: torch.Tensor) -> torch.Tensor:
     """7/8 of a power of two each, as 448 and 57344 are."""
     return t.sign() * torch.ldexp(torch.full_like(t, 0.875), torch.frexp(t)[1])
+
+
+def _beyond(t: torch.Tensor, power: int, format: str, zero: int) -> torch.Tensor:
+    """In every block of 4, along both dims, a largest number one last bit of fp32 beyond the
+    format's times 2^power, a zero, and two of some steps of its subnormals. log2 in fp32 takes the
+    first for the end itself; the scale is then too small by 2, and the last two keep a bit too
+    many. zero: where it is, beside the largest. Each zero meets another operand's largest, so that
+    some sums are of small numbers alone."""
+    row, column = torch.meshgrid(*map(torch.arange, t.shape), indexing="ij")
+    off = (column - row) % 4
+    numbers = torch.finfo(find(format).dtype)
+    step = numbers.smallest_normal * numbers.eps * 2.0**power
+    small = t.sign() * (1 + 6 * (t.abs() % 1)) * step
+    large = t.sign() * LARGEST[format] * 2.0**power * (1 + 2.0**-23)
+    return torch.where(off == 0, large, torch.where(off == zero % 4, 0.0, small))
 
 
 def _uneven(n: int) -> torch.Tensor:
@@ -220,8 +246,9 @@ def _rounded(
 ) -> torch.Tensor:
     """t, in fp64, as fp8 with a power of two for each block along dim (0: the whole row; dim None:
     the whole tensor). above: so many powers more. rule "down": the standard's, which saturates;
-    "inside": what is at the end of the format counts as beyond; "unbounded": any e; "late": blocks
-    are counted from the end. size: of blocks, whatever was asked."""
+    "inside": what is at the end of the format counts as beyond; "log2": e is that of fp32's log2;
+    "unbounded": any e; "late": blocks are counted from the end. size: of blocks, whatever was
+    asked."""
     t = t.double()
     if dim is None:
         return _scaled(t, format, t.abs().amax().expand_as(t), above, rule)
@@ -245,6 +272,8 @@ def _power(amax: float, largest: float, rule: str) -> int:
     """The least e with amax <= largest * 2^e; see _rounded for the rules of mistakes."""
     if amax == 0:
         return 0
+    if rule == "log2":
+        return max(-126, min(126, int(torch.tensor(amax / largest).log2().ceil())))
     e = math.frexp(amax)[1] - math.frexp(largest)[1]
     if rule != "down":
         e += amax > largest * 2.0**e or (rule == "inside" and amax == largest * 2.0**e)
@@ -297,6 +326,10 @@ def _forward(attempt: Attempt, y, x, weight, block: int) -> bool:
 def _of_scales(product) -> dict:
     """Mistakes of every product alike."""
     return {
+        "the scale of a block whose largest number is just beyond 448 (57344) times a power of two "
+        "is that power: log2 in fp32 rounds it off; take e from `frexp`, or compare": product(
+            {"rule": "log2"}
+        ),
         "a block whose largest number is above 448 (57344) times the scale was saturated: the "
         "scale is the least power of two for which it is not": product({"rule": "down"}),
         "a block whose largest number is exactly 448 (57344) times a power of two has that power "

@@ -2,11 +2,16 @@
 
 The bits of fp32 numbers come in and the bits of a short format go out. Everything on the way is
 seen (torch's dispatcher), and an operator that gives floating-point numbers is refused: so no cast
-of torch's does the rounding. What is right is looked up in a table of all numbers that the format
-has.
+of torch's does the rounding. The ways out of torch that end in floating-point numbers (numpy,
+struct, ctypes, a memoryview's cast, frexp and ldexp of `math`) are seen by the interpreter's
+profiler, and refused too. What is right is looked up in a table of all numbers that the format has.
 """
 
 import math
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -58,6 +63,41 @@ class _Floats(TorchDispatchMode):
         return out
 
 
+# Functions written in C, by their module, through which bits become a number or a number bits.
+_MODULES = {"numpy": "numpy", "_struct": "struct", "_ctypes": "ctypes"}
+_NAMED_CALLS = {("math", "frexp"), ("math", "ldexp"), ("memoryview", "cast"), ("Tensor", "numpy")}
+
+
+@contextmanager
+def _calls_out() -> Iterator[list[str]]:
+    """While open, the functions in C that were called and of which floating-point numbers come, in
+    this thread and in those that are started."""
+    seen: list[str] = []
+
+    def listen(_, event: str, function) -> None:
+        if event != "c_call":
+            return
+        owner = getattr(function, "__self__", None)
+        kind = owner if isinstance(owner, type) else type(owner)
+        module = function.__module__ or kind.__module__
+        module = module if isinstance(module, str) else ""
+        if (found := _MODULES.get(module.partition(".")[0])) is not None:
+            seen.append(f"{found}'s {function.__name__}")
+        elif (module, function.__name__) in _NAMED_CALLS:
+            seen.append(f"{module}'s {function.__name__}")
+        elif (kind.__name__, function.__name__) in _NAMED_CALLS:
+            seen.append(f"{kind.__name__}'s {function.__name__}")
+
+    before = sys.getprofile()
+    threading.setprofile(listen)
+    sys.setprofile(listen)
+    try:
+        yield seen
+    finally:
+        sys.setprofile(before)
+        threading.setprofile(before)
+
+
 def judge(learner, attempt: Attempt) -> None:
     for about, bits, exponent, mantissa in _questions(attempt):
         attempt.only()
@@ -65,12 +105,18 @@ def judge(learner, attempt: Attempt) -> None:
         attempt.setting(about)
         floats = _Floats()
         given = {"bits": bits, "exponent": exponent, "mantissa": mantissa}
-        with floats:
+        with floats, _calls_out() as out:
             got = attempt.call(learner, given)
         if floats.seen:
             attempt.wrong(
                 f"`{floats.seen[0]}` gives floating-point numbers: the rounding is to be done by "
                 "integers alone, shifts, masks, comparisons and sums"
+            )
+            return
+        if out:
+            attempt.wrong(
+                f"`{out[0]}` leads out of torch to where numbers are floating-point ones, and the "
+                "judge does not see what rounds them: use integers of torch or Python's own"
             )
             return
         if not _compare(attempt, got, bits, exponent, mantissa):
@@ -265,8 +311,8 @@ EXERCISE = Exercise(
     "number the distance between neighbours stays what it is. A NaN becomes a NaN, any; the sign "
     "stays, of zero too.",
     budget="Nothing is sent, and no operator of torch may give a floating-point number: the judge "
-    "sees each, so a cast is refused, and so is `view(torch.float32)`. All upper halves of fp32, "
-    "and what is halfway between neighbours, for eleven formats.",
+    "sees each, so a cast is refused, and so is `view(torch.float32)`; so are numpy, struct and "
+    "ctypes. All upper halves of fp32, and what is halfway between neighbours, for eleven formats.",
     hints=(
         "Take sign, exponent and mantissa apart. A number is a whole number (the mantissa, with "
         "the 1 that is not written) times a power of two. Which bits of that whole number does "

@@ -13,7 +13,7 @@ from picolab.planner import PRACTICES, Request
 from picolab.planner.costing import Candidate, Costing
 from picolab.planner.memory import CATEGORIES
 from picolab.planner.seconds import TERMS
-from picolab.specs import Layout, ModelConfig
+from picolab.specs import Hardware, Layout, ModelConfig
 from picolab.specs.precision import PRECISIONS
 
 
@@ -253,3 +253,49 @@ def test_the_planner_knows_the_bytes_of_each_precision():
     assert layers["fp32"] == layers["adaptive"] == pytest.approx(layers["fp64"] / 2, rel=0.05)
     assert layers["bf16"] == layers["fp8"]
     assert layers["fp32"] / 2 < layers["bf16"] < layers["fp32"] * 0.65
+
+
+# ---- the format of products
+
+
+def check_rates(seconds):
+    """Linears take the time of their operands' format, attention that of activations."""
+    short = Candidate(Layout.parse("dp16"), 1, "none")
+    one = costing(seq=64, global_batch=16)  # (little attention, and little that is only moved)
+    half, exact, eighth = (
+        seconds(Costing(one.request.replace(practice=name)), short)["compute"]
+        for name in ("picolab-bf16", "picolab", "picolab-fp8")
+    )
+    products = 2 * 3 * costs.parameters(one.config).active * 64
+    per_s = {"bf16": 989e12, "fp32": 67e12, "fp8": 1979e12}  # NVIDIA H100 data sheet, dense
+    bf16, fp32, fp8 = (products / of / one.efficiency.matrices for of in per_s.values())
+    assert exact - half == pytest.approx(fp32 - bf16, rel=0.15)
+    assert half - eighth == pytest.approx(bf16 - fp8, rel=0.15)
+
+
+def test_products_take_the_time_of_their_format():
+    check_rates(Costing.seconds)
+
+
+def test_a_measured_device_is_as_fast_as_the_detector_found():
+    cores = Hardware(
+        name="cores", peak_flops=1e10, rates={"bf16": 2.5e9}, memory_bytes=8e9, cores=2,
+        memory_bytes_per_s=1e15, link_bytes_per_s=1e9, network_bytes_per_s=1e9, source="a test",
+        measured=True,
+    )  # fmt: skip
+    times = {
+        name: Costing(
+            Request(model="tiny", gpus=1, hardware=cores, global_batch=8, practice=name)
+        ).seconds(candidate("dp1"))["compute"]
+        for name in ("picolab", "picolab-bf16", "picolab-fp16")
+    }
+    assert times["picolab-bf16"] == pytest.approx(4 * times["picolab"], rel=0.01)
+    assert times["picolab-fp16"] == pytest.approx(times["picolab"], rel=0.01)  # nothing is known
+    with pytest.raises(ValueError, match="rates\\['bf16'\\] is 0"):
+        dataclasses.replace(cores, rates={"bf16": 0})
+
+
+def test_mutant_one_speed_for_all_precisions(monkeypatch):
+    monkeypatch.setattr(Hardware, "matrix_flops", lambda self, format: self.peak_flops)
+    with pytest.raises(AssertionError):
+        check_rates(Costing.seconds)

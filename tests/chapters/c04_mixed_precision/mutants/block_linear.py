@@ -28,6 +28,10 @@ def _rounded(t, dtype, dim, block, *, rule="up", scaled="block", late=False):
         power = power + (mantissa >= top)
     if rule == "always up":
         power = power + 1
+    if rule == "log2":
+        power = torch.where(amax > 0, torch.log2(amax / largest).ceil(), 0.0).int()
+    if rule == "two logarithms":
+        power = torch.where(amax > 0, (torch.log2(amax) - math.log2(largest)).ceil(), 0.0).int()
     power = power if rule == "unbounded" else power.clamp(-126, 126)
     scale = torch.ldexp(torch.ones_like(amax), power)
     if rule == "any number":
@@ -345,6 +349,15 @@ def any_power(x, weight, block):
     return _answer(x, weight, block, rule="unbounded")
 
 
+def by_log2(x, weight, block):
+    """In fp32 it is a whole number too for what is a last bit beyond."""
+    return _answer(x, weight, block, rule="log2")
+
+
+def by_two_logarithms(x, weight, block):
+    return _answer(x, weight, block, rule="two logarithms")
+
+
 def by_views(x, weight, block):
     """A view instead of flatten needs what is contiguous."""
     return _answer(x.view(-1, x.shape[-1]), weight, block).view(*x.shape[:-1], -1)
@@ -397,6 +410,8 @@ MUTANTS = {
     reads_the_judges_frames: "dx is wrong: dy was not rounded",
     inside_the_end: "it is at the end of the format, and not beyond",
     any_power: "e went beyond -126 or 126",
+    by_log2: "log2 in fp32 rounds it off",
+    by_two_logarithms: "y is wrong",
     by_views: "view size is not compatible",
 }
 

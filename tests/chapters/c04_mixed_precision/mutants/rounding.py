@@ -119,6 +119,37 @@ def by_numpys_cast(bits, exponent, mantissa):
     return torch.from_numpy(short.astype(numpy.int32))
 
 
+def by_numpys_floats(bits, exponent, mantissa):
+    """Right, but ulp(x) * rint(x / ulp(x)) in fp64 does the rounding."""
+    pattern = numpy.array(bits.tolist(), dtype=numpy.int32)
+    return _in_floats(pattern.view(numpy.float32), pattern, bits, exponent, mantissa)
+
+
+def by_numpys_floats_of_a_tensor(bits, exponent, mantissa):
+    pattern = bits.numpy()
+    return _in_floats(pattern.view(numpy.float32), pattern, bits, exponent, mantissa)
+
+
+def by_structs_floats(bits, exponent, mantissa):
+    """The same from Python's floats."""
+    flat = bits.flatten().tolist()
+    x = struct.unpack(f"<{len(flat)}f", struct.pack(f"<{len(flat)}i", *flat))
+    return _in_floats(numpy.array(x), numpy.array(flat), bits, exponent, mantissa)
+
+
+def _in_floats(x, pattern, bits, exponent, mantissa):
+    least, size = 2 - 2 ** (exponent - 1), numpy.abs(x.astype(numpy.float64))
+    infinite = (2**exponent - 1) << mantissa
+    finite = numpy.where(numpy.isfinite(size), size, 1.0)
+    power = numpy.where(finite > 0, numpy.maximum(numpy.frexp(finite)[1] - 1, least), least)
+    kept = numpy.rint(numpy.ldexp(finite, mantissa - power)).astype(numpy.int64)
+    found = numpy.minimum(((power.astype(numpy.int64) - least) << mantissa) + kept, infinite)
+    found = numpy.where(numpy.isinf(size), infinite, found)
+    found = numpy.where(numpy.isnan(size), infinite + 1, found)
+    found += (pattern < 0).astype(numpy.int64) << (exponent + mantissa)
+    return torch.from_numpy(found.astype(numpy.int32)).view(bits.shape)
+
+
 def by_the_package(bits, exponent, mantissa):
     from picolab.precision import round_to
 
@@ -258,7 +289,10 @@ MUTANTS = {
     the_line_with_its_sign: "which is no pattern of 16 bits",
     by_torchs_cast: "gives floating-point numbers",
     by_way_of_bf16: "gives floating-point numbers",
-    by_numpys_cast: "6 numbers to bf16",
+    by_numpys_cast: "leads out of torch",
+    by_numpys_floats: "`numpy's array` leads out of torch",
+    by_numpys_floats_of_a_tensor: "leads out of torch",
+    by_structs_floats: "`struct's",
     by_the_package: "gives floating-point numbers",
     in_fp64: "gives floating-point numbers",
     numbers_instead_of_bits: "which is no pattern of 16 bits",
@@ -271,7 +305,7 @@ MUTANTS = {
     the_examples_alone: "numbers of all sizes to bf16",
     a_shift_too_far: "it is below the smallest normal number",
     in_a_thread: "to e4m3",
-    by_struct: "6 numbers to bf16",
+    by_struct: "`struct's pack` leads out of torch",
     by_way_of_tf32: "in bits",
     reads_the_judges_frames: "which is no pattern of 16 bits",
 }
