@@ -81,7 +81,7 @@ def _judge_bad(attempt: Attempt, got, losses, tokens, line, me: int) -> None:
         ("these are flags, one for each rank", [int(r in expected) for r in range(len(line))]),
         ("these are the ranks that are fine", [r for r in range(len(line)) if r not in expected]),
         ("a loss that is high, or below 0, is a number all the same",
-         [r for r, x in enumerate(losses) if r in expected or x.isfinite() and not 0 <= x < 1e30]),
+         [r for r, x in enumerate(losses) if x < 0 or x >= 1e30 or r in expected]),
         ("that is how many there are", [len(expected)]),
         ("an infinite loss is no number to go on with either",
          [r for r in expected if losses[r].isnan()]),
@@ -160,7 +160,8 @@ EXERCISE = Exercise(
         Case(
             "dp3", "",
             {"axis": "dp",
-             "settings": ("...", ".n.", "..i", "-..", "n.i", "nnn", "0..", "0n.", "000", ".z.", "b..", ".m.")},
+             "settings": ("...", ".n.", "..i", "-..", "n.i", "nnn", "0..", "0n.", "000", ".z.",
+                          "b..", ".m.")},
             "a rank whose loss is bad takes part as well",
         ),
         Case("dp2tp2", "over tp, which is half of them",
