@@ -37,6 +37,7 @@ from picolab.debug.evidence import Evidence
 from picolab.debug.faults import CATALOGUE, Fault
 from picolab.debug.hang import diagnose
 from picolab.debug.oracle import judge, main_verify, verify
+from picolab.debug.run_faults import InRun, Pace
 from picolab.debug.step_trace import StepTrace, compare_steps, trace_step
 from picolab.debug.verdict import Row, Verdict
 from picolab.monitoring.who_waits import Diagnosis
@@ -48,6 +49,8 @@ __all__ = [
     "DryRun",
     "Evidence",
     "Fault",
+    "InRun",
+    "Pace",
     "Row",
     "StepTrace",
     "Verdict",

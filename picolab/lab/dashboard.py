@@ -37,7 +37,9 @@ def dashboard(
 
     source   a Job (live while it runs), a result (at once), or a run directory, also one that
              torchrun or Slurm writes to
-    others   more of them that have ended: then loss and tokens/s of all, one over the other
+    others   more of them: then loss and tokens/s of all, one over the other, and nothing else. All
+             have to have ended: of one that goes on it is a ValueError, which names it. A run
+             that has told no step is named as one, and has no line
     covers   the id of a question, or several: where a step goes and what travels stay covered, in
              picture and text, until each has a guess or was skipped
     beside   {name: result}: the losses of earlier runs, in grey behind those of this one
@@ -47,7 +49,8 @@ def dashboard(
     peak_flops   of one rank's device, a second, such as `pico.training.measure(...).peak_flops`:
              for the MFU beside the tokens/s
 
-    Returns a `Dashboard`, which has shown itself; its `.figure` can be saved.
+    Returns a `Dashboard`, of several runs an `Overlay`, which has shown itself; its `.figure` can
+    be saved.
     """
     ids = [covers] if isinstance(covers, str) else list(covers)
     if others:

@@ -20,7 +20,10 @@ _LAZY = {
     "AnomalyDetector": "anomalies",
     "BasicMonitoringSystem": "system",
     "BasicVisualization": "visualization",
+    "Duration": "alert_rules",
+    "Hit": "alert_rules",
     "MetricsCollector": "collector",
+    "Rule": "alert_rules",
 }
 
 __all__ = [

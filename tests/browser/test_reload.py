@@ -49,6 +49,8 @@ _UNDER_THE_MOUSE = """() => [...document.querySelectorAll('.js-plotly-plot')].ma
     const met = document.elementFromPoint(box.x + box.width / 2, box.y + box.height / 2);
     return met.closest('.draglayer > g').classList[0];
 })"""
+_STEPS_SHOWN = """() => [...document.querySelectorAll('.js-plotly-plot')].map(figure =>
+    figure._fullLayout.xaxis.range)"""
 _SIZES = """() => [...document.querySelectorAll('.js-plotly-plot')].map(figure =>
     [figure._fullLayout.width, figure._fullLayout.height])"""
 _TITLES = """() => [...document.querySelectorAll('.js-plotly-plot')].map(figure =>
@@ -197,6 +199,52 @@ def test_a_run_survives_a_reload(jupyter, tmp_path, capsys):
         lab.page.evaluate("() => document.querySelector('style.picolab-saved').remove()")
         assert [said for said, _ in lab.page.evaluate(_DEAD)] == ["none", "none"]
         assert lab.page.evaluate(_TEXT_COLOURS)[0] != [page]
+
+
+# A second view of the same run, which forgets a zoom.
+FORGETS = """view = pico.dashboard(job)._view
+paint, whole = view.paint, {"xaxis.autorange": True}
+view.paint = lambda *state: (paint(*state), view.figure._send_relayout_msg(whole))"""
+
+
+def zoom(lab: Lab, number: int) -> None:
+    """Drag the mouse over the middle of a figure's loss."""
+    figure = lab.page.locator(".js-plotly-plot").nth(number)
+    figure.scroll_into_view_if_needed()
+    box = figure.locator(".draglayer .xy .nsewdrag").bounding_box()
+    for share, act in ((0.4, lab.page.mouse.down), (0.7, lab.page.mouse.up)):
+        at = box["x"] + share * box["width"], box["y"] + share * box["height"]
+        lab.page.mouse.move(*at, steps=4)
+        act()
+
+
+def test_a_zoom_is_kept_and_a_pause_holds_while_a_run_goes_on(jupyter, tmp_path):
+    """Catches a paint that undoes a zoom, as the second figure's does, and a pause that does not
+    hold the picture, or is not over."""
+    write(tmp_path / "zoom.ipynb", {"start": START, "run": RUN, "forgets": FORGETS})
+    with jupyter.lab(tmp_path) as lab:
+        lab.open("zoom.ipynb")
+        lab.run_all()
+        wait_until(lambda: sum(n > 5 for n in steps(lab)) == 2, "both figures to be drawn")
+        whole = lab.page.evaluate(_STEPS_SHOWN)[0]
+        zoom(lab, 0)
+        zoom(lab, 1)
+        zoomed, then = lab.page.evaluate(_STEPS_SHOWN)[0], max(steps(lab))
+        assert zoomed[1] - zoomed[0] < 0.5 * (whole[1] - whole[0]), (whole, zoomed)
+        wait_until(lambda: min(steps(lab)) > then + 5, "both figures to move")
+        kept, forgotten = lab.page.evaluate(_STEPS_SHOWN)
+        assert kept == zoomed and forgotten[1] > then, (zoomed, kept, forgotten)
+
+        button = lab.page.locator("button.widget-toggle-button")
+        button.filter(has_text="Pause").first.click()
+        wait_until(lambda: steps(lab)[1] > steps(lab)[0] + 5, "the other figure to go ahead")
+        held, ahead = steps(lab)
+        wait_until(lambda: steps(lab)[1] > ahead + 5, "it to go on")
+        assert steps(lab)[0] == held
+        button.filter(has_text="Go on").click()
+        wait_until(lambda: steps(lab)[0] > ahead, "the first figure to have what it missed")
+        assert lab.page.evaluate(_STEPS_SHOWN)[0] == kept
+        assert real_errors(lab) == [] and lab.cell_errors() == []
 
 
 ASK = """import picolab as pico

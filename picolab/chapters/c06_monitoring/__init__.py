@@ -75,7 +75,7 @@ CHAPTER = Chapter(
         "hangs": "Hangs, desyncs and dead ranks",
         "fleet": "A fleet",
     },
-    taught=tuple(f"mon-{number:03}" for number in (6, 8, 11, 12, 13, 14, 16, 27, 30, 33, 34)),
+    taught=tuple(f"mon-{number:03}" for number in (3, 6, 8, 11, 12, 13, 14, 16, 27, 30, 33, 34)),
     counts={"questions": 37, "numeric": 13, "code": 3, "diagnose": 4, "warm_ups": 11},
     exercises={id: about.within(__name__) for id, about in _EXERCISES.items()},
     mysteries=f"{__name__}.mysteries",

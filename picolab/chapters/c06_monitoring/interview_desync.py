@@ -69,6 +69,8 @@ def _lists(seed: int, line, n: int, changes) -> list[list[int]]:
         match what:
             case "another call":
                 of[at] += 1  # (which no float64 can tell)
+            case "a call with another high digit":
+                of[at] ^= 2**60
             case "two exchanged":
                 of[0], of[2] = of[2], of[0]
             case "one left out":
@@ -79,6 +81,10 @@ def _lists(seed: int, line, n: int, changes) -> list[list[int]]:
                 del of[at:]
             case "one more at the end":
                 of.append(of[0])
+            case "its last call once more":
+                of.append(of[-1])
+            case "a call 1 at the end":
+                of.append(1)
             case "another first call":
                 of[0] = 1 + rank
             case "the same other first call":
@@ -156,7 +162,8 @@ def _why(got, expected, lists) -> str:
 _FOUR = (
     (), ((2, "another call"),), ((0, "another call"),), ((3, "two exchanged"),),
     ((1, "one left out"),), ((2, "one added"),), ((1, "an early end"),),
-    ((0, "one more at the end"),), ((3, "none"),),
+    ((0, "one more at the end"),), ((3, "none"),), ((1, "a call with another high digit"),),
+    ((2, "its last call once more"),), ((3, "a call 1 at the end"),),
     ((0, "the same other first call"), (1, "the same other first call")),
     ((1, "another first call"), (2, "another first call"), (3, "another first call")),
     ((1, "another first call"), (3, "another first call")),

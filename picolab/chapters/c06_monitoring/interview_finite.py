@@ -59,6 +59,7 @@ def judge(learner, attempt: Attempt) -> None:
 
 def _loss(letter: str, drawn: torch.Tensor) -> torch.Tensor:
     special = {"n": math.nan, "0": math.nan, "i": math.inf, "-": -math.inf, "z": 0.0}
+    special |= {"b": 1e30, "m": -2.5}
     return torch.tensor(special[letter], dtype=torch.float64) if letter in special else drawn
 
 
@@ -79,6 +80,8 @@ def _judge_bad(attempt: Attempt, got, losses, tokens, line, me: int) -> None:
         ("it names ranks by 1, 2, ...; they count from 0", [r + 1 for r in expected]),
         ("these are flags, one for each rank", [int(r in expected) for r in range(len(line))]),
         ("these are the ranks that are fine", [r for r in range(len(line)) if r not in expected]),
+        ("a loss that is high, or below 0, is a number all the same",
+         [r for r, x in enumerate(losses) if x < 0 or x >= 1e30 or r in expected]),
         ("that is how many there are", [len(expected)]),
         ("an infinite loss is no number to go on with either",
          [r for r in expected if losses[r].isnan()]),
@@ -125,6 +128,7 @@ def _judge_mean(attempt: Attempt, got, losses, tokens, me: int) -> None:
 
 _WORDS = {
     ".": "a loss", "n": "NaN", "i": "inf", "-": "-inf", "0": "no tokens", "z": "a loss of 0",
+    "b": "a loss of 1e30", "m": "a loss below 0",
 }  # fmt: skip
 
 EXERCISE = Exercise(
@@ -156,7 +160,8 @@ EXERCISE = Exercise(
         Case(
             "dp3", "",
             {"axis": "dp",
-             "settings": ("...", ".n.", "..i", "-..", "n.i", "nnn", "0..", "0n.", "000", ".z.")},
+             "settings": ("...", ".n.", "..i", "-..", "n.i", "nnn", "0..", "0n.", "000", ".z.",
+                          "b..", ".m.")},
             "a rank whose loss is bad takes part as well",
         ),
         Case("dp2tp2", "over tp, which is half of them",

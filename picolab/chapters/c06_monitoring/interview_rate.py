@@ -57,6 +57,7 @@ _SMALL = (
     ("the last reading is missing", [[3, 8, None]]),
     ("a rank that was never read", [[None, None, None], [1, 2, 4]]),
     ("fractions", [[0.5, 2.25, 0.25, 1.0]]),
+    ("large numbers", [[0, 10**12 + 1, 10**12 + 4]]),
 )
 
 
@@ -158,6 +159,7 @@ def _mistakes(readings) -> dict[str, list[list[float]]]:
         "it is the largest of the ranks; asked for is their sum": [
             [max(at) for at in zip(*(_walk([of], _right) for of in readings))],
         ],
+        "its digits are those of fp32": [torch.tensor(right, dtype=torch.float32).tolist()],
         "these are running totals; asked for is the growth of each interval": [
             [sum(right[: i + 1]) for i in range(len(right))],
         ],

@@ -127,7 +127,8 @@ class Switchboard(Shown):
             for a in self.monitor.anomalies
         ]
         rows.sort(key=lambda row: (row[0] == "", row[0] or 0))
-        return Table(["step", "what", "rank"], rows)
+        title = "" if rows else "You have pressed nothing, and the monitor has found nothing"
+        return Table(["step", "what", "rank"], rows, title)
 
     def content(self):
         if not has_front_end():

@@ -196,6 +196,14 @@ def in_numpy(values, shares, error, axis):
     return torch.tensor(answers[np.searchsorted(np.cumsum(counts), places)])
 
 
+def answers_sorted_shares(values, shares, error, axis):
+    return solution(values, sorted(shares), error, axis)
+
+
+def never_finer_than_one_per_cent(values, shares, error, axis):
+    return solution(values, shares, max(error, 0.01), axis)
+
+
 MUTANTS = {
     averages_quantiles: "quantiles of ranks cannot be averaged",
     answers_the_upper_bound: "it answers the upper bound",
@@ -218,5 +226,7 @@ MUTANTS = {
     has_far_finer_buckets: "carry",
     returns_one_number: "asked for is a list",
     answers_zero_for_nothing: "asked for is NaN then",
+    answers_sorted_shares: "these are of the shares in order",
+    never_finer_than_one_per_cent: "0.3 % may be",
 }
 RIGHT = (by_a_loop, in_numpy)

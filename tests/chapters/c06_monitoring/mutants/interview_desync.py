@@ -198,6 +198,18 @@ def by_strings(calls, axis):
     return None, ()
 
 
+def fills_with_a_fingerprint(calls, axis):
+    return _verdict(_rows(calls, axis, pad=1))
+
+
+def fills_with_its_last_call(calls, axis):
+    return _verdict(_rows(calls, axis, pad=calls[-1] if calls else -1))
+
+
+def keeps_31_bits(calls, axis):
+    return _verdict(_rows([one % 2**31 for one in calls], axis))
+
+
 MUTANTS = {
     takes_rank_zero_for_right: "it takes rank 0 for right",
     needs_no_majority: "nobody has a majority",
@@ -220,5 +232,8 @@ MUTANTS = {
     returns_the_position_only: "asked for is `return position, odd`",
     returns_a_flag_for_odd: "is no list of ranks",
     changes_its_list: "it changed its input `calls`",
+    fills_with_a_fingerprint: "that is a difference, too",
+    fills_with_its_last_call: "that is a difference, too",
+    keeps_31_bits: "they part at",
 }
 RIGHT = (by_tensors, by_strings)

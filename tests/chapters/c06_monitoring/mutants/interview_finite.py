@@ -190,6 +190,14 @@ def with_bits(loss, tokens, axis):
     return total / max(count, 1), [r for r in range(64) if int(mask) >> r & 1]
 
 
+def takes_a_high_loss_for_bad(loss, tokens, axis):
+    return solution(torch.where(loss > 100, math.inf, loss), tokens, axis)
+
+
+def takes_a_negative_loss_for_bad(loss, tokens, axis):
+    return solution(torch.where(loss < 0, math.inf, loss), tokens, axis)
+
+
 MUTANTS = {
     multiplies_by_zero: "zero times NaN is NaN",
     blames_who_has_no_tokens: "has nothing to be blamed for",
@@ -214,5 +222,7 @@ MUTANTS = {
     gathers_all: "it uses all-gathers",
     returns_the_mean_only: "asked for is `return mean, bad`",
     sends_a_wide_vector: "carry",
+    takes_a_high_loss_for_bad: "is a number all the same",
+    takes_a_negative_loss_for_bad: "is a number all the same",
 }
 RIGHT = (with_where, with_bits)

@@ -3,6 +3,7 @@
 from itertools import pairwise
 
 import numpy as np
+import torch
 
 from picolab.chapters.c06_monitoring.interview_rate import solution
 
@@ -157,6 +158,10 @@ def with_offsets(readings):
     return tuple(total)
 
 
+def in_fp32(readings):
+    return torch.tensor(solution(readings), dtype=torch.float32).tolist()
+
+
 MUTANTS = {
     sums_first: "it was summed over ranks first",
     drops_falls: "a fall is counted as nothing",
@@ -178,5 +183,6 @@ MUTANTS = {
     fills_in_place: "it changed its input `readings`",
     counts_a_fall_twice: "and should",
     returns_nothing: "it returns nothing",
+    in_fp32: "its digits are those of fp32",
 }
 RIGHT = (with_numpy, with_offsets)
