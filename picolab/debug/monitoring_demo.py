@@ -124,8 +124,6 @@ def _verdict(system: BasicMonitoringSystem, slow: int) -> str:
         return f"{lot}The monitor has not found it{why}."
     named = ", ".join(f"rank {t.rank} at step {t.step}" for t in fired)
     right = all(t.rank == slow and t.step >= FROM for t in fired)
-    resolved = [
-        t.step for t in system.alerts.history if (t.name, t.state) == ("slow rank", "resolved")
-    ]
+    resolved = [t.step for t in of_rank if t.state == "resolved"]
     over = f", and said that it was over at step {resolved[-1]}" if resolved else ""
     return f"{lot}The monitor named {named}{over}: {'right' if right else 'WRONG'}."

@@ -37,7 +37,7 @@ import torch
 
 from picolab.debug.observe import named_points
 from picolab.launch import rundirs
-from picolab.model import slices
+from picolab.model import Piece, slices
 from picolab.monitoring import History, Observer, StepReport, blame, events
 from picolab.show.table import Table
 from picolab.specs import Layout
@@ -127,15 +127,14 @@ class TraceStep(Observer):
             if parameter.untyped_storage().nbytes() == 0:
                 continue
             for piece, part in slices(parameter):
-                cut = ",".join(f"{held.start}:{held.stop}" for held in piece.ranges)
+                cut = _cut(piece)
                 if (piece.name, cut) not in seen:
                     seen.add((piece.name, cut))
                     self._note(KINDS[0], piece.name, 0, cut, part)
         for parameter in run.parallel.parameters():
             if parameter.grad is not None:
                 for piece, part in slices(parameter, parameter.grad):
-                    cut = ",".join(f"{held.start}:{held.stop}" for held in piece.ranges)
-                    self._note(KINDS[3], piece.name, 0, cut, part)
+                    self._note(KINDS[3], piece.name, 0, _cut(piece), part)
 
     def _listen(self, model: torch.nn.Module) -> None:
         self._found.clear()
@@ -173,6 +172,11 @@ class TraceStep(Observer):
         points = [[*about, *both] for (*about, _), both in zip(self._found, numbers)]
         self._found.clear()
         events.write("trace", step=self.at, layout=str(run.config.layout), points=points)
+
+
+def _cut(piece: Piece) -> str:
+    """Which slice of its parameter: "0:64,0:32"."""
+    return ",".join(f"{held.start}:{held.stop}" for held in piece.ranges)
 
 
 @dataclass

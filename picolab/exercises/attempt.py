@@ -103,6 +103,17 @@ class Attempt:
         self._earlier.append((self.about, self.problems))
         self.about, self.problems, self.entries, self.counted = about, [], [], []
 
+    @contextmanager
+    def aside(self, about: str) -> Iterator[None]:
+        """`setting(about)`, of which is told what is wrong only: if nothing is, the verdict's table
+        stays that of the setting before.
+        """
+        told = self.about, self.counted
+        self.setting(about)
+        yield
+        if not self.problems:
+            self.about, self.counted = told
+
     def wrong(self, sentence: str) -> None:
         """Something is wrong on this rank: in one sentence, without the rank."""
         self.problems.append(sentence)

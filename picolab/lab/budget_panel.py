@@ -7,20 +7,16 @@ Beside the plan stands why it is no faster one: what that would take, and how mu
 A run measures for itself before its first step, so where two choices cost nearly the same its plan
 may be another one than the panel's; the picture shows the run's own.
 
-No callback waits: a run is a background job, and Stop asks in a thread of its own. Headless, no
-widget is made: the panel is a table of its budgets, and with autorun=True it runs the one in the
-middle.
+Headless the panel is a table of its budgets, and with autorun=True it runs the one in the middle.
 """
 
 import threading
-import traceback
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from picolab.lab.follower import Follower
-from picolab.monitoring.figures import training_figure
+from picolab.lab.run_panel import RunPanel
 from picolab.monitoring.run_state import RunState
-from picolab.show.front_end import Message, Shown, has_front_end
+from picolab.show.front_end import has_front_end
 from picolab.show.table import Table, bytes_text
 from picolab.specs.settings import takes_settings
 
@@ -56,30 +52,19 @@ def budget_panel(*, autorun: bool = False, live: bool | None = None, **settings)
     return BudgetPanel(settings, has_front_end() if live is None else live, autorun)
 
 
-class BudgetPanel(Shown):
+class BudgetPanel(RunPanel):
     def __init__(self, settings: dict, live: bool, autorun: bool):
-        from picolab.training import train
-
-        self._train, self._settings = train, settings
-        self.stages = _measured(train, settings)
+        super().__init__(settings)
+        self.stages = _measured(self._train, settings)
         least = max(stage.frontier[0][0] for stage in self.stages)
         most = max(stage.frontier[-1][0] for stage in self.stages)
         self.budgets = [round(least + i * (most - least) / _STEPS) for i in range(_STEPS + 1)]
         self.budget = self.budgets[_STEPS // 2]
         self.message = "choose a budget and press Run"
-        self.job = None
-        self._busy, self._lock = False, threading.Lock()
         self._ran = self.budget
-        self._widgets = _Widgets(self) if live else None
-        self.show()
-        self._picture = Shown()  # under the panel: the last run
-        if live or autorun:
-            self._picture.show()
-        if autorun and not live:
-            self.run()
-            self.wait()
+        self._open(_Widgets(self) if live else None, autorun)
 
-    # -- what the slider and the buttons do; also to be called in code --
+    # -- what the slider does; also to be called in code --
 
     def choose(self, budget: int) -> Table:
         """The plan for this budget. ValueError says what can be kept."""
@@ -93,69 +78,24 @@ class BudgetPanel(Shown):
             self._widgets.show_plan()
         return self.table()
 
-    def run(self) -> str:
-        """Start a run under the budget. While one is going, only says so."""
+    # -- of a run --
+
+    def _begin(self) -> str:
+        self._ran = self.budget
+        return f"starting under {bytes_text(self.budget)}"
+
+    def _given(self) -> dict:
         from picolab.memory import MemoryMonitor
 
-        with self._lock:
-            if self._busy:
-                return self._say("a run is still going; press Stop to end it")
-            self._busy, self._ran = True, self.budget
-        self._say(f"starting under {bytes_text(self.budget)}")
-        try:
-            steps = self._settings.get("steps") or 12
-            watched = MemoryMonitor(steps=range(1, steps))
-            settings = {**self._settings, "steps": steps, "memory_budget": self.budget}
-            self.job = self._train(**settings, observers=[watched], wait=False, progress=False)
-        except Exception as error:
-            self._busy = False
-            return self._say(f"could not start: {error}")
-        if self._widgets:
-            self._picture.replace(Message(""))
-            stands = self._widgets.begin()
-            if has_front_end():
-                self.job.hold(stands)
-        Follower(self.job, self._widgets.paint if self._widgets else None, self._end)
-        return self.message
+        steps = self._settings.get("steps") or 12
+        watched = MemoryMonitor(steps=range(1, steps))
+        return {"steps": steps, "memory_budget": self._ran, "observers": [watched]}
 
-    def stop(self) -> str:
-        """End the run. With nothing to end, only says so."""
-        job = self.job
-        if job is None or job.done:
-            return self._say("nothing is running")
-        self._say("stopping")
-        threading.Thread(target=job.stop, name="picolab-stop", daemon=True).start()
-        return self.message
+    def _going(self) -> str:
+        return "a run is still going"
 
-    def wait(self) -> None:
-        """Until the run has ended, in whatever way; for code, not for callbacks."""
-        if self.job is not None:
-            try:
-                self.job.result()
-            except Exception:
-                return  # the panel's message says what happened
-
-    @property
-    def result(self):
-        """The last run's `TrainResult`; None if there is none (yet)."""
-        return self.job.result() if self.job is not None and self.job.state == "done" else None
-
-    # -- in the threads of the run --
-
-    def _end(self, state: RunState) -> None:
-        said = state.sentence() + (f"\n{state.error}" if state.error else "")
-        try:
-            said = _against_budget(state, self._ran) or said
-            self._picture.replace(
-                Message(state.sentence()) if state.is_empty else training_figure(state)
-            )
-            if self._widgets:
-                self._widgets.end(state)
-        except Exception:
-            said = f"the picture could not be drawn:\n{traceback.format_exc()}"
-        # Said last: whoever reads that the run has ended can start the next one.
-        self._busy = False
-        self._say(said)
+    def _told(self, said: str, state: RunState) -> str:
+        return _against_budget(state, self._ran) or said
 
     # -- what is to be seen --
 
@@ -199,12 +139,6 @@ class BudgetPanel(Shown):
 
     def content(self):
         return self._widgets.box if self._widgets else self.budgets_table()
-
-    def _say(self, text: str) -> str:
-        self.message = text
-        if self._widgets:
-            self._widgets.say(text)
-        return text
 
     def __repr__(self) -> str:
         return f"{self.budgets_table()!r}\n\n{self.table()!r}\n{self.message}"

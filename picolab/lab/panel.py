@@ -8,18 +8,12 @@ All layouts train on the same global batch, so a run can be held against an earl
 layout: the losses of earlier runs stand in grey behind it, and the panel says how far apart they
 are.
 
-No callback waits: a run is a background job, its end is reported by the thread that sees it, and
-Stop asks in a thread of its own. While ranks run, the live figure is in the panel; when they end,
-a light static one takes its place under the panel. Headless, no widget is made: the panel is a
-table of its choices, and with autorun=True it runs its first layout once.
+Headless the panel is a table of its choices, and with autorun=True it runs its first layout once.
 """
 
 import dataclasses
-import threading
-import traceback
 from collections.abc import Iterator, Mapping, Sequence
 
-from picolab.lab.follower import Follower
 from picolab.lab.layout_choice import (
     CHOSEN,
     ZERO_STAGES,
@@ -31,10 +25,10 @@ from picolab.lab.layout_choice import (
 )
 from picolab.lab.panel_widgets import PanelWidgets
 from picolab.lab.placement import Placement, placement_figure
+from picolab.lab.run_panel import RunPanel
 from picolab.lab.traffic_bars import traffic_bars
-from picolab.monitoring.figures import training_figure
 from picolab.monitoring.run_state import RunState
-from picolab.show.front_end import Message, Shown, has_front_end
+from picolab.show.front_end import has_front_end
 from picolab.show.table import Table
 from picolab.specs import Layout, assemble
 from picolab.specs.settings import split, takes_settings
@@ -90,13 +84,11 @@ def panel(
     return Panel(settings, max_world, tuple(axes), offered, dict(shapes or {}), live, autorun)
 
 
-class Panel(Shown):
+class Panel(RunPanel):
     def __init__(self, settings, max_world, axes, offered, shapes, live, autorun):
-        from picolab.training import train
-
+        super().__init__(settings)
         of_config, _ = split(settings)
         config = assemble(**of_config)
-        self._train, self._settings = train, settings
         self.config, self.layout = config.model, config.layout
         self._step = {
             "micro_batch": config.micro_batch,
@@ -118,98 +110,45 @@ class Panel(Shown):
         if self.layout not in self._choices.values():
             offered = ", ".join(map(str, self._choices.values()))
             raise ValueError(f"{self.layout} is not among the layouts of this panel: {offered}")
-        self.job = None
         self._run_layout = self.layout
         self.message = "choose a layout and press Run"
         self._starting = ""  # what was said at the start of the run, until its first step
         self._measured: dict[str, dict] = {}  # name -> reason -> (operations, payload bytes)
         self._losses: dict[str, dict[int, float]] = {}  # name -> step -> loss, of its last run
         self._ran: dict[str, tuple[Layout, dict]] = {}  # name -> its layout and shape
-        self.earlier: dict[str, dict[int, float]] = {}  # those drawn in grey behind this run's
-        self._lock = threading.Lock()
-        self._busy = False
-        self._widgets = PanelWidgets(self, self._every_way(), config.steps) if live else None
-        self.show()
-        self._picture = Shown()  # under the panel: the last run
-        if live or autorun:
-            self._picture.show()
-        if autorun and not live:
-            self.run()
-            self.wait()
+        self._open(PanelWidgets(self, self._every_way(), config.steps) if live else None, autorun)
 
-    # -- what the buttons do; also to be called in code --
+    # -- of a run --
 
-    def run(self) -> str:
-        """Start the chosen layout. While a run is going, only says so."""
-        with self._lock:
-            if self._busy:
-                return self._say(f"{self._run_layout} is still running; press Stop to end it")
-            self._busy, self._run_layout = True, self.layout
-            self._run_name = self.name
-            self._ran[self._run_name] = self.layout, self._asked()
+    def _begin(self) -> str:
+        self._run_layout, self._run_name = self.layout, self.name
+        self._ran[self._run_name] = self.layout, self._asked()
         self.earlier = dict(list(self._losses.items())[-_GHOSTS:])
         self._starting = f"starting {_ranks(self.layout)} for {self.layout}"
-        self._say(self._starting)
-        try:
-            chosen = {"layout": self.layout, "accumulate": self._accumulated(self.layout)}
-            chosen |= self._asked()
-            self.job = self._train(**{**self._settings, **chosen}, wait=False, progress=False)
-        except Exception as error:
-            self._busy = False
-            return self._say(f"could not start: {error}")
-        if self._widgets:
-            self._picture.replace(Message(""))
-            stands = self._widgets.begin()
-            if has_front_end():
-                self.job.hold(stands)
-        Follower(self.job, self._paint if self._widgets else None, self._end)
-        return self.message
+        return self._starting
 
-    def stop(self) -> str:
-        """End the run. With nothing to end, only says so."""
-        job = self.job
-        if job is None or job.done:
-            return self._say("nothing is running")
-        self._say("stopping")
-        threading.Thread(target=job.stop, name="picolab-stop", daemon=True).start()
-        return self.message
+    def _given(self) -> dict:
+        layout, asked = self._ran[self._run_name]
+        return {"layout": layout, "accumulate": self._accumulated(layout), **asked}
 
-    def wait(self) -> None:
-        """Until the run has ended, in whatever way; for code, not for callbacks."""
-        if self.job is not None:
-            try:
-                self.job.result()
-            except Exception:
-                return  # the panel's message says what happened
-
-    # -- in the threads of the run --
+    def _going(self) -> str:
+        return f"{self._run_layout} is still running"
 
     def _paint(self, state: RunState) -> None:
         if self.message == self._starting and state.losses:
             self._say(f"{self._run_layout} is running; press Stop to end it")
-        self._widgets.paint(state)
+        super()._paint(state)
 
-    def _end(self, state: RunState) -> None:
-        said = state.sentence() + (f"\n{state.error}" if state.error else "")
-        try:
-            said = self._against_others(said, state)
-            self._measured[self._run_name] = state.traffic()
-            picture = Message(state.sentence())
-            if not state.is_empty:
-                picture = training_figure(state, beside=self.earlier)
-            self._picture.replace(picture)
-            if self._widgets:
-                self._widgets.end(state)
-                self._refresh()
-            else:
-                self.replace(self.table())
-        except Exception:
-            said = f"the picture could not be drawn:\n{traceback.format_exc()}"
-        # Together: whoever reads that the run has ended can start the next one, and whoever finds
-        # that it is not running any more can read how it ended.
-        with self._lock:
-            self._say(said)
-            self._busy = False
+    def _told(self, said: str, state: RunState) -> str:
+        said = self._against_others(said, state)
+        self._measured[self._run_name] = state.traffic()
+        return said
+
+    def _measured_shown(self) -> None:
+        if self._widgets:
+            self._refresh()
+        else:
+            self.replace(self.table())
 
     def _against_others(self, said: str, state: RunState) -> str:
         """How far the first losses are from those of one process, or of another layout that ran on
@@ -244,11 +183,6 @@ class Panel(Shown):
         return layout.dp * self._accumulated(layout)
 
     # -- what is to be seen --
-
-    @property
-    def result(self):
-        """The last run's `TrainResult`; None if there is none (yet)."""
-        return self.job.result() if self.job is not None and self.job.state == "done" else None
 
     @property
     def name(self) -> str:
@@ -394,12 +328,6 @@ class Panel(Shown):
     def _refresh(self) -> None:
         if self._widgets:
             self._widgets.show_formulas()
-
-    def _say(self, text: str) -> str:
-        self.message = text
-        if self._widgets:
-            self._widgets.say(text)
-        return text
 
     def content(self):
         if self._widgets:

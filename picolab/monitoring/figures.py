@@ -32,6 +32,7 @@ from picolab.monitoring.activity_figure import traces as activity_traces
 from picolab.monitoring.alert_history import read_history
 from picolab.monitoring.gantt_figure import gantt
 from picolab.monitoring.history import History
+from picolab.monitoring.panels_figure import panel_title
 from picolab.monitoring.run_state import RunState, decimate
 from picolab.monitoring.schedule_figure import schedule_figure
 from picolab.monitoring.schedule_slider import schedule_slider
@@ -613,21 +614,7 @@ def training_layout(drawn: Panels, heading: str = "") -> dict:
             "y": 1 - 16 / height,
             "yanchor": "top",
         },
-        "annotations": [
-            {
-                "text": title,
-                "x": x[0],
-                "y": y[1] + 8 / whole,
-                "xref": "paper",
-                "yref": "paper",
-                "xanchor": "left",
-                "yanchor": "bottom",
-                "showarrow": False,
-                "align": "left",
-                "font": {"size": 13},
-            }
-            for title, (x, y) in headed
-        ],
+        "annotations": [panel_title(title, place, 8 / whole) for title, place in headed],
     }
     for panel, ((x, y), (x_domain, y_domain)) in enumerate(zip(pairs, domains)):
         number = "" if panel == 0 else str(panel + 1)

@@ -1,4 +1,6 @@
-"""Panels with titles, side by side: the map of experts, the map of formats."""
+"""Panels with titles, side by side: the map of experts, the map of formats; and a panel's title,
+for a figure that places its panels itself.
+"""
 
 from collections.abc import Iterable, Sequence
 
@@ -32,19 +34,24 @@ def panels_figure(
         layout[f"xaxis{number}"] = {**x, "domain": across, "anchor": f"y{number}"}
         layout[f"yaxis{number}"] = {**y, "domain": up, "anchor": f"x{number}"}
     layout["annotations"] = [
-        {
-            "text": broken(title, LETTERS // 2),
-            "x": across[0],
-            "y": up[1],
-            "yshift": 4,
-            "xref": "paper",
-            "yref": "paper",
-            "xanchor": "left",
-            "yanchor": "bottom",
-            "showarrow": False,
-            "align": "left",
-            "font": {"size": 13, "color": TEXT},
-        }
-        for title, (across, up) in zip(titles, places)
+        panel_title(broken(title, LETTERS // 2), place, color=TEXT) | {"yshift": 4}
+        for title, place in zip(titles, places)
     ]
     return go.Figure(data=data, layout=layout)
+
+
+def panel_title(text: str, place: tuple[Domain, Domain], above: float = 0.0, **font) -> dict:
+    """The annotation that stands over a panel, `above` its upper edge in shares of the figure."""
+    (left, _), (_, top) = place
+    return {
+        "text": text,
+        "x": left,
+        "y": top + above,
+        "xref": "paper",
+        "yref": "paper",
+        "xanchor": "left",
+        "yanchor": "bottom",
+        "showarrow": False,
+        "align": "left",
+        "font": {"size": 13, **font},
+    }

@@ -299,11 +299,6 @@ class RunState:
         schedule, micro_batches = self.pipeline
         return share, _formula(schedule, Layout.parse(self.layout).pp, micro_batches)
 
-    def message_axes(self) -> set[str]:
-        """Over which axes messages went whose both ends are known, in the newest step."""
-        found = self.activity()
-        return {message.axis for message in found.messages} if found else set()
-
     def pipeline_step(self) -> Activity | None:
         """The newest step in time, if messages went between stages in it."""
         steps = self.complete_steps()

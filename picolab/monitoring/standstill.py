@@ -61,8 +61,8 @@ class RankThen:
         known = self.reading.entered - self.reading.left
         under_way = [entry for entry in flight if not entry["done"]]
         frames = [line for line in self.stack.splitlines() if line.startswith("  File ")]
-        in_torch = bool(frames) and "/torch/" in frames[-1]
-        if self.standing is not None or not in_torch or len(under_way) <= known:
+        ends_in_torch = bool(frames) and "/torch/" in frames[-1]
+        if self.standing is not None or not ends_in_torch or len(under_way) <= known:
             return
         first, place = under_way[known], self.reading.entered + 1
         ranks = ", ".join(map(str, first["ranks"]))

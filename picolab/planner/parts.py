@@ -145,10 +145,6 @@ class Parts:
         """How many layers of a kind, and one of them."""
         return (part.dense, 0), (part.sparse, self.config.layers - 1)
 
-    def _kinds_of(self, part: Part) -> list[Part]:
-        """One layer of each kind that there is."""
-        return [Part(n == 0, n == 1, False, False) for n in range(2) if part[n]]
-
     def _kept(self, layer, tp, sp, cp, micro_batch, recompute) -> float:
         """Bytes that a layer keeps of a micro-batch."""
         over_tp, between = self._token_bytes(layer, recompute)

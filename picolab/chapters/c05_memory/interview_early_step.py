@@ -103,13 +103,12 @@ def judge(learner, attempt: Attempt) -> None:
     attempt.along(axis)
     attempt.budget("all_reduce", count=len(sent), at_least=len(sent), axis=axis)
     attempt.budget("all_reduce", payload_bytes=sum(sent), least_bytes=sum(sent), axis=axis)
-    _holds_velocities_alone(attempt, learner, values, batches[attempt.rank], axis)
+    with attempt.aside("another model, two steps"):
+        _holds_velocities_alone(attempt, learner, values, batches[attempt.rank], axis)
 
 
 def _holds_velocities_alone(attempt: Attempt, learner, values, batch, axis) -> None:
     """After two steps nothing has come but a velocity for each parameter."""
-    told = attempt.about, attempt.counted
-    attempt.setting("another model, two steps")
     net = _Net(values)
     given = {
         "parameters": list(net.parameters()), "lr": LR, "momentum": MOMENTUM, "axis": axis,
@@ -128,8 +127,6 @@ def _holds_velocities_alone(attempt: Attempt, learner, values, batch, axis) -> N
         f"after backward {held:,} bytes are held, and the velocities are {one:,}: a gradient that "
         "hangs elsewhere is not let go of",
     )
-    if not attempt.problems:
-        attempt.about, attempt.counted = told  # what was judged there is the verdict's table
 
 
 class _Witness:

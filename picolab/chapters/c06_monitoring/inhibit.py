@@ -7,7 +7,7 @@ are compared one by one. A known mistake is the same machine with one rule chang
 import functools
 import random
 
-from picolab.chapters.c06_monitoring.known_mistakes import the_mistake
+from picolab.chapters.c06_monitoring.known_mistakes import judge_each
 from picolab.exercises.attempt import Attempt
 from picolab.exercises.case import Case
 from picolab.exercises.definition import Exercise
@@ -37,18 +37,7 @@ def solution(steps, hold, quiet, hides):
 
 def judge(learner, attempt: Attempt) -> None:
     questions = [(about, _arguments(*rest)) for about, *rest in [*_small(), *_random()]]
-    for about, given in questions:
-        attempt.only()
-        attempt.budget(count=0)
-        attempt.setting(about)
-        got = attempt.call(learner, given)
-        if wrong := _wrong(got, given):
-            others = [other for _, other in questions[:40]]
-            why = the_mistake(attempt, learner, given, others, _MISTAKES, _alike, _messages)
-            attempt.wrong(f"{wrong}: {why}" if why else wrong)
-            return
-    attempt.only()
-    attempt.budget(count=0)
+    judge_each(learner, attempt, questions, _wrong, _MISTAKES, _alike, _messages)
 
 
 def _arguments(steps, hold, quiet, hides) -> dict:

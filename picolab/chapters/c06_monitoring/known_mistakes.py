@@ -11,6 +11,37 @@ from collections.abc import Callable, Iterable, Mapping
 from picolab.exercises.attempt import Attempt
 
 
+def judge_each(
+    learner: Callable,
+    attempt: Attempt,
+    questions: Iterable[tuple[str, Mapping]],
+    wrong: Callable[[object, Mapping], str | None],
+    mistakes: Mapping[str, Callable[..., object]],
+    same: Callable[[object, object], bool],
+    right: Callable[..., object],
+    others: int = 40,
+) -> None:
+    """Ask one question after another, (about, arguments by name), until an answer is wrong; none
+    may communicate.
+
+    wrong: what is wrong with an answer to a question, or None. others: of so many questions, the
+    first, the answers tell mistakes apart. The rest is as in `the_mistake`.
+    """
+    questions = list(questions)
+    for about, given in questions:
+        attempt.only()
+        attempt.budget(count=0)
+        attempt.setting(about)
+        got = attempt.call(learner, given)
+        if says := wrong(got, given):
+            some = [other for _, other in questions[:others]]
+            why = the_mistake(attempt, learner, given, some, mistakes, same, right)
+            attempt.wrong(f"{says}: {why}" if why else says)
+            return
+    attempt.only()
+    attempt.budget(count=0)
+
+
 def the_mistake(
     attempt: Attempt,
     learner: Callable,

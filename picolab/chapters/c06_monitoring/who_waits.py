@@ -10,7 +10,7 @@ from itertools import product
 
 import torch
 
-from picolab.chapters.c06_monitoring.known_mistakes import the_mistake
+from picolab.chapters.c06_monitoring.known_mistakes import judge_each
 from picolab.exercises.attempt import Attempt
 from picolab.exercises.case import Case
 from picolab.exercises.definition import Exercise
@@ -49,18 +49,7 @@ def solution(groups, entered, inside):
 
 def judge(learner, attempt: Attempt) -> None:
     questions = [(about, _arguments(*rest)) for about, *rest in [*_small(), *_random()]]
-    for about, given in questions:
-        attempt.only()
-        attempt.budget(count=0)
-        attempt.setting(about)
-        got = attempt.call(learner, given)
-        if wrong := _wrong(got, given):
-            others = [other for _, other in questions[:50]]
-            why = the_mistake(attempt, learner, given, others, _MISTAKES, _alike, _culprits())
-            attempt.wrong(f"{wrong}: {why}" if why else wrong)
-            return
-    attempt.only()
-    attempt.budget(count=0)
+    judge_each(learner, attempt, questions, _wrong, _MISTAKES, _alike, _culprits(), 50)
 
 
 def _arguments(groups, entered, inside) -> dict:
