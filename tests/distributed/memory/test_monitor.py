@@ -1,12 +1,12 @@
 """What the monitor counts, in real steps: states and kept activations to the byte of the formula in
-each kind of layout and precision, a total that is there, and what torch's own tracker sees.
+each kind of layout and precision, and a total that is there. (What torch's own tracker sees:
+test_tracker.py.)
 
-Wrong versions kept below: memory that is freed by resizing and not noticed, views that count,
-gradients counted where autograd made them and not where they went, a pass that keeps nothing, and
-an output that is sent with its graph.
+Wrong versions kept below: memory that is freed by resizing and not noticed, gradients counted where
+autograd made them and not where they went, a pass that keeps nothing, and an output that is sent
+with its graph.
 """
 
-import gc
 import itertools
 import time
 from dataclasses import replace
@@ -14,13 +14,11 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.distributed as dist
-from torch.distributed._tools.mem_tracker import MemTracker
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 import picolab as pico
 from picolab import costs, launch
-from picolab.memory import LeakFinder, MemoryMonitor, Watch, predicted, prediction, watch
-from picolab.model import Transformer
+from picolab.memory import LeakFinder, MemoryMonitor, predicted, prediction, watch
 from picolab.monitoring import events
 from picolab.parallel import pipeline
 from picolab.training import TrainConfig, train_rank
@@ -260,72 +258,6 @@ def test_watching_changes_no_number(world):
     config = replace(CONFIG, layout="dp2zero3", steps=3)
     (*_, losses) = world.run(monitored, [config])[0][0]
     assert losses == world.run(train_rank, config)[0].losses
-
-
-# -- one process: against what is there, and against torch's tracker
-
-
-def step_of(model, optimizer, tokens):
-    model.loss(tokens[:, :-1], tokens[:, 1:]).backward()
-    optimizer.step()
-
-
-def one_step(make=Watch):
-    """A watched step, what was alive at its end by a look at every tensor, and torch's tracker."""
-    of_others = [t.untyped_storage() for t in watch._all_tensors()]  # kept by earlier tests
-    model = Transformer(CONFIG.model, device="cpu")
-    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
-    tokens = torch.randint(97, (2, 33))
-    step_of(model, optimizer, tokens)
-    optimizer.zero_grad()
-    gc.collect()
-    tracker = MemTracker()
-    tracker.track_external(model, optimizer)
-    seen = make(model)
-    with tracker, seen:
-        seen.call(model.parameters(), "parameters")
-        seen.follow_gradients(model.parameters())
-        begin = len(seen.totals)
-        step_of(model, optimizer, tokens)
-        seen.call([t for of in optimizer.state.values() for t in of.values()], "optimizer")
-        mine = {id(t.untyped_storage()): t.untyped_storage() for t in watch._all_tensors()}
-        mine = [s for i, s in mine.items() if i not in set(map(id, of_others))]
-        mine = sum(s.nbytes() for s in mine if s.device.type == "cpu")
-        alive = seen.live
-    peak = tracker.get_tracker_snapshot("peak")[torch.device("cpu")]
-    return seen.peaks(begin), alive, mine, {str(k): v for k, v in peak.items()}
-
-
-def check_tracker(make=Watch):
-    most, alive, mine, peak = one_step(make)
-    assert alive == mine
-    by = {name.rpartition(".")[2]: nbytes for name, nbytes in peak.items()}
-    assert most["parameters"] == by["PARAM"] and most["optimizer"] == by["OPT"]
-    others = most["total"] - most["other"]
-    assert others == pytest.approx(by["Total"], rel=0.02)
-    return most, by
-
-
-def test_what_torchs_tracker_sees():
-    check_tracker()
-
-
-class NoDeaths(Watch):
-    def _dies(self, key, life):
-        self._lives.pop(key, None)
-
-
-class EveryView(Watch):
-    def see(self, tensor, before=False):
-        life = watch.Life(tensor.nbytes, "", before)
-        self._change(life, life.nbytes)
-        return life
-
-
-@pytest.mark.parametrize("wrong", [NoDeaths, EveryView])
-def test_a_wrong_watch_is_caught(wrong):
-    with pytest.raises(AssertionError):
-        check_tracker(wrong)
 
 
 def no_resizing():
