@@ -45,7 +45,7 @@ def _build(trial: Trial, name: str):
         ),
     ]
     distances = [y for trace in data[3:] for y in trace["y"]]
-    ticks = [10.0**power for power in range(-9, 3, 2)]
+    ticks = [10.0**power for power in range(-9, 3)]
     words = ["0" if tick == _FLOOR else f"{tick:.0e}" for tick in ticks]
     return go.Figure(
         data=data,
@@ -92,5 +92,5 @@ def _off(values: list[float], one: list[float]) -> list[float]:
 
 
 def _decades(low: float, high: float) -> list[float]:
-    """The axis' ends as powers of ten, with room."""
-    return [math.log10(low) - 0.4, math.log10(high) + 0.4]
+    """The axis' ends as powers of ten: beyond the next whole ones, so that both have a tick."""
+    return [math.floor(math.log10(low)) - 0.2, math.ceil(math.log10(high)) + 0.2]

@@ -5,6 +5,7 @@ twice, a table in place of the curves, a curve of another run, a form headless, 
 from a wrong suspect, a form that does not follow what is done in code.
 """
 
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -137,6 +138,7 @@ def check_curves(figure):
     right = lower[f"a right {CASE.layout}"]
     assert right[:2] == [1e-9, 1e-9] and right[2] == pytest.approx(6.7e-8, rel=0.01)
     low, high = drawn.layout.yaxis2.range
+    assert sum(low < math.log10(tick) < high for tick in drawn.layout.yaxis2.tickvals) >= 2
     assert drawn.layout.yaxis2.type == "log" and low < -9 and high > 0.47
     assert len({trace.line.dash for trace in drawn.data[:3]}) == 3  # not by colour alone
 
