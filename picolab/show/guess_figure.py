@@ -209,7 +209,7 @@ def _build(rows: list[Answered], title: str):
             "tickvals": list(_TICKS),
             "ticktext": list(_TICKS.values()),
             "tickangle": 0,
-            "title": {"text": "guess / formula (where there is none: / measured)"},
+            "title": {"text": "guess / formula (or / measured)"},
             "fixedrange": True,
         },
         "yaxis": vertical,
