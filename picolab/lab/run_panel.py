@@ -8,6 +8,7 @@ panel runs once what it opens with.
 
 import threading
 import traceback
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 
 from picolab.lab.follower import Follower
@@ -16,7 +17,7 @@ from picolab.monitoring.run_state import RunState
 from picolab.show.front_end import Message, Shown, has_front_end
 
 
-class RunPanel(Shown):
+class RunPanel(Shown, ABC):
     """A panel adds what is chosen, and of a run of it: what it is given (`_given`), and what is
     said when it starts (`_begin`), while it goes on (`_going`) and of its end (`_told`).
 
@@ -60,8 +61,7 @@ class RunPanel(Shown):
             settings = {**self._settings, **self._given()}
             self.job = self._train(**settings, wait=False, progress=False)
         except Exception as error:
-            self._busy = False
-            return self._say(f"could not start: {error}")
+            return self._leave(f"could not start: {error}")
         if self._widgets:
             self._picture.replace(Message(""))
             stands = self._widgets.begin()
@@ -94,16 +94,17 @@ class RunPanel(Shown):
 
     # -- what a panel adds --
 
+    @abstractmethod
     def _begin(self) -> str:
         """A run of what is chosen begins: remember what it is, and say so."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _given(self) -> dict:
         """What is chosen, as settings of `pico.train`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _going(self) -> str:
-        raise NotImplementedError
+        """That a run is going on, and of what."""
 
     def _told(self, said: str, state: RunState) -> str:
         """What is said of a run that has ended; said: how it ended."""
@@ -130,11 +131,15 @@ class RunPanel(Shown):
             self._measured_shown()
         except Exception:
             said = f"the picture could not be drawn:\n{traceback.format_exc()}"
-        # Together: whoever reads that the run has ended can start the next one, and whoever finds
-        # that it is not running any more can read how it ended.
+        self._leave(said)
+
+    def _leave(self, said: str) -> str:
+        """Say how a run ended, and let the next one begin. Together: whoever reads that it has
+        ended can start one, and whoever finds that it does not run any more can read why."""
         with self._lock:
             self._say(said)
             self._busy = False
+        return said
 
     def _say(self, text: str) -> str:
         self.message = text

@@ -22,7 +22,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import psutil
 import torch
@@ -106,7 +106,11 @@ def measure(
 
 @one_thread()
 def speed(
-    config: ModelConfig, format: str, tokens: int, detector: Any = None, device: str = "cpu"
+    config: ModelConfig,
+    format: str,
+    tokens: int,
+    detector: HardwareDetector | None = None,
+    device: str = "cpu",
 ) -> float:
     """Of all products of the model's linears in a short format, each by the faster way, in fp32's.
 
