@@ -11,7 +11,7 @@
     gradient spike     own gradient norm of each rank                 Spike, 6 sigma and x6
     slow rank          how late it comes to collectives               8 of 10 steps above 12 %
     late data          the same, where more than half is the loader   8 of 10
-    slow link          a message from its later end to its arrival    8 of 10 above 3x its own
+    slow link          a message or a hop, from when all are there    8 of 10 above 3x its own
     leak               resident memory                                Slope, 0.2 MB a step
     desync             what each rank did over each group             the ledgers differ
     expert collapse    choices of experts                             8 of 10: half of them dead
@@ -49,7 +49,7 @@ from picolab.monitoring.blame import UNEVEN, odd_one_out
 from picolab.monitoring.events import Event
 from picolab.monitoring.ledger import Entry
 from picolab.monitoring.series import Binned, largest_of_each
-from picolab.monitoring.step_split import waiting_of
+from picolab.monitoring.step_split import transfers_of
 from picolab.specs import Layout
 
 FIRST = 20  # steps that say what is usual, after the first, which warms up
@@ -375,10 +375,8 @@ class AnomalyDetector:
         times: dict[tuple[int, int], list[float]] = defaultdict(list)
         of_all = [entry for of_rank in entries.values() for entry in of_rank]
         messages = any(entry.op == "recv" for entry in of_all)
-        for entry, waited in waiting_of(of_all) if messages else ():
-            if entry.op == "recv" and entry.peer is not None and entry.seconds:
-                taken = entry.exposed_s - waited - (entry.queued_s or 0.0)
-                times[entry.peer, entry.rank].append(max(0.0, taken))
+        for message in transfers_of(of_all) if messages else ():
+            times[message.source, message.target].append(message.seconds)
         found = []
         for (source, target), of_step in times.items():
             # The shortest of a step is the link's; the others may have met something on their way.
