@@ -87,6 +87,17 @@ def test_a_ranks_own_loss_and_gradient_are_its_own():
                 assert zero[rank, step][key] == pytest.approx(two[rank, step][key], rel=1e-4)
 
 
+@pytest.mark.weekly
+def test_own_tokens_are_a_ranks_share_of_each_sequence():
+    """Two ranks of cp have half of each sequence, and the whole loss is the mean of their own. Who
+    divides by the labels of whole sequences, which are counted anyway, gets half of it."""
+    told = norms("cp2")
+    for step in range(3):
+        own = [told[rank, step]["own_loss"] for rank in range(2)]
+        assert own[0] != own[1]
+        assert sum(own) / 2 == pytest.approx(told[0, step]["loss"], rel=1e-5)
+
+
 def test_who_knows_no_loss_tells_none():
     told = norms("pp2", accumulate=2)
     assert told[0, 0]["own_loss"] is None and told[1, 0]["own_loss"] is not None
