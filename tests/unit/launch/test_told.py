@@ -43,8 +43,8 @@ def test_a_step_is_one_line_for_the_file_and_for_the_kernel(tmp_path):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits the size of a file, as Linux does")
 def test_a_file_that_may_not_grow_costs_the_file_and_nothing_else(tmp_path):
-    """Its last line is torn where the limit is. The kernel hears every step all the same, and of the
-    file once; a reader has what is whole; who begins there again loses that one line."""
+    """Its last line is torn where the limit is. The kernel hears every step all the same, and once
+    of the file; a reader has what is whole; who begins there again loses that one line."""
     path, sent = tmp_path / "events.1.jsonl", []
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
