@@ -61,6 +61,7 @@ SHARES = 0.05  # of its own work, for which a rank waits for a core if it shares
 STEP_SHARE = 0.06  # of a step: less than this is not worth a word
 BUSY = 0.20  # of a step, in which a rank waits for a core: more is a busy host
 SETTLE = 12  # steps that a slow run waits for its cause, which may be found by then
+RECENT = 20  # steps that say how late a rank comes now
 LATE_COLUMNS = 200  # of steps, of which it is kept how late each rank was
 # How a run ended -> what it is called here. (An exception is its program's own, and says it.)
 FAILURES = {
@@ -109,7 +110,10 @@ class AnomalyDetector:
         self.world_size = world_size
         self.found: list[Anomaly] = []
         self.late = Binned(LATE_COLUMNS, largest_of_each)
-        """By step: rank -> how late it came to its collectives, in shares of the step."""
+        """By step: rank -> how late it came to its collectives, in shares of the step. Of a long
+        run a column is of several steps, and has the latest of them."""
+        self.late_now: deque[dict[int, float]] = deque(maxlen=RECENT)
+        """The same of the newest steps, one by one."""
         self.work: dict[int, Work] = {}
         """Of the newest step that was judged."""
         self._lasting: list[Anomaly] = []
@@ -311,7 +315,8 @@ class AnomalyDetector:
             if others and all(beyond[r] is not None for r in (rank, *others)):
                 late[rank] = beyond[rank] - statistics.median(beyond[r] for r in others)
         if late and seconds:
-            self.late.add(step, {rank: by / seconds for rank, by in late.items()})
+            self.late_now.append({rank: by / seconds for rank, by in late.items()})
+            self.late.add(step, self.late_now[-1])
         # Neighbours that take cores take caches, too, which no clock tells: by how much a rank goes
         # up and down here with nobody late, says what is much.
         above = {}
@@ -335,10 +340,10 @@ class AnomalyDetector:
             rest = [part.data for r, part in work.items() if r != rank]
             data = work[rank].data - statistics.median(rest) > by / 2
             where = ", mostly in its data" if data else ""
-            text = (
-                f"rank {rank} comes {1e3 * by:.1f} ms late to its collectives "
-                f"(+{100 * by / alike:.0f} % of its own work){where}"
-            )
+            text = f"rank {rank} comes {1e3 * by:.1f} ms late to its collectives"
+            if alike > by / 100:  # of next to no work it is no share
+                text += f" (+{100 * by / alike:.0f} % of its own work)"
+            text += where
             found.append(Anomaly("late data" if data else "slow rank", step, (rank,), text))
         return found
 

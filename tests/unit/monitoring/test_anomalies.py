@@ -100,6 +100,11 @@ def test_a_clean_run_accuses_nobody():
         assert found(run(seed=seed, steps=300)) == []
 
 
+def test_of_next_to_no_work_late_is_no_share():
+    (only,) = found(run(own=0.0, slow={2: 0.030}))
+    assert (only.name, only.ranks) == ("slow rank", (2,)) and "%" not in only.text
+
+
 @pytest.mark.parametrize("slower", [0.15, 0.30])
 def test_the_slow_rank_is_the_one_that_comes_late(slower):
     for seed in range(5):
