@@ -34,7 +34,7 @@ class RunPanel(Shown, ABC):
         self._train, self._settings = train, settings
         self.job = None
         self._busy, self._lock = False, threading.Lock()
-        self._starting = self._unwanted = False  # it has no job yet; it is to be stopped
+        self._no_job_yet = self._unwanted = False  # it is about to start; it is to be stopped
         self._widgets = None
 
     def _open(self, widgets, autorun: bool) -> None:
@@ -55,7 +55,7 @@ class RunPanel(Shown, ABC):
         with self._lock:
             if self._busy:
                 return self._say(f"{self._going()}; press Stop to end it")
-            self._busy = self._starting = True
+            self._busy = self._no_job_yet = True
             self._unwanted = False
             self._say(self._begin())
         try:
@@ -64,7 +64,7 @@ class RunPanel(Shown, ABC):
         except Exception as error:
             return self._leave(f"could not start: {error}")
         with self._lock:
-            self.job, self._starting = job, False
+            self.job, self._no_job_yet = job, False
             if self._unwanted:
                 self._end_of(job)
         if self._widgets:
@@ -82,7 +82,7 @@ class RunPanel(Shown, ABC):
                 return self._say("nothing is running")
             self._say("stopping")
             self._unwanted = True
-            if not self._starting:
+            if not self._no_job_yet:
                 self._end_of(self.job)
             return self.message
 
@@ -149,7 +149,7 @@ class RunPanel(Shown, ABC):
         ended can start one, and whoever finds that it does not run any more can read why."""
         with self._lock:
             self._say(said)
-            self._busy = self._starting = False
+            self._busy = self._no_job_yet = False
         return said
 
     def _say(self, text: str) -> str:
