@@ -9,7 +9,6 @@ from picolab import comm
 from picolab.comm.mesh import Mesh
 from picolab.debug.faults import fault, patched, treated
 from picolab.model import parameters
-from picolab.model.transformer import IGNORED
 from picolab.parallel import context, data, pipeline, ring, three_d, whole
 from picolab.training import trainer
 
@@ -29,9 +28,8 @@ def _mean_of_means(layout):
     real = trainer.global_count
 
     def own_count(labels_MBS):
-        real(labels_MBS)  # the collective is there; its result is not used
-        count = (labels_MBS != IGNORED).sum()
-        return max(1, int(count)) * comm.mesh().size("dp")
+        valid = real(labels_MBS)  # the collective is there; its result is not used
+        return valid._replace(all=max(1, int(valid.own)) * comm.mesh().size("dp"))
 
     with patched(trainer, "global_count", own_count):
         yield

@@ -205,16 +205,43 @@ def _late_data(of):
         yield
 
 
-@_fault("slow link", "messages from the rank before take longer", "slow link", "link")
+@_fault("slow link", "what the rank before sends to a rank comes later", "slow link", "link")
 def _slow_link(of):
-    real = collectives._irecv
+    """Messages of a pipeline and the hops of a ring, which are an all-to-all (`comm.shift`). Only
+    arrival is later. A link that is slow because little fits through it holds its sender up as
+    well, and a ring's rank stands still once for what it sends and what it gets: then the hop
+    before is told, too."""
+    real, real_to_all, real_p2p = collectives._irecv, collectives._all_to_all, collectives._P2P
 
     def irecv(x, peer, group=None):
         work = real(x, peer, group=group)
         return _Delayed(work) if of.mine and of.since and peer == of.rank - 1 else work
 
-    with patched(collectives, "_irecv", irecv):
+    def all_to_all(out, x, output_splits=None, input_splits=None, group=None, async_op=False):
+        work = real_to_all(out, x, output_splits, input_splits, group=group, async_op=async_op)
+        if not (of.mine and of.since and _sends(of.rank - 1, group, output_splits)):
+            return work
+        if async_op:
+            return _Delayed(work)
+        time.sleep(LINK_S)
+        return work
+
+    def p2p(op, *args, **more):  # torch takes its own functions only
+        return real_p2p(real if op is irecv else op, *args, **more)
+
+    with (
+        patched(collectives, "_irecv", irecv),
+        patched(collectives, "_all_to_all", all_to_all),
+        patched(collectives, "_P2P", p2p),
+    ):
         yield
+
+
+def _sends(rank: int, group, sizes: list[int] | None) -> bool:
+    """Whether something comes from this rank. sizes: what comes from each of the group, None: as
+    much from all."""
+    ranks = dist.get_process_group_ranks(group)
+    return rank in ranks and (sizes is None or sizes[ranks.index(rank)] > 0)
 
 
 class _Delayed:
@@ -226,6 +253,9 @@ class _Delayed:
     def wait(self):
         self._work.wait()
         time.sleep(LINK_S)
+
+    def is_completed(self) -> bool:
+        return False
 
 
 @_fault("leak", "one rank keeps a megabyte of each step", "leak")

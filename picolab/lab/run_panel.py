@@ -34,6 +34,7 @@ class RunPanel(Shown, ABC):
         self._train, self._settings = train, settings
         self.job = None
         self._busy, self._lock = False, threading.Lock()
+        self._no_job_yet = self._unwanted = False  # it is about to start; it is to be stopped
         self._widgets = None
 
     def _open(self, widgets, autorun: bool) -> None:
@@ -54,14 +55,18 @@ class RunPanel(Shown, ABC):
         with self._lock:
             if self._busy:
                 return self._say(f"{self._going()}; press Stop to end it")
-            self._busy = True
-            starting = self._begin()
-        self._say(starting)
+            self._busy = self._no_job_yet = True
+            self._unwanted = False
+            self._say(self._begin())
         try:
             settings = {**self._settings, **self._given()}
-            self.job = self._train(**settings, wait=False, progress=False)
+            job = self._train(**settings, wait=False, progress=False)
         except Exception as error:
             return self._leave(f"could not start: {error}")
+        with self._lock:
+            self.job, self._no_job_yet = job, False
+            if self._unwanted:
+                self._end_of(job)
         if self._widgets:
             self._picture.replace(Message(""))
             stands = self._widgets.begin()
@@ -71,13 +76,19 @@ class RunPanel(Shown, ABC):
         return self.message
 
     def stop(self) -> str:
-        """End the run. With nothing to end, only says so."""
-        job = self.job
-        if job is None or job.done:
-            return self._say("nothing is running")
-        self._say("stopping")
+        """End the run, also one that is about to start. With nothing to end, only says so."""
+        with self._lock:
+            if not self._busy:
+                return self._say("nothing is running")
+            self._say("stopping")
+            self._unwanted = True
+            if not self._no_job_yet:
+                self._end_of(self.job)
+            return self.message
+
+    @staticmethod
+    def _end_of(job) -> None:
         threading.Thread(target=job.stop, name="picolab-stop", daemon=True).start()
-        return self.message
 
     def wait(self) -> None:
         """Until the run has ended, in whatever way; for code, not for callbacks."""
@@ -138,7 +149,7 @@ class RunPanel(Shown, ABC):
         ended can start one, and whoever finds that it does not run any more can read why."""
         with self._lock:
             self._say(said)
-            self._busy = False
+            self._busy = self._no_job_yet = False
         return said
 
     def _say(self, text: str) -> str:

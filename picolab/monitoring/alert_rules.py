@@ -17,6 +17,11 @@
 10 steps`. What they do is said in alerts.py. The rules that are used without a file are
 alert_rules.yaml, beside this one.
 
+An error budget (at most 1 % of steps are skipped, say) is watched by how fast it burns, in two
+windows at once: `for: 14 of 200 steps and 3 of 20 steps` is seven times that, and still goes on.
+The long window alone also fires of what is spread thinly, or is nearly over; the short one alone of
+three bad steps, which are no harm (Site Reliability Workbook, chapter 5).
+
 A mistake is told with its line and with what would be right, all mistakes of a file at once. (The
 metric of a rule that never fires, since its name is not the collector's, was the original's.)
 """
@@ -64,30 +69,43 @@ class Hit(NamedTuple):
 
 @dataclass(frozen=True)
 class Duration:
-    """So many steps (of the last `of`), and so many seconds."""
+    """So many steps (of the last `of`), of which so many lately (of the last `short_of`), and so
+    many seconds."""
 
     steps: int = 0
     of: int = 0
     seconds: float = 0.0
+    short_steps: int = 0
+    short_of: int = 0
 
     @classmethod
     def parse(cls, text: Any, share: bool = False) -> "Duration":
-        found = cls()
+        windows, found = [], cls()
         for part in str(text).split(" and "):
             steps = re.fullmatch(r"\s*(?:(\d{1,6}) of )?(\d{1,6}) steps?\s*", part)
             seconds = re.fullmatch(r"\s*(\d{1,6}(?:\.\d+)?) s\s*", part)
             if steps and (share or steps[1] is None):
                 of = int(steps[2])
-                found = dataclasses.replace(found, steps=int(steps[1] or of), of=of)
-            elif seconds:
+                windows.append((of, int(steps[1] or of)))
+            elif seconds and not found.seconds:
                 found = dataclasses.replace(found, seconds=float(seconds[1]))
             else:
                 or_of = ", 8 of 10 steps" if share else ""
                 raise ValueError(f"{text!r} is no duration; write 10 steps, 5 s{or_of}, or both "
                                  "with `and`")  # fmt: skip
-        if found.steps > found.of:
-            raise ValueError(f"{text!r}: {found.steps} of {found.of} steps cannot be")
-        return found
+        for of, steps in windows:
+            if steps > of:
+                raise ValueError(f"{text!r}: {steps} of {of} steps cannot be")
+        if len(windows) > 1 + share:
+            most = "two windows" if share else "one number"
+            raise ValueError(f"{text!r} has {len(windows)} times steps, and {most} is the most")
+        (long, short) = (sorted(windows, reverse=True) + [(0, 0)] * 2)[:2]
+        if short[1] > long[1]:
+            raise ValueError(f"{text!r}: {short[1]} of {short[0]} steps are always more than "
+                             f"{long[1]} of {long[0]}; leave the longer window out")  # fmt: skip
+        return dataclasses.replace(
+            found, steps=long[1], of=long[0], short_steps=short[1], short_of=short[0]
+        )
 
     def passed(self, since: Moment, now: Moment, times: float = 1) -> bool:
         long = now.tick - since.tick >= self.of * times
@@ -153,6 +171,10 @@ class Rule:
                          "has judged already")  # fmt: skip
         if self.metric and sum(limits) != 1:
             raise _Wrong("metric", "say `above` or `below` what the metric counts, and not both")
+        known = next((metric for metric in METRICS if metric.name == self.metric), None)
+        if self.label and known is not None and not known.label:
+            raise _Wrong("label", f"{self.metric} has no labels, so it would never fire for "
+                         f"{self.label!r}")  # fmt: skip
         if self.until is not None and (
             self.until > self.above if self.below is None else self.until < self.below
         ):

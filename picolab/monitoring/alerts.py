@@ -237,6 +237,8 @@ class AlertManager:
         with self._lock:
             hits = self._heard | dict(hits)
             self._heard = {}
+            if not self.ticks and not self._t:  # a silence from before the first look begins now
+                self.silences = [s._replace(t=s.t and s.t + t) for s in self.silences]
             self.ticks += new_step
             self.step, self._t = step, max(self._t, t)
             now = Moment(self.ticks, self._t)
@@ -493,7 +495,8 @@ def _has_held(alert: Alert, held: Duration, now: Moment) -> bool:
     if alert.holds is None and held.seconds:
         return False
     long = not held.seconds or now.t - alert.holds.t >= held.seconds
-    return sum(alert.recent) >= held.steps and long
+    lately = sum(alert.recent[-held.short_of :]) >= held.short_steps
+    return sum(alert.recent) >= held.steps and lately and long
 
 
 def now_table(alerts: Iterable[Alert], rules: Mapping[str, Rule]) -> Table:

@@ -11,7 +11,7 @@
     gradient spike     own gradient norm of each rank                 Spike, 6 sigma and x6
     slow rank          how late it comes to collectives               8 of 10 steps above 12 %
     late data          the same, where more than half is the loader   8 of 10
-    slow link          a message from its later end to its arrival    8 of 10 above 3x its own
+    slow link          a message or a hop, from when all are there    8 of 10 above 3x its own
     leak               resident memory                                Slope, 0.2 MB a step
     desync             what each rank did over each group             the ledgers differ
     expert collapse    choices of experts                             8 of 10: half of them dead
@@ -49,7 +49,7 @@ from picolab.monitoring.blame import UNEVEN, odd_one_out
 from picolab.monitoring.events import Event
 from picolab.monitoring.ledger import Entry
 from picolab.monitoring.series import Binned, largest_of_each
-from picolab.monitoring.step_split import waiting_of
+from picolab.monitoring.step_split import transfers_of
 from picolab.specs import Layout
 
 FIRST = 20  # steps that say what is usual, after the first, which warms up
@@ -61,6 +61,7 @@ SHARES = 0.05  # of its own work, for which a rank waits for a core if it shares
 STEP_SHARE = 0.06  # of a step: less than this is not worth a word
 BUSY = 0.20  # of a step, in which a rank waits for a core: more is a busy host
 SETTLE = 12  # steps that a slow run waits for its cause, which may be found by then
+RECENT = 20  # steps that say how late a rank comes now
 LATE_COLUMNS = 200  # of steps, of which it is kept how late each rank was
 # How a run ended -> what it is called here. (An exception is its program's own, and says it.)
 FAILURES = {
@@ -109,7 +110,10 @@ class AnomalyDetector:
         self.world_size = world_size
         self.found: list[Anomaly] = []
         self.late = Binned(LATE_COLUMNS, largest_of_each)
-        """By step: rank -> how late it came to its collectives, in shares of the step."""
+        """By step: rank -> how late it came to its collectives, in shares of the step. Of a long
+        run a column is of several steps, and has the latest of them."""
+        self.late_now: deque[dict[int, float]] = deque(maxlen=RECENT)
+        """The same of the newest steps, one by one."""
         self.work: dict[int, Work] = {}
         """Of the newest step that was judged."""
         self._lasting: list[Anomaly] = []
@@ -311,7 +315,8 @@ class AnomalyDetector:
             if others and all(beyond[r] is not None for r in (rank, *others)):
                 late[rank] = beyond[rank] - statistics.median(beyond[r] for r in others)
         if late and seconds:
-            self.late.add(step, {rank: by / seconds for rank, by in late.items()})
+            self.late_now.append({rank: by / seconds for rank, by in late.items()})
+            self.late.add(step, self.late_now[-1])
         # Neighbours that take cores take caches, too, which no clock tells: by how much a rank goes
         # up and down here with nobody late, says what is much.
         above = {}
@@ -335,10 +340,10 @@ class AnomalyDetector:
             rest = [part.data for r, part in work.items() if r != rank]
             data = work[rank].data - statistics.median(rest) > by / 2
             where = ", mostly in its data" if data else ""
-            text = (
-                f"rank {rank} comes {1e3 * by:.1f} ms late to its collectives "
-                f"(+{100 * by / alike:.0f} % of its own work){where}"
-            )
+            text = f"rank {rank} comes {1e3 * by:.1f} ms late to its collectives"
+            if alike > by / 100:  # of next to no work it is no share
+                text += f" (+{100 * by / alike:.0f} % of its own work)"
+            text += where
             found.append(Anomaly("late data" if data else "slow rank", step, (rank,), text))
         return found
 
@@ -375,10 +380,8 @@ class AnomalyDetector:
         times: dict[tuple[int, int], list[float]] = defaultdict(list)
         of_all = [entry for of_rank in entries.values() for entry in of_rank]
         messages = any(entry.op == "recv" for entry in of_all)
-        for entry, waited in waiting_of(of_all) if messages else ():
-            if entry.op == "recv" and entry.peer is not None and entry.seconds:
-                taken = entry.exposed_s - waited - (entry.queued_s or 0.0)
-                times[entry.peer, entry.rank].append(max(0.0, taken))
+        for message in transfers_of(of_all) if messages else ():
+            times[message.source, message.target].append(message.seconds)
         found = []
         for (source, target), of_step in times.items():
             # The shortest of a step is the link's; the others may have met something on their way.

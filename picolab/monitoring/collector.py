@@ -83,7 +83,9 @@ class MetricsCollector:
         self._of_kind[metric.event].append(metric)
 
     def add(self, event: Event) -> None:
-        for metric in self._of_kind.get(event.kind, ()):
+        metrics = self._of_kind.get(event.kind, ())
+        step = self._step(event) if metrics else -1
+        for metric in metrics:
             try:
                 found = metric.read(event.data)
             except Exception as error:
@@ -93,7 +95,6 @@ class MetricsCollector:
                 ) from error
             if found is None:
                 continue
-            step = self._step(event)
             labelled = found.items() if isinstance(found, dict) else (("", found),)
             for label, value in labelled:
                 self._put(metric, label, step, event.rank, float(value))

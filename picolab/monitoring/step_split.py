@@ -125,6 +125,45 @@ def messages_of(entries: Iterable[Entry]) -> list[Message]:
     return sorted(found, key=lambda message: message.sent)
 
 
+class Transfer(NamedTuple):
+    """How long one message took from one rank to another, from when both ends were there."""
+
+    source: int
+    target: int
+    seconds: float
+
+
+def transfers_of(entries: Iterable[Entry]) -> list[Transfer]:
+    """Of each message of one step that was received: what its receiver stood still for it when all
+    that it needs had been issued, less what it waited for a core.
+
+    A ring's hop needs its neighbours, and under gloo, where it is an all-to-all, everybody: a rank
+    that comes late at the other end of the ring is not this link's fault."""
+    entries = list(entries)
+    arrivals, halves = _arrivals(entries)
+    seen: dict[tuple, int] = defaultdict(int)
+    hops: dict[int, tuple] = {}
+    all_there: dict[tuple, float] = {}
+    for i in sorted(halves, key=arrivals.__getitem__):
+        entry = entries[i]
+        kind = entry.axis, entry.reason, tuple(entry.ranks)
+        hops[halves[i]] = hop = kind, seen[entry.rank, kind]
+        seen[entry.rank, kind] += 1
+        all_there[hop] = max(arrivals[i], all_there.get(hop, arrivals[i]))
+    sends = {receive: send for send, receive in halves.items()}
+    found = []
+    for i, (entry, waited) in enumerate(waiting_of(entries)):
+        if entry.op != "recv" or entry.peer is None:
+            continue
+        timed = entry  # which of the two of an exchange has the time of both
+        if i in sends:
+            timed = entries[sends[i]]
+            waited = max(0.0, all_there[hops[i]] - timed.start)
+        taken = timed.exposed_s - waited - (timed.queued_s or 0.0)
+        found.append(Transfer(entry.peer, entry.rank, max(0.0, taken)))
+    return found
+
+
 def _meetings(
     entries: list[Entry], arrivals: list[float]
 ) -> tuple[list[tuple], dict[tuple, dict[int, int]]]:

@@ -144,7 +144,11 @@ class BasicMonitoringSystem:
             self.alerts.hear(found)
         for anomaly in found:
             for callback in self._callbacks:
-                callback(anomaly)
+                try:
+                    callback(anomaly)
+                except Exception as error:  # somebody's own: the monitor goes on
+                    said = f"{callback!r} failed of {anomaly.name}: {error!r}"
+                    warnings.warn(said, stacklevel=2)
 
     # -- of a run that is over --
 
@@ -194,7 +198,7 @@ class BasicMonitoringSystem:
     def close(self) -> None:
         """Stop following, having heard everything that was said until now; the run goes on."""
         self._ended.set()
-        if self._thread is not None:
+        if self._thread not in (None, threading.current_thread()):  # (a callback may close it)
             self._thread.join()
         self.alerts.close()
         for trouble in self.troubles:
@@ -208,8 +212,9 @@ class BasicMonitoringSystem:
             last = self._ended.is_set() or self._source.done
             try:
                 self._look()
-            except ValueError as error:  # a run of another version, say
-                self._trouble = f"the monitor has stopped: {error}"
+            except Exception as error:  # a run of another version, say, or its files are gone
+                said = str(error) if isinstance(error, ValueError) else repr(error)
+                self._trouble = f"the monitor has stopped: {said}"
                 return
             self._ended.wait(0 if last else PERIOD_S)
 

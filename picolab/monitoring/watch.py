@@ -74,6 +74,7 @@ class Watch:
         self._from = step + 2  # the next one's collectives may have been among them
         before, self.detector = self.detector, AnomalyDetector(self.detector.world_size)
         self.detector.found, self.detector.late = before.found, before.late
+        self.detector.late_now = before.late_now
 
     def _judges(self, event: Event) -> bool:
         """Those of other programs and older versions may have too little to judge by."""

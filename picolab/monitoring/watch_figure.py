@@ -112,9 +112,11 @@ def _late(watch: Watch) -> tuple[dict | None, str]:
         return None, ""
     ranks = sorted(set().union(*(of for _, of in columns)))
     shares = [[_percent(of.get(rank)) for _, of in columns] for rank in ranks]
+    # Not of the columns: of a long run each has the latest of many steps, a pause of any of them.
+    now = watch.detector.late_now
     newest = {
-        rank: statistics.median([value for value in row[-20:] if value is not None] or [0.0])
-        for rank, row in zip(ranks, shares)
+        rank: statistics.median([_percent(of[rank]) for of in now if rank in of] or [0.0])
+        for rank in ranks
     }
     latest = max(newest, key=newest.__getitem__)
     title = "no rank comes late"

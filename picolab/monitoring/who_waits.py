@@ -28,7 +28,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from picolab.monitoring import blame
-from picolab.monitoring.anomalies import FAILURES, Anomaly, desync
+from picolab.monitoring.anomalies import FAILURES, PATIENCE, Anomaly, desync
 from picolab.monitoring.beacon import Call
 from picolab.monitoring.event_files import RunFiles, event_files
 from picolab.monitoring.events import Event
@@ -201,7 +201,7 @@ class Told:
     steps: dict[int, int] = field(default_factory=dict)
     """rank -> how many it did."""
     parted: Anomaly | None = None
-    """The first step in which they did not do the same collectives, of those that all have told."""
+    """The first step in which they did not do the same collectives, of those that have told it."""
 
     @classmethod
     def of(cls, events: Iterable[Event], world: int) -> "Told":
@@ -216,11 +216,14 @@ class Told:
             elif event.kind == "step":
                 step = event.data["step"]
                 told.steps[event.rank] = step + 1
+                if told.parted is not None:
+                    continue
                 by[step].add(event.rank)
-                if len(by[step]) == world and told.parted is None:
-                    del by[step]
-                    of = entries.pop(step, {})
-                    found = desync(step, {rank: of.get(rank, ()) for rank in range(world)})
+                # A rank that tells nothing any more: the others are judged without it.
+                over = step if len(by[step]) == world else min(by) if len(by) > PATIENCE else None
+                if over is not None:
+                    heard, of = by.pop(over), entries.pop(over, {})
+                    found = desync(over, {rank: of.get(rank, ()) for rank in sorted(heard)})
                     told.parted = next((a for a in found if a.ranks), found[0] if found else None)
         return told
 

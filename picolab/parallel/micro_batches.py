@@ -1,6 +1,6 @@
 """The micro-batches of a step where there is no pipeline: one after the other, gradients added up.
 
-    count = count_valid(labels_MBS)              # over all replicas: what every loss is divided by
+    count = count_valid(labels_MBS).all          # over all replicas: what every loss is divided by
     total = run(model, batch, count, no_sync)    # forward and backward of each micro-batch
 
 Each loss is divided by the *global* count before it is differentiated, so gradients are plain sums,
@@ -10,6 +10,7 @@ batch was cut.
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from typing import NamedTuple
 
 import torch
 
@@ -47,12 +48,17 @@ def forward_only(model: Transformer, batch: Batch, count: int) -> torch.Tensor:
     return torch.stack(losses).sum()
 
 
-def count_valid(labels_MBS: torch.Tensor) -> int:
-    """How many labels of the global batch count (1 if none does): what losses are divided by.
+class Valid(NamedTuple):
+    """How many labels count."""
 
-    The labels are those of whole sequences, so ranks of cp count the same ones.
-    """
-    count = (labels_MBS != IGNORED).sum()
+    own: torch.Tensor
+    """Of this replica's sequences (whole ones: ranks of cp count the same)."""
+    all: int
+    """Of the global batch, and 1 if none does: what losses are divided by."""
+
+
+def count_valid(labels_MBS: torch.Tensor) -> Valid:
+    own = count = (labels_MBS != IGNORED).sum()
     if comm.axis_size("dp") > 1:
-        comm.all_reduce(count, "dp", "dp: count of valid tokens")
-    return max(1, int(count))
+        count = comm.all_reduce(own.clone(), "dp", "dp: count of valid tokens")
+    return Valid(own, max(1, int(count)))

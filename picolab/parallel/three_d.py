@@ -29,7 +29,7 @@ from picolab.parallel.buckets import Buffer, GradientBuckets
 from picolab.parallel.context import ContextParallelOptimizer
 from picolab.parallel.data import DataParallelOptimizer
 from picolab.parallel.experts import SequencePool, split_experts
-from picolab.parallel.micro_batches import count_valid
+from picolab.parallel.micro_batches import Valid, count_valid
 from picolab.parallel.pipeline import PipelineParallelOptimizer
 from picolab.parallel.random_streams import RandomStreams
 from picolab.parallel.same_start import check_same_start
@@ -199,18 +199,19 @@ class ThreeDParallelOptimizer:
         self,
         tokens_MBS: torch.Tensor,
         labels_MBS: torch.Tensor,
-        count: int | None = None,
+        valid: Valid | None = None,
         stage_cost_s: tuple[float, float] = (0.0, 0.0),
         scale: float = 1.0,
     ) -> torch.Tensor:
         """All micro-batches of a step, in the layout's way; gradients are complete afterwards.
 
-        tokens and labels: (M, B, S), this replica's whole sequences. count: the global number of
-        valid tokens, None to sum it. Returns the mean loss of the global batch (fp64 scalar), the
+        tokens and labels: (M, B, S), this replica's whole sequences. valid: how many of them
+        count, None to sum it. Returns the mean loss of the global batch (fp64 scalar), the
         same on every rank. stage_cost_s: see `PipelineParallelOptimizer.run`. scale: gradients are
         those of so many times the loss (and the loss is returned as it is).
         """
-        count = (count_valid(labels_MBS) if count is None else count) / scale
+        valid = count_valid(labels_MBS) if valid is None else valid
+        count = valid.all / scale
         batch = self._split(tokens_MBS, labels_MBS, scale)
         if self.pipeline is None:
             total = micro_batches.run(self.model, batch, count, self.no_sync)
@@ -225,13 +226,16 @@ class ThreeDParallelOptimizer:
                 stage_cost_s=stage_cost_s,
             )
         self.finish_gradients()
-        self._keep_own(total, count, batch.labels_MBS)
+        self._keep_own(total, count, valid.own if batch.labels_MBS is labels_MBS else batch)
         return self._over_all_ranks(total) / scale
 
-    def _keep_own(self, total: torch.Tensor, count: float, labels_MBS: torch.Tensor) -> None:
+    def _keep_own(self, total: torch.Tensor, count: float, of: torch.Tensor | Batch) -> None:
+        """of: how many of the rank's own labels count, where that is known: in all layouts but
+        those of cp, which give it another share of the sequences."""
         self._own = None
         if self.pipeline is None or self.pipeline.last:
-            self._own = total.clone(), count, (labels_MBS != IGNORED).sum()
+            valid = (of.labels_MBS != IGNORED).sum() if isinstance(of, Batch) else of
+            self._own = total.clone(), count, valid
 
     @property
     def own_loss(self) -> float | None:
@@ -244,7 +248,7 @@ class ThreeDParallelOptimizer:
 
     def evaluate(self, tokens_MBS: torch.Tensor, labels_MBS: torch.Tensor) -> torch.Tensor:
         """The mean loss of the global batch, as `forward_backward` returns it, and no gradients."""
-        count, batch = count_valid(labels_MBS), self._split(tokens_MBS, labels_MBS)
+        count, batch = count_valid(labels_MBS).all, self._split(tokens_MBS, labels_MBS)
         if self.pipeline is None:
             total = micro_batches.forward_only(self.model, batch, count)
         else:

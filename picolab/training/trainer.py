@@ -116,10 +116,10 @@ def train_step(run: "Run", step: int) -> StepReport:
     run.precision.before_step(run)
     run.tokens_MBS, run.labels_MBS = next_batch(run.text, config, run.device)
     data_s = time.monotonic() - began
-    count = global_count(run.labels_MBS)
+    valid = global_count(run.labels_MBS)
     parallel.zero_grad()
     loss = parallel.forward_backward(
-        run.tokens_MBS, run.labels_MBS, count, config.stage_cost_s, run.precision.scale
+        run.tokens_MBS, run.labels_MBS, valid, config.stage_cost_s, run.precision.scale
     )
     run.precision.unscale(parallel)
     run.tell("gradients")
@@ -136,7 +136,7 @@ def train_step(run: "Run", step: int) -> StepReport:
     times = time.monotonic() - began, time.process_time() - cpu_began
     queued_s = None if queued is None else ledger.queued() - queued
     skipped = not taken and back_to is None
-    of_run = loss.item(), norm, count, lr, *times, skipped, began, queued_s, back_to
+    of_run = loss.item(), norm, valid.all, lr, *times, skipped, began, queued_s, back_to
     report = StepReport(step, *of_run, parallel.own_loss, data_s)
     run.ledger = Ledger(entry for entry in ledger.flush() if entry.step == step)
     ledger.step = None  # whatever observers send is no part of the step

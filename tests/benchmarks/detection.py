@@ -40,6 +40,7 @@ SMALL = dict(hidden=32, ffn=48, layers=2, heads=4, kv_heads=2, vocab=256, seq=32
 # (256 tokens a rank: own losses of 16 differ by half, and gradients of some by seven times.)
 NUMBERS = dict(layout="dp4", micro_batch=8, steps=70, **SMALL)
 PACED = dict(layout="dp4", micro_batch=4, steps=90, **SMALL)
+RING = dict(layout="cp4", micro_batch=2, **SMALL | {"seq": 64})
 HANGS = dict(layout="dp4", micro_batch=4, steps=45, **SMALL)
 # fault -> the settings of its run, and what is between the names (the step is drawn about `at`).
 RUNS: dict[str, dict] = {
@@ -56,6 +57,8 @@ RUNS: dict[str, dict] = {
     "slow link": dict(
         settings=dict(layout="pp4", micro_batch=2, accumulate=4, steps=75,
                       stage_cost_s=(0.001, 0.002), **SMALL | {"layers": 4}), at=45, first=1),
+    "slow link, a ring": dict(
+        settings=RING | dict(steps=75), at=45, first=1, pace=True, fault="slow link"),
     "leak": dict(settings=NUMBERS | dict(steps=110), at=50),
     "NaN": dict(settings=NUMBERS, at=50),
     "loss spike": dict(settings=NUMBERS, at=50),
@@ -80,6 +83,7 @@ CLEAN = {
     "clean, with pauses": dict(settings=PACED | dict(steps=400), pace=True, pauses=True),
     "clean, two ranks of kernels": dict(
         settings=RUNS["slow rank"]["settings"] | dict(steps=400)),
+    "clean, a ring": dict(settings=RING | dict(steps=200), pace=True),
     "clean, a pipeline": dict(settings=RUNS["slow stage"]["settings"] | dict(steps=200)),
 }  # fmt: skip
 SILENCE_S = 1.0

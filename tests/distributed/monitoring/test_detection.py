@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import picolab as pico
-from picolab.debug.run_faults import CATALOGUE, InRun, find, table
+from picolab.debug.run_faults import CATALOGUE, LINK_S, InRun, find, table
 from picolab.monitoring import AnomalyDetector, BasicMonitoringSystem
 from picolab.specs import assemble
 from picolab.training import Probe, train_rank
@@ -87,6 +87,17 @@ def test_a_ranks_own_loss_and_gradient_are_its_own():
                 assert zero[rank, step][key] == pytest.approx(two[rank, step][key], rel=1e-4)
 
 
+@pytest.mark.weekly
+def test_own_tokens_are_a_ranks_share_of_each_sequence():
+    """Two ranks of cp have half of each sequence, and the whole loss is the mean of their own. Who
+    divides by the labels of whole sequences, which are counted anyway, gets half of it."""
+    told = norms("cp2")
+    for step in range(3):
+        own = [told[rank, step]["own_loss"] for rank in range(2)]
+        assert own[0] != own[1]
+        assert sum(own) / 2 == pytest.approx(told[0, step]["loss"], rel=1e-5)
+
+
 def test_who_knows_no_loss_tells_none():
     told = norms("pp2", accumulate=2)
     assert told[0, 0]["own_loss"] is None and told[1, 0]["own_loss"] is not None
@@ -110,6 +121,23 @@ def test_a_monitor_follows_a_job_and_lets_it_go():
     assert system.anomalies == heard and len(system.collector.series("loss")) == 70
     later = BasicMonitoringSystem({"samples": False}).read(result.run_dir)
     assert [(a.name, a.ranks, a.step) for a in later.anomalies if a.ranks] == named
+
+
+@pytest.mark.weekly
+@pytest.mark.parametrize(
+    "layout", [dict(layout="cp2"), dict(layout="pp2", tied=True, accumulate=2)]
+)
+def test_what_comes_over_a_slow_link_comes_later(layout):
+    """Each message and each hop, however little the machine has to do, and from its step on only.
+    Where embeddings are tied, the stages of a pipeline exchange their gradients as well, by torch's
+    batch of messages, which takes its own functions only."""
+    observers = [InRun("slow link", rank=1, at=1)]
+    config = assemble(steps=2, data="stdlib", **detection.SMALL, **layout)
+    run = pico.run(train_rank, config, None, observers, world_size=2, quiet=True)
+    told = [e for e in run.ledger.in_steps().where(rank=1) if e.axis in ("cp", "pp") and e.seconds]
+    op = "recv" if "pp" in layout["layout"] else "send"  # (which has the time of a hop)
+    over = [e for e in told if e.op == op and e.step == 1 and "tied" not in e.reason]
+    assert over and min(e.exposed_s for e in over) >= LINK_S
 
 
 def test_the_catalogue():

@@ -129,12 +129,14 @@ real_next_batch = trainer.next_batch
 
 def local_count(labels):
     """As many do: the mean over one's own tokens, averaged over the replicas."""
-    return max(1, int((labels != -100).sum())) * comm.mesh().size("dp")
+    valid = real_global_count(labels)
+    return valid._replace(all=max(1, int(valid.own)) * comm.mesh().size("dp"))
 
 
 def unscaled_accumulation(labels):
     """The micro-batches' losses added up where their mean is meant."""
-    return real_global_count(labels) / labels.shape[0]
+    valid = real_global_count(labels)
+    return valid._replace(all=valid.all / labels.shape[0])
 
 
 real_global_count = trainer.global_count

@@ -57,6 +57,12 @@ METRIC = HEAD + "    metric: loss\n"
         (METRIC + "    above: 1\n    quiet: 8 of 10 steps", "line 5: quiet: '8 of 10 steps' is no "
          "duration"),
         (METRIC + "    above: 1\n    quiet: 0 steps", "line 5: quiet is nothing"),
+        (METRIC + "    above: 1\n    quiet: 10 steps and 20 steps", "one number is the most"),
+        (METRIC + "    above: 1\n    for: 9 of 90 steps and 5 of 20 steps and 2 steps", "two "
+         "windows is the most"),
+        (METRIC + "    above: 1\n    for: 3 of 90 steps and 5 of 20 steps", "5 of 20 steps are "
+         "always more than 3 of 90"),
+        (METRIC + "    above: 1\n    label: tp", "line 5: loss has no labels, so it would never"),
         (METRIC + "    above: 1\n    above: 2", "`above` is there twice"),
         (HEAD + "    anomaly: hang\n    above: 1", "an anomaly has no above"),
         (HEAD + "    anomaly: hang\n    hides: 3", "line 4: hides is 3; it is a name, or a list"),
@@ -97,6 +103,9 @@ def test_causes_come_first():
 
 def test_durations_and_whose_an_alert_is():
     assert Duration.parse("8 of 10 steps and 5 s", share=True) == Duration(8, 10, 5.0)
+    two = Duration(14, 200, short_steps=3, short_of=20)
+    for text in ("14 of 200 steps and 3 of 20 steps", "3 of 20 steps and 14 of 200 steps"):
+        assert Duration.parse(text, share=True) == two
     assert Duration.parse("1 step") == Duration(1, 1) and not Duration.parse("0 steps")
     assert whose(Anomaly("slow link", 3, (1, 2), "")) == ["1 -> 2"]
     assert whose(Anomaly("loss spike", 3, (1, 2), "")) == [1, 2]

@@ -166,6 +166,42 @@ def test_a_silence_hides_ends_and_is_shown(tmp_path):
             manager.silence("r", why="", **wrong)
 
 
+def test_a_silence_of_seconds_from_before_the_first_look():
+    """Time is that of events, since the epoch: 5 s from nothing were over long ago."""
+    manager = AlertManager([rule("r")])
+    manager.silence("r", seconds=5, why="it warms up")
+    for step in range(8):
+        manager.observe({("r", 2): Hit(None, "")}, step, 1.7e9 + step)
+    assert [(t.step, t.state) for t in manager.history] == [(0, "silenced"), (5, "firing")]
+
+
+BURNS = "4 of 20 steps and 2 of 5 steps"
+
+
+@pytest.mark.parametrize(
+    ("script", "states"),
+    [
+        ("xxxx", [(0, "pending"), (3, "firing")]),
+        ("x....x....x....x....x", [(0, "pending")]),  # thinly spread
+        ("x....x....x....x.x", [(0, "pending"), (17, "firing")]),  # and then it burns
+        ("xxx" + "." * 20, [(0, "pending"), (22, "passed")]),  # a burst that was no harm
+    ],
+)
+def test_a_budget_that_burns_in_two_windows(script, states):
+    manager = lived([rule("r", held=BURNS)], {"r": script})
+    assert became(manager) == [(n, "r", state) for n, state in states]
+
+
+@pytest.mark.parametrize(
+    ("held", "script"), [("4 of 20 steps", "x....x....x....x"), ("2 of 5 steps", "xxx")]
+)
+def test_one_window_fires_of_what_is_no_harm(held, script):
+    """The mutants: the long one alone of what is spread thinly, the short one alone of a burst."""
+    both = lived([rule("r", held=BURNS)], {"r": script})
+    assert not any(transition.state == "firing" for transition in both.history)
+    assert lived([rule("r", held=held)], {"r": script}).history[-1].state == "firing"
+
+
 def test_what_fires_again_soon_needs_a_longer_quiet():
     """One that is on for a step and off for four, with three quiet steps: 2 messages each time
     without damping, and with it a few."""

@@ -12,6 +12,7 @@ import random
 import pytest
 
 from picolab.monitoring import Entry, Event, anomalies
+from picolab.monitoring import step_split as step_split_module
 from picolab.monitoring.anomalies import AnomalyDetector, Work
 from picolab.monitoring.run_state import RunState
 from picolab.monitoring.step_split import step_split
@@ -97,6 +98,11 @@ def at_step(step, rank, **changes):
 def test_a_clean_run_accuses_nobody():
     for seed in range(10):
         assert found(run(seed=seed, steps=300)) == []
+
+
+def test_of_next_to_no_work_late_is_no_share():
+    (only,) = found(run(own=0.0, slow={2: 0.030}))
+    assert (only.name, only.ranks) == ("slow rank", (2,)) and "%" not in only.text
 
 
 @pytest.mark.parametrize("slower", [0.15, 0.30])
@@ -280,6 +286,50 @@ def test_a_link_that_became_slow():
     hits = [a for a in found(run(change=messages)) if a.name == "slow link"]
     assert [a.ranks for a in hits] == [(1, 2)] and hits[0].step - AT <= 10
     assert "6" in hits[0].text
+
+
+def ring(late=None, slow_link=0.0):
+    """Three hops of a ring of four, in each step; the last to issue a hop lets all leave it.
+
+    late        rank -> seconds that it issues each hop later, from AT on
+    slow_link   seconds that what rank 1 sends takes longer to come"""
+
+    def change(step, rank, data, entries):
+        first = entries[0]._replace(axis="cp", reason="cp: keys and values", queued_before_s=0.0)
+        behind = late if late and step >= AT else {}
+        for hop in range(3):
+            began = data["began"] + 0.005 + 0.008 * hop
+            all_there = began + max(behind.values(), default=0.0)
+            start = began + behind.get(rank, 0.0)
+            stood = all_there - start + 2e-4 + slow_link * (rank == 2 and step >= AT)
+            times = dict(start=start, seconds=stood, exposed_s=stood)
+            none = dict(start=start + stood, seconds=0.0, exposed_s=0.0)
+            entries.append(first._replace(op="send", peer=(rank + 1) % 4, **times))
+            entries.append(first._replace(op="recv", peer=(rank - 1) % 4, **none))
+
+    return change
+
+
+def links(change):
+    return [a.ranks for a in found(run(change=change, layout="cp4")) if a.name == "slow link"]
+
+
+def test_a_link_of_a_ring(monkeypatch):
+    """Rank 3 comes late to every hop: nobody's link is slow. The mutant waits for the neighbours of
+    a hop only, as its two messages do, and takes the far side's lateness for the link's."""
+    assert links(ring(slow_link=0.006)) == [(1, 2)]
+    assert links(ring(late={3: 0.006})) == []
+
+    def neighbours_only(entries):
+        waits = dict(enumerate(step_split_module.waiting_of(entries)))
+        return [
+            step_split_module.Transfer(waits[i + 1][0].peer, e.rank, e.exposed_s - waited)
+            for i, (e, waited) in waits.items()
+            if e.op == "send"
+        ]
+
+    monkeypatch.setattr(anomalies, "transfers_of", neighbours_only)
+    assert links(ring(late={3: 0.006})) == [(0, 1)]
 
 
 def test_experts_that_nobody_asks_any_more():

@@ -224,6 +224,17 @@ def test_settings_that_are_none(settings, sentence):
         BasicMonitoringSystem(settings)
 
 
+def test_what_was_seen_at_one_look_at_the_machine_is_of_one_step():
+    collector = MetricsCollector()
+    for percent in (20.0, 30.0):
+        data = {"cpu_percent": percent, "memory_available_bytes": 1e9}
+        collector.add(Event("host", -1, 0.0, data))
+    steps = {row.metric: set() for row in collector.rows()}
+    for row in collector.rows():
+        steps[row.metric].add(row.step)
+    assert steps == {"cpu_percent": {1, 2}, "memory_available_bytes": {1, 2}}
+
+
 def test_what_is_not_there_to_be_read(tmp_path):
     with pytest.raises(ValueError, match=r"there is no run directory .*gone"):
         BasicMonitoringSystem({}).read(tmp_path / "gone")

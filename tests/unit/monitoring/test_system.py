@@ -229,6 +229,42 @@ def test_rules_on_the_systems_own_metrics_and_a_log(recorded, tmp_path):
     assert len(log.read_text().splitlines()) == 2
 
 
+def test_a_callback_that_fails_does_not_end_the_monitor(recorded, tmp_path):
+    """Nor one that closes it, which the thread that calls it cannot wait for."""
+    system, heard = BasicMonitoringSystem(QUIET), []
+    system.on_anomaly(lambda anomaly: 1 / 0)
+    system.on_anomaly(heard.append)
+    with pytest.warns(UserWarning, match="failed of slow rank: ZeroDivisionError"):
+        system.watch(job(recorded, tmp_path))
+        system._thread.join()
+    assert heard == system.anomalies and heard[0].ranks == (2,)
+    assert system.detector.judged == 239 and system.troubles == []
+    system.close()
+
+    system = BasicMonitoringSystem(QUIET | {"history": False})
+    system.on_anomaly(lambda anomaly: system.close())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        system.watch(job(recorded, tmp_path))
+        system._thread.join()
+    assert system.anomalies and system.troubles == []
+
+
+def test_a_run_that_cannot_be_read_any_more_is_said(tmp_path):
+    class Gone:
+        run_dir, world_size, done = tmp_path, 4, True
+
+        @property
+        def events(self):
+            raise LookupError("only 3 are left")
+
+    system = BasicMonitoringSystem(QUIET | {"history": False}).watch(Gone())
+    system._thread.join()
+    assert system.troubles == ["the monitor has stopped: LookupError('only 3 are left')"]
+    with pytest.warns(UserWarning, match="only 3 are left"):
+        system.close()
+
+
 def test_the_names():
     import picolab.monitoring
 

@@ -45,6 +45,21 @@ def test_the_straggler_is_the_dark_row():
     assert drawn(watched(recorded_run(steps=60, slow_s=0.0))).titles[LATE] == "no rank comes late"
 
 
+def test_who_comes_late_now_and_then_is_not_said_to_come_late():
+    """Every fourth step rank 2 pauses. Of 450 steps a column of the map has four, and shows the
+    pause of one; whoever takes the columns for what is so now accuses it."""
+    slow, fast = recorded_run(steps=450), recorded_run(steps=450, slow_s=0.0)
+    told = [event.data.get("step") for event in slow]
+    told = [
+        event.data["entries"][-1].step if event.kind == "ledger" else step
+        for event, step in zip(slow, told)
+    ]
+    events = [f if step is None or step % 4 else s for s, f, step in zip(slow, fast, told)]
+    shown = drawn(watched(events))
+    assert shown.traces[0]["z"].shape[1] < 200 and shown.traces[0]["z"][2][1:].min() > 10
+    assert shown.titles[LATE] == "no rank comes late"
+
+
 def test_there_is_a_panel_only_for_what_was_told():
     assert drawn(watched([])).shape is None
     assert drawn(watched()).shape.there == (LATE, NORM, FINDINGS)

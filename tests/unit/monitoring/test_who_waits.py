@@ -333,6 +333,21 @@ def test_a_run_that_ended_well_and_was_wrong(tmp_path):
     assert found.verdict.endswith("rank 3 is the odd one, and no word of it was raised")
 
 
+def test_a_rank_that_wrote_nothing_keeps_no_step_from_being_judged(tmp_path):
+    """Its disk was full. Who waits until all have told a step judges none, and keeps them all."""
+    about(tmp_path, state="done")
+    for rank in (0, 1, 2):
+        events = []
+        for step in range(40):
+            calls = [entry(rank, step)] * (1 if (rank, step) == (2, 1) else 2)
+            events.append(Event("ledger", rank, step + 0.1, {"entries": calls}))
+            events.append(Event("step", rank, step + 0.2, {"step": step}))
+        text = "".join(event.to_json() + "\n" for event in events)
+        (tmp_path / f"events.{rank}.jsonl").write_text(text)
+    found = of_folder(tmp_path)
+    assert (found.rank, found.kind, found.since) == (2, "desync", 1)
+
+
 def test_a_run_whose_kernel_was_killed(ranks, tmp_path):
     about(tmp_path, state="running")
     all_but(ranks, 1)
