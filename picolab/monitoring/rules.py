@@ -43,8 +43,11 @@ class Spike:
         self.sigmas, self.factor, self.least, self.most = sigmas, factor, least, most
         self._logs: deque[float] = deque(maxlen=window)
         self._in_a_row = 0
+        self.times: float | None = None
+        """The newest value, as so many times what was expected; None of too few before it."""
 
     def add(self, value: float) -> bool:
+        self.times = None
         if not math.isfinite(value) or value <= 0:
             return False  # no number, or no positive one: another rule's
         if self.above(math.log(value)):
@@ -68,6 +71,7 @@ class Spike:
         # A fall gets slower, and a line through it would expect too little.
         expected = max(middle + slope * len(logs), self.recent(logs))
         excess = log - expected
+        self.times = math.exp(min(excess, 700.0))  # (beyond it a float ends)
         return excess > max(self.sigmas * sigma, math.log(self.factor))
 
     @staticmethod

@@ -225,6 +225,21 @@ def test_each_ranks_own_value_is_judged_before_the_reduction():
     assert [ranks for _, ranks in names(found(run(change=reduced)))] == [()]
 
 
+@pytest.mark.parametrize(("layout", "whom"), [("dp4", (1,)), ("pp4", ()), ("cp4", ())])
+def test_a_spike_that_all_see_who_have_the_samples_is_nobodys(layout, whom, monkeypatch):
+    """A steep text makes the gradient of each stage large, and one stage's first of all; in another
+    replica it is that rank's. The mutant knows of no samples that are shared."""
+
+    def steep(step, rank, data, entries):
+        if step == AT:
+            data["own_grad_norm"] *= {1: 9.0}.get(rank, 3.0)
+
+    events = run(layout=layout, change=steep)
+    assert names(found(events)) == [("gradient spike", whom)]
+    monkeypatch.setattr(AnomalyDetector, "_of_the_samples", lambda *_: False)
+    assert names(found(events)) == [("gradient spike", (1,))]
+
+
 def test_no_number_is_told_at_once_and_once():
     detector = AnomalyDetector(world_size=4)
     told = {"step": 3, "loss": math.nan, "grad_norm": math.nan, "own_loss": 2.0}
