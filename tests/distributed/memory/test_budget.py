@@ -29,6 +29,7 @@ from picolab.moe import saved_choices
 from picolab.monitoring import events
 from picolab.parallel import zero_gather
 from picolab.training import TrainConfig, train_rank
+from tests.distributed.memory.gloo import a_moment_for_gloo
 
 CONFIG = TrainConfig(
     model=pico.ModelConfig(hidden=64, ffn=160, layers=4, heads=4, kv_heads=2, vocab=256, seq=64),
@@ -140,7 +141,8 @@ def measured_blocks(configs):
         said, write = {}, events.write
         events.write = lambda kind, /, said=said, write=write, **data: said.update({kind: data})
         try:
-            train_rank(replace(config, steps=1, memory_budget=10**12))
+            with a_moment_for_gloo():
+                train_rank(replace(config, steps=1, memory_budget=10**12))
         finally:
             events.write = write
         found.append(said["memory plan"]["blocks"][1])

@@ -8,12 +8,10 @@ its graph, and a block that ZeRO 3 gathers while another stage is computed.
 """
 
 import itertools
-import time
 from dataclasses import replace
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 import picolab as pico
@@ -22,6 +20,7 @@ from picolab.memory import LeakFinder, MemoryMonitor, predicted, prediction, wat
 from picolab.monitoring import events
 from picolab.parallel import pipeline, zero_gather
 from picolab.training import TrainConfig, train_rank
+from tests.distributed.memory.gloo import a_moment_for_gloo
 
 SHAPE = dict(hidden=48, ffn=80, layers=4, heads=6, kv_heads=3, vocab=97, seq=32)
 EXPERTS = dict(experts=4, experts_per_token=2, expert_ffn=24, aux_loss=0.01)
@@ -37,43 +36,29 @@ def world():
         yield made
 
 
-def give_gloo_a_moment():
-    """A thread of gloo lets go of what it sent a moment after it has woken whoever waits. On a busy
-    machine that is late enough to be seen as kept, so each wait leaves it the core. Returns how to
-    undo it."""
-    wait = dist.Work.wait
-
-    def waited(work, *args, **kwargs):
-        done = wait(work, *args, **kwargs)
-        time.sleep(5e-4)
-        return done
-
-    dist.Work.wait = waited
-    return lambda: setattr(dist.Work, "wait", wait)
-
-
 def monitored(configs, patch=None):
     """This rank's reports of one run after the other: what was seen, what the run counts itself,
     how many rows each expert got."""
-    found, undo_moment = [], give_gloo_a_moment()
-    for config in configs:
-        said, write = {}, events.write
+    with a_moment_for_gloo():
+        return [one_monitored(config, patch) for config in configs]
 
-        def keep(kind, /, said=said, write=write, **data):
-            said[kind] = data
-            write(kind, **data)
 
-        events.write = keep
-        undo = patch() if patch else None
-        try:
-            report = train_rank(config, observers=[MemoryMonitor()])
-        finally:
-            events.write = write
-            if undo:
-                undo()
-        found.append((said["memory"], report.memory, said.get("experts"), report.losses))
-    undo_moment()
-    return found
+def one_monitored(config, patch):
+    said, write = {}, events.write
+
+    def keep(kind, /, **data):
+        said[kind] = data
+        write(kind, **data)
+
+    events.write = keep
+    undo = patch() if patch else None
+    try:
+        report = train_rank(config, observers=[MemoryMonitor()])
+    finally:
+        events.write = write
+        if undo:
+            undo()
+    return said["memory"], report.memory, said.get("experts"), report.losses
 
 
 def check_states(config, rank, seen, counted):
