@@ -54,8 +54,10 @@ def saved_bytes(
 
     products: of attention and of experts, in a short format. rows: how many rows each of this
     rank's experts gets; None: all tokens' choices, evenly, on a rank that has all experts.
-    recompute: "selective" keeps the input and the results of products and of attention, "full" the
-    input alone (and which experts were chosen, so that the second time they are the same).
+    recompute: "selective" keeps the input and the results of products and of attention (but for a
+    dense block's last product, where a second forward stops before it: in a short format it does
+    not), "full" the input alone (and which experts were chosen, so that the second time they are
+    the same).
     """
     tokens = micro_batch * (config.seq if seq is None else seq) // cp
     numbers = PRECISIONS[precision]
@@ -70,7 +72,10 @@ def saved_bytes(
         if recompute == "selective":
             result = max(4, b) if products == "rounded" else b  # as a product gives it
             arrive = tokens * config.experts_per_token if rows is None else sum(rows)
-            for name, nbytes in _dear(config, layer, tokens, arrive, result, tp, tp_rank).items():
+            dear = _dear(config, layer, tokens, arrive, result, tp, tp_rank)
+            if not low:  # nobody asks for the result of a block's last product
+                dear.pop("mlp.down", None)
+            for name, nbytes in dear.items():
                 kept[name] = kept.get(name, 0) + nbytes
         return kept
 
