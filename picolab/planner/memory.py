@@ -226,10 +226,8 @@ class Memory(Parts):
             for recompute, count in reversed(list(zip(costs.RECOMPUTE, counts)))
             for _ in range(count)
         ]
-        rows, boundary = (
-            full / _shards(layout),
-            self._boundary(layout.sp, layout.tp, layout.cp, micro_batch),
-        )
+        boundary = self._boundary(layout.sp, layout.tp, layout.cp, micro_batch)
+        rows = full / _shards(layout)
 
         def there(block: int) -> float:  # when its backward begins
             before = [self._left(of, *sizes.values(), micro_batch, how) for of, how in blocks]
