@@ -54,8 +54,10 @@ def saved_bytes(
 
     products: of attention and of experts, in a short format. rows: how many rows each of this
     rank's experts gets; None: all tokens' choices, evenly, on a rank that has all experts.
-    recompute: "selective" keeps the input and the results of products and of attention, "full" the
-    input alone (and which experts were chosen, so that the second time they are the same).
+    recompute: "selective" keeps the input and the results of products and of attention (but for a
+    dense block's last product, where a second forward stops before it: in a short format it does
+    not), "full" the input alone (and which experts were chosen, so that the second time they are
+    the same).
     """
     tokens = micro_batch * (config.seq if seq is None else seq) // cp
     numbers = PRECISIONS[precision]
@@ -70,7 +72,10 @@ def saved_bytes(
         if recompute == "selective":
             result = max(4, b) if products == "rounded" else b  # as a product gives it
             arrive = tokens * config.experts_per_token if rows is None else sum(rows)
-            for name, nbytes in _dear(config, layer, tokens, arrive, result, tp, tp_rank).items():
+            dear = _dear(config, layer, tokens, arrive, result, tp, tp_rank)
+            if not low:  # nobody asks for the result of a block's last product
+                dear.pop("mlp.down", None)
+            for name, nbytes in dear.items():
                 kept[name] = kept.get(name, 0) + nbytes
         return kept
 
@@ -227,18 +232,30 @@ def block_work_bytes(
     micro_batch: int = 1,
     seq: int | None = None,
     precision: PrecisionName = "fp32",
+    products: Literal["native", "rounded"] = "rounded",
     tp: int = 1,
+    sp: bool = False,
     cp: int = 1,
 ) -> int:
-    """What the backward of a block has for a moment beside all that it kept: gradients of gate and
-    up, and of the result."""
+    """What the backward of a block has for a moment beside all that it kept, less what of it is
+    gone by then. With many tokens that is when gate times up is differentiated; with few, when a
+    matrix has its gradient, before it is added to what is there."""
     tokens = micro_batch * (config.seq if seq is None else seq) // cp
-    size = max(4, dtype_bytes(PRECISIONS[precision].activations))
-    width = 2 * len(even_slices(config.ffn, tp)[0])
-    if has_experts(config, layer):
-        width = 2 * len(even_slices(config.expert_ffn, tp)[0]) * config.experts_per_token
-        width += config.experts_per_token * config.hidden
-    return tokens * (width + config.hidden) * size
+    b, h = dtype_bytes(PRECISIONS[precision].activations), config.hidden
+    result = tokens // (tp if sp else 1) * h * b  # the gradient of what the block gives
+    whole = tokens * h * b if sp else 0  # and gathered
+    if not has_experts(config, layer):
+        f = len(even_slices(config.ffn, tp)[0])
+        down = product_work_bytes(tokens, f, h, precision, products)
+        gate_up = product_work_bytes(tokens, h, 2 * f, precision, products)
+        inner = tokens * f * b  # of gate, of up, of the function of gate, of the product of both
+        return result + max(whole + down, 2 * inner, gate_up + whole + result * sp - 2 * inner)
+    f, experts = len(even_slices(config.expert_ffn, tp)[0]), config.experts
+    rows = tokens * config.experts_per_token
+    down = product_work_bytes(rows, f, h, precision, products, experts)
+    gate_up = product_work_bytes(rows, h, 2 * f, precision, products, experts)
+    inner, came = rows * f * b, rows * h * b
+    return result + whole + max(3 * came, down, 2 * inner, gate_up - 2 * inner - came)
 
 
 def loss_work_bytes(
@@ -247,10 +264,40 @@ def loss_work_bytes(
     micro_batch: int = 1,
     seq: int | None = None,
     precision: PrecisionName = "fp32",
+    products: Literal["native", "rounded"] = "rounded",
     tp: int = 1,
+    sp: bool = False,
     cp: int = 1,
 ) -> int:
-    """The same of the loss: gradients of the log-softmax and of the logits."""
+    """The same of the loss and the head: gradients of the log-softmax and of the logits (of which
+    the loss that is cut along the vocabulary has one), and of the head's matrix."""
     tokens = micro_batch * (config.seq if seq is None else seq) // cp
-    size = max(4, dtype_bytes(PRECISIONS[precision].activations))
-    return 2 * tokens * len(even_slices(config.vocab, tp)[0]) * size
+    b = dtype_bytes(PRECISIONS[precision].activations)
+    exact, vocab = max(4, b), len(even_slices(config.vocab, tp)[0])
+    logits = tokens * vocab
+    lower = logits * b if b < exact else 0
+    softmax = logits * exact if tp == 1 else lower
+    head = product_work_bytes(tokens, config.hidden, vocab, precision, products)
+    if sp:  # the gradient of its input, in the order in which it travels, and this rank's sum
+        head += (tokens + tokens // tp) * config.hidden * b
+    return max(logits * exact + softmax, logits * b + head - logits * exact)
+
+
+def product_work_bytes(
+    rows: int,
+    inputs: int,
+    outputs: int,
+    precision: PrecisionName = "fp32",
+    products: Literal["native", "rounded"] = "rounded",
+    matrices: int = 1,
+) -> int:
+    """What the backward of y = x W^T has beside x and the gradient of y: the gradients of both
+    factors; of a rounded product also the operands of the second one, as fp32."""
+    numbers = PRECISIONS[precision]
+    b, own = dtype_bytes(numbers.activations), dtype_bytes(numbers.parameters)
+    weight = matrices * inputs * outputs
+    if own == b:
+        return rows * inputs * b + weight * own
+    if products == "native":
+        return rows * inputs * b + weight * (b + own)
+    return rows * inputs * b + 4 * (rows * (inputs + outputs) + weight)

@@ -3,8 +3,8 @@
 A block's operators keep tensors from its forward to its backward. Of each block one may
 
     keep        all of it                         costs nothing but memory
-    selective   only what is dear to have again: products and attention; the rest (norms, the
-                activation function, rotations) is computed again
+    selective   only what is dear to have again: products, but for the last, and attention; the
+                rest (norms, the activation function, rotations) is computed again
     recompute   the block's input; all of the block is computed again
     offload     nothing: it is copied to a far memory, and comes back before it is needed
 
@@ -46,6 +46,7 @@ from torch.utils.checkpoint import (
 )
 
 from picolab.memory.offload import Offload, Parcel
+from picolab.model import PLAIN
 from picolab.show.table import Table, bytes_text
 
 Choice = Literal["keep", "selective", "recompute", "offload"]
@@ -241,7 +242,8 @@ class BlockRunner:
         return self._again(block, x, tables, self._contexts(block))
 
     def _selective(self, block, x, tables, number) -> torch.Tensor:
-        return self._again(block, x, tables, _together(_dear_ones, self._contexts(block)))
+        dear = _DearOnes(block)
+        return self._again(block, x, tables, _together(dear.contexts, self._contexts(block)))
 
     def _again(self, block, x, tables, contexts: Contexts | None) -> torch.Tensor:
         given = {} if contexts is None else {"context_fn": contexts}
@@ -280,12 +282,45 @@ DEAR = {
 """Operators whose results are kept when the rest is computed again."""
 
 
-def _dear_ones() -> tuple[AbstractContextManager, AbstractContextManager]:
-    return create_selective_checkpoint_contexts(_policy)
+class _DearOnes:
+    """What surrounds a block's two forwards, so that the second finds the results of `DEAR` again.
 
+    Of a dense block the last product's are not kept: nothing in backward reads them, and autograd
+    has all that it asks for before the product is run again. (A product in a short format is a
+    function of its own, and says what it keeps when it is over: it would be run.)
+    """
 
-def _policy(context, operator, *args, **kwargs) -> CheckpointPolicy:
-    return CheckpointPolicy.MUST_SAVE if operator in DEAR else CheckpointPolicy.PREFER_RECOMPUTE
+    def __init__(self, block: nn.Module):
+        last = getattr(block.mlp, "down", None)
+        self._last = last if last is not None and last.product is PLAIN else None
+        self._in_last = False
+
+    def contexts(self) -> tuple[AbstractContextManager, AbstractContextManager]:
+        first, second = create_selective_checkpoint_contexts(self._policy)
+        return self._told(first), second
+
+    @contextmanager
+    def _told(self, first: AbstractContextManager):
+        hooks = []
+        if self._last is not None:
+            hooks = [
+                self._last.register_forward_pre_hook(lambda *_: self._is_in_last(True)),
+                self._last.register_forward_hook(lambda *_: self._is_in_last(False)),
+            ]
+        try:
+            with first:
+                yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _is_in_last(self, now: bool) -> None:
+        self._in_last = now
+
+    def _policy(self, context, operator, *args, **kwargs) -> CheckpointPolicy:
+        if operator in DEAR and not self._in_last:
+            return CheckpointPolicy.MUST_SAVE
+        return CheckpointPolicy.PREFER_RECOMPUTE
 
 
 def _together(*all_contexts: Contexts | None) -> Contexts:

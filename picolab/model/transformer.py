@@ -83,6 +83,9 @@ class Transformer(nn.Module):
         self.cross_entropy: nn.Module = CrossEntropy()
         # Ranks that share what lies between the layers, along the sequence (sequence parallelism).
         self.sequence_shares = 1
+        # Places in `layers` before which a pipeline does something else first: where another one of
+        # a rank's stages begins.
+        self.breaks: frozenset[int] = frozenset()
         # The dtype of what flows between layers, where it is not that of the parameters.
         self.activations: torch.dtype | None = None
         # How a block is run: replaced by whoever recomputes it or moves what it keeps.

@@ -37,6 +37,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from itertools import accumulate
 
 import torch
 from torch import nn
@@ -101,6 +102,7 @@ class PipelineParallelOptimizer(Placement):
         self.tied = model.config.tied and self.stage_ranks[0] != self.stage_ranks[-1]
         mine = [layer for layers in self.stages.values() for layer in layers]
         model.layers = nn.ModuleList(model.layers[i] for i in mine)
+        model.breaks = frozenset(accumulate(map(len, [*self.stages.values()][:-1])))
         if not self.first:
             model.embed = None  # a tied head keeps the weight, which is why it is dropped by name
         if not self.last:

@@ -13,7 +13,8 @@ whose backward follows its forward, and the embedding, whose backward needs no v
 in its backward, and between the two lie other micro-batches (so there the last is freed, too): 2 m
 all-gathers of every block a step, which a pipeline's many micro-batches make dear. That is why few
 do it; where both are wanted, stage 2 is taken, or parameters stay gathered for the whole step
-(torchtitan).
+(torchtitan). Where a rank has several stages, nothing is let come across the border between them:
+other micro-batches are computed before it is used, and it would be a third one all that time.
 
 How it is done: `whole` is the leaf that autograd knows. It stands in the module during forward, and
 what forward saved for backward is its memory, one for all of a use. To free is to resize that
@@ -127,8 +128,8 @@ class GatheredModel:
 
     def __init__(self, model: Transformer, owners: list[Owned], axis: str, of: str = "zero"):
         known: dict[Owned, tuple[Sharded, torch.UntypedStorage]] = {}
-        self.uses = []
-        for modules in _in_order(model):
+        self.uses, stages = [], []
+        for stage, modules in _in_order(model):
             inside = {inner for module in modules for inner in module.modules()}
             here = [(*place, owned) for owned in owners for place in owned.places]
             here = [place for place in here if place[0] in inside]
@@ -144,6 +145,7 @@ class GatheredModel:
             line = Line(members, flat if new == used else None, apart=True)
             places = [(module, name, known[owned][0]) for module, name, owned in here]
             self.uses.append(Use(modules, places, list(dict.fromkeys(memories)), line, axis, of))
+            stages.append(stage)
         for memory in {memory for _, memory in known.values()}:
             memory.resize_(0)
         self.sharded = [known[owned][0] for owned in owners]
@@ -154,6 +156,7 @@ class GatheredModel:
             )
         # Of its backward the embedding needs the tokens only.
         self._first = int(bool(self.uses) and self.uses[0].modules[0] is model.embed)
+        self._follows = [mine == before for before, mine in zip([None, *stages], stages)]
         self._kept = None if comm.axis_size("pp") > 1 else len(self.uses) - 1
 
     def free(self) -> None:
@@ -172,7 +175,7 @@ class GatheredModel:
             self.free()
         use.ready("forward")
         use.put(whole=True)
-        if i + 1 < len(self.uses):
+        if i + 1 < len(self.uses) and self._follows[i + 1]:
             self.uses[i + 1].start("forward")
         x, *rest = args
         if torch.is_grad_enabled() and x.requires_grad:
@@ -193,7 +196,7 @@ class GatheredModel:
 
     def _backward(self, i: int) -> None:
         self.uses[i].ready("backward")
-        if i > self._first:
+        if i > self._first and self._follows[i]:
             self.uses[i - 1].start("backward")
 
 
@@ -217,11 +220,15 @@ def _with_memory(
     return found
 
 
-def _in_order(model: Transformer) -> list[list[nn.Module]]:
-    """What is used one after the other, on this stage of a pipeline."""
-    first = [] if model.embed is None else [[model.embed]]
-    last = [] if model.head is None else [[model.norm, model.head]]
-    return [*first, *([block] for block in model.layers), *last]
+def _in_order(model: Transformer) -> list[tuple[int, list[nn.Module]]]:
+    """What is used one after the other, and in which of this rank's stages of a pipeline."""
+    first = [] if model.embed is None else [(0, [model.embed])]
+    last = [] if model.head is None else [(len(model.breaks), [model.norm, model.head])]
+    blocks = [
+        (sum(begin <= place for begin in model.breaks), [block])
+        for place, block in enumerate(model.layers)
+    ]
+    return [*first, *blocks, *last]
 
 
 class _BeforeBackward(torch.autograd.Function):

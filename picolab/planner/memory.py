@@ -17,6 +17,8 @@ selectively, the last ones keep. In this order the peak is least, since what is 
 is worked on comes while little is kept.
 """
 
+from typing import Literal
+
 from picolab import costs
 from picolab.planner.parts import Candidate, Mix, Part, Parts, once
 from picolab.specs import Layout
@@ -97,7 +99,11 @@ class Memory(Parts):
             return kept * waiting + whole, loss, 0.0
         kept, ends, moment = self._moment(where, tp, sp, cp, micro_batch, place, part, mix)
         travels = self._travels(part, tp, layout.ep, layout.zero, _shards(layout))
-        most = max(moment, travels - waiting * (kept + ends))
+        gathered = self._states(part, tp, layout.ep, layout.zero, _shards(layout))["gathered"]
+        most = max(moment, travels - waiting * (kept + ends) - gathered)
+        if layout.zero:
+            leaves = self._leaves(layout, micro_batch, part, mix)
+            most = max(most, leaves - waiting * (kept + ends))
         most += self._sent(where, sp, tp, cp, micro_batch, m, place)
         most += m * micro_batch * self.request.seq * TOKEN_BYTES + self._small(part, cp)
         return waiting * kept, waiting * ends, most
@@ -143,6 +149,10 @@ class Memory(Parts):
     def eager(self) -> bool:
         return self.practice.eager and set(self.config.extensions) <= set(TRAINED_EXTENSIONS)
 
+    @property
+    def _products(self) -> Literal["native", "rounded"]:
+        return "native" if self.practice.copies == 2 else "rounded"
+
     @once
     def _left(self, layer, tp, sp, cp, micro_batch, recompute) -> float:
         """Bytes that a layer keeps of a micro-batch, as the practice writes it."""
@@ -150,7 +160,7 @@ class Memory(Parts):
             return self._kept(layer, tp, sp, cp, micro_batch, recompute)
         found = costs.saved_bytes(
             self.config, layer, tp=tp, sp=sp, cp=cp, recompute=recompute,
-            products="native" if self.practice.copies == 2 else "rounded", **self._of(micro_batch),
+            products=self._products, **self._of(micro_batch),
         )  # fmt: skip
         return sum(found.values())
 
@@ -166,7 +176,10 @@ class Memory(Parts):
         block = 0.0
         for (_, layer), counts in zip(self._kinds(part), mix):
             whole = self._left(layer, tp, sp, cp, micro_batch, "none")
-            work = costs.block_work_bytes(self.config, layer, tp=tp, cp=cp, **self._of(micro_batch))
+            work = costs.block_work_bytes(
+                self.config, layer, tp=tp, sp=sp, cp=cp, products=self._products,
+                **self._of(micro_batch),
+            )  # fmt: skip
             for recompute, count in reversed(list(zip(costs.RECOMPUTE, counts))):
                 if count:
                     each = self._left(layer, tp, sp, cp, micro_batch, recompute)
@@ -176,7 +189,9 @@ class Memory(Parts):
             kept -= boundary
         moment = block - kept - lost
         if part.last:
-            loss = costs.loss_work_bytes(self.config, tp=tp, cp=cp, **self._of(micro_batch))
+            loss = costs.loss_work_bytes(
+                self.config, tp=tp, sp=sp, cp=cp, products=self._products, **self._of(micro_batch)
+            )
             moment = max(moment, loss)
         return kept, lost, moment
 
@@ -194,6 +209,59 @@ class Memory(Parts):
         gradients = self.parameters(part, tp, ep).total * self.practice.recipe["grad_bytes"]
         gone = max(0.0, gradients - costs.DEFAULT_BUCKET_BYTES) if zero > 1 else 0.0
         return gradients + gradients / shards - gone
+
+    @once
+    def _leaves(self, layout, micro_batch, part, mix) -> float:
+        """When ZeRO's first bucket is full, in the midst of the last backward: what is still kept,
+        the bucket packed, and this rank's rows of it. Of stage 1, whose gradients stay, also when
+        the next block works, beside these rows. (Later ones leave when less is kept.)"""
+        full, at, name = self._first_bucket(part, layout.tp, layout.ep)
+        if name is None:
+            return 0.0
+        sizes = dict(tp=layout.tp, sp=layout.sp, cp=layout.cp)
+        options = dict(**sizes, products=self._products, **self._of(micro_batch))
+        blocks = [
+            (layer, recompute)
+            for (_, layer), counts in zip(self._kinds(part), mix)
+            for recompute, count in reversed(list(zip(costs.RECOMPUTE, counts)))
+            for _ in range(count)
+        ]
+        boundary = self._boundary(layout.sp, layout.tp, layout.cp, micro_batch)
+        rows = full / _shards(layout)
+
+        def there(block: int) -> float:  # when its backward begins
+            before = [self._left(of, *sizes.values(), micro_batch, how) for of, how in blocks]
+            whole = self._left(blocks[block][0], *sizes.values(), micro_batch, "none")
+            return boundary + sum(before[:block]) + whole
+
+        saved = costs.saved_bytes(self.config, blocks[at][0], **options)
+        most = there(at) - _gone(saved, name) + boundary + full + rows
+        works = at if name.endswith("down") else at - 1
+        if layout.zero == 1 and works >= 0:
+            work = costs.block_work_bytes(self.config, blocks[works][0], **options)
+            most = max(most, there(works) + work + rows)
+        return most
+
+    @once
+    def _first_bucket(self, part, tp, ep) -> tuple[float, int, str | None]:
+        """Its bytes, and which block's parameter fills it; None: it is filled at the end."""
+        found = costs.local_parameters(self.config, Layout(tp=tp), 0)
+        found = [p for p in found if ep == 1 or "ep" not in p.axes]
+        layers = [layer for count, layer in self._kinds(part) for _ in range(count)]
+        prefixes = [f"layers.{layer}." for layer in layers]
+        places = [(-1, "embed.")] * part.first + list(enumerate(prefixes))
+        places += [(len(layers), "norm."), (len(layers), "head.")] * part.last
+        mine = [
+            (block, p.name.removeprefix(prefix).removesuffix(".weight"), p.numel)
+            for block, prefix in places
+            for p in found
+            if p.name.startswith(prefix)
+        ]
+        size = self.practice.recipe["grad_bytes"]
+        groups = costs.buckets([size * numel for *_, numel in mine], costs.DEFAULT_BUCKET_BYTES)
+        block, name, _ = mine[groups[0][-1]]
+        full = size * sum(mine[i][2] for i in groups[0])
+        return full, block, name if 0 <= block < len(layers) and len(groups) > 1 else None
 
     def _sent(self, where, sp, tp, cp, micro_batch, m, place) -> float:
         """To the stages beside it, of all micro-batches: waited for at the end of the step."""
@@ -239,6 +307,17 @@ class Memory(Parts):
             "optimizer": dense.optimizer + experts.optimizer,
             "gathered": gathered,
         }
+
+
+def _gone(saved: dict[str, int], name: str) -> int:
+    """What a block's backward has let go when the gradient of a parameter is there. (The product
+    that the last matrix reads has made room for its gradient.)"""
+    if name.endswith("down"):
+        return 0
+    done = ["mlp"] if name.startswith("mlp.") else ["mlp", "mlp_norm"]
+    if name in ("attention.qkv", "attention_norm"):
+        done.append("attention")
+    return sum(nbytes for module, nbytes in saved.items() if module.split(".")[0] in done)
 
 
 def _where(layout: Layout) -> tuple:

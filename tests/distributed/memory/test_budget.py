@@ -2,9 +2,9 @@
 that shares blocks, with the numbers of a run that keeps everything, to the last bit.
 
 Wrong versions kept below: micro-batches in flight forgotten, what they have sent, and what they
-keep for the loss; the pool's buffers forgotten; gradients of earlier micro-batches counted by the
-memory that ZeRO 3's parameters have just now; and a second forward of ZeRO 3 that frees what
-backward is about to use.
+keep for the loss; the pool's buffers forgotten; the result of a block's last product kept, which
+nobody reads; gradients of earlier micro-batches counted by the memory that ZeRO 3's parameters have
+just now; and a second forward of ZeRO 3 that frees what backward is about to use.
 """
 
 from contextlib import contextmanager
@@ -29,6 +29,7 @@ from picolab.moe import saved_choices
 from picolab.monitoring import events
 from picolab.parallel import zero_gather
 from picolab.training import TrainConfig, train_rank
+from tests.distributed.memory.gloo import a_moment_for_gloo
 
 CONFIG = TrainConfig(
     model=pico.ModelConfig(hidden=64, ffn=160, layers=4, heads=4, kv_heads=2, vocab=256, seq=64),
@@ -133,27 +134,25 @@ def test_mutant_a_second_forward_of_zero_3_like_the_first(world):
     assert not same(wrong, plain)
 
 
-def measured_blocks(configs):
+def measured_blocks(configs, patch=None):
     """Of each run the second block: choice -> bytes kept, work, seconds."""
     found = []
     for config in configs:
         said, write = {}, events.write
         events.write = lambda kind, /, said=said, write=write, **data: said.update({kind: data})
         try:
-            train_rank(replace(config, steps=1, memory_budget=10**12))
+            with a_moment_for_gloo(), patch() if patch else nothing():
+                train_rank(replace(config, steps=1, memory_budget=10**12))
         finally:
             events.write = write
         found.append(said["memory plan"]["blocks"][1])
     return found
 
 
-def test_what_each_choice_keeps_is_the_formulas(world):
+def check_kept_by_formula(world, configs, patch=None):
     """To the byte; selectively with its experts but for what scalars take."""
     words = {"keep": "none", "selective": "selective", "recompute": "full"}
-    rounded = dict(precision="bf16", dtype=None, products="rounded")
-    sparse = dict(model=CONFIG.model.replace(**EXPERTS))
-    configs = [of_layout("dp2"), of_layout("dp2", **rounded), replace(of_layout("dp2"), **sparse)]
-    for config, blocks in zip(configs, world.run(measured_blocks, configs)[0]):
+    for config, blocks in zip(configs, world.run(measured_blocks, configs, patch)[0]):
         for choice, word in words.items():
             formula = costs.saved_bytes(
                 config.model, 1, micro_batch=config.micro_batch, precision=config.precision,
@@ -162,6 +161,28 @@ def test_what_each_choice_keeps_is_the_formulas(world):
             near = 64 if config.model.experts else 0
             off = blocks[choice][0] - sum(formula.values())
             assert abs(off) <= near, (config.precision, config.model.experts, choice, off)
+
+
+def test_what_each_choice_keeps_is_the_formulas(world):
+    rounded = dict(precision="bf16", dtype=None, products="rounded")
+    sparse = dict(model=CONFIG.model.replace(**EXPERTS))
+    configs = [of_layout("dp2"), of_layout("dp2", **rounded), replace(of_layout("dp2"), **sparse)]
+    check_kept_by_formula(world, configs)
+
+
+@contextmanager
+def last_product_too():
+    real = scheduler._DearOnes._is_in_last
+    scheduler._DearOnes._is_in_last = lambda self, now: None
+    try:
+        yield
+    finally:
+        scheduler._DearOnes._is_in_last = real
+
+
+def test_mutant_the_last_product_is_kept_too(world):
+    with pytest.raises(AssertionError, match="'selective', 65536"):
+        check_kept_by_formula(world, [of_layout("dp2")], last_product_too)
 
 
 # -- budgets

@@ -3,25 +3,24 @@ each kind of layout and precision, and a total that is there. (What torch's own 
 test_tracker.py.)
 
 Wrong versions kept below: memory that is freed by resizing and not noticed, gradients counted where
-autograd made them and not where they went, a pass that keeps nothing, and an output that is sent
-with its graph.
+autograd made them and not where they went, a pass that keeps nothing, an output that is sent with
+its graph, and a block that ZeRO 3 gathers while another stage is computed.
 """
 
 import itertools
-import time
 from dataclasses import replace
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 import picolab as pico
 from picolab import costs, launch
 from picolab.memory import LeakFinder, MemoryMonitor, predicted, prediction, watch
 from picolab.monitoring import events
-from picolab.parallel import pipeline
+from picolab.parallel import pipeline, zero_gather
 from picolab.training import TrainConfig, train_rank
+from tests.distributed.memory.gloo import a_moment_for_gloo
 
 SHAPE = dict(hidden=48, ffn=80, layers=4, heads=6, kv_heads=3, vocab=97, seq=32)
 EXPERTS = dict(experts=4, experts_per_token=2, expert_ffn=24, aux_loss=0.01)
@@ -37,43 +36,29 @@ def world():
         yield made
 
 
-def give_gloo_a_moment():
-    """A thread of gloo lets go of what it sent a moment after it has woken whoever waits. On a busy
-    machine that is late enough to be seen as kept, so each wait leaves it the core. Returns how to
-    undo it."""
-    wait = dist.Work.wait
-
-    def waited(work, *args, **kwargs):
-        done = wait(work, *args, **kwargs)
-        time.sleep(5e-4)
-        return done
-
-    dist.Work.wait = waited
-    return lambda: setattr(dist.Work, "wait", wait)
-
-
 def monitored(configs, patch=None):
     """This rank's reports of one run after the other: what was seen, what the run counts itself,
     how many rows each expert got."""
-    found, undo_moment = [], give_gloo_a_moment()
-    for config in configs:
-        said, write = {}, events.write
+    with a_moment_for_gloo():
+        return [one_monitored(config, patch) for config in configs]
 
-        def keep(kind, /, said=said, write=write, **data):
-            said[kind] = data
-            write(kind, **data)
 
-        events.write = keep
-        undo = patch() if patch else None
-        try:
-            report = train_rank(config, observers=[MemoryMonitor()])
-        finally:
-            events.write = write
-            if undo:
-                undo()
-        found.append((said["memory"], report.memory, said.get("experts"), report.losses))
-    undo_moment()
-    return found
+def one_monitored(config, patch):
+    said, write = {}, events.write
+
+    def keep(kind, /, **data):
+        said[kind] = data
+        write(kind, **data)
+
+    events.write = keep
+    undo = patch() if patch else None
+    try:
+        report = train_rank(config, observers=[MemoryMonitor()])
+    finally:
+        events.write = write
+        if undo:
+            undo()
+    return said["memory"], report.memory, said.get("experts"), report.losses
 
 
 def check_states(config, rank, seen, counted):
@@ -129,14 +114,30 @@ PRODUCT = [
 @pytest.mark.weekly
 @pytest.mark.parametrize("accumulate", [1, 2, 4])
 def test_so_they_are_for_splits_with_zero_and_schedules(accumulate):
-    """(Of four micro-batches, interleaved, ZeRO 3 has let the next stage's first block come when a
-    backward has its turn, and that is not predicted.)"""
     layouts = [of for of in PRODUCT if accumulate > 1 or "pp" not in of]
-    layouts = [of for of in layouts if accumulate < 4 or "zero3:interleaved" not in of]
     with launch.World(4, quiet=True) as four:
         check_all_states(
             four, [replace(CONFIG, layout=of, accumulate=accumulate) for of in layouts]
         )
+
+
+def comes_across_the_border():
+    """ZeRO 3 lets the next use come, whichever stage it is of."""
+    real = zero_gather._in_order
+    zero_gather._in_order = lambda model: [(0, modules) for _, modules in real(model)]
+    return lambda: setattr(zero_gather, "_in_order", real)
+
+
+@pytest.mark.weekly
+def test_mutant_a_block_that_comes_while_another_stage_is_computed():
+    config = replace(CONFIG, layout="dp2pp2zero3:interleaved-v2", accumulate=4)
+    with launch.World(4, quiet=True) as four:
+        for patch in (None, comes_across_the_border):
+            seen, counted, *_ = four.run(monitored, [config], patch)[0][0]
+            if patch is None:
+                check_states(config, 0, seen, counted)
+    with pytest.raises(AssertionError, match="activations"):
+        check_states(config, 0, seen, counted)
 
 
 def test_copies_of_experts_are_predicted(world):

@@ -2,7 +2,7 @@
 those of a run that keeps everything, to the last bit.
 
 Wrong versions kept below: the cheapest seconds for each block by itself (greedy), plans compared by
-their time only, blocks behind counted in place of those before.
+their time only, blocks behind counted in place of those before, a product that is computed again.
 """
 
 import itertools
@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from picolab.memory import (
     BlockRunner,
@@ -155,6 +156,42 @@ def test_every_choice_gives_the_same_gradients_to_the_last_bit(dtype):
     ]
     for plan in plans[: 9 if dtype == torch.float64 else None]:
         assert equal(gradients(plan, dtype)[0], kept), plan
+
+
+class Products(TorchDispatchMode):
+    """Counts products that are really computed."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func in scheduler.DEAR
+        return func(*args, **(kwargs or {}))
+
+
+def products_in_backward(choice):
+    model = Transformer(CONFIG, device="cpu")
+    model.run_block = BlockRunner(model, [choice] * 4)
+    tokens = torch.randint(97, (2, 25), generator=torch.Generator().manual_seed(3))
+    loss = model.loss(tokens[:, :-1], tokens[:, 1:])
+    with Products() as products:
+        loss.backward()
+    return products.count
+
+
+def test_selectively_no_product_is_computed_again(monkeypatch):
+    """Not the last one either, whose result is not kept. Wrong: another one's is not."""
+    plain = products_in_backward("keep")
+    assert products_in_backward("selective") == plain < products_in_backward("recompute")
+    real = scheduler._DearOnes.__init__
+
+    def another(self, block):
+        real(self, block)
+        self._last = block.mlp.gate_up
+
+    monkeypatch.setattr(scheduler._DearOnes, "__init__", another)
+    assert products_in_backward("selective") > plain
 
 
 def test_offloaded_bytes_are_those_that_backward_needs_once_each():

@@ -14,7 +14,7 @@ import picolab as pico
 from picolab import costs
 from picolab.memory import MemoryScheduler
 from picolab.memory.scheduler import Cost, Measured
-from picolab.planner import blocks
+from picolab.planner import blocks, memory
 from picolab.planner.costing import Candidate, Costing
 from picolab.planner.parts import Mix, Part, uniform
 from picolab.planner.request import Request
@@ -74,8 +74,28 @@ def measured(costing, candidate, place):
             longer = blocks.longer_s(costing, candidate, uniform(one, mode))
             of[NAMES[mode]] = Cost(kept, begin + whole + work, longer)
         found += [of] * part[kind]
+    if layout.zero:  # and beside it what the first bucket takes when it leaves
+        leaves_with(costing, candidate, part, found, begin)
     travels = costing._travels(part, layout.tp, layout.ep, layout.zero, layout.dp)
-    return Measured(tuple(found), end=end, ends=outside, rest=round(travels), in_flight=n)
+    gathered = costing._states(part, layout.tp, layout.ep, layout.zero, layout.dp)["gathered"]
+    return Measured(
+        tuple(found), end=end, ends=outside, rest=round(travels - gathered), in_flight=n
+    )
+
+
+def leaves_with(costing, candidate, part, found, begin):
+    layout, micro_batch, _ = candidate
+    full, at, name = costing._first_bucket(part, layout.tp, layout.ep)
+    if name is None:
+        return
+    (_, dense), (_, sparse) = costing._kinds(part)
+    layer, rows = dense if at < part.dense else sparse, full / layout.dp
+    saved = costs.saved_bytes(costing.config, layer, micro_batch=micro_batch)
+    work = begin + sum(saved.values()) - memory._gone(saved, name) + begin + full + rows
+    works = at if name.endswith("down") else at - 1
+    if layout.zero == 1 and works >= 0:
+        found[works] = {mode: c._replace(work=c.work + rows) for mode, c in found[works].items()}
+    found[at] = {mode: c._replace(work=max(c.work, work)) for mode, c in found[at].items()}
 
 
 def choices(mix):
