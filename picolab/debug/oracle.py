@@ -52,7 +52,7 @@ import torch
 
 from picolab import launch
 from picolab.debug import faults, planted
-from picolab.debug.awkward import Recipe
+from picolab.debug.awkward import SHORT, Recipe
 from picolab.debug.diagnosis import likely_cause
 from picolab.debug.evidence import TOLERANCE, Evidence, difference, ratio, simple
 from picolab.debug.observe import Held, Observation, observe, one_process
@@ -151,6 +151,11 @@ def _verify_all(
         recipes = _recipes(layout, precision, expert_copies, steps, seed)
         if fault is not None:
             fault.check(layout)
+            if fault.needs == "norms of heads" and precision in SHORT:
+                raise ValueError(
+                    f"the fault {fault.name!r} needs norms of heads, which the oracle's model does "
+                    f"not have in {precision} (their roundings do not average); compare in fp64"
+                )
         parsed.append((recipes, fault))
     run = launch.run(
         _rank,

@@ -64,7 +64,8 @@ def _planted(recipe: Recipe, replica: Callable[[], int] | None) -> Iterator[None
         calls[self.number] += 1
         step, micro = divmod(turn, recipe.accumulate)
         place = step, index if replica is None else replica(), micro
-        decisive[:] = [plan(recipe, self.number, place).to(scores_TE)]
+        # (a fault may show a router fewer tokens than the pool has)
+        decisive[:] = [plan(recipe, self.number, place)[: len(scores_TE)].to(scores_TE)]
         return real_choice(self, *decisive)
 
     def admit(chosen_TE, scores_TE, config):
