@@ -9,6 +9,7 @@
     step_trace.py  one step, module by module: where two runs or two ranks part ways
     run_faults.py  what goes wrong with a run whose program is right, for the monitors to find
     awkward.py     the model and the batch in which bugs have nowhere to hide
+    planted.py     choices of experts that no rounding changes, in bf16 and fp16
     observe.py     the two trainings, and what is noted of them
     evidence.py    how what differs is compared
     diagnosis.py   from what differs to the most likely cause (with inside_model.py, samples.py,

@@ -19,7 +19,7 @@ reduction(
 reduction(
     "tp-head-norms",
     "tp: gradients of heads' norms",
-    "ep and tp",  # (the oracle's model with experts is the one that has such norms)
+    "norms of heads",
     {"missing": "NVIDIA/Megatron-LM issue 1446 (gradients of norms differ over tp)"},
 )
 

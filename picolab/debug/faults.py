@@ -72,6 +72,12 @@ _NEEDS: dict[str, tuple[str, Callable[[Layout], bool], str]] = {
         lambda layout: layout.ep > 1 and layout.tp > 1,
         "dp2tp2ep2",
     ),
+    # (the oracle's model with experts is the one whose heads have norms: awkward.py)
+    "norms of heads": (
+        "ep and tp of 2 or more",
+        lambda layout: layout.ep > 1 and layout.tp > 1,
+        "dp2tp2ep2",
+    ),
     "ep and cp": (
         "ep and cp of 2 or more",
         lambda layout: layout.ep > 1 and layout.cp > 1,

@@ -24,6 +24,7 @@ from torch.nn.functional import cross_entropy
 
 from picolab import comm
 from picolab.debug.awkward import AwkwardText, Recipe
+from picolab.debug.planted import planted
 from picolab.model import Piece, initialise, slices
 from picolab.model.transformer import IGNORED
 from picolab.moe import Routed, Router, expert_layers
@@ -119,6 +120,11 @@ class Observation:
 def one_process(recipe: Recipe, device: str = "cpu") -> Reference:
     """Train the recipe here. In the first step the replicas' samples are taken one after the other,
     so that each one's share of the gradient is known; that sum is the gradient of all samples."""
+    with planted(recipe):
+        return _one_process(recipe, device)
+
+
+def _one_process(recipe: Recipe, device: str) -> Reference:
     settings = recipe.training
     model = initialise(build(recipe.config, settings.torch_dtype), recipe.seed, device)
     precision = of_config(settings)
@@ -192,7 +198,8 @@ def observe(recipe: Recipe, *others: Observer) -> Observation:
     observers that come first."""
     found = Observation()
     observers = [*others, Listener(found)]
-    report = trainer.train_rank(recipe.training, observers=observers, text=AwkwardText(recipe))
+    with planted(recipe, lambda: comm.mesh().rank("dp")):
+        report = trainer.train_rank(recipe.training, observers=observers, text=AwkwardText(recipe))
     found.state = report.state
     return found
 

@@ -152,7 +152,8 @@ class Plan(_Shown):
             f"{request.global_batch:,} x {request.seq:,} tokens a step: the "
             f"{len(self.best)} fastest of {len(self.verdicts):,} layouts and splits (estimates)"
         )
-        return [verdict_table(self.searched.costing, self.best, title), self.deaths()]
+        table = verdict_table(self.searched.costing, self.best, title)
+        return [table, *unknown_speed(request), self.deaths()]
 
     def whole(self) -> Table:
         """A row for each verdict."""
@@ -212,7 +213,8 @@ class Judged(_Shown):
             f"{verdict.candidate or verdict.layout} on {request.gpus:,} x {request.hardware.name}"
         )
         if self.fits:
-            parts = [f"{title}: lives, and {_dominated(verdict)}", self.times(), self.stages()]
+            parts = [f"{title}: lives, and {_dominated(verdict)}", self.times()]
+            parts += [*unknown_speed(request), self.stages()]
             if verdict.candidate.recomputes == "mixed":
                 parts.append(table_of_blocks(self.costing, verdict.candidate))
         else:
@@ -271,6 +273,24 @@ def mfu(costing: Costing, verdict: Verdict) -> float:
     devices = min(request.gpus, request.hardware.cores or request.gpus)
     peak = request.hardware.matrix_flops(request.practice.multiplied)
     return request.model_flops / (verdict.step_s * devices * peak)
+
+
+def unknown_speed(request: Request) -> list[str]:
+    """A sentence, where products are planned at the speed of another format."""
+    practice, hardware = request.practice, request.hardware
+    if practice.states == "adaptive":
+        return [
+            "adaptive chooses each layer's format in the run, so its products are planned at "
+            "fp32's speed"
+        ]
+    unknown = [of for of in (practice.multiplied, practice.dtype) if not hardware.knows(of)]
+    if not unknown:
+        return []
+    measured = " measured" if hardware.measured else ""
+    return [
+        f"there is no{measured} rate of {unknown[0]} for {hardware.name}, so its products are "
+        f"planned at {hardware.peak_formats[0]}'s speed"
+    ]
 
 
 def _dominated(verdict: Verdict) -> str:
@@ -334,6 +354,7 @@ def _asked(request: Request) -> dict[str, Any]:
         "hardware": request.hardware.name,
         "seq": request.seq,
         "global_batch": request.global_batch,
+        "remarks": unknown_speed(request),
     }
 
 

@@ -28,7 +28,8 @@ import torch
 from picolab.launch import rundirs
 from picolab.model import PLAIN
 from picolab.precision.formats import find
-from picolab.precision.products import Ways, multiply
+from picolab.precision.fp8 import Fp8Product
+from picolab.precision.products import ROUNDED, Ways, multiply
 from picolab.show.files import write_beside
 
 PRODUCTS = ("y", "dx", "dw")
@@ -117,6 +118,24 @@ class HardwareDetector:
         seconds = iter(self._seconds(named).values())
         return {which: Timed(*(next(seconds) for _ in Timed._fields)) for which in PRODUCTS}
 
+    def one_way(self, format: str, *, tokens: int, inputs: int, outputs: int) -> dict[str, float]:
+        """Seconds of y, dx and dw in a format that has one way: fp64, fp32, or fp8 as it is
+        emulated, by bf16's products (each by its faster way) of operands that are cast before."""
+        sizes = (tokens, inputs, outputs)
+        way, ways = format, ROUNDED
+        if format == "fp8":
+            ways = self.ways("bf16", tokens=tokens, inputs=inputs, outputs=outputs)
+            way = " ".join([format, *ways])
+        elif format not in ("fp64", "fp32"):
+            raise ValueError(f"{format} has two ways, see `products`; one have fp64, fp32 and fp8")
+        named = {
+            f"{tokens}x{inputs}x{outputs} {which} {way}": functools.partial(
+                self._make, which, format, ways, sizes
+            )
+            for which in PRODUCTS
+        }
+        return dict(zip(PRODUCTS, self._seconds(named).values()))
+
     def ways(self, format: str, *, tokens: int, inputs: int, outputs: int) -> Ways:
         """The faster way of each product."""
         found = self.products(format, tokens=tokens, inputs=inputs, outputs=outputs)
@@ -131,13 +150,26 @@ class HardwareDetector:
         }
         return Timed(*self._seconds(named).values())
 
-    def _product(self, which: str, way: str, dtype: torch.dtype, sizes) -> Callable[[], object]:
+    def _operands(self, which: str, sizes: tuple[int, int, int]) -> tuple[torch.Tensor, ...]:
         tokens, inputs, outputs = sizes
         x, w, dy = (
             torch.randn(shape, device=self.device)
             for shape in ((tokens, inputs), (outputs, inputs), (tokens, outputs))
         )
-        a, b = {"y": (x, w), "dx": (dy, w), "dw": (dy, x)}[which]
+        return {"y": (x, w), "dx": (dy, w), "dw": (dy, x)}[which]
+
+    def _make(self, which: str, format: str, ways: Ways, sizes) -> Callable[[], object]:
+        a, b = self._operands(which, sizes)
+        if format == "fp8":
+            # (the weight's working copy is made by the first call, as by a step's first product)
+            product, short = Fp8Product("current", ways), a.bfloat16()
+            return lambda: getattr(product, which)(short, b)
+        exact = torch.float64 if format == "fp64" else torch.float32
+        a, b = a.to(exact), b.to(exact)
+        return lambda: getattr(PLAIN, which)(a, b)
+
+    def _product(self, which: str, way: str, dtype: torch.dtype, sizes) -> Callable[[], object]:
+        a, b = self._operands(which, sizes)
         if way == "fp32":
             return lambda: getattr(PLAIN, which)(a, b)
         a = a.to(dtype)

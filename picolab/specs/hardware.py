@@ -49,7 +49,8 @@ class Hardware:
     collectives: Mapping[str, tuple[float, float]] | None = None
     """Measured collectives: op -> (seconds a message, bytes a second), in place of the links."""
     rates: Mapping[str, float] | None = None
-    """Format -> matrix operations per second in it, where they are others than peak_flops."""
+    """Format -> matrix operations per second in it, where they are others than peak_flops. In fp64
+    those of tensor (or matrix) cores, which multiply it as it is, and in fp32 not those in tf32."""
 
     def __post_init__(self):
         for field in fields(self):
@@ -90,8 +91,18 @@ class Hardware:
         object.__setattr__(self, "collectives", pairs)
 
     def matrix_flops(self, format: str) -> float:
-        """Matrix operations per second of operands in this format: "fp32", "bf16", "fp8"."""
+        """Matrix operations per second of operands in this format: "fp64", "fp32", "bf16", "fp16",
+        "fp8". Of one that it does not know, peak_flops."""
         return (self.rates or {}).get(format, self.peak_flops)
+
+    def knows(self, format: str) -> bool:
+        """Whether the format has a rate of its own, or peak_flops is in it."""
+        return format in (self.rates or {}) or format in self.peak_formats
+
+    @property
+    def peak_formats(self) -> tuple[str, ...]:
+        """What peak_flops is in."""
+        return ("fp32",) if self.measured else ("bf16", "fp16")
 
     @classmethod
     def preset(cls, name: str) -> "Hardware":
@@ -144,7 +155,7 @@ _PRESETS = {
         Hardware(
             name="a100-80gb",
             peak_flops=312e12,
-            rates={"fp32": 19.5e12},
+            rates={"fp64": 19.5e12, "fp32": 19.5e12},
             memory_bytes=80e9,
             memory_bytes_per_s=2.039e12,
             link_bytes_per_s=300e9,
@@ -155,7 +166,7 @@ _PRESETS = {
         Hardware(
             name="h100-sxm",
             peak_flops=989e12,
-            rates={"fp32": 67e12, "fp8": 1979e12},
+            rates={"fp64": 67e12, "fp32": 67e12, "fp8": 1979e12},
             memory_bytes=80e9,
             memory_bytes_per_s=3.35e12,
             link_bytes_per_s=450e9,
@@ -166,7 +177,7 @@ _PRESETS = {
         Hardware(
             name="h200-sxm",
             peak_flops=989e12,
-            rates={"fp32": 67e12, "fp8": 1979e12},
+            rates={"fp64": 67e12, "fp32": 67e12, "fp8": 1979e12},
             memory_bytes=141e9,
             memory_bytes_per_s=4.8e12,
             link_bytes_per_s=450e9,
@@ -177,7 +188,7 @@ _PRESETS = {
         Hardware(
             name="b200-sxm",
             peak_flops=2.25e15,
-            rates={"fp32": 75e12, "fp8": 4.5e15},
+            rates={"fp64": 37e12, "fp32": 75e12, "fp8": 4.5e15},
             memory_bytes=180e9,
             memory_bytes_per_s=8e12,
             link_bytes_per_s=900e9,
@@ -189,7 +200,7 @@ _PRESETS = {
         Hardware(
             name="mi300x",
             peak_flops=1307.4e12,
-            rates={"fp32": 163.4e12, "fp8": 2614.9e12},
+            rates={"fp64": 163.4e12, "fp32": 163.4e12, "fp8": 2614.9e12},
             memory_bytes=192e9,
             memory_bytes_per_s=5.3e12,
             link_bytes_per_s=448e9,

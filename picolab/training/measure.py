@@ -8,7 +8,8 @@ there are cores, because ranks that compute at the same time share caches, memor
 
     peak_flops           matrix products of the model's own shapes, forward and both of backward,
                          weighted as the model has them, in fp32
-    rates                the same in the format of `precision`, as the detector found it beside fp32
+    rates                the same in the formats of `precision`, as the detector found them beside
+                         fp32. Not of "adaptive", whose formats are chosen in the run
     memory_bytes_per_s   an elementwise product of two tensors of the MLP's width
     collectives          seconds at several sizes, between all ranks, through `picolab.comm`; alpha
                          and beta of `costs.collective_time`, by least squares of relative errors
@@ -57,8 +58,9 @@ def measure(
     """Time this machine at the shapes of a plain Llama model. Takes some seconds.
 
     ranks: that run at the same time; None: one a core, and two at least, since one has nobody to
-    talk to. precision: "bf16" or "fp16" asks the detector, too, how many times fp32's speed the
-    model's products have in it (`Hardware.rates`); it answers from its file or measures once.
+    talk to. precision: "fp64", "bf16", "fp16" or "fp8" asks the detector, too, how many times
+    fp32's speed the model's products have in it (`Hardware.rates`); it answers from its file or
+    measures once.
     Raises ValueError for numbers that make no sense.
     """
     config = resolve_model(model)
@@ -80,15 +82,17 @@ def measure(
     }
     alpha, rate = collectives["all_reduce"]
     flops = statistics.median(one["flops"] for one in each)
-    format = PRECISIONS[precision].activations
-    rates = None
-    if format in ("bf16", "fp16"):
-        rates = {format: flops * speed(config, format, micro_batch * config.seq, device=device)}
+    # What attention computes in, and linears.
+    formats = {PRECISIONS[precision].activations, "fp8" if precision == "fp8" else "fp32"}
+    rates = {
+        format: flops * speed(config, format, micro_batch * config.seq, device=device)
+        for format in sorted(formats - {"fp32"})
+    }
     memory = each[0]["memory_bytes"] if device == "cuda" else psutil.virtual_memory().total / ranks
     return Hardware(
         name=f"this machine ({device})",
         peak_flops=flops,
-        rates=rates,
+        rates=rates or None,
         memory_bytes=memory,
         memory_bytes_per_s=statistics.median(one["bandwidth"] for one in each),
         link_bytes_per_s=rate,
@@ -112,17 +116,21 @@ def speed(
     detector: HardwareDetector | None = None,
     device: str = "cpu",
 ) -> float:
-    """Of all products of the model's linears in a short format, each by the faster way, in fp32's.
+    """Of all products of the model's linears in a format, each by the faster way, in fp32's.
 
     detector: asked in place of this machine's `HardwareDetector`."""
     detector = detector or HardwareDetector(device)
-    exact = short = 0.0
+    exact = found = 0.0
     for (rows, columns), count in shapes(config).items():
-        asked = detector.products(format, tokens=tokens, inputs=columns, outputs=rows)
-        for timed in asked.values():
-            exact += count * timed.fp32
-            short += count * min(timed.native, timed.rounded)
-    return exact / short
+        size = dict(tokens=tokens, inputs=columns, outputs=rows)
+        if format in ("bf16", "fp16"):
+            for timed in detector.products(format, **size).values():
+                exact += count * timed.fp32
+                found += count * min(timed.native, timed.rounded)
+        else:
+            exact += count * sum(detector.one_way("fp32", **size).values())
+            found += count * sum(detector.one_way(format, **size).values())
+    return exact / found
 
 
 def measure_rank(config: ModelConfig, micro_batch: int, repeats: int) -> dict:

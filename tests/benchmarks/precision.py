@@ -6,9 +6,10 @@
 2. Forward, backward and AdamW of the 7.9 M model in one process of one thread: tokens a CPU-second
    in bf16 with fp32 masters over those of fp32, native or rounded as the detector chose, and each
    way by itself. Where both ways are slower than fp32, that is said.
-3. What the analyzer's cheap mode adds to a step in which it listens, and to a run in which it
+3. Where a step's CPU time goes, in fp32 and in bf16 (torch's profiler, which costs some itself).
+4. What the analyzer's cheap mode adds to a step in which it listens, and to a run in which it
    listens every fifth step.
-4. What a gradient loses where it is reduced in bf16 instead of fp32, over 2, 4 and 8 ranks: a
+5. What a gradient loses where it is reduced in bf16 instead of fp32, over 2, 4 and 8 ranks: a
    chain in which each rank rounds what it passes on (a ring's own arithmetic, done here by one
    process), its error beside the exact sum's norm, and a formula. Of normal terms of variance 1 the
    partial sum of k has variance k; n terms and n - 1 partial sums are rounded, each with the
@@ -25,6 +26,7 @@ import tempfile
 import time
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from picolab.model import initialise
 from picolab.precision import PrecisionAnalyzer
@@ -84,6 +86,28 @@ def ratio(one, other) -> float:
     return statistics.median(cpu_seconds(other) / cpu_seconds(one) for _ in range(ROUNDS))
 
 
+KINDS = {
+    "products": ("aten::mm",),
+    "attention": ("aten::_scaled_dot_product",),
+    "copies and casts": ("aten::copy_",),
+    "loss": ("aten::_log_softmax", "aten::nll_loss"),
+    "optimizer": ("aten::_fused_adamw_",),
+}
+
+
+def where(step, rounds: int = 3) -> dict[str, float]:
+    """Kind of operation -> ms of CPU time in a step, Python's share among the others."""
+    step()
+    with profile(activities=[ProfilerActivity.CPU]) as found:
+        for _ in range(rounds):
+            step()
+    spent = dict.fromkeys([*KINDS, "all else"], 0.0)
+    for event in found.key_averages():
+        kinds = [kind for kind, names in KINDS.items() if event.key.startswith(names)]
+        spent[kinds[0] if kinds else "all else"] += event.self_cpu_time_total / 1e3 / rounds
+    return spent
+
+
 def reduced(n: int) -> tuple[float, float, float]:
     """Of n ranks' gradients, shares of the norm: bf16's error, its formula's, and fp32's error."""
     draw = torch.Generator().manual_seed(0)
@@ -133,6 +157,9 @@ def main() -> None:
     for products in ("auto", "native", "rounded"):
         found = ratio(step_of(config_of("bf16", products)), exact)
         print(f"bf16, fp32 masters, {products:8} {found:5.2f} times fp32's tokens a CPU-second")
+    spent = {name: where(step_of(config_of(name))) for name in ("fp32", "bf16")}
+    print("ms a step, fp32 and bf16: ", end="")
+    print(", ".join(f"{k} {spent['fp32'][k]:.0f} {spent['bf16'][k]:.0f}" for k in spent["fp32"]))
     found = ratio(exact, step_of(config_of("fp32"), "cheap"))
     print(
         f"the analyzer's cheap mode: {found - 1:+.1%} of a step in which it listens, "

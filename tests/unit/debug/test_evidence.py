@@ -154,6 +154,11 @@ def test_the_diagnosis_cannot_see_the_faults():
             dict(precision="fp8"),
             "precision is 'fp8'; the oracle compares in fp64 or fp32 or bf16",
         ),
+        (
+            "dp2tp2ep2",
+            dict(precision="bf16", fault="tp-head-norms-missing"),
+            "norms of heads, which the oracle's model does not have in bf16.*compare in fp64",
+        ),
         ("dp2", dict(steps=0), "steps is 0; it must be an integer of at least 1"),
         ("dp2shard2", {}, "zero is 0; give a stage too"),
         ("dp2xx3", {}, "'xx' is not an axis"),

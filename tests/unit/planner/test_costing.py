@@ -8,10 +8,12 @@ import dataclasses
 
 import pytest
 
+import picolab as pico
 from picolab import costs
 from picolab.planner import PRACTICES, Request
 from picolab.planner.costing import Candidate, Costing
 from picolab.planner.memory import CATEGORIES
+from picolab.planner.plan import unknown_speed
 from picolab.planner.seconds import TERMS
 from picolab.specs import Hardware, Layout, ModelConfig
 from picolab.specs.precision import PRECISIONS
@@ -293,6 +295,23 @@ def test_a_measured_device_is_as_fast_as_the_detector_found():
     assert times["picolab-fp16"] == pytest.approx(times["picolab"], rel=0.01)  # nothing is known
     with pytest.raises(ValueError, match="rates\\['bf16'\\] is 0"):
         dataclasses.replace(cores, rates={"bf16": 0})
+
+
+def test_a_speed_that_is_not_known_is_said():
+    def said(practice, device="h100"):
+        asked = Request(model="tiny", gpus=1, hardware=device, global_batch=8, practice=practice)
+        return " ".join(unknown_speed(asked))
+
+    assert said("picolab-fp64") == said("picolab-fp8") == said("picolab-fp16") == ""
+    assert "no rate of fp8 for a100-80gb, so its products are planned at bf16's" in said(
+        "picolab-fp8", "a100"
+    )
+    assert "each layer's format in the run" in said("picolab-adaptive")
+    cores = dataclasses.replace(Hardware.preset("h100"), measured=True, rates={"bf16": 1e9})
+    assert said("picolab", cores) == said("picolab-bf16", cores) == ""
+    assert "no measured rate of fp8 for h100-sxm" in said("picolab-fp8", cores)
+    shown = pico.plan("tiny", layout="dp1", hardware=cores, global_batch=8, practice="picolab-fp8")
+    assert "at fp32's speed" in repr(shown) and "no measured rate" in shown.to_json()
 
 
 def test_mutant_one_speed_for_all_precisions(monkeypatch):

@@ -32,6 +32,27 @@ def test_a_peak_with_sparsity_is_caught():
         check_peak(lambda device: 2 * Hardware.preset(device).peak_flops)
 
 
+# TFLOP/s: NVIDIA's data sheets of A100, H100, H200 and HGX B200 ("FP64 Tensor Core"), AMD's of the
+# MI300X ("peak double precision matrix").
+FP64 = {"a100-80gb": 19.5, "h100-sxm": 67, "h200-sxm": 67, "b200-sxm": 37, "mi300x": 163.4}
+
+
+def check_fp64():
+    assert {name: Hardware.preset(name).matrix_flops("fp64") / 1e12 for name in FP64} == FP64
+    assert set(FP64) == set(Hardware.presets())
+
+
+def test_fp64_has_a_rate_of_its_own():
+    check_fp64()
+    assert not Hardware.preset("a100-80gb").knows("fp8") and Hardware.preset("h100").knows("fp16")
+
+
+def test_fp64_at_the_peak_of_bf16_is_caught(monkeypatch):
+    monkeypatch.setattr(Hardware, "matrix_flops", lambda self, format: self.peak_flops)
+    with pytest.raises(AssertionError):
+        check_fp64()
+
+
 def test_device_memory_is_the_data_sheets():
     assert Hardware.preset("h100-sxm").memory_bytes == 80e9
     assert Hardware.preset("h200-sxm").memory_bytes == 141e9

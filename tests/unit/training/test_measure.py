@@ -1,14 +1,15 @@
 """The fit of alpha and beta, and which matrices a model has.
 
-Wrong version this test catches, kept below as a mutant: least squares of absolute errors, in which
-only the largest message counts.
+Wrong versions this test catches, kept below as mutants: least squares of absolute errors, in which
+only the largest message counts; fp8 that costs what bf16 does.
 """
 
 import pytest
 
 from picolab import costs
+from picolab.precision.hardware import PRODUCTS, HardwareDetector, Timed
 from picolab.specs import ModelConfig
-from picolab.training.measure import OPS, fit, shapes
+from picolab.training.measure import OPS, fit, shapes, speed
 from picolab.training.measure import measure as measure_function
 
 SIZES = (4_096, 65_536, 1_048_576, 4_194_304)
@@ -66,6 +67,41 @@ def test_the_shapes_are_all_matrices_of_the_model():
     numbers = sum(rows * columns * count for (rows, columns), count in found.items())
     count = costs.parameters(config)
     assert numbers == count.total - count.embedding - count.norm
+
+
+class Known:
+    """A detector of which is known: fp32 takes 3 seconds, bf16 2 (by its faster way), fp64 6, and
+    fp8 is bf16 and a second of casts; for each product."""
+
+    def products(self, format, **size):
+        return dict.fromkeys(PRODUCTS, Timed(3.0, 2.0, 9.0))
+
+    def one_way(self, format, **size):
+        return dict.fromkeys(PRODUCTS, {"fp32": 3.0, "fp64": 6.0, "fp8": 3.0}[format])
+
+
+def check_speeds():
+    tiny = ModelConfig.preset("tiny")
+    found = {name: speed(tiny, name, 64, Known()) for name in ("fp64", "bf16", "fp8")}
+    assert found == {"fp64": 0.5, "bf16": 1.5, "fp8": 1.0}
+
+
+def test_each_format_has_its_own_speed(monkeypatch):
+    check_speeds()
+    # The mutant: what fp8 costs before its product is not asked.
+    monkeypatch.setattr(Known, "one_way", lambda self, *_, **__: dict.fromkeys(PRODUCTS, 2.0))
+    with pytest.raises(AssertionError):
+        check_speeds()
+
+
+def test_a_real_clock_answers_for_fp8_and_fp64(tmp_path):
+    detector, size = HardwareDetector(folder=tmp_path), dict(tokens=8, inputs=16, outputs=8)
+    for name in ("fp64", "fp32", "fp8"):
+        found = detector.one_way(name, **size)
+        assert list(found) == list(PRODUCTS) and min(found.values()) > 0
+        assert detector.one_way(name, **size) == found  # from the file
+    with pytest.raises(ValueError, match="bf16 has two ways"):
+        detector.one_way("bf16", **size)
 
 
 @pytest.mark.parametrize(
