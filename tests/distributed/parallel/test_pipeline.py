@@ -226,34 +226,53 @@ def ready(schedule, timeline):
 
 
 def undisturbed_step(schedule, timelines):
-    """A step in which each action takes the least, and follows what it needs after the least, that
-    it did in any of these: what else the machine does only ever adds to both, and seldom four times
-    in one place. What belongs to the run is there every time."""
-    took, late = {}, {}
+    """A step in which each action takes the least that it did in any of these, from when it could
+    begin: what else the machine does only ever adds to it, and seldom four times in one place. What
+    belongs to the run is there every time."""
+    took = {}
     for timeline in timelines:
         rows = [[s.action for s in timeline.spans if s.rank == r] for r in range(timeline.ranks)]
         assert rows == [list(row) for row in schedule.actions]
-        began = {span.action: span.start for span in timeline.spans}
+        could = ready(schedule, timeline)
         for span in timeline.spans:
-            took.setdefault(span.action, []).append(span.end - span.start)
-        for action, made in ready(schedule, timeline).items():
-            late.setdefault(action, []).append(began[action] - made)
-    free, end = dict.fromkeys(range(schedule.ranks), 0), {}
-    actions = sorted(took, key=began.get)  # an order that respects the needs
-    for action in actions:
+            took.setdefault(span.action, []).append(span.end - could[span.action])
+    spans, free, end = [], dict.fromkeys(range(schedule.ranks), 0), {}
+    for action in sorted(took, key=could.get):  # an order that respects the needs
         rank = schedule.rank_of(action.stage)
-        start = max(free[rank], end.get(schedule.needs(action), 0)) + min(late[action])
+        start = max(free[rank], end.get(schedule.needs(action), 0))
         free[rank] = end[action] = start + min(took[action])
-    return Timeline(
-        Span(schedule.rank_of(a.stage), a, end[a] - min(took[a]), end[a]) for a in actions
+        spans.append(Span(rank, action, start, end[action]))
+    return Timeline(spans)
+
+
+def is_the_simulators(step, schedule, slack):
+    """Its bubble, where the simulator is told what a stage's actions took on the mean. They took
+    little but what they sleep: a machine that is slow has some more to compute, and to send."""
+    took = {}
+    for span in step.spans:
+        took.setdefault(span.action.kind, {}).setdefault(span.action.stage, []).append(
+            span.end - span.start
+        )
+    told = {}
+    for kind, of_stage in took.items():
+        told[kind] = [sum(of_stage[s]) / len(of_stage[s]) for s in range(schedule.stages)]
+        assert max(told[kind]) < 1.4 * min(map(min, of_stage.values()))
+    simulated = schedules.simulate(
+        schedule,
+        forward=told["F"],
+        backward_input=told["B"],
+        backward_weight=told.get("W", 0),
     )
+    expected = pytest.approx(float(simulated.bubble_of_total), abs=slack)
+    assert float(step.bubble_of_total) == expected
 
 
 @pytest.mark.alone
 @pytest.mark.parametrize("name", ["1f1b", "zb-h1", *WEEKLY])
 def test_the_bubble_in_real_spans_is_the_simulators(name):
     """With a fixed cost a stage the measured bubble is the simulated one, within 5 % of 1F1B's. B
-    and W share the backward's."""
+    and W share the backward's. (How much a stage computes besides, and how long a message takes, is
+    the machine's: a slow one was seen to take 15 ms more for each action.)"""
     schedule = schedules.make(name, 4, 8)
     forward, backward = STAGE_COST_S
     halves = {"backward_input": backward / 2, "backward_weight": backward / 2}
@@ -261,14 +280,15 @@ def test_the_bubble_in_real_spans_is_the_simulators(name):
     slack = 0.05 * costs.bubble_of_total(4, 8)
 
     def check(timelines):
-        bubble = float(undisturbed_step(schedule, timelines).bubble_of_total)
-        assert bubble == pytest.approx(float(simulated.bubble_of_total), abs=slack)
+        step = undisturbed_step(schedule, timelines)
+        is_the_simulators(step, schedule, slack)
+        assert float(step.bubble_of_total) > formula - slack
 
     def check_run(run):
         check([run.timeline(step) for step in range(4)])
 
-    run = undisturbed(check_run, name, 4, 8)
     formula = costs.bubble_of_total(4, 8, name)  # of F = B = W
+    run = undisturbed(check_run, name, 4, 8)
     assert float(simulated.bubble_of_total) == pytest.approx(formula)
     assert run.timeline().peak_in_flight == simulated.peak_in_flight
     check([simulated])
