@@ -40,7 +40,7 @@ that are asked has more to do, which is told apart in experts.py.
 import math
 import statistics
 from collections import defaultdict, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -266,7 +266,7 @@ class AnomalyDetector:
             if not high:
                 continue
             # Ranks of tp and cp share their tokens: they have the same own loss, and one culprit.
-            whom = tuple(r for r in high if not self._of_the_samples(r, of_rank))
+            whom = tuple(r for r in high if not self._of_the_samples(r, high, of_rank))
             whom = whom if len(high) <= len(values) / 2 else ()
             shown = ", ".join(f"rank {r}: {values[r]:.3g}" for r in high)
             who = " on all ranks at once" if len(high) == len(values) > 1 else ""
@@ -274,16 +274,18 @@ class AnomalyDetector:
             found.append(Anomaly(name, step, whom, text))
         return found
 
-    def _of_the_samples(self, rank: int, of_rank: Mapping[int, rules.Spike]) -> bool:
-        """Whether those that work on the same samples see it too: it comes from these, then, and is
-        nobody's (a pipeline's stages, ranks of a ring)."""
+    def _of_the_samples(
+        self, rank: int, high: Collection[int], of_rank: Mapping[int, rules.Spike]
+    ) -> bool:
+        """Whether the rest of those that work on the same samples see it too, if less: it comes
+        from these, then, and is nobody's (a pipeline's stages, ranks of a ring)."""
         replica = self._layout.coordinates(rank)["dp"]
         times = [
-            spike.times
+            spike.times or 1.0
             for other, spike in of_rank.items()
-            if other != rank and self._layout.coordinates(other)["dp"] == replica
+            if other not in high and self._layout.coordinates(other)["dp"] == replica
         ]
-        return bool(times) and statistics.median(x or 1.0 for x in times) > 2
+        return bool(times) and statistics.median(times) > 2
 
     def _memory_of(self, step: int, said: Mapping[int, dict]) -> list[Anomaly]:
         if step < FIRST:

@@ -240,6 +240,16 @@ def test_a_spike_that_all_see_who_have_the_samples_is_nobodys(layout, whom, monk
     assert names(found(events)) == [("gradient spike", (1,))]
 
 
+def test_of_two_replicas_the_one_with_the_high_loss_is_named():
+    """All its ranks have that loss. Who asks whether others see the samples must not ask them."""
+
+    def high(step, rank, data, entries):
+        if (step, rank) in ((AT, 0), (AT, 1)):
+            data["own_loss"] *= 3.0
+
+    assert names(found(run(layout="dp2tp2", change=high))) == [("loss spike", (0, 1))]
+
+
 def test_no_number_is_told_at_once_and_once():
     detector = AnomalyDetector(world_size=4)
     told = {"step": 3, "loss": math.nan, "grad_norm": math.nan, "own_loss": 2.0}

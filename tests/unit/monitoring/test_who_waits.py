@@ -318,16 +318,21 @@ def test_nothing_is_wrong(tmp_path, state, says):
     assert says in found.verdict
 
 
-def test_a_run_that_ended_well_and_was_wrong(tmp_path):
-    about(tmp_path, state="done")
-    for rank in ALL:
+def wrote(folder, ranks, steps, odd):
+    """Events of these ranks: two calls a step, of which rank `odd` leaves one out in step 1."""
+    for rank in ranks:
         events = []
-        for step in range(3):
-            calls = [entry(rank, step)] * (1 if (rank, step) == (3, 1) else 2)
+        for step in range(steps):
+            calls = [entry(rank, step)] * (1 if (rank, step) == (odd, 1) else 2)
             events.append(Event("ledger", rank, step + 0.1, {"entries": calls}))
             events.append(Event("step", rank, step + 0.2, {"step": step}))
         text = "".join(event.to_json() + "\n" for event in events)
-        (tmp_path / f"events.{rank}.jsonl").write_text(text)
+        (folder / f"events.{rank}.jsonl").write_text(text)
+
+
+def test_a_run_that_ended_well_and_was_wrong(tmp_path):
+    about(tmp_path, state="done")
+    wrote(tmp_path, ALL, steps=3, odd=3)
     found = of_folder(tmp_path)
     assert (found.rank, found.kind, found.since) == (3, "desync", 1)
     assert found.verdict.endswith("rank 3 is the odd one, and no word of it was raised")
@@ -336,14 +341,7 @@ def test_a_run_that_ended_well_and_was_wrong(tmp_path):
 def test_a_rank_that_wrote_nothing_keeps_no_step_from_being_judged(tmp_path):
     """Its disk was full. Who waits until all have told a step judges none, and keeps them all."""
     about(tmp_path, state="done")
-    for rank in (0, 1, 2):
-        events = []
-        for step in range(40):
-            calls = [entry(rank, step)] * (1 if (rank, step) == (2, 1) else 2)
-            events.append(Event("ledger", rank, step + 0.1, {"entries": calls}))
-            events.append(Event("step", rank, step + 0.2, {"step": step}))
-        text = "".join(event.to_json() + "\n" for event in events)
-        (tmp_path / f"events.{rank}.jsonl").write_text(text)
+    wrote(tmp_path, (0, 1, 2), steps=40, odd=2)
     found = of_folder(tmp_path)
     assert (found.rank, found.kind, found.since) == (2, "desync", 1)
 
