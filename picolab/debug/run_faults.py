@@ -38,7 +38,7 @@ from picolab.training import trainer
 
 Whose = Literal["rank", "link", "nobody"]
 LATE_S, LINK_S, LEAK_BYTES = 0.012, 0.006, 1_000_000
-LOSS, GRADIENT = 3.0, 8.0
+LOSS, GRADIENT = 3.0, 10.0
 
 
 @dataclass(frozen=True)
@@ -308,7 +308,7 @@ class _Steeper(torch.autograd.Function):
         return GRADIENT * grad
 
 
-@_fault("gradient spike", "one rank's gradient is eight times as large, once", "gradient spike")
+@_fault("gradient spike", "one rank's gradient is ten times as large, once", "gradient spike")
 def _gradient_spike(of):
     with _loss(of, _Steeper.apply):
         yield

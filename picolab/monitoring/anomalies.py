@@ -9,7 +9,7 @@
     not finite         own loss and own gradient norm                 as they are told, at once
     loss spike         own loss of each rank                          Spike, 8 sigma and +10 %
     gradient spike     own gradient norm of each rank                 Spike, 6 sigma and x7
-    slow rank          how late it comes to collectives               8 of 10 steps above 12 %
+    slow rank          how late it comes to collectives               8 of 10 steps above 8 %
     late data          the same, where more than half is the loader   8 of 10
     slow link          a message or a hop, from when all are there    8 of 10 above 3x its own
     leak               resident memory                                Slope, 0.2 MB a step
@@ -54,7 +54,7 @@ from picolab.specs import Layout
 
 FIRST = 20  # steps that say what is usual, after the first, which warms up
 PATIENCE = 20  # steps that others may be ahead of a rank that tells nothing
-LATE = 0.12  # of its own work, by which a rank is late
+LATE = 0.08  # of its own work, by which a rank is late
 DELAY = 10  # steps, which `Often` needs
 NOISE, SWING = 2.5, 20  # and so many times what it goes up and down by; steps that say how much
 SHARES = 0.05  # of its own work, for which a rank waits for a core if it shares it

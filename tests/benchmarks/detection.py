@@ -35,7 +35,10 @@ from picolab.monitoring.system import BasicMonitoringSystem
 from picolab.show.table import Table
 from picolab.training.probe import Probe
 
-PACE_S = 0.04
+# What a rank sleeps in a step, in the place of a device of its own. Four ranks on two cores compute
+# 15 to 30 ms beside it, each a few ms more or less than the others: a small part of a pace is seen
+# in a longer one only.
+PACE_S, LONG_PACE_S, LONGEST_PACE_S = 0.04, 0.1, 0.2
 SMALL = dict(hidden=32, ffn=48, layers=2, heads=4, kv_heads=2, vocab=256, seq=32)
 # (256 tokens a rank: own losses of 16 differ by half, and gradients of some by seven times.)
 NUMBERS = dict(layout="dp4", micro_batch=8, steps=70, **SMALL)
@@ -46,19 +49,21 @@ HANGS = dict(layout="dp4", micro_batch=4, steps=45, **SMALL)
 RUNS: dict[str, dict] = {
     "slow rank": dict(
         settings=dict(layout="dp2", hidden=64, ffn=176, layers=4, heads=4, kv_heads=2, seq=64,
-                      micro_batch=4, steps=90), at=50),
-    "slow pace": dict(settings=PACED, at=50, pace=True),
-    "slow pace +15 %": dict(settings=PACED, at=50, pace=True, fault="slow pace", slower=0.15),
+                      micro_batch=8, steps=75), at=45),
+    "slow pace": dict(settings=PACED, at=50, pace=PACE_S),
+    "slow pace +15 %": dict(
+        settings=PACED | dict(steps=70), at=42, pace=LONGEST_PACE_S, fault="slow pace",
+        slower=0.15),
     "slow stage": dict(
         settings=dict(layout="pp4", micro_batch=2, accumulate=4, steps=75,
-                      stage_cost_s=(0.002, 0.004), **SMALL | {"layers": 4}), at=45),
-    "all ranks slow": dict(settings=PACED, at=45, pace=True, slower=0.2),
-    "late data": dict(settings=PACED, at=45, pace=True),
+                      stage_cost_s=(0.005, 0.01), **SMALL | {"layers": 4}), at=45),
+    "all ranks slow": dict(settings=PACED, at=36, pace=LONG_PACE_S, slower=0.2),
+    "late data": dict(settings=PACED, at=45, pace=PACE_S),
     "slow link": dict(
         settings=dict(layout="pp4", micro_batch=2, accumulate=4, steps=75,
                       stage_cost_s=(0.001, 0.002), **SMALL | {"layers": 4}), at=45, first=1),
     "slow link, a ring": dict(
-        settings=RING | dict(steps=75), at=45, first=1, pace=True, fault="slow link"),
+        settings=RING | dict(steps=75), at=45, first=1, pace=PACE_S, fault="slow link"),
     "leak": dict(settings=NUMBERS | dict(steps=110), at=50),
     "NaN": dict(settings=NUMBERS, at=50),
     "loss spike": dict(settings=NUMBERS, at=50),
@@ -79,11 +84,11 @@ RUNS: dict[str, dict] = {
                       **SMALL | {"layers": 4}), at=30),
 }  # fmt: skip
 CLEAN = {
-    "clean, four paced ranks": dict(settings=PACED | dict(steps=400), pace=True),
-    "clean, with pauses": dict(settings=PACED | dict(steps=400), pace=True, pauses=True),
+    "clean, four paced ranks": dict(settings=PACED | dict(steps=400), pace=PACE_S),
+    "clean, with pauses": dict(settings=PACED | dict(steps=400), pace=PACE_S, pauses=True),
     "clean, two ranks of kernels": dict(
         settings=RUNS["slow rank"]["settings"] | dict(steps=400)),
-    "clean, a ring": dict(settings=RING | dict(steps=200), pace=True),
+    "clean, a ring": dict(settings=RING | dict(steps=200), pace=PACE_S),
     "clean, a pipeline": dict(settings=RUNS["slow stage"]["settings"] | dict(steps=200)),
 }  # fmt: skip
 SILENCE_S = 1.0
@@ -110,12 +115,13 @@ def run(name: str, seed: int) -> Score:
     fault = None if name in CLEAN else CATALOGUE[plan.get("fault", name)]
     rank, observers = draw.randrange(plan.get("first", 0), world), [Probe()]
     at = plan.get("at", 0) + draw.randrange(8)
-    if plan.get("pace"):
-        observers.append(Pace(PACE_S))
+    pace_s = plan.get("pace", 0.0)
+    if pace_s:
+        observers.append(Pace(pace_s))
     if plan.get("pauses"):
         observers.append(Quiet(seed=seed))
     if fault is not None:
-        options = dict(slower=plan.get("slower", 0.3), pace_s=PACE_S * bool(plan.get("pace")))
+        options = dict(slower=plan.get("slower", 0.3), pace_s=pace_s)
         observers.append(InRun(fault.name, rank=rank, at=at, **options))
     system = BasicMonitoringSystem({"silence_s": SILENCE_S, "samples": False})
     job = pico.train(

@@ -398,7 +398,7 @@ def test_a_run_that_goes_back_is_judged_again():
 def test_where_ranks_differ_anyway_more_is_asked_for(monkeypatch):
     """Of two ranks on one busy core now the one and now the other gets more of it, for some
     steps, and no clock tells. Who is late by that is not accused; who is late by far more is.
-    The mutant takes any 12 % for a fault."""
+    The mutant takes any 8 % for a fault."""
 
     def take_turns(step, rank, data, entries):
         if rank < 2 and step > 0:
