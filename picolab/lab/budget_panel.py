@@ -215,8 +215,8 @@ class _Widgets:
         self.stop.disabled = False
         return self._view.stands
 
-    def paint(self, state: RunState) -> None:
-        self._view.paint(state)
+    def paint(self, state: RunState) -> bool:
+        return self._view.paint(state)
 
     def end(self, state: RunState) -> None:
         """The run has ended: the live figure is hidden, and a light picture is under the panel."""

@@ -150,8 +150,8 @@ class Dashboard(Shown):
         asked = [id for id in self._covers if not guesses.given(id)]
         return f"covered until you guess, or skip: {', '.join(asked)}" if asked else ""
 
-    def _paint(self, state: RunState) -> None:
-        self._view.paint(state, self._cover(), self._beside)
+    def _paint(self, state: RunState) -> bool:
+        return self._view.paint(state, self._cover(), self._beside)
 
     def _uncover(self) -> None:
         """There is a guess: while the run goes on, the next paint shows what it covered."""

@@ -1,9 +1,10 @@
 """Follow a run while it goes: paint now and then, and end in order.
 
 Ranks say hundreds of things a second, and nobody reads more than a few pictures in that time. So
-one thread looks twice a second whether there is news, and paints once for all of it. The end is
-different: it is painted at once, in the thread that delivers it, before `job.result()` returns. So
-whoever waits for the result finds the last picture in place, also headless.
+one thread looks twice a second whether there is news, and paints once for all of it; where `paint`
+returns False (a page that is still drawing), once more at the next look. The end is different: it
+is painted at once, in the thread that delivers it, before `job.result()` returns. So whoever waits
+for the result finds the last picture in place, also headless.
 """
 
 import threading
@@ -29,7 +30,7 @@ class Follower:
     def __init__(
         self,
         source,
-        paint: Callable[[RunState], None] | None,
+        paint: Callable[[RunState], bool | None] | None,
         end: Callable[[RunState], None],
         begin: Callable[[], RunState] = RunState,
     ):
@@ -100,8 +101,9 @@ class Follower:
                     self.close()
                     self._end(self.state)
                 elif fresh or self._due:
-                    self._due = False
-                    self._paint(self.state)
+                    self._due = False  # before the paint: another thread may ask for one meanwhile
+                    if self._paint(self.state) is False:
+                        self._due = True
 
 
 class RunDirectory:

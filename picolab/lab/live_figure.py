@@ -1,6 +1,6 @@
 """A plotly figure that a page can load at any time, and load again, while it changes.
 
-plotly's `FigureWidget` does not survive that, for four reasons, each with its cure here.
+plotly's `FigureWidget` does not survive that, for five reasons, each with its cure here.
 
 * It copies its data into its state once, when it is made; every later change is a message and
   nothing else. A page that is loaded again asks for the state and would draw the first moment.
@@ -12,7 +12,9 @@ plotly's `FigureWidget` does not survive that, for four reasons, each with its c
   after: a busy machine needs more. So the figure's own script is short, and plotly is sent once,
   in a widget of its own, and loaded once a page; and once it can draw, the figure listens by
   itself (`hear`).
-
+* A page that draws more slowly than it is told to falls ever further behind: on two cores that
+  train it was seen to draw for seconds, and heard a button 40 s after it was pressed. So it tells
+  when it has drawn (`draws`), and until then nobody should paint.
 * The page tells what it has filled in for what was not given, and plotly then takes away whatever
   of the data has the same name. With a page that was loaded again, and draws an older moment than
   the kernel's, that is the data itself: names of ranks, the rows of a map. So nobody listens.
@@ -22,8 +24,10 @@ when that is another one.
 """
 
 import copy
+import math
 import sys
 import threading
+import time
 
 import anywidget
 import plotly
@@ -42,6 +46,9 @@ else:
         FigureWidget = go.FigureWidget
     finally:
         del sys.modules[_GRAMMAR]
+
+ANSWER_S = 20.0
+"""A page that has not answered for so long is not waited for: no draw that was seen took it."""
 
 _LOAD = """
 const loaded = globalThis.picolabPlotly ??= {};
@@ -85,6 +92,9 @@ async function render({ model, el }) {
     const drawn = drawing();
     drawn.initialize({ model });
     const remove = drawn.render({ model, el });
+    // After the draw, which the change before this one has begun.
+    const answer = () => setTimeout(() => model.send({ drawn: model.get('paints') }));
+    model.on('change:paints', answer);
     model.send({ can_draw: true });
     let timer, width = el.clientWidth;
     const watch = new ResizeObserver(() => {
@@ -97,6 +107,7 @@ async function render({ model, el }) {
     return () => {
         clearTimeout(timer);
         watch.disconnect();
+        model.off('change:paints', answer);
         if (remove) remove();
     };
 }
@@ -125,10 +136,14 @@ class LiveFigure(FigureWidget):
     version = traitlets.Unicode(plotly.__version__).tag(sync=True)
     bundle = traitlets.Unicode().tag(sync=True)
     own = traitlets.Unicode().tag(sync=True)
+    paints = traitlets.Int(0).tag(sync=True)
+    """of the kernel; a page answers with it"""
 
     def __init__(self, *args, stands: threading.Event, **kwargs):
         """`stands` is set once a page can draw it."""
         self._lock, self._made, self._stands = threading.RLock(), False, stands
+        self._drawn, self._painted_at = 0, -math.inf
+        self._answers = False  # a page is there, and the kernel hears it
         super().__init__(*args, **kwargs)
         self.bundle, self.own = Plotly.here().model_id, self.model_id
         self._made = True
@@ -151,6 +166,20 @@ class LiveFigure(FigureWidget):
                     state[name] = to_json(copy.deepcopy(value), self)
             return state
 
+    @property
+    def draws(self) -> bool:
+        """Is a page still drawing what was painted last? Not known where none answers: it was
+        closed, or a cell keeps the kernel from hearing it."""
+        if not self._answers or self._drawn >= self.paints:
+            return False
+        self._answers = time.monotonic() - self._painted_at < ANSWER_S
+        return self._answers
+
+    def painted(self) -> None:
+        """To be called after all changes of one paint."""
+        self._painted_at = time.monotonic()
+        self.paints += 1
+
     @traitlets.observe("_js2py_traceDeltas")
     def _handler_js2py_traceDeltas(self, change) -> None:
         self._js2py_traceDeltas = None
@@ -162,7 +191,10 @@ class LiveFigure(FigureWidget):
     def _heard(self, _, content, buffers) -> None:
         if content.get("can_draw"):
             self.say_again()
+            self._drawn, self._answers = self.paints, True
             self._stands.set()
+        if "drawn" in content:
+            self._drawn, self._answers = content["drawn"], True
         if content.get("other_width"):  # plotly's own way would take the figure's height, too
             with self._lock:
                 self._send_relayout_msg({"autosize": True})

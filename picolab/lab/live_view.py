@@ -91,25 +91,33 @@ class LiveView:
     def say(self, text: str) -> None:
         self.sentence.value = sentence_html(text)
 
-    def paint(self, state: RunState, covers: str = "", beside: Losses | None = None) -> None:
+    def paint(self, state: RunState, covers: str = "", beside: Losses | None = None) -> bool:
         """Show where the run is now; with `covers`, the lower panels say only this; `beside` are
-        the losses of earlier runs."""
+        the losses of earlier runs. False: the page is still drawing what it was told last, so that
+        only the sentence is new, and somebody has to paint again."""
         if self.pause.value:
-            return
+            return True
         if state.status or not state.is_empty:
             self.say(state.sentence(bool(covers)))
+        if self.figure.draws:
+            return False
         drawn = panels(state, covers, beside)
         with self.figure.lock:
-            self._assign(drawn)
+            if self._assign(drawn):
+                self.figure.painted()
+        return True
 
-    def _assign(self, drawn) -> None:
+    def _assign(self, drawn) -> bool:
+        """Whether anything is other than it was."""
+        changed = False
         with self.figure.batch_update():
             arrays = training_arrays(drawn)
             for trace, old, new in zip(self.figure.data, self._arrays, arrays):
                 for name, values in new.items():
                     if not _same(old.get(name), values):
-                        trace[name] = values
+                        trace[name], changed = values, True
             if _shape(drawn) != _shape(self._drawn):
+                changed = True
                 layout = training_layout(drawn)
                 titles = [note["text"] for note in layout["annotations"]]
                 # Assigned, since to update a list updates its old items, later in this batch.
@@ -120,13 +128,15 @@ class LiveView:
                 titles = [note["text"] for note in training_layout(drawn)["annotations"]]
                 for place, (shown, title) in enumerate(zip(self._titles, titles)):
                     if shown != title:
-                        self.figure.layout.annotations[place].text = title
+                        self.figure.layout.annotations[place].text, changed = title, True
                 layout = moving_ranges(drawn)
                 if layout != moving_ranges(self._drawn):
+                    changed = True
                     self._set_ranges(layout)
                     self.figure.update_layout(layout)
             self._titles = titles
         self._drawn, self._arrays = drawn, arrays
+        return changed
 
     def _set_ranges(self, layout: dict) -> None:
         """Leave out of the layout the range of an axis in which a reader has zoomed since."""

@@ -134,10 +134,10 @@ class Panel(RunPanel):
     def _going(self) -> str:
         return f"{self._run_layout} is still running"
 
-    def _paint(self, state: RunState) -> None:
+    def _paint(self, state: RunState) -> bool:
         if self.message == self._starting and state.losses:
             self._say(f"{self._run_layout} is running; press Stop to end it")
-        super()._paint(state)
+        return super()._paint(state)
 
     def _told(self, said: str, state: RunState) -> str:
         said = self._against_others(said, state)

@@ -111,9 +111,9 @@ class PanelWidgets:
         self.stop.disabled = False
         return self._view.stands
 
-    def paint(self, state: RunState) -> None:
-        self._view.paint(state, beside=self._panel.earlier)
+    def paint(self, state: RunState) -> bool:
         self._progress(state)
+        return self._view.paint(state, beside=self._panel.earlier)
 
     def end(self, state: RunState) -> None:
         """The run has ended: the live figure is hidden."""

@@ -126,8 +126,8 @@ class RunPanel(Shown, ABC):
 
     # -- in the threads of the run --
 
-    def _paint(self, state: RunState) -> None:
-        self._widgets.paint(state)
+    def _paint(self, state: RunState) -> bool:
+        return self._widgets.paint(state)
 
     def _end(self, state: RunState) -> None:
         said = state.sentence() + (f"\n{state.error}" if state.error else "")

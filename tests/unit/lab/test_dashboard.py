@@ -351,6 +351,73 @@ def test_a_page_that_is_loaded_again_is_told_the_present():
     assert len(str(figure.get_state())) < 100_000  # and plotly itself is not part of it
 
 
+def test_a_page_that_still_draws_is_not_told_more(monkeypatch):
+    """The mutants: a page that is told whatever there is; one that is waited for though it is gone;
+    a page that is waited for before it has said that it is there."""
+    from picolab.lab import live_figure
+
+    state, view = RunState(world_size=1), LiveView()
+    figure = view.figure
+
+    def next_loss(step):
+        state.add(Event("values", 0, 0.0, {"step": step, "loss": 5.0 - step}))
+        return view.paint(state), len(figure.data[0].y)
+
+    def page(**said):
+        figure._heard(figure, said, [])
+
+    assert next_loss(0) == (True, 1) and next_loss(1) == (True, 2)  # no page has asked for it yet
+    page(can_draw=True)
+    assert next_loss(2) == (True, 3)
+    assert next_loss(3) == (False, 3) and "loss 2.000" in view.sentence.value
+    page(drawn=figure.paints - 1)  # what it was told before that
+    assert next_loss(4) == (False, 3)
+    page(drawn=figure.paints)
+    assert next_loss(5) == (True, 6)
+    page(can_draw=True)  # another page, or this one again: it has just been told everything
+    assert next_loss(6) == (True, 7) and next_loss(7) == (False, 7)
+    # It does not answer any more: closed, or a cell keeps the kernel from hearing it.
+    monkeypatch.setattr(live_figure, "ANSWER_S", 0.0)
+    assert next_loss(8) == (True, 9) and next_loss(9) == (True, 10)
+    monkeypatch.undo()
+    assert next_loss(10) == (True, 11)
+    page(drawn=figure.paints)
+    assert next_loss(11) == (True, 12) and next_loss(12) == (False, 12)
+
+    monkeypatch.setattr(live_figure.LiveFigure, "draws", False)
+    assert next_loss(13) == (True, 14)
+
+
+def test_what_a_page_could_not_take_is_painted_later():
+    """The mutant: the news was looked at, so there is nothing to paint until there is more."""
+    job = pico.run(talk, 3, world_size=1, quiet=True, wait=False)
+    job.result()
+
+    class Silent:
+        """Like a job that has said all it will say, and goes on."""
+
+        events, world_size, done = job.events, 1, False
+
+        def on_event(self, _):
+            return lambda: None
+
+    answers, seen = iter([False, False, True]), []
+    done = threading.Event()
+
+    def paint(state):
+        seen.append(max(state.losses))
+        answer = next(answers)
+        if answer:
+            done.set()
+        return answer
+
+    follower = Follower(Silent(), paint, lambda state: None)
+    assert done.wait(20)
+    time.sleep(3 * PERIOD_S)
+    follower.close()
+    assert seen == [2, 2, 2]
+
+
 def test_earlier_runs_are_drawn_behind():
     one = pico.run(talk, 5, world_size=1, quiet=True)
     shown = show(pico.run(talk, 5, world_size=1, quiet=True), beside={"the first": one})
