@@ -248,13 +248,16 @@ class Collector:
         self._progress_at = self._clock.now
         rank.inbox.feed(data)
         for message in rank.inbox:
-            self._act(rank, *pickle.loads(message))
+            if message.startswith(
+                b"{"
+            ):  # an event's line, as it is in the file; no pickle begins so
+                self._on_event(Event.from_json(message))
+            else:
+                self._act(rank, *pickle.loads(message))
 
     def _act(self, rank: Rank, kind: str, t: float, *values) -> None:
         if kind == "event":
             self._on_event(values[0])
-        elif kind == "line":
-            self._on_event(Event.from_json(values[0]))
         elif kind == "started":
             rank.started = True
         elif kind == "result":

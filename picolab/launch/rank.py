@@ -200,19 +200,31 @@ _channel: "_Sender | None" = None
 
 
 class _Sender:
-    """Messages to the kernel: (kind, time, *values), from any thread of the rank."""
+    """Messages to the kernel, from any thread of the rank: (kind, time, *values), packed. Of the
+    kind "line" only the line goes: each step has one, and to pack it costs more than to send it."""
 
     def __init__(self, connection):
         self.connection = connection
+        self._descriptor = connection.fileno()
         self._lock = threading.Lock()
 
     def __call__(self, kind: str, *values) -> None:
-        message = pickle.dumps((kind, time.time(), *values), protocol=pickle.HIGHEST_PROTOCOL)
+        if kind == "line":
+            send, (message,) = self._at_once, values
+        else:
+            send = self.connection.send_bytes
+            message = pickle.dumps((kind, time.time(), *values), protocol=pickle.HIGHEST_PROTOCOL)
         with self._lock:
             try:
-                self.connection.send_bytes(message)
+                send(message)
             except (BrokenPipeError, ConnectionResetError):
                 os._exit(1)  # the kernel has closed its end: nobody is interested any more
+
+    def _at_once(self, line: bytes) -> None:
+        """As `send_bytes` does it (see the collector's `_Inbox`), in half of its time."""
+        rest = len(line).to_bytes(4, "big") + line
+        while rest := rest[os.write(self._descriptor, rest) :]:
+            pass  # a signal lets a part of it through
 
 
 @contextlib.contextmanager
@@ -224,12 +236,11 @@ def recorded(spec: RankSpec, send):
     # Unbuffered: a line is there, whatever happens next, and costs one call of the system.
     file = open(path, "ab", buffering=0, opener=private)  # noqa: SIM115 - closed below, or by the end of the process
 
-    def put(line: str) -> None:
+    def put(line: bytes) -> None:
         nonlocal file
         if file is not None:
-            rest = line.encode()
             try:
-                while rest := rest[file.write(rest) :]:
+                while line := line[file.write(line) :]:
                     pass  # a disk that fills takes a part of it, and then refuses
             except OSError as error:
                 file = None
@@ -237,17 +248,17 @@ def recorded(spec: RankSpec, send):
 
     def sink(event: events.Event) -> None:
         if event.kind == "step":  # numbers and one word: as JSON they stay what they are
-            line = event.to_json()
+            line = f"{event.to_json()}\n".encode()
             send("line", line)  # written out once, for kernel and file
-            put(line + "\n")
+            put(line)
             return
         send("event", event)
         if file is not None:
-            put(event.to_json() + "\n")
+            put(f"{event.to_json()}\n".encode())
 
     if not ends_whole(path):  # whoever wrote here before died in a line: it costs that line only
-        put("\n")
-    put(start_line(spec.run, spec.rank, spec.world_size, time.time()))
+        put(b"\n")
+    put(start_line(spec.run, spec.rank, spec.world_size, time.time()).encode())
     events.start_recording(spec.rank, sink)
     try:
         yield

@@ -24,4 +24,4 @@ class ResidentMemory:
             self._file = os.open(_PLACE, os.O_RDONLY | os.O_CLOEXEC)
         if self._file is None:
             return None
-        return int(os.pread(self._file, 96, 0).split()[1]) * self._page
+        return int(os.pread(self._file, 96, 0).split(None, 2)[1]) * self._page

@@ -1,29 +1,34 @@
 """What a rank tells of a step: one line, for its file and for the kernel.
 
-Wrong versions these catch: a step that is written out twice (and not the same), a file that may not
-grow any more and ends the rank, or silences it, or is complained of at each step.
+Wrong versions these catch: a step that is written out twice (and not the same), or that is cut off
+elsewhere than the kernel expects, or taken for something packed; a file that may not grow any more
+and ends the rank, or silences it, or is complained of at each step.
 """
 
-import pickle
 import resource
 import signal
 import sys
+from functools import partial
+from multiprocessing import Pipe
 from types import SimpleNamespace
 
 import pytest
 
-from picolab.launch.collector import Collector
-from picolab.launch.rank import RankSpec, recorded
+from picolab.launch.collector import Collector, Rank
+from picolab.launch.rank import RankSpec, _Sender, recorded
 from picolab.monitoring import Event, events
 from picolab.monitoring.event_files import RunFiles
 
 
-def heard_of(kind, *values):
-    """What the kernel makes of a message."""
+def heard_of(*message):
+    """What the kernel makes of a message, over a connection as ranks have it."""
     heard, said = [], []
+    ours, theirs = Pipe()
     ears = SimpleNamespace(_on_event=heard.append, _display=SimpleNamespace(say=said.append))
-    rank = SimpleNamespace(rank=1)
-    Collector._act(ears, rank, *pickle.loads(pickle.dumps((kind, 0.0, *values))))
+    ears._act, ears._clock = partial(Collector._act, ears), SimpleNamespace(now=0.0)
+    with ours, theirs:
+        _Sender(theirs)(*message)
+        Collector._message(ears, Rank(1, None, ours, output=-1))
     return heard + said
 
 
@@ -34,7 +39,7 @@ def test_a_step_is_one_line_for_the_file_and_for_the_kernel(tmp_path):
         events.emit(loss=1.5)
     (kind, line), (other, _) = sent
     assert (kind, other) == ("line", "event")
-    assert line in (tmp_path / "events.1.jsonl").read_text().splitlines()
+    assert line in (tmp_path / "events.1.jsonl").read_bytes().splitlines(keepends=True)
     (step,), (values,) = heard_of(*sent[0]), heard_of(*sent[1])
     assert isinstance(step, Event) and (step.kind, step.rank, step.data["step"]) == ("step", 1, 0)
     assert step.data["loss"] != step.data["loss"] and step.data["skipped"] is False
