@@ -248,9 +248,7 @@ class Collector:
         self._progress_at = self._clock.now
         rank.inbox.feed(data)
         for message in rank.inbox:
-            if message.startswith(
-                b"{"
-            ):  # an event's line, as it is in the file; no pickle begins so
+            if message.startswith(b"{"):  # a line as it is in the file; no pickle begins so
                 self._on_event(Event.from_json(message))
             else:
                 self._act(rank, *pickle.loads(message))
