@@ -21,7 +21,7 @@ from picolab.show.table import Table, bytes_text
 from picolab.specs.settings import takes_settings
 
 _STEPS = 24  # places of the slider
-_LETTERS = {"keep": "K", "selective": "S", "recompute": "R", "offload": "O"}
+_LETTERS = {"keep": "K", "selective": "S", "mlp": "M", "recompute": "R", "offload": "O"}
 
 
 class Stage(NamedTuple):
@@ -134,7 +134,7 @@ class BudgetPanel(RunPanel):
             for peak, seconds, choices in stage.frontier:
                 rows.append([*of, bytes_text(peak), _letters(choices), 1e3 * seconds])
         columns = ["stage"] * (len(self.stages) > 1) + ["budgets from", "blocks", "ms longer"]
-        title = "K keeps, S recomputes selectively, R recomputes, O offloads"
+        title = "K keeps, S recomputes selectively, M its MLP, R all, O offloads"
         return Table(columns, rows, title)
 
     def content(self):

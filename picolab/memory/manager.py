@@ -55,7 +55,7 @@ from picolab.specs.train_config import check_budget
 EXPERTS_MARGIN = 0.15
 FAR_CAP = 1 << 40
 TIMED = 2
-AT_LEAST = {"keep": 0.0, "selective": 0.05, "recompute": 0.5, "offload": 0.05}
+AT_LEAST = {"keep": 0.0, "selective": 0.05, "mlp": 0.25, "recompute": 0.5, "offload": 0.05}
 """Of a block's forward, what a choice takes longer, whatever a busy machine's clock says: nothing
 is free, and to compute again is to compute, but for the last product."""
 
@@ -137,11 +137,11 @@ class SmartMemoryManager(Observer):
 
 
 def choices_of(config) -> tuple[Choice, ...]:
-    """Selective recomputation keeps results of operators, and a collective inside a block changes
-    one in place, behind autograd's back: it is for blocks without any."""
+    """Where results of operators are kept, a collective inside a block changes one in place, behind
+    autograd's back: these choices are for blocks without any."""
     layout = config.layout
     alone = layout.tp == layout.cp == layout.ep == 1 and layout.zero < 3
-    return ("keep", *(["selective"] if alone else []), "recompute", "offload")
+    return ("keep", *(["selective", "mlp"] if alone else []), "recompute", "offload")
 
 
 def check_possible(schedulers: Sequence[MemoryScheduler], budget: int) -> None:

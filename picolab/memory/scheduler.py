@@ -5,6 +5,8 @@ A block's operators keep tensors from its forward to its backward. Of each block
     keep        all of it                         costs nothing but memory
     selective   only what is dear to have again: products, but for the last, and attention; the
                 rest (norms, the activation function, rotations) is computed again
+    mlp         of attention's half what `selective` keeps; of the feed-forward's nothing: that half
+                is computed again, and of the block's work some half with it
     recompute   the block's input; all of the block is computed again
     offload     nothing: it is copied to a far memory, and comes back before it is needed
 
@@ -29,7 +31,11 @@ the same gradients, to the last bit: what is computed again is computed from the
 
 Source: arXiv 1604.06174 (recomputation), 2205.05198 (selectively); the search: 0-1 knapsack.
 Twins: `torch.utils.checkpoint`, which is used here; `torch._functorch`'s
-`activation_memory_budget`, which chooses operators of a compiled graph.
+`activation_memory_budget`, which chooses operators of a compiled graph. That is a budget of what is
+*kept* for backward, as a share, and the peak does not follow it: at 0 nothing is kept, all of the
+forward is computed again in one piece, and the peak is that of keeping everything
+(tests/unit/memory/test_knapsack.py measures both: our peak is nowhere above torch's with as many
+operations again).
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -49,8 +55,8 @@ from picolab.memory.offload import Offload, Parcel
 from picolab.model import PLAIN
 from picolab.show.table import Table, bytes_text
 
-Choice = Literal["keep", "selective", "recompute", "offload"]
-CHOICES: tuple[Choice, ...] = ("keep", "selective", "recompute", "offload")
+Choice = Literal["keep", "selective", "mlp", "recompute", "offload"]
+CHOICES: tuple[Choice, ...] = ("keep", "selective", "mlp", "recompute", "offload")
 
 Contexts = Callable[[], tuple[AbstractContextManager, AbstractContextManager]]
 
@@ -242,7 +248,12 @@ class BlockRunner:
         return self._again(block, x, tables, self._contexts(block))
 
     def _selective(self, block, x, tables, number) -> torch.Tensor:
-        dear = _DearOnes(block)
+        return self._keeping(_DearOnes(_last_product(block)), block, x, tables)
+
+    def _mlp(self, block, x, tables, number) -> torch.Tensor:
+        return self._keeping(_DearOnes(block.mlp), block, x, tables)
+
+    def _keeping(self, dear: "_DearOnes", block, x, tables) -> torch.Tensor:
         return self._again(block, x, tables, _together(dear.contexts, self._contexts(block)))
 
     def _again(self, block, x, tables, contexts: Contexts | None) -> torch.Tensor:
@@ -282,18 +293,20 @@ DEAR = {
 """Operators whose results are kept when the rest is computed again."""
 
 
+def _last_product(block: nn.Module) -> nn.Module | None:
+    """Of a dense block: nothing in backward reads its result, and autograd has all that it asks for
+    before it is run again. (A product in a short format is a function of its own, and says what it
+    keeps when it is over: it would be run.)"""
+    last = getattr(block.mlp, "down", None)
+    return last if last is not None and last.product is PLAIN else None
+
+
 class _DearOnes:
-    """What surrounds a block's two forwards, so that the second finds the results of `DEAR` again.
+    """What surrounds a block's two forwards, so that the second finds the results of `DEAR` again;
+    but not of those inside `but`, a module of the block."""
 
-    Of a dense block the last product's are not kept: nothing in backward reads them, and autograd
-    has all that it asks for before the product is run again. (A product in a short format is a
-    function of its own, and says what it keeps when it is over: it would be run.)
-    """
-
-    def __init__(self, block: nn.Module):
-        last = getattr(block.mlp, "down", None)
-        self._last = last if last is not None and last.product is PLAIN else None
-        self._in_last = False
+    def __init__(self, but: nn.Module | None):
+        self._but, self._inside = but, False
 
     def contexts(self) -> tuple[AbstractContextManager, AbstractContextManager]:
         first, second = create_selective_checkpoint_contexts(self._policy)
@@ -302,10 +315,10 @@ class _DearOnes:
     @contextmanager
     def _told(self, first: AbstractContextManager):
         hooks = []
-        if self._last is not None:
+        if self._but is not None:
             hooks = [
-                self._last.register_forward_pre_hook(lambda *_: self._is_in_last(True)),
-                self._last.register_forward_hook(lambda *_: self._is_in_last(False)),
+                self._but.register_forward_pre_hook(lambda *_: self._is_inside(True)),
+                self._but.register_forward_hook(lambda *_: self._is_inside(False)),
             ]
         try:
             with first:
@@ -314,11 +327,11 @@ class _DearOnes:
             for hook in hooks:
                 hook.remove()
 
-    def _is_in_last(self, now: bool) -> None:
-        self._in_last = now
+    def _is_inside(self, now: bool) -> None:
+        self._inside = now
 
     def _policy(self, context, operator, *args, **kwargs) -> CheckpointPolicy:
-        if operator in DEAR and not self._in_last:
+        if operator in DEAR and not self._inside:
             return CheckpointPolicy.MUST_SAVE
         return CheckpointPolicy.PREFER_RECOMPUTE
 

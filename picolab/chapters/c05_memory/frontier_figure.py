@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from picolab.show.picture import BLUE, GREY, PURPLE, RUST, LabFigure, template
 from picolab.show.table import Table, bytes_text
 
-_LETTERS = {"keep": "K", "selective": "S", "recompute": "R", "offload": "O"}
+_LETTERS = {"keep": "K", "selective": "S", "mlp": "M", "recompute": "R", "offload": "O"}
 
 
 def frontier_figure(

@@ -104,7 +104,7 @@ def same(one, other):
     return one[:2] == other[:2] and all(torch.equal(a, b) for a, b in states)
 
 
-ALONE = [list(CHOICES), ["selective"] * 4, ["offload"] * 4]
+ALONE = [list(CHOICES[:-1]), ["selective", "mlp", "offload", "mlp"], ["offload"] * 4]
 SHARED = [["recompute"] * 4, ["offload"] * 4, ["offload", "recompute", "keep", "offload"]]
 EXECUTED = {
     "dp2": ALONE, "dp2zero1": ALONE, "pp2": ALONE, "pp2:zb-h1": ALONE, "tp2": SHARED,
@@ -172,12 +172,12 @@ def test_what_each_choice_keeps_is_the_formulas(world):
 
 @contextmanager
 def last_product_too():
-    real = scheduler._DearOnes._is_in_last
-    scheduler._DearOnes._is_in_last = lambda self, now: None
+    real = scheduler._last_product
+    scheduler._last_product = lambda block: None
     try:
         yield
     finally:
-        scheduler._DearOnes._is_in_last = real
+        scheduler._last_product = real
 
 
 def test_mutant_the_last_product_is_kept_too(world):
