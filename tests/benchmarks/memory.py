@@ -2,22 +2,26 @@
 
     python tests/benchmarks/memory.py [copies] [garbage] [budgets] [knapsack]
 
-1. Copies of 64 MiB into fresh memory, over copies into a pool's; and what touching one byte of each
-   fresh page takes, over the pooled copy: of the first number all that is above 1 is page faults,
-   so it says how dear they are beside the machine's memcpy, and no pool makes it larger. (The
-   source has been written to: an untouched one is a single page of zeros that the cache holds.)
+1. Copies of 1 to 256 MiB into a pool's buffers, and, over these: into what `torch.empty` gives; into
+   pages that were never there; the same in huge pages. The last column is what the second of these
+   can come to: 1 + (touching a byte of each fresh page) / (the pooled copy). All above 1 is page
+   faults, so no pool makes it more. Of each way the quickest of some rounds, in turns. (The source
+   has been written to: an untouched one is a single page of zeros that the cache holds. Below
+   32 MiB glibc keeps what is freed, once that has happened: `torch.empty` has a pool itself.)
 2. Garbage: four ranks make circles of objects. The 99th percentile of step times with Python's own
    collector, over that with collection at the same step on all ranks. In turns.
 3. Budgets: seconds of a step at several budgets, over those of a run that keeps everything, and
    what was chosen.
-4. Knapsack: what is kept for backward under torch's `activation_memory_budget`, and by our plans
-   with as many flops again (tests/unit/memory/test_knapsack.py says why which is lower).
+4. Knapsack: the peak of a step under torch's `activation_memory_budget`, and by our plans with as
+   many flops again (tests/unit/memory/test_knapsack.py says how both are measured).
 """
 
+import mmap
 import runpy
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -25,8 +29,6 @@ import torch
 import picolab as pico
 from picolab.memory import GarbageCollector, MemoryPool
 from picolab.show.table import Table
-
-ROUNDS = 5
 
 
 class Garbage(pico.Observer):
@@ -50,37 +52,51 @@ class Garbage(pico.Observer):
 
 
 def copies() -> None:
-    size, pool = 64 << 20, MemoryPool(128 << 20)
-    source = torch.ones(size, dtype=torch.uint8)
+    rows = []
+    for mib in (1, 4, 16, 64, 256):
+        took = quickest(ways_to_copy(mib << 20), 3 if mib > 64 else 10)
+        pooled = took.pop("pooled")
+        faults = took.pop("faults")
+        rows.append([
+            mib, (mib << 20) / pooled / 1e9, *(one / pooled for one in took.values()),
+            1 + faults / pooled,
+        ])  # fmt: skip
+    columns = ["MiB", "pooled, GB/s", "torch.empty", "fresh pages", "huge pages", "1 + faults"]
+    print(Table(columns, rows, "Copies, over the pooled copy"))
 
-    def fresh() -> None:
-        torch.empty(size, dtype=torch.uint8).copy_(source)
+
+def ways_to_copy(size: int) -> dict[str, Callable[[], object]]:
+    pool, source = MemoryPool(2 * size), torch.ones(size, dtype=torch.uint8)
 
     def pooled() -> None:
         lease = pool.lease(size)
         lease.tensor.copy_(source)
         lease.free()
 
-    def faults() -> None:
-        torch.empty(size, dtype=torch.uint8)[::4096] = 1
+    def pages(huge: bool = False) -> torch.Tensor:
+        memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        memory.madvise(mmap.MADV_HUGEPAGE if huge else mmap.MADV_NOHUGEPAGE)
+        return torch.frombuffer(memory, dtype=torch.uint8)
 
-    ratios, of_faults = [], []
-    for _ in range(ROUNDS):
-        warm = seconds(pooled)
-        ratios.append(seconds(fresh) / warm)
-        of_faults.append(seconds(faults) / warm)
-    print(
-        f"copies of 64 MiB, fresh / pooled: {statistics.median(ratios):.1f}; "
-        f"page faults alone / pooled: {statistics.median(of_faults):.1f}"
-    )
+    return {
+        "pooled": pooled,
+        "torch.empty": lambda: torch.empty(size, dtype=torch.uint8).copy_(source),
+        "fresh pages": lambda: pages().copy_(source),
+        "huge pages": lambda: pages(huge=True).copy_(source),
+        "faults": lambda: pages()[:: mmap.PAGESIZE].fill_(1),
+    }
 
 
-def seconds(work) -> float:
-    work()
-    began = time.perf_counter()
-    for _ in range(3):
-        work()
-    return time.perf_counter() - began
+def quickest(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Seconds of each: a pause of the machine makes one longer, and nothing makes it shorter."""
+    took: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(rounds):
+        for name, way in ways.items():
+            way()
+            began = time.perf_counter()
+            way()
+            took[name].append(time.perf_counter() - began)
+    return {name: min(of) for name, of in took.items()}
 
 
 def garbage(steps: int = 60) -> None:
