@@ -2,12 +2,12 @@
 
     python tests/benchmarks/memory.py [copies] [garbage] [budgets] [knapsack]
 
-1. Copies of 1 to 256 MiB into a pool's buffers, and, over these: into what `torch.empty` gives; into
-   pages that were never there; the same in huge pages. The last column is what the second of these
-   can come to: 1 + (touching a byte of each fresh page) / (the pooled copy). All above 1 is page
-   faults, so no pool makes it more. Of each way the quickest of some rounds, in turns. (The source
-   has been written to: an untouched one is a single page of zeros that the cache holds. Below
-   32 MiB glibc keeps what is freed, once that has happened: `torch.empty` has a pool itself.)
+1. Copies of 1 to 256 MiB into a pool's buffers, and, over these: into what `torch.empty` gives;
+   into pages that were never there; the same in huge pages. The last column is what the second of
+   these can come to: 1 + (touching a byte of each fresh page) / (the pooled copy). All above 1 is
+   page faults, so no pool makes it more. Of each way the quickest of some rounds, in turns. (The
+   source has been written to: an untouched one is a single page of zeros that the cache holds.
+   Below 32 MiB glibc keeps what is freed, once that has happened: `torch.empty` has a pool itself.)
 2. Garbage: four ranks make circles of objects. The 99th percentile of step times with Python's own
    collector, over that with collection at the same step on all ranks. In turns.
 3. Budgets: seconds of a step at several budgets, over those of a run that keeps everything, and

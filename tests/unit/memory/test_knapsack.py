@@ -10,9 +10,9 @@ torch's budget is a share of: it keeps less and less as the budget falls, to not
 does not follow, since what it computes again in one piece is alive in one piece. (Nor does its
 solver count attention's flops on a CPU: it takes attention for free, and drops it first.)
 
-It is one model, four blocks, and a choice is for whole blocks or halves: with two blocks a step from
-one plan to the next is too large to be below torch's at 0.7, and in a block that is computed again
-all that comes of it is alive at once, where torch's has each result just before it is used.
+It is one model, four blocks, and a choice is for whole blocks or halves: with two blocks a step
+from one plan to the next is too large to be below torch's at 0.7, and in a block that is computed
+again all that comes of it is alive at once, where torch's has each result just before it is used.
 
 Wrong versions kept below: blocks that keep everything, in the place of the scheduler's plans; all
 blocks computed again as one piece, which is what torch's budget of 0 comes to; and choices of whole
