@@ -136,6 +136,8 @@ def run(name: str, seed: int) -> Score:
         if hangs and any(anomaly.name == "hang" for anomaly in system.anomalies):
             job.stop()
     system.close()
+    if job.state == "failed" and not (fault and fault.ends):
+        job.result()  # raises what went wrong: nothing was judged, so there is no score
     return score(fault, rank, at, system.anomalies, settings["steps"] * world, name)
 
 
