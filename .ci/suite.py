@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 import xml.etree.ElementTree as ElementTree
+from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -113,9 +114,13 @@ class Suite:
         return done.returncode
 
     def summary(self) -> int:
-        if self.took:
-            print(f"\n=== the {min(SLOWEST, len(self.took))} slowest tests")
-            for seconds, name in sorted(self.took, reverse=True)[:SLOWEST]:
+        files: Counter[str] = Counter()
+        for seconds, name in self.took:
+            files[name.partition(": ")[0]] += seconds
+        for what, took in (("tests", self.took), ("files", [(s, f) for f, s in files.items()])):
+            if took:
+                print(f"\n=== the {min(SLOWEST, len(took))} slowest {what}")
+            for seconds, name in sorted(took, reverse=True)[:SLOWEST]:
                 print(f"{seconds:>7.1f}  {name}")
         width = max(len(outcome.step) for outcome in self.outcomes)
         print(f"\n=== summary (Python {sys.version.split()[0]}; tests run beside each other)")
