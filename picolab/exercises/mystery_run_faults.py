@@ -242,7 +242,7 @@ _as_in(
     at=12,
 )
 _as_in(
-    "gradient-eight-times",
+    "gradient-ten-times",
     "gradient spike",
     "the same, in a backward pass",
     rank=2,
