@@ -9,6 +9,9 @@ import pytest
 from tests.chapters import executed as search
 from tests.notebooks.executing import text_of
 
+# The panel lists plans, each with its megabytes and with measured milliseconds: one may be 16.1.
+CHANCE = {("live-budget", "memory.pool.idle")}
+
 pytestmark = [pytest.mark.notebook, pytest.mark.timeout(600)]
 
 
@@ -26,7 +29,7 @@ def test_it_runs_with_the_layout_that_was_asked_for(executed):
 
 def test_no_output_gives_an_answer_away(executed):
     assert len(search.answers(executed)) >= 10
-    assert search.leaks(executed) == []
+    assert search.leaks(executed, CHANCE) == []
 
 
 @pytest.mark.parametrize(
@@ -44,5 +47,5 @@ def test_no_output_gives_an_answer_away(executed):
     ],
 )
 def test_an_answer_beside_the_cover_is_found(executed, text, id):
-    found = search.leaks(search.with_title(executed, text))
+    found = search.leaks(search.with_title(executed, text), CHANCE)
     assert any(id in leak for leak in found), found
