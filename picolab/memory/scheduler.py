@@ -34,8 +34,8 @@ Twins: `torch.utils.checkpoint`, which is used here; `torch._functorch`'s
 `activation_memory_budget`, which chooses operators of a compiled graph. That is a budget of what is
 *kept* for backward, as a share, and the peak does not follow it: at 0 nothing is kept, all of the
 forward is computed again in one piece, and the peak is that of keeping everything
-(tests/unit/memory/test_knapsack.py measures both: our peak is nowhere above torch's with as many
-operations again).
+(tests/unit/memory/test_knapsack.py measures both: on its model our peak is nowhere above torch's
+with as many operations again; on others it is, at some budgets: summary/05_memory.md).
 """
 
 from collections.abc import Callable, Iterable, Sequence
