@@ -27,6 +27,7 @@ from picolab.comm.collectives import (
     reduce_scatter,
     send,
     shift,
+    unhurried,
 )
 from picolab.comm.json_gather import all_gather_json
 from picolab.comm.mesh import Mesh, axis_size, build_mesh, device, mesh
@@ -53,5 +54,6 @@ __all__ = [
     "ring_all_reduce",
     "send",
     "shift",
+    "unhurried",
     "watch",
 ]

@@ -118,8 +118,8 @@ def _as_settings(
     }
     if candidate.recompute != "none":
         settings["memory_budget"] = limit
-        # The scheduler leaves room for a buffer that a collective lets go of late.
-        candidate = mixed(costing, candidate, limit - _buffer_bytes(config, candidate.layout))
+        # The scheduler leaves room for what a collective lets go of late.
+        candidate = mixed(costing, candidate, limit - _late_bytes(config, candidate.layout))
     if candidate is None:
         return None
     try:
@@ -131,9 +131,12 @@ def _as_settings(
     return Fitting(settings, round(costing.total_bytes(candidate)))
 
 
-def _buffer_bytes(config: TrainConfig, layout) -> int:
+def _late_bytes(config: TrainConfig, layout) -> int:
+    """Two calls, each with what it is given and what it fills."""
     if layout.zero:
         return config.bucket_bytes
-    if layout.tp * layout.cp * layout.pp > 1:
-        return boundary_bytes(config)
+    if layout.tp * layout.cp * layout.pp * layout.ep > 1:
+        times = config.model.experts_per_token if layout.ep > 1 else 1
+        times *= config.layout.tp if config.layout.sp else 1  # gathered before a block
+        return 4 * boundary_bytes(config) * times
     return 0

@@ -13,8 +13,8 @@ get it from the largest numbers of all of them. Stages may differ. What the firs
 yet is added: the optimizer's moments, and, where micro-batches are accumulated, the gradients that
 the earlier ones leave.
 
-A collective's largest buffer is added once: the library may let go of it late; and what a pipeline
-sends is added for each micro-batch, since it is waited for at the end of the step. Experts on other
+What gloo may let go of late is added (`let_go_late`), and what a pipeline sends, for each
+micro-batch, since it is waited for at the end of the step. Experts on other
 ranks get as many rows as tokens choose them: there a share of what blocks take (`EXPERTS_MARGIN`)
 is left free.
 
@@ -25,6 +25,7 @@ tensors beyond a backward, or have several stages a rank; a precision that chang
 import functools
 import gc
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -48,12 +49,14 @@ from picolab.memory.scheduler import (
     MemoryScheduler,
     whole_block,
 )
+from picolab.memory.watch import Life, Watch
 from picolab.monitoring import Observer, events
 from picolab.show.table import bytes_text
 from picolab.specs.train_config import check_budget
 
 EXPERTS_MARGIN = 0.15
 FAR_CAP = 1 << 40
+GLOO_THREADS, LAST_CALLS = 2, 16
 TIMED = 2
 AT_LEAST = {"keep": 0.0, "selective": 0.05, "mlp": 0.25, "recompute": 0.5, "offload": 0.05}
 """Of a block's forward, what a choice takes longer, whatever a busy machine's clock says: nothing
@@ -209,7 +212,7 @@ def measure(
             clock.spans.clear()
             for _ in range(TIMED):
                 _pass(run, batch)
-            with RunWatch(run) as watch:
+            with comm.unhurried(), RunWatch(run) as watch:
                 marks = _Marks(watch)
                 run.model.run_block = runner([choice] * blocks, listen=marks)
                 watch.mark("begin")
@@ -221,7 +224,7 @@ def measure(
                 forward = clock.seconds("forward")
             if choice == "keep":
                 end, ends, rest = seen.end(blocks), seen.ends(blocks), seen.rest(blocks)
-                late = _largest_buffer(watch) + _sent(run.config)
+                sent = _sent(run.config)
     finally:
         run.model.run_block = before
         run.parallel.zero_grad()
@@ -232,26 +235,19 @@ def measure(
             {
                 choice: Cost(
                     round(kept[i] * (1 + margin)),
-                    round(work[i] + margin * found["keep"][0][i]) + late,
+                    round(work[i] + margin * found["keep"][0][i]) + sent,
                     max(AT_LEAST[choice] * forward[i], seconds[i] - plain[i]),
                 )
                 for choice, (kept, work, seconds) in found.items()
             }
             for i in range(blocks)
         ),
-        end=end + late,
+        end=end + sent,
         ends=ends,
-        rest=rest + late,
+        rest=rest + sent,
         pool=_held(near),
         in_flight=_in_flight(run.config),
     )
-
-
-def _largest_buffer(watch: RunWatch) -> int:
-    """Of a collective. The library's thread may let it go a moment after the wait for it is over,
-    so that one more is there than in the pass that was watched."""
-    of = [grown for life, grown, _, _ in watch.changes if life.category == "communication"]
-    return max((nbytes for nbytes in of if nbytes > 0), default=0)
 
 
 def _sent(config) -> int:
@@ -275,14 +271,15 @@ def _in_flight(config) -> int:
 
 
 def _look(run) -> tuple[torch.Tensor, torch.Tensor]:
-    """A micro-batch of the next step, which stays the next."""
+    """A micro-batch of the next step, which stays the next; behind it lies the text of all of it,
+    as in a step."""
     mesh, config, position = comm.mesh(), run.config, run.text.position
     both = run.text.batch(
         dp_rank=mesh.rank("dp"), dp_size=mesh.size("dp"), micro_batch=config.micro_batch,
-        accumulate=1,
+        accumulate=config.accumulate,
     )  # fmt: skip
     run.text.position = position
-    return tuple(of.to(run.device) for of in both)
+    return tuple(of.to(run.device)[:1] for of in both)
 
 
 def _pass(run, batch, watch: RunWatch | None = None) -> None:
@@ -316,6 +313,37 @@ class _Missing:
 
     def __init__(self, moments: int, gradients: int):
         self.moments, self.gradients = moments, gradients
+
+
+_STAY = ("parameters", "gathered", "copies", "gradients", "optimizer", "pool")
+"""Memory that is there anyway, or goes when it is told to, whoever still knows of it."""
+
+
+def let_go_late(watch: Watch) -> list[int]:
+    """After each change, what gloo may hold of collectives that are over.
+
+    Each group has `GLOO_THREADS` threads. One that has worked off a call wakes whoever waits for
+    it, and lets go of the call's tensors, given and filled, when it has the core again; the next
+    calls are the other one's. So it is the largest two of the last calls, as far as nobody else
+    still has their tensors.
+    """
+    died = {life: at for at, (life, grown, _, _) in enumerate(watch.changes) if grown < 0}
+    last: dict[str, deque[dict[Life, int]]] = {}
+    found, calls = [], deque(watch.collectives)
+    for at in range(len(watch.changes)):
+        while calls and calls[0][1] <= at:
+            group, _, given = calls.popleft()
+            last.setdefault(group, deque(maxlen=LAST_CALLS)).append(
+                {life: of for life, of in given.items() if life.category not in _STAY}
+            )
+        held = 0
+        for given in last.values():
+            over = [
+                sum(of for life, of in one.items() if died.get(life, at + 1) <= at) for one in given
+            ]
+            held += sum(sorted(over)[-GLOO_THREADS:])
+        found.append(held)
+    return found
 
 
 class _Clock:
@@ -363,6 +391,7 @@ class _Seen:
             total + add + max(0, missing.gradients - of)
             for total, of in zip(watch.totals, gradients)
         ]
+        self._most_at = [total + late for total, late in zip(self._totals, let_go_late(watch))]
 
     def blocks(self, n: int) -> tuple[list[int], list[int]]:
         """kept and work of each."""
@@ -398,7 +427,7 @@ class _Seen:
         return self._totals[self._at[mark]]
 
     def _most(self, begin: str, end: str) -> int:
-        return max(self._totals[self._at[begin] : self._at[end] + 1])
+        return max(self._most_at[self._at[begin] : self._at[end] + 1])
 
 
 def _listed(of: Iterable) -> str:

@@ -40,6 +40,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, ClassVar
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
 
@@ -100,6 +101,8 @@ class Watch(TorchDispatchMode):
         """Bytes alive after each change."""
         self.marks: list[tuple[str, int]] = []
         """Names that `mark` was given, and how many changes there were before."""
+        self.collectives: list[tuple[str, int, dict[Life, int]]] = []
+        """Of each call its group, how many changes there were before, and its storages' bytes."""
         self.live = 0
         self._lives: dict[int, tuple[weakref.ref, Life]] = {}
         self._names = {id(m): n for n, m in model.named_modules()} if model is not None else {}
@@ -214,10 +217,13 @@ class Watch(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         if func.namespace == "c10d":
             name = func.overloadpacket.__name__
-            for tensor in _tensors([*args, *(kwargs or {}).values(), out]):
-                life = self.see(tensor)
-                if life is not None:
-                    life.travelled, life.sent = True, life.sent or name == "send"
+            given = [*args, *(kwargs or {}).values(), out]
+            lives = dict.fromkeys(of for t in _tensors(given) if (of := self.see(t)) is not None)
+            for life in lives:
+                life.travelled, life.sent = True, life.sent or name == "send"
+            if name not in ("send", "recv_"):
+                nbytes = {life: life.nbytes for life in lives}
+                self.collectives.append((_group(given), len(self.changes), nbytes))
         else:
             for tensor in _tensors(out):
                 life = self.see(tensor)
@@ -315,6 +321,14 @@ def _tensors(of: Any) -> list[torch.Tensor]:
     if isinstance(of, list | tuple):
         return [tensor for one in of for tensor in _tensors(one)]
     return []
+
+
+def _group(of: list[Any]) -> str:
+    """Of a collective's arguments, the group's name."""
+    for value in of:
+        if isinstance(value, torch.ScriptObject) and "ProcessGroup" in str(value._type()):
+            return dist.ProcessGroup.unbox(value).group_name
+    return ""
 
 
 def _all_tensors() -> list[torch.Tensor]:

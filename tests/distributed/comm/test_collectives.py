@@ -5,6 +5,8 @@ that takes the world's size for every group (then sub-group traffic is wrong), a
 entry written at the issue."""
 
 import time
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -281,3 +283,24 @@ def test_what_would_be_written_into_gaps_is_refused():
     for told in pico.run(into_gaps, world_size=2):
         assert told[0].startswith("all_reduce writes into a tensor of shape (4, 3) that is not")
         assert "x.contiguous()" in told[3]
+
+
+def moments(asynchronous):
+    """Sleeps of one collective outside, inside and after `unhurried`."""
+    from picolab.comm import collectives
+
+    found, sleep = [], collectives.time.sleep
+    collectives.time = SimpleNamespace(sleep=lambda seconds: (slept.append(seconds), sleep(0)))
+    for around in (nullcontext(), comm.unhurried(), nullcontext()):
+        slept = []
+        with around:
+            done = comm.all_reduce(torch.ones(3), "world", "a test", async_op=asynchronous)
+            if asynchronous:
+                done.wait()
+        found.append(slept)
+    return found
+
+
+def test_who_counts_bytes_leaves_the_library_a_moment_after_each_wait():
+    for asynchronous in (False, True):
+        assert pico.run(moments, asynchronous)[0] == [[], [5e-4], []]

@@ -10,11 +10,10 @@ from dataclasses import replace
 import pytest
 
 import picolab as pico
-from picolab import launch
+from picolab import comm, launch
 from picolab.memory import LimitPassed, MemoryLimit, advice, fitting
 from picolab.planner.costing import Candidate, Costing
 from picolab.training import TrainConfig, train_rank
-from tests.distributed.memory.gloo import a_moment_for_gloo
 
 MODEL = pico.ModelConfig(hidden=64, ffn=160, layers=4, heads=4, kv_heads=2, vocab=256, seq=64)
 CONFIG = TrainConfig(model=MODEL, data="random", steps=2, micro_batch=4, products="rounded")
@@ -33,7 +32,7 @@ def under(limit, configs):
     for config in configs:
         watched = MemoryLimit(limit)
         try:
-            with a_moment_for_gloo():
+            with comm.unhurried():
                 losses = train_rank(config, observers=[watched]).losses
             found.append((losses, watched.peak))
         except LimitPassed:

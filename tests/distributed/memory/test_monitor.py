@@ -15,12 +15,11 @@ import torch
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 import picolab as pico
-from picolab import costs, launch
+from picolab import comm, costs, launch
 from picolab.memory import LeakFinder, MemoryMonitor, predicted, prediction, watch
 from picolab.monitoring import events
 from picolab.parallel import pipeline, zero_gather
 from picolab.training import TrainConfig, train_rank
-from tests.distributed.memory.gloo import a_moment_for_gloo
 
 SHAPE = dict(hidden=48, ffn=80, layers=4, heads=6, kv_heads=3, vocab=97, seq=32)
 EXPERTS = dict(experts=4, experts_per_token=2, expert_ffn=24, aux_loss=0.01)
@@ -39,7 +38,7 @@ def world():
 def monitored(configs, patch=None):
     """This rank's reports of one run after the other: what was seen, what the run counts itself,
     how many rows each expert got."""
-    with a_moment_for_gloo():
+    with comm.unhurried():
         return [one_monitored(config, patch) for config in configs]
 
 
