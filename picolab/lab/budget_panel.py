@@ -11,17 +11,16 @@ Headless the panel is a table of its budgets, and with autorun=True it runs the 
 """
 
 import threading
-from collections.abc import Sequence
 from typing import NamedTuple
 
 from picolab.lab.run_panel import RunPanel
 from picolab.monitoring.run_state import RunState
+from picolab.show.block_letters import block_letters
 from picolab.show.front_end import has_front_end
 from picolab.show.table import Table, bytes_text
 from picolab.specs.settings import takes_settings
 
 _STEPS = 24  # places of the slider
-_LETTERS = {"keep": "K", "selective": "S", "mlp": "M", "recompute": "R", "offload": "O"}
 
 
 class Stage(NamedTuple):
@@ -121,7 +120,7 @@ class BudgetPanel(RunPanel):
             return "everything is kept"
         peak, seconds, choices = stage.frontier[at + 1]
         return (
-            f"the next faster plan ({_letters(choices)}) saves "
+            f"the next faster plan ({block_letters(choices)}) saves "
             f"{1e3 * (stage.frontier[at][1] - seconds):.1f} ms and takes {bytes_text(peak)}, "
             f"{bytes_text(peak - self.budget)} too much"
         )
@@ -132,7 +131,7 @@ class BudgetPanel(RunPanel):
         for number, stage in enumerate(self.stages):
             of = [number] if len(self.stages) > 1 else []
             for peak, seconds, choices in stage.frontier:
-                rows.append([*of, bytes_text(peak), _letters(choices), 1e3 * seconds])
+                rows.append([*of, bytes_text(peak), block_letters(choices), 1e3 * seconds])
         columns = ["stage"] * (len(self.stages) > 1) + ["budgets from", "blocks", "ms longer"]
         title = "K keeps, S recomputes selectively, M its MLP, R all, O offloads"
         return Table(columns, rows, title)
@@ -142,10 +141,6 @@ class BudgetPanel(RunPanel):
 
     def __repr__(self) -> str:
         return f"{self.budgets_table()!r}\n\n{self.table()!r}\n{self.message}"
-
-
-def _letters(choices: Sequence[str]) -> str:
-    return "".join(_LETTERS[choice] for choice in choices)
 
 
 def _measured(train, settings: dict) -> list[Stage]:

@@ -3,7 +3,7 @@
 STYLE = (
     "<style>.picolab-choices label { display: flex; align-items: flex-start; gap: .4em;"
     " height: auto !important; line-height: 1.4 !important; white-space: normal !important;"
-    " padding: 2px 0 } .picolab-choices label > input { flex: 0 0 auto }</style>"
+    " padding: 2px 0 } .picolab-choices label > input { flex: 0 0 auto; order: -1 }</style>"
 )
 """To be put into an HTML widget beside them."""
 

@@ -15,6 +15,7 @@ from collections.abc import Collection, Sequence
 from picolab.show.plain import visible
 
 _EDGE = "box-shadow:inset 3px 0 #d6424b;"  # red is "now wrong" and nothing else, see picture.py
+_ROOM = "padding:.3em .6em;line-height:1.4"  # in a widget a table has none of JupyterLab's
 _MOST_DECIMALS = 6
 
 
@@ -59,7 +60,7 @@ class Table:
 
     def _repr_html_(self) -> str:
         def cell(tag, i, text, wrong=False):
-            style = f"text-align:{'right' if self._numeric(i) else 'left'}"
+            style = f"text-align:{'right' if self._numeric(i) else 'left'};{_ROOM}"
             if wrong:
                 style = f"font-weight:600;{_EDGE if i == 0 else ''}{style}"
             return f'<{tag} style="{style}">{html.escape(text)}</{tag}>'

@@ -3,10 +3,9 @@ that real runs had."""
 
 from collections.abc import Sequence
 
+from picolab.show.block_letters import block_letters
 from picolab.show.picture import BLUE, GREY, PURPLE, RUST, LabFigure, template
 from picolab.show.table import Table, bytes_text
-
-_LETTERS = {"keep": "K", "selective": "S", "mlp": "M", "recompute": "R", "offload": "O"}
 
 
 def frontier_figure(
@@ -20,7 +19,7 @@ def frontier_figure(
     is no plan."""
     if not frontier:
         raise ValueError("there is no plan to draw")
-    plans = [(peak, seconds, "".join(_LETTERS[c] for c in choices))
+    plans = [(peak, seconds, block_letters(choices))
              for peak, seconds, choices in frontier]  # fmt: skip
     rows = [[bytes_text(peak), 1e3 * seconds, letters] for peak, seconds, letters in plans]
     least, most = plans[0][0], plans[-1][0]

@@ -11,6 +11,8 @@ import picolab as pico
 from picolab import costs
 from picolab.chapters import c05_memory as chapter
 from picolab.chapters.c05_memory import at_scale
+from picolab.memory import scheduler
+from picolab.show.block_letters import LETTERS
 
 FRONTIER = [
     [8_000_000, 0.020, ["recompute", "recompute"]],
@@ -21,6 +23,10 @@ SMALL = dict(
     layers=1, seq=16, hidden=16, heads=2, kv_heads=2, ffn=24, micro_batch=2, data="random",
     progress=False,
 )  # fmt: skip
+
+
+def test_each_choice_has_a_letter():
+    assert tuple(LETTERS) == scheduler.CHOICES and len({*LETTERS.values()}) == len(LETTERS)
 
 
 def test_bytes_against_time():
