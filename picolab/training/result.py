@@ -16,6 +16,7 @@ from picolab.model import Transformer, generate, load
 from picolab.monitoring import History, Ledger
 from picolab.monitoring.activity_figure import activity_figure
 from picolab.monitoring.explanation import Explanation, explain_events
+from picolab.monitoring.run_state import RunState
 from picolab.monitoring.trace import activity_of, trace_of_run, write_trace
 from picolab.monitoring.who_waits import Diagnosis, of_folder
 from picolab.schedules import Action, Span, Timeline
@@ -139,8 +140,7 @@ class TrainResult:
 
         Of the pipeline through rank 0, if there are several. ValueError without a pipeline.
         """
-        if self.layout.pp == 1:
-            raise ValueError(f"{self.layout} has no pipeline, so no stage has spans")
+        self._check_pipeline("no stage has spans")
         place = {"dp": 0, "cp": 0, "tp": 0}
         spans = [
             Span(
@@ -154,6 +154,18 @@ class TrainResult:
             for kind, stage, micro_batch, start, end in event.data["spans"]
         ]
         return Timeline(spans, name=str(self.layout))
+
+    def bubble(self) -> float:
+        """The share of a step, 0 to 1, in which a stage stands still because another is not done
+        yet: over all ranks and steps (the newest, and not the first). The dashboard's number.
+
+        A message that is on its way is communication and no bubble. In `timeline` all that is
+        neither forward nor backward is a gap, so its `bubble_of_total` is a little larger.
+        ValueError without a pipeline.
+        """
+        self._check_pipeline("no stage waits for another")
+        found = RunState(self.events).bubble()
+        return found[0] if found is not None else 0.0
 
     def activity(self, step: int = -1) -> LabFigure:
         """What every rank did when in a step (-1: the last): compute, communication, waiting and
@@ -192,6 +204,10 @@ class TrainResult:
             raise ValueError(f"there is no step {missing[0]}: this run has {first} to {last}")
         name = f"{self.config.model.name} on {self.layout}"
         return write_trace(path, trace_of_run(self.events, chosen, name=name))
+
+    def _check_pipeline(self, so: str) -> None:
+        if self.layout.pp == 1:
+            raise ValueError(f"{self.layout} has no pipeline, so {so}")
 
     @property
     def _steps(self) -> range:

@@ -37,10 +37,11 @@ class Figure(NamedTuple):
     cell: str
     step: float | None = None  # where its slider stands, from 0 to 1
     width: float = 1.0  # how much of it is taken, from the left; the rest is empty
+    height: float = 1.0  # and from the top; below it is its slider
 
 
 FIGURES = (
-    Figure("rank_grid.png", "axes-grid", width=0.56),
+    Figure("rank_grid.png", "axes-grid", width=0.56, height=0.76),
     Figure("ring_all_reduce.png", "ring-frames", step=0.34),
     Figure("pipeline_gantt.png", "pp-gantt"),
     Figure("ring_attention.png", "cp-frames", step=1.0),
@@ -82,7 +83,7 @@ def take(figure: Figure, lab: Lab, folder: Path) -> None:
         "x": int(box["x"]) - MARGIN,
         "y": int(box["y"]),
         "width": int(box["width"] * figure.width) + 2 * MARGIN,
-        "height": int(box["height"]),
+        "height": int(box["height"] * figure.height),
     }
     lab.page.screenshot(path=path, clip=clip)
     if path.stat().st_size > MOST_BYTES:

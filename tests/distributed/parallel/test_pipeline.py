@@ -338,6 +338,7 @@ def test_the_bubble_in_the_ledger_is_that_of_the_spans(name, stages, micro_batch
     run = undisturbed(check, name, stages, micro_batches)
     state = run_state(run)
     share, formula = state.bubble()
+    assert run.bubble() == share
     assert formula == pytest.approx((stages - 1) / (micro_batches + stages - 1), rel=1e-12)
     text = f"bubble {100 * share:.0f} % of the step (formula {100 * formula:.0f} %)"
     assert text in state.sentence() and "no rank is much slower" not in state.sentence()

@@ -64,6 +64,12 @@ def test_what_it_reports(result):
         assert "803,968" in text and "tokens/s" in text
 
 
+def test_without_a_pipeline_there_are_no_stages(result):
+    for ask in (result.timeline, result.bubble):
+        with pytest.raises(ValueError, match="dp2tp2 has no pipeline, so no stage"):
+            ask()
+
+
 def test_memory_is_that_of_the_shards(result):
     """By the formula: what tp splits is halved, and AdamW keeps two numbers for each of it."""
     held = sum(p.numel for p in costs.local_parameters(result.config.model, result.layout))
