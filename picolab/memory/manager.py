@@ -325,7 +325,8 @@ def let_go_late(watch: Watch) -> list[int]:
     Each group has `GLOO_THREADS` threads. One that has worked off a call wakes whoever waits for
     it, and lets go of the call's tensors, given and filled, when it has the core again; the next
     calls are the other one's. So it is the largest two of the last calls, as far as nobody else
-    still has their tensors.
+    still has their tensors. (Of this pass: those of the step before are long gone when a peak is
+    near.)
     """
     died = {life: at for at, (life, grown, _, _) in enumerate(watch.changes) if grown < 0}
     last: dict[str, deque[dict[Life, int]]] = {}
