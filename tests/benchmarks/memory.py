@@ -8,47 +8,61 @@
    page faults, so no pool makes it more. Of each way the quickest of some rounds, in turns. (The
    source has been written to: an untouched one is a single page of zeros that the cache holds.
    Below 32 MiB glibc keeps what is freed, once that has happened: `torch.empty` has a pool itself.)
-2. Garbage: four ranks make circles of objects. The 99th percentile of step times with Python's own
-   collector, over that with collection at the same step on all ranks. In turns.
+2. Garbage: four ranks make circles of objects that live for fifty steps. The 99th percentile, and
+   the mean, from one step to the next with Python's own collector, over those with collection at
+   the same steps on all ranks, every 130: about as often as Python's full passes on one rank.
+   In turns. (Each rank sleeps in a step: computing ranks on two cores take turns anyway.)
 3. Budgets: seconds of a step at several budgets, over those of a run that keeps everything, and
    what was chosen.
 4. Knapsack: the peak of a step under torch's `activation_memory_budget`, and by our plans with as
    many flops again (tests/unit/memory/test_knapsack.py says how both are measured).
 """
 
+import gc
 import mmap
 import runpy
 import statistics
 import sys
 import time
+from collections import deque
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import torch
 
 import picolab as pico
 from picolab.memory import GarbageCollector, MemoryPool
+from picolab.monitoring import events
 from picolab.show.table import Table
 
 
 class Garbage(pico.Observer):
-    """Objects that refer to themselves, on each rank as many, in other portions."""
+    """Objects that refer to themselves and live for some steps, on each rank as many more than on
+    the one before; and the pace of the run."""
 
-    def __init__(self, objects: int = 3000):
-        self.objects, self.kept = objects, []
+    def __init__(self, objects: int = 500, age: int = 50):
+        self.objects, self.circles, self.began = objects, deque(maxlen=age), []
 
     def start(self, run) -> None:
         # A program with a history: a full pass has to look at it.
-        self.kept = [[i] for i in range(500_000)]
-
-    def step(self, run, report) -> None:
-        pass
+        self.history = [[i] for i in range(500_000)]
+        self.passes = gc.get_stats()[2]["collections"]
 
     def gradients(self, run) -> None:
-        rank = torch.distributed.get_rank()
-        for _ in range(self.objects + 500 * rank):
+        self.began.append(time.perf_counter())
+        time.sleep(0.01)  # a device computes: ranks that share cores overlap in this
+        made = []
+        for _ in range(self.objects + 100 * torch.distributed.get_rank()):
             circle = []
             circle.append([circle])
+            made.append(circle)
+        self.circles.append(made)
+
+    def end(self, run) -> None:
+        paces = [b - a for a, b in pairwise(self.began)][5:]
+        passes = gc.get_stats()[2]["collections"] - self.passes
+        events.write("paces", seconds=paces, passes=passes)
 
 
 def copies() -> None:
@@ -99,18 +113,24 @@ def quickest(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str, fl
     return {name: min(of) for name, of in took.items()}
 
 
-def garbage(steps: int = 60) -> None:
-    ratios = []
+def garbage(steps: int = 400) -> None:
+    rows = []
+    small = dict(layers=1, hidden=32, ffn=32, heads=4, kv_heads=2, seq=16, micro_batch=1)
     for _ in range(3):
-        p99 = []
-        for observers in ([Garbage()], [Garbage(), GarbageCollector(every=20)]):
+        row, p99, means = [], [], []
+        for observers in ([Garbage()], [Garbage(), GarbageCollector(every=130)]):
             result = pico.train(
-                "tiny", "dp4", steps=steps, data="random", progress=False, observers=observers
-            )
-            p99.append(statistics.quantiles(result.step_s[5:], n=100)[98])
-        ratios.append(p99[0] / p99[1])
-    print(f"p99 of a step, Python's collector / aligned: {statistics.median(ratios):.2f} "
-          f"({', '.join(f'{ratio:.2f}' for ratio in ratios)})")  # fmt: skip
+                "tiny", "dp4", steps=steps, data="random", progress=False, observers=observers,
+                **small,
+            )  # fmt: skip
+            told = [e.data for e in result.events if e.kind == "paces"]
+            paces = told[0]["seconds"]
+            p99.append(statistics.quantiles(paces, n=100)[98])
+            row += [statistics.fmean(of["passes"] for of in told), 1e3 * p99[-1]]
+            means.append(statistics.fmean(paces))
+        rows.append([*row, p99[0] / p99[1], means[0] / means[1]])
+    columns = ["Python's: passes", "p99, ms", "aligned: passes", "p99, ms", "ratio", "of means"]
+    print(Table(columns, rows, f"Full passes a rank, and {steps} steps from one to the next"))
 
 
 def budgets(steps: int = 12) -> None:
