@@ -14,6 +14,7 @@ exercise and not for training.
 """
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -118,19 +119,23 @@ def _peer(name: str, args: tuple, ranks: tuple[int, ...]) -> int | None:
 
 
 def _ranks(values: tuple) -> tuple[int, ...]:
-    """Of the group that is among the operator's arguments, itself or by its name."""
+    """Of the group that is among the operator's arguments."""
+    group = group_of(values)
+    ranks = range(dist.get_world_size()) if group is None else dist.get_process_group_ranks(group)
+    return tuple(ranks)
+
+
+def group_of(values: Iterable) -> dist.ProcessGroup | None:
+    """The group that is among the arguments of a c10d operator, itself or by its name."""
     for value in values:
-        group = None
         if isinstance(value, torch.ScriptObject) and "ProcessGroup" in str(value._type()):
-            group = dist.ProcessGroup.unbox(value)
-        elif isinstance(value, str):
+            return dist.ProcessGroup.unbox(value)
+        if isinstance(value, str):
             try:
-                group = torch._C._distributed_c10d._resolve_process_group(value)
+                return torch._C._distributed_c10d._resolve_process_group(value)
             except (ValueError, RuntimeError):
                 continue  # the name of a reduction
-        if group is not None:
-            return tuple(dist.get_process_group_ranks(group))
-    return tuple(range(dist.get_world_size()))
+    return None
 
 
 def _tensors(value) -> list[torch.Tensor]:

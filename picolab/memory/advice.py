@@ -132,7 +132,8 @@ def _as_settings(
 
 
 def _late_bytes(config: TrainConfig, layout) -> int:
-    """Two calls, each with what it is given and what it fills."""
+    """What `manager.let_go_late` comes to, about: two calls, each with what it is given and what it
+    fills; under ZeRO a bucket."""
     if layout.zero:
         return config.bucket_bytes
     if layout.tp * layout.cp * layout.pp * layout.ep > 1:

@@ -14,9 +14,8 @@ yet is added: the optimizer's moments, and, where micro-batches are accumulated,
 the earlier ones leave.
 
 What gloo may let go of late is added (`let_go_late`), and what a pipeline sends, for each
-micro-batch, since it is waited for at the end of the step. Experts on other
-ranks get as many rows as tokens choose them: there a share of what blocks take (`EXPERTS_MARGIN`)
-is left free.
+micro-batch, since it is waited for at the end of the step. Experts on other ranks get as many rows
+as tokens choose them: there a share of what blocks take (`EXPERTS_MARGIN`) is left free.
 
 Refused, with what would work: a budget below the least, on one stage or on all; schedules that keep
 tensors beyond a backward, or have several stages a rank; a precision that changes as it goes.
@@ -56,7 +55,10 @@ from picolab.specs.train_config import check_budget
 
 EXPERTS_MARGIN = 0.15
 FAR_CAP = 1 << 40
-GLOO_THREADS, LAST_CALLS = 2, 16
+GLOO_THREADS = 2
+"""Of each process group (torch's default)."""
+LAST_CALLS = 16
+"""While one thread waits for the core, so many may be the other one's; more would be a long wait."""
 TIMED = 2
 AT_LEAST = {"keep": 0.0, "selective": 0.05, "mlp": 0.25, "recompute": 0.5, "offload": 0.05}
 """Of a block's forward, what a choice takes longer, whatever a busy machine's clock says: nothing
@@ -326,7 +328,7 @@ def let_go_late(watch: Watch) -> list[int]:
     it, and lets go of the call's tensors, given and filled, when it has the core again; the next
     calls are the other one's. So it is the largest two of the last calls, as far as nobody else
     still has their tensors. (Of this pass: those of the step before are long gone when a peak is
-    near.)
+    near. Other backends have no such threads; for them it is room to spare.)
     """
     died = {life: at for at, (life, grown, _, _) in enumerate(watch.changes) if grown < 0}
     last: dict[str, deque[dict[Life, int]]] = {}
@@ -392,7 +394,7 @@ class _Seen:
             total + add + max(0, missing.gradients - of)
             for total, of in zip(watch.totals, gradients)
         ]
-        self._most_at = [total + late for total, late in zip(self._totals, let_go_late(watch))]
+        self._with_late = [total + late for total, late in zip(self._totals, let_go_late(watch))]
 
     def blocks(self, n: int) -> tuple[list[int], list[int]]:
         """kept and work of each."""
@@ -428,7 +430,7 @@ class _Seen:
         return self._totals[self._at[mark]]
 
     def _most(self, begin: str, end: str) -> int:
-        return max(self._most_at[self._at[begin] : self._at[end] + 1])
+        return max(self._with_late[self._at[begin] : self._at[end] + 1])
 
 
 def _listed(of: Iterable) -> str:

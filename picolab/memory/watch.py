@@ -40,9 +40,10 @@ from collections.abc import Iterable, Iterator
 from typing import Any, ClassVar
 
 import torch
-import torch.distributed as dist
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
+
+from picolab.comm.every_call import group_of
 
 CATEGORIES = (
     "parameters",
@@ -223,7 +224,9 @@ class Watch(TorchDispatchMode):
                 life.travelled, life.sent = True, life.sent or name == "send"
             if name not in ("send", "recv_"):
                 nbytes = {life: life.nbytes for life in lives}
-                self.collectives.append((_group(given), len(self.changes), nbytes))
+                group = group_of(given)
+                name = group.group_name if group is not None else ""
+                self.collectives.append((name, len(self.changes), nbytes))
         else:
             for tensor in _tensors(out):
                 life = self.see(tensor)
@@ -321,14 +324,6 @@ def _tensors(of: Any) -> list[torch.Tensor]:
     if isinstance(of, list | tuple):
         return [tensor for one in of for tensor in _tensors(one)]
     return []
-
-
-def _group(of: list[Any]) -> str:
-    """Of a collective's arguments, the group's name."""
-    for value in of:
-        if isinstance(value, torch.ScriptObject) and "ProcessGroup" in str(value._type()):
-            return dist.ProcessGroup.unbox(value).group_name
-    return ""
 
 
 def _all_tensors() -> list[torch.Tensor]:
