@@ -58,7 +58,7 @@ FAR_CAP = 1 << 40
 GLOO_THREADS = 2
 """Of each process group (torch's default)."""
 LAST_CALLS = 16
-"""While one thread waits for the core, so many may be the other one's; more would be a long wait."""
+"""While one thread waits for the core, so many may be the other one's; more is a long wait."""
 TIMED = 2
 AT_LEAST = {"keep": 0.0, "selective": 0.05, "mlp": 0.25, "recompute": 0.5, "offload": 0.05}
 """Of a block's forward, what a choice takes longer, whatever a busy machine's clock says: nothing
