@@ -18,6 +18,13 @@ from picolab.chapters.record import Chapter
 __all__ = ["Chapter", "all_chapters", "register"]
 
 
+def __getattr__(name: str):
+    """A chapter that is asked for before anybody has imported it, or while another thread does."""
+    if name in {one.name for one in pkgutil.iter_modules(__path__) if one.ispkg}:
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
 @cache
 def all_chapters() -> tuple[Chapter, ...]:
     """Every folder cNN_topic that is here."""
